@@ -1,0 +1,103 @@
+"""The `fcnseg` command: a group whose subcommands are found through the entry-point group `fcnseg.commands`.
+
+The core knows none of them by import: `serve` comes from serving, `train` or `heatmap` from training. A command's
+module imports heavy packages inside its function, so that --help is quick and works without them.
+"""
+
+import importlib.metadata
+import logging
+import os
+import sys
+import traceback
+
+import click
+
+from fcnseg.errors import FcnsegError
+
+_GROUP = "fcnseg.commands"
+_EXTRA_OF = {"training": "train", "serving": "serve"}
+_INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(importlib.metadata.entry_points(group=_GROUP).names)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for entry in importlib.metadata.entry_points(group=_GROUP, name=cmd_name):
+            command: click.Command = entry.load()
+            return command
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from fcnseg.types import closest
+
+            error.message = f"no command {args[0]!r}; {closest(args[0], self.list_commands(ctx))}"
+            raise
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
+@click.version_option(package_name="fcnseg")
+def cli(debug: bool) -> None:
+    """From an image classifier to a segmentation mask over gRPC.
+
+    \b
+    A classifier becomes a heatmap model:   fcnseg heatmap ARCH -o model.onnx
+    ... is fine-tuned per pixel:            fcnseg train DATA --backbone ARCH -o RUN
+    ... and exported to one file:           fcnseg export RUN -o model.onnx
+    The file segments folders:              fcnseg segment model.onnx photos/ masks/
+    ... and is served:                      fcnseg serve model.onnx
+    See the whole path on this machine:     fcnseg quickstart
+    """
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+
+def main() -> None:
+    """Run the command line; exit with 0, 1 (failure), 2 (the user's mistake) or 130 (interrupted)."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = cli.main(args=_debug_first(sys.argv[1:]), prog_name="fcnseg", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("fcnseg: interrupted", err=True)
+        code = _INTERRUPTED
+    except FcnsegError as error:
+        code = _fail(error, str(error), error.exit_code, debug)
+    except ModuleNotFoundError as error:
+        code = _fail(error, _missing_module(error), 2, debug)
+    except BrokenPipeError:
+        # The reader of our output went away: point stdout elsewhere so that the exit flushes quietly.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        code = _fail(error, f"{error.filename}: {error.strerror}" if error.filename else str(error), 1, debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _debug_first(args: list[str]) -> list[str]:
+    """Let --debug stand anywhere on the line."""
+    return ["--debug", *(a for a in args if a != "--debug")] if "--debug" in args else args
+
+
+def _fail(error: Exception, message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    click.echo(f"fcnseg: error: {message}", err=True)
+    return code
+
+
+def _missing_module(error: ModuleNotFoundError) -> str:
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [name.partition(".")[0] for name in frames]
+    extra = next((_EXTRA_OF[name] for name in reversed(packages) if name in _EXTRA_OF), "quickstart")
+    return f"this command needs the package {error.name!r}, which is not installed: pip install 'fcnseg[{extra}]'"
+
+

@@ -1,0 +1,1 @@
+"""Commands of the runtime; each file is one subcommand of `fcnseg`."""

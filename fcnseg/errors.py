@@ -1,0 +1,101 @@
+"""Every error that fcnseg raises on purpose.
+
+FcnsegError
+├── UsageError            an argument or option that cannot be used as given
+├── ImageError            an image that cannot be read or is beyond a limit
+│   └── ImageTooLargeError
+├── ModelFileError        a file that is not a valid fcnseg model
+├── ModelNotFoundError    a model or version that is not there
+├── DeviceError           the device asked for cannot run the model
+├── DatasetError          images and masks that cannot be trained or evaluated on
+├── ArchitectureError     a classifier that is unknown or cannot become convolutional
+├── WeightsError          weights that cannot be had or do not fit
+├── ParityError           two computations that must agree do not
+├── PartialFailureError   a job that was finished except for the items that it names
+└── RequestError          a server that could not be reached or refused a request
+
+A message says what was tried, the value, and the remedy, in one line. The class knows the exit code of the command
+line; what an error becomes over gRPC is serving's business.
+"""
+
+
+class FcnsegError(Exception):
+    """Base of every error raised on purpose; `str(error)` is one line fit for a user."""
+
+    exit_code = 1
+
+
+class UsageError(FcnsegError):
+    """An argument or option cannot be used as given."""
+
+    exit_code = 2
+
+
+class ImageError(FcnsegError):
+    """An image cannot be read."""
+
+    exit_code = 2
+
+
+class ImageTooLargeError(ImageError):
+    """An image is beyond a limit on bytes or pixels."""
+
+
+class ModelFileError(FcnsegError):
+    """A file is not a valid fcnseg model."""
+
+    exit_code = 2
+
+
+class ModelNotFoundError(FcnsegError):
+    """A model or version is not there."""
+
+    exit_code = 2
+
+
+class DeviceError(FcnsegError):
+    """The device that was asked for cannot run the model."""
+
+    exit_code = 2
+
+
+class DatasetError(FcnsegError):
+    """Images and masks cannot be trained or evaluated on."""
+
+    exit_code = 2
+
+
+class ArchitectureError(FcnsegError):
+    """A classifier is unknown, or cannot be made convolutional."""
+
+    exit_code = 2
+
+
+class WeightsError(FcnsegError):
+    """Weights cannot be had, or do not fit the architecture."""
+
+    exit_code = 2
+
+
+class ParityError(FcnsegError):
+    """Two computations that must agree do not, so their result is not used."""
+
+
+class PartialFailureError(FcnsegError):
+    """A job was finished except for the items that the message names."""
+
+
+class RequestError(FcnsegError):
+    """A server could not be reached, or refused a request.
+
+    Args:
+        message: One line for a user.
+        code: The gRPC status code's name, such as `INVALID_ARGUMENT`.
+        field: The request's field that the server named, where it named one.
+    """
+
+    def __init__(self, message: str, code: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.field = field
+        self.exit_code = 2 if code in {"INVALID_ARGUMENT", "NOT_FOUND"} else 1

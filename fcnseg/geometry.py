@@ -1,0 +1,74 @@
+"""How an image of any size is brought to a net and its map back to the image's pixels.
+
+A map's cell i looks at pixel `offset + stride * i`, pixel centres being at 0, 1, 2, ... The rule is a property of one
+image and never of the batch it lands in:
+
+1. The image is edge-padded by `lead` pixels before its first row and column, the fewest whole alignments that bring
+   the first cell's centre to within one stride of pixel 0. (VGG-16's fc6 is an unpadded 7x7 convolution whose first
+   cell would look at pixel 111.5: its lead is 96.)
+2. It is edge-padded behind its last row and column up to a multiple of `alignment`, at least `minimum`, and so far
+   that the last cell's centre lies within one stride of the last pixel.
+3. Scores are resampled from the cells' grid to the pixels' by the constant stride and offset, and cropped.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AxisGeometry:
+    """The geometry along one axis, in pixels.
+
+    Attributes:
+        stride: Pixels from one heatmap cell to the next.
+        offset: Centre of cell 0 in the padded image.
+        field: Receptive field: how many pixels a cell depends on, decoder included.
+        alignment: The net's coarsest subsampling; padded sizes are multiples of it.
+        minimum: The smallest padded size that the net takes.
+        lead: Edge padding before the first pixel, a multiple of `alignment`.
+        trail: The least edge padding behind the last pixel.
+        extra_cells: Cells of a padded image beyond its size / stride; negative for nets with unpadded convolutions.
+        margin: Pixels around a tile that a pixel's class may depend on.
+    """
+
+    stride: int
+    offset: float
+    field: int
+    alignment: int
+    minimum: int
+    lead: int
+    trail: int
+    extra_cells: int
+    margin: int
+
+    def padded(self, size: int) -> int:
+        """Size of the padded axis that the net sees for an image of `size` pixels."""
+        multiples = -(-(size + self.lead + self.trail) // self.alignment)
+        return max(self.minimum, multiples * self.alignment)
+
+    def canonical(self, size: int) -> int:
+        """The largest image size with the same padded size: images padded to it can share a batch."""
+        return self.padded(size) - self.lead - self.trail
+
+    def cells(self, size: int) -> int:
+        """Number of heatmap cells for an image of `size` pixels."""
+        return self.padded(size) // self.stride + self.extra_cells
+
+    def centre(self, cell: int) -> float:
+        """Pixel coordinate, in the image, of the centre of a heatmap cell."""
+        return self.offset - self.lead + self.stride * cell
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The geometry of both axes."""
+
+    y: AxisGeometry
+    x: AxisGeometry
+
+    def canonical(self, height: int, width: int) -> tuple[int, int]:
+        """The largest (height, width) with the same padded size as this one."""
+        return self.y.canonical(height), self.x.canonical(width)
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the padded image that the net sees."""
+        return self.y.padded(height), self.x.padded(width)

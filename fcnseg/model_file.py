@@ -1,0 +1,125 @@
+"""The model file: one ONNX file that says everything a server must know to answer with masks.
+
+Input `image` is uint8 (N, H, W, 3) RGB with N, H and W dynamic; normalisation, padding, resampling and cropping are in
+the graph. Outputs are `class_map` (N, H, W), `heatmap` (N, K, h, w) and `confidence` (N, H, W), the last behind the
+optional boolean input `with_confidence`. The metadata property `fcnseg` holds a `ModelInfo` as JSON.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import onnxruntime
+from pydantic import Field, TypeAdapter, ValidationError
+
+from fcnseg.errors import ModelFileError
+from fcnseg.geometry import Geometry
+from fcnseg.types import LabelMap
+
+METADATA_KEY = "fcnseg"
+INPUTS = ("image",)
+OUTPUTS = ("class_map", "heatmap", "confidence")
+CELL_RESOLUTION_ABOVE = 64
+"""Above this many classes, the class map is the arg-max at the cells, enlarged by nearest: see DESIGN's memory rule."""
+
+
+@dataclass(frozen=True)
+class ParityRecord:
+    """How closely two computations of the same scores agreed when the file was made.
+
+    Attributes:
+        compared: What was compared with what.
+        relative_error: Largest absolute difference over the largest absolute score.
+    """
+
+    compared: str
+    relative_error: float
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says of itself.
+
+    Attributes:
+        architecture: The backbone, by its torchvision or timm name.
+        variant: `heatmap` for a converted classifier, else fcn32s, fcn16s or fcn8s.
+        label_map: Classes, colours and ignore id.
+        geometry: How an image of any size is brought to the net and its map back.
+        global_context: Modules through which a cell depends on the whole image (squeeze-and-excitation, say); empty
+            when a cell depends on its receptive field alone, which makes exact tiling possible.
+        class_map_at: `pixel` when the arg-max is taken at every pixel, `cell` when it is taken at the heatmap's cells
+            and enlarged by nearest (above 64 classes).
+        mean: Channel means (RGB, of values in 0..1) that the graph subtracts; for information.
+        std: Channel deviations that the graph divides by; for information.
+        licence: What is known of the licence of weights and training data.
+        data_fingerprint: SHA-256 of the training data's file names and contents; None when nothing was trained.
+        metrics: Validation metrics by name, each in 0..1.
+        parity: The proofs made on the way to this file.
+        versions: Versions of the packages that made the file.
+        format: Version of this metadata.
+    """
+
+    architecture: str
+    variant: Literal["heatmap", "fcn32s", "fcn16s", "fcn8s"]
+    label_map: LabelMap
+    geometry: Geometry
+    global_context: tuple[str, ...]
+    class_map_at: Literal["pixel", "cell"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    licence: str | None = None
+    data_fingerprint: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    parity: tuple[ParityRecord, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    format: Annotated[int, Field(ge=1, le=1)] = 1
+
+
+_ADAPTER = TypeAdapter(ModelInfo)
+
+
+def dump_info(info: ModelInfo) -> str:
+    """Return the JSON that goes under the metadata property `fcnseg`."""
+    return _ADAPTER.dump_json(info).decode()
+
+
+def parse_info(text: str, source: str) -> ModelInfo:
+    """Validate the metadata JSON of a model file.
+
+    Args:
+        text: The JSON.
+        source: Where it came from, for the message.
+
+    Raises:
+        ModelFileError: It is not valid metadata; the message names the first field that is wrong.
+    """
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise ModelFileError(
+            f"{source}: its fcnseg metadata is not valid at {where}: {first['msg']}; export the model again"
+        ) from error
+
+
+def read_info(session: onnxruntime.InferenceSession, path: Path) -> ModelInfo:
+    """Read and check the metadata and signature of a model that onnxruntime has opened.
+
+    Raises:
+        ModelFileError: The file was not made by fcnseg, or its inputs and outputs are not those it promises.
+    """
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise ModelFileError(
+            f"{path} is an ONNX file without the metadata property {METADATA_KEY!r} that tells classes and geometry;"
+            " make model files with 'fcnseg heatmap' or 'fcnseg export'"
+        )
+    inputs = tuple(node.name for node in session.get_inputs())
+    outputs = tuple(node.name for node in session.get_outputs())
+    if inputs != INPUTS or outputs != OUTPUTS:
+        raise ModelFileError(
+            f"{path} has inputs {', '.join(inputs)} and outputs {', '.join(outputs)} where a model file has"
+            f" {', '.join(INPUTS)} and {', '.join(OUTPUTS)}; export the model again"
+        )
+    return parse_info(text, str(path))

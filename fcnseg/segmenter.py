@@ -1,0 +1,123 @@
+"""The one path from an image to its segmentation, for the Python API, the folder command and the server alike."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnseg import images as image_files
+from fcnseg.engine import Engine
+from fcnseg.errors import ImageError
+from fcnseg.model_file import ModelInfo
+from fcnseg.types import Segmentation
+
+
+class Segmenter:
+    """Segments images of any size with one model.
+
+    Images are edge-padded to the largest size that the net would pad to the same shape anyway, so that the engine
+    sees few shapes and images of one padded shape can share a batch. The graph's own padding repeats the same edge
+    pixels, hence the answer is that of the image alone.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model file says of itself."""
+        return self._engine.info
+
+    @property
+    def device(self) -> str:
+        """Where the model runs: `cpu` or `cuda:N`."""
+        return self._engine.device
+
+    def segment(
+        self, image: str | Path | bytes | NDArray[np.uint8], *, confidence: bool = False
+    ) -> Segmentation:
+        """Segment one image.
+
+        Args:
+            image: A path, an encoded image's bytes, or pixels as (H, W, 3) uint8 RGB.
+            confidence: Whether to compute the confidence map too.
+
+        Raises:
+            ImageError: The image cannot be read, or is not of that shape and dtype.
+        """
+        if isinstance(image, bytes):
+            image = image_files.decode(image)
+        elif isinstance(image, (str, Path)):
+            image = image_files.read(Path(image))
+        return self.segment_batch([image], confidence=confidence)[0]
+
+    def segment_batch(
+        self, images: Sequence[NDArray[np.uint8]], *, confidence: bool = False
+    ) -> list[Segmentation]:
+        """Segment images that share one canonical shape (see `canonical_shape`) in one run of the engine.
+
+        Args:
+            images: At least one (H, W, 3) uint8 RGB image; sizes may differ.
+            confidence: Whether to compute the confidence maps too.
+
+        Raises:
+            ImageError: An image is not (H, W, 3) uint8.
+            ValueError: The canonical shapes differ, or there is no image.
+        """
+        shapes = {self.canonical_shape(image) for image in images}
+        if len(shapes) != 1:
+            raise ValueError(f"a batch needs images of one canonical shape; got {sorted(shapes)}")
+        (shape,) = shapes
+        batch = np.stack([_edge_pad(image, shape) for image in images])
+        output = self._engine.run(batch, confidence=confidence)
+        answers = []
+        for i, image in enumerate(images):
+            height, width = image.shape[:2]
+            answers.append(
+                Segmentation(
+                    class_map=np.ascontiguousarray(output.class_map[i, :height, :width]),
+                    heatmap=output.heatmap[i],
+                    confidence=None
+                    if output.confidence is None
+                    else np.ascontiguousarray(output.confidence[i, :height, :width]),
+                    label_map=self.info.label_map,
+                )
+            )
+        return answers
+
+    def canonical_shape(self, image: NDArray[np.uint8]) -> tuple[int, int]:
+        """The (height, width) that an image is padded to; images with equal ones can share a batch.
+
+        Raises:
+            ImageError: The image is not (H, W, 3) uint8 with at least one pixel.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise ImageError(
+                f"an image must be a (H, W, 3) uint8 array of RGB pixels; got shape {image.shape}, dtype {image.dtype}"
+            )
+        return self.info.geometry.canonical(*image.shape[:2])
+
+
+def load(path: str | Path, device: str = "auto", threads: int = 0) -> Segmenter:
+    """Open a model file.
+
+    Args:
+        path: A file made by `fcnseg heatmap` or `fcnseg export`.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto`.
+        threads: CPU threads within an operator; 0 takes one per physical core.
+
+    Raises:
+        ModelFileError: The file is not a valid fcnseg model.
+        DeviceError: The device cannot run it.
+    """
+    return Segmenter(Engine(path, device, threads))
+
+
+def _edge_pad(image: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    below, right = shape[0] - image.shape[0], shape[1] - image.shape[1]
+    if below == right == 0:
+        return image
+    padded: NDArray[np.uint8] = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)  # type: ignore[assignment]
+    return padded

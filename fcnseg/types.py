@@ -1,0 +1,153 @@
+"""The values that cross fcnseg's boundaries: classes, label maps and segmentations."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from fcnseg.errors import UsageError
+
+ClassMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+"""(H, W) class ids: uint8 up to 256 classes, uint16 beyond."""
+
+Channel = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Channel, Channel, Channel]
+"""Red, green, blue, each 0 to 255."""
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One class of a model.
+
+    Attributes:
+        id: The value that stands for the class in a class map, 0 to K - 1.
+        name: What a person calls it.
+        colour: How it is drawn.
+    """
+
+    id: int
+    name: str
+    colour: Colour
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """What the values of a class map mean.
+
+    Attributes:
+        classes: Classes in the order of their ids, which are 0 to K - 1.
+        ignore_id: The value that marks pixels without a label in training masks; a model never predicts it.
+    """
+
+    classes: tuple[ClassInfo, ...]
+    ignore_id: int | None = None
+
+    def __post_init__(self) -> None:
+        ids = [c.id for c in self.classes]
+        if not ids or ids != list(range(len(ids))):
+            raise ValueError(f"class ids must be 0 to K - 1 in order, and at least one; got {ids[:20]}")
+        if self.ignore_id is not None and 0 <= self.ignore_id < len(ids):
+            raise ValueError(f"ignore id {self.ignore_id} is also the id of class {self.classes[self.ignore_id].name}")
+
+    @classmethod
+    def from_names(
+        cls, names: Sequence[str], colours: Sequence[Colour] | None = None, ignore_id: int | None = None
+    ) -> "LabelMap":
+        """Build a label map from names in id order; colours default to the PASCAL VOC colour sequence."""
+        colours = colours if colours is not None else [voc_colour(i) for i in range(len(names))]
+        return cls(tuple(ClassInfo(i, n, c) for i, (n, c) in enumerate(zip(names, colours, strict=True))), ignore_id)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of names, colours and ignore id: equal hashes mean that ids mean the same."""
+        content = [[c.id, c.name, *c.colour] for c in self.classes]
+        canonical = json.dumps([content, self.ignore_id], separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @cached_property
+    def palette(self) -> NDArray[np.uint8]:
+        """Colours as (max(K, 256), 3) uint8; ids without a class are black."""
+        table = np.zeros((max(len(self), 256), 3), np.uint8)
+        table[: len(self)] = [c.colour for c in self.classes]
+        return table
+
+    def find(self, name_or_id: str) -> ClassInfo:
+        """Return the class with this name (any case) or decimal id.
+
+        Raises:
+            UsageError: No such class; the message names the closest.
+        """
+        wanted = name_or_id.strip().casefold()
+        for info in self.classes:
+            if info.name.casefold() == wanted or str(info.id) == wanted:
+                return info
+        raise UsageError(f"no class {name_or_id!r} in the model; {closest(name_or_id, [c.name for c in self.classes])}")
+
+
+def closest(word: str, choices: Sequence[str]) -> str:
+    """Say which of the choices come nearest to a word, or list them when they are few."""
+    folded = {c.casefold(): c for c in choices}
+    near = [folded[m] for m in difflib.get_close_matches(word.casefold(), folded, n=3, cutoff=0.5)]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"there are {', '.join(choices[:10])}{', ...' if len(choices) > 10 else ''}"
+
+
+def voc_colour(index: int) -> Colour:
+    """Colour `index` of the PASCAL VOC sequence: the index's bits spread over the channels, highest bits first."""
+    channels = [0, 0, 0]
+    for shift in range(8):
+        for channel in range(3):
+            channels[channel] |= ((index >> (3 * shift + channel)) & 1) << (7 - shift)
+    return channels[0], channels[1], channels[2]
+
+
+@dataclass(frozen=True)
+class ClassArea:
+    """How much of an image a class covers.
+
+    Attributes:
+        info: The class.
+        pixels: Pixels of the class, at least 1.
+        fraction: Its share of the image's pixels, in (0, 1].
+    """
+
+    info: ClassInfo
+    pixels: int
+    fraction: float
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A model's answer for one image, at the image's own size.
+
+    Attributes:
+        class_map: (H, W) class ids, uint8 up to 256 classes, uint16 beyond.
+        heatmap: (K, h, w) float32 scores at the net's own stride, before any softmax.
+        confidence: (H, W) uint8, the winning class's softmax probability times 255, rounded; None unless asked for.
+        label_map: What the ids mean.
+    """
+
+    class_map: ClassMap
+    heatmap: NDArray[np.float32]
+    confidence: NDArray[np.uint8] | None
+    label_map: LabelMap
+
+    @cached_property
+    def classes(self) -> tuple[ClassArea, ...]:
+        """Classes present with their areas, in the order of their ids."""
+        counts = np.bincount(self.class_map.reshape(-1), minlength=len(self.label_map))
+        return tuple(
+            ClassArea(self.label_map.classes[i], int(counts[i]), float(counts[i] / self.class_map.size))
+            for i in np.flatnonzero(counts)
+        )

@@ -1,0 +1,191 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ClassMapEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CLASS_MAP_ENCODING_UNSPECIFIED: _ClassVar[ClassMapEncoding]
+    CLASS_MAP_ENCODING_RAW: _ClassVar[ClassMapEncoding]
+    CLASS_MAP_ENCODING_ZSTD: _ClassVar[ClassMapEncoding]
+    CLASS_MAP_ENCODING_PNG: _ClassVar[ClassMapEncoding]
+
+class ClassMapType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CLASS_MAP_TYPE_UNSPECIFIED: _ClassVar[ClassMapType]
+    CLASS_MAP_TYPE_UINT8: _ClassVar[ClassMapType]
+    CLASS_MAP_TYPE_UINT16: _ClassVar[ClassMapType]
+CLASS_MAP_ENCODING_UNSPECIFIED: ClassMapEncoding
+CLASS_MAP_ENCODING_RAW: ClassMapEncoding
+CLASS_MAP_ENCODING_ZSTD: ClassMapEncoding
+CLASS_MAP_ENCODING_PNG: ClassMapEncoding
+CLASS_MAP_TYPE_UNSPECIFIED: ClassMapType
+CLASS_MAP_TYPE_UINT8: ClassMapType
+CLASS_MAP_TYPE_UINT16: ClassMapType
+
+class SegmentRequest(_message.Message):
+    __slots__ = ("model_name", "model_version", "encoded", "raw", "encoding")
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ENCODED_FIELD_NUMBER: _ClassVar[int]
+    RAW_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    model_version: str
+    encoded: bytes
+    raw: RawImage
+    encoding: ClassMapEncoding
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., encoded: _Optional[bytes] = ..., raw: _Optional[_Union[RawImage, _Mapping]] = ..., encoding: _Optional[_Union[ClassMapEncoding, str]] = ...) -> None: ...
+
+class RawImage(_message.Message):
+    __slots__ = ("height", "width", "rgb")
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    RGB_FIELD_NUMBER: _ClassVar[int]
+    height: int
+    width: int
+    rgb: bytes
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., rgb: _Optional[bytes] = ...) -> None: ...
+
+class SegmentResponse(_message.Message):
+    __slots__ = ("class_map", "classes", "label_map_hash", "model_name", "model_version", "timings")
+    CLASS_MAP_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    LABEL_MAP_HASH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    class_map: ClassMap
+    classes: _containers.RepeatedCompositeFieldContainer[ClassArea]
+    label_map_hash: str
+    model_name: str
+    model_version: str
+    timings: Timings
+    def __init__(self, class_map: _Optional[_Union[ClassMap, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassArea, _Mapping]]] = ..., label_map_hash: _Optional[str] = ..., model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+
+class ClassMap(_message.Message):
+    __slots__ = ("height", "width", "type", "encoding", "data")
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    height: int
+    width: int
+    type: ClassMapType
+    encoding: ClassMapEncoding
+    data: bytes
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., type: _Optional[_Union[ClassMapType, str]] = ..., encoding: _Optional[_Union[ClassMapEncoding, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ClassArea(_message.Message):
+    __slots__ = ("id", "name", "pixel_count", "fraction")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PIXEL_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    name: str
+    pixel_count: int
+    fraction: float
+    def __init__(self, id: _Optional[int] = ..., name: _Optional[str] = ..., pixel_count: _Optional[int] = ..., fraction: _Optional[float] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("decode_ms", "queue_ms", "infer_ms", "encode_ms")
+    DECODE_MS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
+    INFER_MS_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_MS_FIELD_NUMBER: _ClassVar[int]
+    decode_ms: float
+    queue_ms: float
+    infer_ms: float
+    encode_ms: float
+    def __init__(self, decode_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., infer_ms: _Optional[float] = ..., encode_ms: _Optional[float] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ("model_name", "model_version")
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    model_version: str
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ...) -> None: ...
+
+class GetModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "version", "architecture", "variant", "classes", "label_map_hash", "class_map_type", "device", "licence", "metrics", "output_stride", "image_limits")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    LABEL_MAP_HASH_FIELD_NUMBER: _ClassVar[int]
+    CLASS_MAP_TYPE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_STRIDE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_LIMITS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    architecture: str
+    variant: str
+    classes: _containers.RepeatedCompositeFieldContainer[Class]
+    label_map_hash: str
+    class_map_type: ClassMapType
+    device: str
+    licence: str
+    metrics: _containers.ScalarMap[str, float]
+    output_stride: Stride
+    image_limits: ImageLimits
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., architecture: _Optional[str] = ..., variant: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[Class, _Mapping]]] = ..., label_map_hash: _Optional[str] = ..., class_map_type: _Optional[_Union[ClassMapType, str]] = ..., device: _Optional[str] = ..., licence: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., output_stride: _Optional[_Union[Stride, _Mapping]] = ..., image_limits: _Optional[_Union[ImageLimits, _Mapping]] = ...) -> None: ...
+
+class Stride(_message.Message):
+    __slots__ = ("y", "x")
+    Y_FIELD_NUMBER: _ClassVar[int]
+    X_FIELD_NUMBER: _ClassVar[int]
+    y: int
+    x: int
+    def __init__(self, y: _Optional[int] = ..., x: _Optional[int] = ...) -> None: ...
+
+class ImageLimits(_message.Message):
+    __slots__ = ("max_bytes", "max_pixels")
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    max_bytes: int
+    max_pixels: int
+    def __init__(self, max_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ...) -> None: ...
+
+class Class(_message.Message):
+    __slots__ = ("id", "name", "colour")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COLOUR_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    name: str
+    colour: int
+    def __init__(self, id: _Optional[int] = ..., name: _Optional[str] = ..., colour: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""The training package: from a classifier to a model file; imports fcnseg, never serving."""

@@ -1,0 +1,1 @@
+"""Commands of the training package; each file is one subcommand of `fcnseg`."""
