@@ -5,7 +5,7 @@ import warnings
 
 from fcnseg.v1 import segmentation_pb2 as fcnseg_dot_v1_dot_segmentation__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class SegmentationServiceStub:
+class SegmentationServiceStub(object):
     """Segments images with the models that a server holds.
     """
 
@@ -52,7 +52,7 @@ class SegmentationServiceStub:
                 _registered_method=True)
 
 
-class SegmentationServiceServicer:
+class SegmentationServiceServicer(object):
     """Segments images with the models that a server holds.
     """
 
@@ -106,7 +106,7 @@ def add_SegmentationServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class SegmentationService:
+class SegmentationService(object):
     """Segments images with the models that a server holds.
     """
 
