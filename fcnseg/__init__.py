@@ -11,5 +11,15 @@ from fcnseg.model_file import ModelInfo
 from fcnseg.segmenter import Segmenter, load
 from fcnseg.types import ClassArea, ClassInfo, LabelMap, Segmentation
 
-__all__ = ["ClassArea", "ClassInfo", "Client", "FcnsegError", "LabelMap", "ModelInfo", "Segmentation", "Segmenter", "load"]
+__all__ = [
+    "ClassArea",
+    "ClassInfo",
+    "Client",
+    "FcnsegError",
+    "LabelMap",
+    "ModelInfo",
+    "Segmentation",
+    "Segmenter",
+    "load",
+]
 __version__ = "0.1.0"

@@ -20,10 +20,10 @@ _INTERRUPTED = 130
 
 
 class _Commands(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
         return sorted(importlib.metadata.entry_points(group=_GROUP).names)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click's signature
         for entry in importlib.metadata.entry_points(group=_GROUP, name=cmd_name):
             command: click.Command = entry.load()
             return command
@@ -37,14 +37,14 @@ class _Commands(click.Group):
         except click.UsageError as error:
             from fcnseg.types import closest
 
-            error.message = f"no command {args[0]!r}; {closest(args[0], self.list_commands(ctx))}"
-            raise
+            message = f"no command {args[0]!r}; {closest(args[0], self.list_commands(ctx))}"
+            raise click.UsageError(message, ctx) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
 @click.version_option(package_name="fcnseg")
-def cli(debug: bool) -> None:
+def cli(*, debug: bool) -> None:
     """From an image classifier to a segmentation mask over gRPC.
 
     \b
@@ -54,7 +54,7 @@ def cli(debug: bool) -> None:
     The file segments folders:              fcnseg segment model.onnx photos/ masks/
     ... and is served:                      fcnseg serve model.onnx
     See the whole path on this machine:     fcnseg quickstart
-    """
+    """  # noqa: D301  # the backspace is click's mark for a paragraph that is not wrapped
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
 
@@ -63,22 +63,27 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     try:
         code = cli.main(args=_debug_first(sys.argv[1:]), prog_name="fcnseg", standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = error.exit_code
+    except click.ClickException as error:
+        code = _fail(error, _usage(error), error.exit_code, debug=debug)
     except (click.Abort, KeyboardInterrupt):
         click.echo("fcnseg: interrupted", err=True)
         code = _INTERRUPTED
     except FcnsegError as error:
-        code = _fail(error, str(error), error.exit_code, debug)
+        code = _fail(error, str(error), error.exit_code, debug=debug)
     except ModuleNotFoundError as error:
-        code = _fail(error, _missing_module(error), 2, debug)
+        code = _fail(error, _missing_module(error), 2, debug=debug)
     except BrokenPipeError:
         # The reader of our output went away: point stdout elsewhere so that the exit flushes quietly.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        code = _fail(error, f"{error.filename}: {error.strerror}" if error.filename else str(error), 1, debug)
+        code = _fail(error, f"{error.filename}: {error.strerror}" if error.filename else str(error), 1, debug=debug)
+    except Exception as error:  # noqa: BLE001  # a fault of ours: one line for the user, the traceback for who asks for it
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        code = _fail(error, f"unexpected {reason}; run again with --debug for the traceback", 1, debug=debug)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -87,7 +92,13 @@ def _debug_first(args: list[str]) -> list[str]:
     return ["--debug", *(a for a in args if a != "--debug")] if "--debug" in args else args
 
 
-def _fail(error: Exception, message: str, code: int, debug: bool) -> int:
+def _usage(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f"; see '{context.command_path} --help'" if context else ""
+    return " ".join(error.format_message().split()).rstrip(".") + hint
+
+
+def _fail(error: Exception, message: str, code: int, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     click.echo(f"fcnseg: error: {message}", err=True)
@@ -99,5 +110,3 @@ def _missing_module(error: ModuleNotFoundError) -> str:
     packages = [name.partition(".")[0] for name in frames]
     extra = next((_EXTRA_OF[name] for name in reversed(packages) if name in _EXTRA_OF), "quickstart")
     return f"this command needs the package {error.name!r}, which is not installed: pip install 'fcnseg[{extra}]'"
-
-

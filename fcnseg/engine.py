@@ -75,7 +75,7 @@ class Engine:
         """
         feed: dict[str, NDArray[np.generic]] = {"image": images}
         if confidence:
-            feed["with_confidence"] = np.array(True)
+            feed["with_confidence"] = np.array(confidence)
         class_map, heatmap, confidences = self._session.run(None, feed)
         return EngineOutput(class_map, heatmap, confidences if confidence else None)
 
@@ -83,17 +83,15 @@ class Engine:
 def _resolve_device(device: str) -> str:
     kind, _, number = device.partition(":")
     if kind == "auto" and not number:
-        return "cuda:0" if _cuda_device_count() else "cpu"
+        return "cuda:0" if _has_cuda() and _cuda_device_count() else "cpu"
     if kind == "cpu" and not number:
         return "cpu"
-    if kind == "cuda" and (number or "0").isdigit():
+    if kind == "cuda" and (number or "0").isdecimal():
         return f"cuda:{int(number or 0)}"
     raise DeviceError(f"unknown device {device!r}; use cpu, cuda, cuda:N or auto")
 
 
-def _open_session(
-    path: Path, options: onnxruntime.SessionOptions, device: str
-) -> onnxruntime.InferenceSession:
+def _open_session(path: Path, options: onnxruntime.SessionOptions, device: str) -> onnxruntime.InferenceSession:
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device != "cpu":
         _require_cuda(device)
@@ -120,15 +118,20 @@ def _open_session(
 
 
 def _require_cuda(device: str) -> None:
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    if not _has_cuda():
         raise DeviceError(f"device {device} was asked for, but this onnxruntime has no CUDA support; use --device cpu")
     count = _cuda_device_count()
     if int(device.partition(":")[2]) >= count:
         raise DeviceError(
-            f"device {device} was asked for, but the NVIDIA driver shows {count} devices; use --device cpu"
+            f"device {device} was asked for, but the NVIDIA driver shows {count or 'no'} devices; use --device cpu"
             + (f" or cuda:0 to cuda:{count - 1}" if count else "")
         )
     onnxruntime.preload_dlls()
+
+
+def _has_cuda() -> bool:
+    """Whether this build of onnxruntime knows CUDA at all."""
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
 def _cuda_device_count() -> int:

@@ -4,6 +4,7 @@ FcnsegError
 ├── UsageError            an argument or option that cannot be used as given
 ├── ImageError            an image that cannot be read or is beyond a limit
 │   └── ImageTooLargeError
+├── MaskError             bytes that do not hold a class map
 ├── ModelFileError        a file that is not a valid fcnseg model
 ├── ModelNotFoundError    a model or version that is not there
 ├── DeviceError           the device asked for cannot run the model
@@ -39,6 +40,12 @@ class ImageError(FcnsegError):
 
 class ImageTooLargeError(ImageError):
     """An image is beyond a limit on bytes or pixels."""
+
+
+class MaskError(FcnsegError):
+    """Bytes do not hold a class map, or not one of the shape they should."""
+
+    exit_code = 2
 
 
 class ModelFileError(FcnsegError):

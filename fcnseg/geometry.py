@@ -12,6 +12,12 @@ image and never of the batch it lands in:
 """
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -23,22 +29,28 @@ class AxisGeometry:
         offset: Centre of cell 0 in the padded image.
         field: Receptive field: how many pixels a cell depends on, decoder included.
         alignment: The net's coarsest subsampling; padded sizes are multiples of it.
-        minimum: The smallest padded size that the net takes.
+        minimum: The smallest padded size that the net takes, a multiple of `alignment`.
         lead: Edge padding before the first pixel, a multiple of `alignment`.
         trail: The least edge padding behind the last pixel.
         extra_cells: Cells of a padded image beyond its size / stride; negative for nets with unpadded convolutions.
         margin: Pixels around a tile that a pixel's class may depend on.
     """
 
-    stride: int
+    stride: Positive
     offset: float
-    field: int
-    alignment: int
-    minimum: int
-    lead: int
-    trail: int
+    field: Positive
+    alignment: Positive
+    minimum: Positive
+    lead: NotNegative
+    trail: NotNegative
     extra_cells: int
-    margin: int
+    margin: NotNegative
+
+    def __post_init__(self) -> None:
+        if self.alignment < 1 or self.minimum % self.alignment or self.lead % self.alignment:
+            raise ValueError(
+                f"minimum {self.minimum} and lead {self.lead} must be multiples of the alignment {self.alignment}"
+            )
 
     def padded(self, size: int) -> int:
         """Size of the padded axis that the net sees for an image of `size` pixels."""

@@ -122,4 +122,13 @@ def read_info(session: onnxruntime.InferenceSession, path: Path) -> ModelInfo:
             f"{path} has inputs {', '.join(inputs)} and outputs {', '.join(outputs)} where a model file has"
             f" {', '.join(INPUTS)} and {', '.join(OUTPUTS)}; export the model again"
         )
-    return parse_info(text, str(path))
+    info = parse_info(text, str(path))
+    class_map, heatmap = session.get_outputs()[:2]
+    ids = "tensor(uint8)" if len(info.label_map) <= 256 else "tensor(uint16)"
+    channels = heatmap.shape[1]  # a name where the graph leaves it open
+    if class_map.type != ids or (isinstance(channels, int) and channels != len(info.label_map)):
+        raise ModelFileError(
+            f"{path}: its fcnseg metadata names {len(info.label_map)} classes, which its outputs, class_map of"
+            f" {class_map.type} and heatmap of {heatmap.shape}, do not fit; export the model again"
+        )
+    return info

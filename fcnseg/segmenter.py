@@ -35,9 +35,7 @@ class Segmenter:
         """Where the model runs: `cpu` or `cuda:N`."""
         return self._engine.device
 
-    def segment(
-        self, image: str | Path | bytes | NDArray[np.uint8], *, confidence: bool = False
-    ) -> Segmentation:
+    def segment(self, image: str | Path | bytes | NDArray[np.uint8], *, confidence: bool = False) -> Segmentation:
         """Segment one image.
 
         Args:
@@ -53,9 +51,7 @@ class Segmenter:
             image = image_files.read(Path(image))
         return self.segment_batch([image], confidence=confidence)[0]
 
-    def segment_batch(
-        self, images: Sequence[NDArray[np.uint8]], *, confidence: bool = False
-    ) -> list[Segmentation]:
+    def segment_batch(self, images: Sequence[NDArray[np.uint8]], *, confidence: bool = False) -> list[Segmentation]:
         """Segment images that share one canonical shape (see `canonical_shape`) in one run of the engine.
 
         Args:
@@ -77,11 +73,9 @@ class Segmenter:
             height, width = image.shape[:2]
             answers.append(
                 Segmentation(
-                    class_map=np.ascontiguousarray(output.class_map[i, :height, :width]),
+                    class_map=output.class_map[i, :height, :width].copy(),
                     heatmap=output.heatmap[i],
-                    confidence=None
-                    if output.confidence is None
-                    else np.ascontiguousarray(output.confidence[i, :height, :width]),
+                    confidence=None if output.confidence is None else output.confidence[i, :height, :width].copy(),
                     label_map=self.info.label_map,
                 )
             )

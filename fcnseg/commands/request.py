@@ -1,0 +1,78 @@
+"""`fcnseg request`: ask a server for one image's mask."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from fcnseg.remote import RemoteSegmentation
+
+
+@click.command()
+@click.argument("server", metavar="HOST:PORT")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Where the mask goes: .png (class ids in the classes' colours) or .npy (class ids).",
+)
+@click.option("--model", default="", help="The model's name. [default: the only one]")
+@click.option("--version", default="", help="The model's version. [default: the highest]")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds to wait for the answer.",
+)
+def request(server: str, image: Path, output: Path, model: str, version: str, timeout_s: float) -> None:
+    """Send IMAGE to the server at HOST:PORT and write the mask it answers with.
+
+    Example: fcnseg request 127.0.0.1:50051 photo.jpg -o mask.png
+    """
+    from fcnseg.client import Client
+    from fcnseg.errors import UsageError
+    from fcnseg.files import replacing, write_bytes
+    from fcnseg.masks import Encoding
+
+    suffix = output.suffix.lower()
+    if suffix not in {".png", ".npy"}:
+        raise UsageError(f"output {output} ends in {suffix!r}; name a .png or .npy file")
+    encoding = Encoding.PNG if suffix == ".png" else Encoding.ZSTD
+    with Client(server, timeout_s=timeout_s) as client:
+        answer = client.segment(image, model=model, version=version, encoding=encoding)
+    if suffix == ".png":
+        write_bytes(output, answer.data)
+    else:
+        import numpy as np
+
+        with replacing(output) as temporary:
+            np.save(temporary, answer.class_map)
+    _show(answer, output)
+
+
+def _show(answer: "RemoteSegmentation", output: Path) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    height, width = answer.class_map.shape
+    table = Table()
+    table.add_column("id", justify="right")
+    table.add_column("class")
+    table.add_column("pixels", justify="right")
+    table.add_column("share", justify="right")
+    for area in sorted(answer.classes, key=lambda a: -a.pixels):
+        table.add_row(str(area.id), escape(area.name), str(area.pixels), f"{area.fraction:.1%}")
+    spent = answer.timings
+    click.echo(f"{answer.model_name} (version {answer.model_version}), {width} x {height} pixels")
+    Console().print(table)
+    click.echo(
+        f"decode {spent.decode_ms:.1f} ms, queue {spent.queue_ms:.1f} ms, infer {spent.infer_ms:.1f} ms, encode"
+        f" {spent.encode_ms:.1f} ms; {spent.total_ms:.1f} ms in all"
+    )
+    click.echo(f"mask: {output}")

@@ -1,0 +1,244 @@
+"""Segmenting files and folders: every image of a tree to a mask PNG in a mirrored tree.
+
+Names. `INPUT/a/photo.jpg` gives `OUTPUT/a/photo.png`. Where that name would be given twice (photo.jpg and photo.tif),
+all inputs concerned keep their full name: photo.jpg.png and photo.tif.png. Pictures stand beside the mask as .jpg
+files, photo.overlay.jpg and photo.heatmap-8-cat.jpg, and so never take a mask's name. Hidden files are not read, nor is
+the output folder where it lies inside the input.
+"""
+
+import logging
+import os
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnseg import images, masks, render
+from fcnseg.errors import ImageError, UsageError
+from fcnseg.files import write_bytes
+from fcnseg.images import DEFAULT_LIMITS, ImageLimits
+from fcnseg.masks import Encoding
+from fcnseg.model_file import ModelInfo
+from fcnseg.segmenter import Segmenter
+from fcnseg.types import ClassArea, ClassInfo, Segmentation
+
+_JPEG_QUALITY = 92
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """One image to segment.
+
+    Attributes:
+        image: The image file.
+        mask: Where its mask goes.
+    """
+
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Which pictures to write beside a mask.
+
+    Attributes:
+        overlay: The image tinted with its classes' colours.
+        heatmaps: Classes whose scores to lay over the greyed image, a picture each.
+    """
+
+    overlay: bool = False
+    heatmaps: tuple[ClassInfo, ...] = ()
+
+
+@dataclass(frozen=True)
+class SegmentedImage:
+    """What became of one image.
+
+    Attributes:
+        image: The image file.
+        mask: The mask file; None when the image failed.
+        pictures: The pictures written beside the mask.
+        classes: Classes present with their areas; empty when the image failed.
+        error: Why the image failed; None when it did not.
+    """
+
+    image: Path
+    mask: Path | None = None
+    pictures: tuple[Path, ...] = ()
+    classes: tuple[ClassArea, ...] = ()
+    error: Exception | None = None
+
+
+def plan(source: Path, output: Path) -> tuple[PlannedImage, ...]:
+    """Find the images of a file or folder, and name their masks.
+
+    Args:
+        source: An image file, or a folder that is searched recursively for the suffixes `images.SUFFIXES`.
+        output: The folder for the masks; for a single image a file name ending in .png will do too.
+
+    Returns:
+        At least one image, in the order of the paths.
+
+    Raises:
+        UsageError: There is no image, or a mask would take the place of an image.
+    """
+    if source.is_file():
+        named = output.suffix.lower() == ".png" and not output.is_dir()
+        mask = output if named else output / _name_masks([Path(source.name)])[0]
+        planned: tuple[PlannedImage, ...] = (PlannedImage(source, mask),)
+    elif source.is_dir():
+        found = _find_images(source, output)
+        names = _name_masks([image.relative_to(source) for image in found])
+        planned = tuple(PlannedImage(image, output / name) for image, name in zip(found, names, strict=True))
+    else:
+        raise UsageError(f"input {source} does not exist; name an image file or a folder of images")
+    if not planned:
+        raise UsageError(
+            f"no images in {source}; looked, at any depth, for files ending in {', '.join(images.SUFFIXES)}"
+        )
+    if output.is_file() and planned[0].mask != output:
+        raise UsageError(f"output {output} is a file; name a folder for the masks")
+    inputs = {item.image.resolve() for item in planned}
+    for item in planned:
+        if item.mask.resolve() in inputs:
+            raise UsageError(f"the mask {item.mask} would take the place of an input image; name another output folder")
+    return planned
+
+
+def segment_folder(
+    segmenter: Segmenter,
+    planned: Sequence[PlannedImage],
+    *,
+    pictures: Pictures = Pictures(),
+    limits: ImageLimits = DEFAULT_LIMITS,
+    workers: int = 2,
+) -> Iterator[SegmentedImage]:
+    """Segment images one after the other, while threads decode those ahead and write those behind.
+
+    At most `2 * workers` decoded images wait on either side of the engine, so memory does not grow with the folder. An
+    image that cannot be read or segmented is reported in its turn, and the others go on. Masks and pictures are written
+    whole or not at all; the bytes of a mask are those of `masks.encode`.
+
+    Args:
+        segmenter: The model.
+        planned: What to segment, from `plan`.
+        pictures: Which pictures to write beside the masks.
+        limits: Images beyond them fail.
+        workers: Threads that decode, and as many that write.
+
+    Yields:
+        What became of each image, in the order given.
+
+    Raises:
+        OSError: A file cannot be written, as when the disk is full: that would befall every further image too.
+    """
+    ahead = 2 * workers
+    waiting = iter(planned)
+    decoding: deque[tuple[PlannedImage, Future[NDArray[np.uint8]]]] = deque()
+    writing: deque[Future[SegmentedImage]] = deque()
+    decoders = ThreadPoolExecutor(workers, "fcnseg-decode")
+    writers = ThreadPoolExecutor(workers, "fcnseg-write")
+    try:
+        while True:
+            while len(decoding) < ahead and (item := next(waiting, None)) is not None:
+                decoding.append((item, decoders.submit(images.read, item.image, limits)))
+            if not decoding:
+                break
+            item, decoded = decoding.popleft()
+            result = _segment_one(segmenter, item, decoded)
+            if isinstance(result, SegmentedImage):
+                finished: Future[SegmentedImage] = Future()
+                finished.set_result(result)
+                writing.append(finished)
+            else:
+                image, segmentation = result
+                writing.append(writers.submit(_write, item, image, segmentation, pictures, segmenter.info))
+            if len(writing) > ahead:
+                yield writing.popleft().result()
+        while writing:
+            yield writing.popleft().result()
+    finally:
+        decoders.shutdown(cancel_futures=True)
+        writers.shutdown(cancel_futures=True)
+
+
+def _find_images(source: Path, output: Path) -> list[Path]:
+    excluded = output.resolve()
+    if excluded == source.resolve():
+        raise UsageError(
+            f"output {output} is the input folder, where masks would be taken for images next time; name another"
+        )
+    found = []
+    for folder, subfolders, files in os.walk(source):
+        subfolders[:] = [
+            name for name in subfolders if not name.startswith(".") and Path(folder, name).resolve() != excluded
+        ]
+        found += [
+            Path(folder, name)
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in images.SUFFIXES
+        ]
+    return sorted(found)
+
+
+def _name_masks(paths: Sequence[Path]) -> list[Path]:
+    names = {path: path.with_suffix(".png") for path in paths}
+    full: set[Path] = set()
+    while True:
+        owners: dict[str, list[Path]] = {}
+        for path, name in names.items():
+            # Names that differ in case alone are one file on some systems.
+            owners.setdefault(str(name).casefold(), []).append(path)
+        clashing = {path for rivals in owners.values() if len(rivals) > 1 for path in rivals} - full
+        if not clashing:
+            return list(names.values())
+        full |= clashing
+        # A full name may clash in turn, with the mask of an image called photo.jpg.png, say: hence the loop.
+        names |= {path: path.with_name(path.name + ".png") for path in clashing}
+
+
+def _segment_one(
+    segmenter: Segmenter, item: PlannedImage, decoded: Future[NDArray[np.uint8]]
+) -> tuple[NDArray[np.uint8], Segmentation] | SegmentedImage:
+    try:
+        image = decoded.result()
+        return image, segmenter.segment(image)
+    except ImageError as error:
+        return SegmentedImage(item.image, error=error)
+    except Exception as error:  # onnxruntime's have no base: out of memory for one image, for example
+        _logger.debug("segmenting %s failed", item.image, exc_info=error)
+        return SegmentedImage(item.image, error=error)
+
+
+def _write(
+    item: PlannedImage, image: NDArray[np.uint8], segmentation: Segmentation, pictures: Pictures, info: ModelInfo
+) -> SegmentedImage:
+    class_map, label_map = segmentation.class_map, segmentation.label_map
+    written = []
+    if pictures.overlay:
+        written.append(item.mask.with_suffix(".overlay.jpg"))
+        _write_jpeg(written[-1], render.overlay(image, class_map, label_map))
+    for shown in pictures.heatmaps:
+        written.append(item.mask.with_suffix(f".heatmap-{shown.id}-{_file_name(shown.name)}.jpg"))
+        _write_jpeg(written[-1], render.heatmap(image, segmentation.heatmap[shown.id], info.geometry))
+    # Last, so that a mask that is there says that the image is done.
+    write_bytes(item.mask, masks.encode(class_map, Encoding.PNG, label_map))
+    return SegmentedImage(item.image, item.mask, tuple(written), segmentation.classes)
+
+
+def _write_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    write_bytes(path, data.tobytes())
+
+
+def _file_name(name: str) -> str:
+    """Make a class's name fit for a file name."""
+    return re.sub(r"[^\w-]+", "_", name).strip("_")[:60]

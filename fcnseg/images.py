@@ -1,0 +1,256 @@
+"""From image bytes to upright RGB pixels: the one door through which every image comes in.
+
+Pillow reads the header without touching pixels, so that the limits hold before anything is allocated. Then
+
+- OpenCV decodes greyscale and colour JPEG and still WebP, the formats that come in volume (a quarter or more faster);
+- Pillow decodes what OpenCV gets wrong or cannot: CMYK JPEG (OpenCV rounds twice), LAB, 12-bit and float TIFF, PNG
+  whose checksums are damaged or whose EXIF follows the pixels (and libpng under OpenCV writes to stderr), palettes
+  with transparency, BMP and TIFF in all their kinds, animated WebP, JPEG without an end-of-image marker, which some
+  versions of OpenCV complete with grey rows. It is also asked, and has the last word, wherever OpenCV refuses.
+
+What every caller may rely on:
+
+- The EXIF orientation is applied, here and nowhere else; of a file with several frames the first is taken.
+- Alpha and transparency are dropped, not blended, because training reads images so: the stored colours stay as they
+  are, and no background is invented. Colour profiles and PNG's gamma are not applied, for the same reason.
+- 16-bit samples keep their high byte, as libpng does for 16-bit colour (12-bit TIFF: the high 8 of the 12 bits).
+  32-bit and float samples have no agreed white: it is the first of 1 (float only), 255, 65535 and 2^32 - 1 that no
+  sample exceeds, and black is 0.
+"""
+
+import io
+import struct
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from fcnseg.errors import ImageError, ImageTooLargeError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+"""Suffixes, in lower case, under which the accepted formats are usually stored; `decode` looks at content alone."""
+
+_ACCEPTED = "JPEG, PNG, WebP, TIFF or BMP"
+_SMALLER = "scale it down or cut it into tiles"
+# The plugins' classes are called directly: Image.open would apply Pillow's own pixel limit, a process-wide setting
+# that warns or raises, before ours.
+_READERS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
+    ((b"\xff\xd8\xff",), JpegImageFile),
+    ((b"\x89PNG\r\n\x1a\n",), PngImageFile),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
+    ((b"BM",), BmpImageFile),
+)
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+_END_OF_IMAGE = b"\xff\xd9"
+_ORIENTATION_TAG = 0x0112
+_BITS_PER_SAMPLE_TAG = 258
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# What Pillow warns of (damaged EXIF above all) either does no harm to the pixels or ends in an ImageError. A filter
+# put in place once is safe under threads; catch_warnings around every call is not.
+for _category in (UserWarning, Image.DecompressionBombWarning):
+    warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What is refused before any pixel is decoded.
+
+    Attributes:
+        max_bytes: Most bytes of an encoded image.
+        max_pixels: Most pixels (height times width).
+    """
+
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = 2**27
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """Decode a JPEG, PNG, WebP, TIFF or BMP file's bytes.
+
+    Args:
+        data: The file's bytes.
+        limits: What is refused before any pixel is decoded.
+
+    Returns:
+        (H, W, 3) uint8 RGB, upright.
+
+    Raises:
+        ImageTooLargeError: There are more bytes or pixels than the limits allow.
+        ImageError: The format is not accepted, or the file is damaged or cut short.
+    """
+    if not data:
+        raise ImageError(f"the image is empty (0 bytes); give the bytes of a {_ACCEPTED} file")
+    _check_bytes(len(data), limits)
+    stream = io.BytesIO(data)
+    header = _read_header(stream, data, limits)
+    width, height = header.size
+    if width < 1 or height < 1:
+        raise ImageError(f"the {header.format} image has no pixels ({width} x {height}); store it again")
+    if width * height > limits.max_pixels:
+        raise ImageTooLargeError(
+            f"the {header.format} image has {width} x {height} = {width * height} pixels, more than the limit of"
+            f" {limits.max_pixels}; {_SMALLER}"
+        )
+    image = _decode_with_opencv(header, stream, data)
+    return _decode_with_pillow(header) if image is None else image
+
+
+def read(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """Read an image file; as `decode`, but every message begins with the path.
+
+    Args:
+        path: The file.
+        limits: What is refused before any pixel is decoded.
+
+    Returns:
+        (H, W, 3) uint8 RGB, upright.
+
+    Raises:
+        ImageTooLargeError: There are more bytes or pixels than the limits allow.
+        ImageError: The file cannot be read, is not of an accepted format, or is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            # One byte beyond the limit is enough to refuse a file, however long (or endless) it is.
+            data = file.read(limits.max_bytes + 1)
+            if len(data) > limits.max_bytes:
+                _check_bytes(max(path.stat().st_size, len(data)), limits)
+    except ImageTooLargeError as error:
+        raise ImageTooLargeError(f"{path}: {error}") from None
+    except FileNotFoundError as error:
+        raise ImageError(f"image {path} does not exist; check the path") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ImageError(f"image {path} cannot be read: {reason}") from error
+    try:
+        return decode(data, limits)
+    except ImageError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _check_bytes(count: int, limits: ImageLimits) -> None:
+    if count > limits.max_bytes:
+        raise ImageTooLargeError(
+            f"the image has {count} bytes, more than the limit of {limits.max_bytes}; compress it or scale it down"
+        )
+
+
+def _read_header(stream: io.BytesIO, data: bytes, limits: ImageLimits) -> ImageFile:
+    reader = next((reader for magic, reader in _READERS if data.startswith(magic)), None)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        reader = WebPImageFile
+    if reader is None:
+        name = _name_format(data)
+        what = f"{name} images are not accepted" if name else "the data is not an image that can be recognised"
+        raise ImageError(f"{what} (it begins with {data[:8]!r}); use {_ACCEPTED}")
+    try:
+        return reader(stream)
+    except Image.DecompressionBombError as error:  # WebP's reader allocates its canvas, and so has a limit of its own
+        limit = min(limits.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or limits.max_pixels))
+        raise ImageTooLargeError(
+            f"the {reader.format} image has more pixels than the limit of {limit}; {_SMALLER}"
+        ) from error
+    except Exception as error:  # damaged headers raise anything from struct.error to KeyError
+        raise _damaged(reader.format or "", error) from error
+
+
+def _name_format(data: bytes) -> str | None:
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        return "HEIC"
+    if data.startswith(b"%PDF"):
+        return "PDF"
+    Image.init()
+    for name in Image.ID:
+        accept = Image.OPEN[name][1]
+        with suppress(IndexError, struct.error):  # some look beyond the end of short data
+            if accept is not None and accept(data[:16]):
+                return name
+    return None
+
+
+def _decode_with_opencv(header: ImageFile, stream: io.BytesIO, data: bytes) -> NDArray[np.uint8] | None:
+    """Decode what OpenCV is trusted with; None where Pillow is to decode."""
+    if header.format == "JPEG":
+        # Pillow has stopped reading at the start of the scan, behind any thumbnail with a marker of its own.
+        trusted = header.mode in {"L", "RGB"} and data.find(_END_OF_IMAGE, stream.tell()) >= 0
+    else:
+        trusted = header.format == "WEBP" and not getattr(header, "is_animated", False)
+    if not trusted:
+        return None
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+    if image is None or image.shape != (header.height, header.width, 3):
+        return None
+    try:
+        orientation = header.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # noqa: BLE001  # EXIF so damaged that it cannot be read turns nothing
+        orientation = 1
+    return _turn_upright(image.astype(np.uint8, copy=False), orientation)
+
+
+def _turn_upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
+    """Undo an EXIF orientation (1 to 8; anything else turns nothing)."""
+    if orientation in {5, 6, 7, 8}:
+        image = image.swapaxes(0, 1)
+    if orientation in {3, 4, 7, 8}:
+        image = image[::-1]
+    if orientation in {2, 3, 6, 7}:
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def _decode_with_pillow(header: ImageFile) -> NDArray[np.uint8]:
+    try:
+        header.load()
+        with suppress(Exception):  # EXIF so damaged that it cannot be read turns nothing
+            ImageOps.exif_transpose(header, in_place=True)
+        if header.mode.startswith(("I", "F")):
+            grey = _to_8_bits(np.asarray(header), _sample_bits(header))
+            return np.repeat(grey[:, :, None], 3, axis=2)
+        header.info.pop("transparency", None)
+        # Pillow converts these to RGB by way of RGBA only.
+        image = header.convert("RGBA") if header.mode in {"La", "PA", "RGBa"} else header
+        return np.array(image.convert("RGB"))
+    except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, MemoryError, struct.error ...
+        raise _damaged(header.format or "", error) from error
+
+
+def _sample_bits(header: ImageFile) -> int:
+    if not header.mode.startswith("I;16"):
+        return 32
+    bits = header.tag_v2.get(_BITS_PER_SAMPLE_TAG, (16,)) if isinstance(header, TiffImageFile) else (16,)
+    return int(bits[0])
+
+
+def _to_8_bits(samples: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:
+    """Bring samples of more than 8 bits to 0..255 by the rules of the module's docstring."""
+    if bits < 32:
+        return (samples.astype(np.uint16) >> (bits - 8)).astype(np.uint8)
+    values = np.nan_to_num(samples.astype(np.float64), posinf=0.0, neginf=0.0)
+    whites = (255, 65535, 2**32 - 1) if np.issubdtype(samples.dtype, np.integer) else (1, 255, 65535, 2**32 - 1)
+    largest = values.max()
+    white = next((white for white in whites if largest <= white), largest)
+    return np.clip(values * (255 / white), 0, 255).astype(np.uint8)
+
+
+def _damaged(name: str, error: Exception) -> ImageError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ImageError(f"the {name} image is damaged or cut short ({reason[:200]}); store or send it again")

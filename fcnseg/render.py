@@ -1,0 +1,142 @@
+"""Pictures of segmentations that people can look at. Every picture is (H, W, 3) uint8 RGB."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from fcnseg.geometry import AxisGeometry, Geometry
+from fcnseg.types import ClassArea, ClassMap, LabelMap
+
+_LEGEND_ROWS = 24
+_PAPER, _INK, _FRAME = (255, 255, 255), (24, 24, 24), (128, 128, 128)
+
+
+def colour_mask(class_map: ClassMap, label_map: LabelMap) -> NDArray[np.uint8]:
+    """Paint every pixel of an (H, W) class map in its class's colour."""
+    return label_map.palette[class_map]
+
+
+def overlay(
+    image: NDArray[np.uint8], class_map: ClassMap, label_map: LabelMap, opacity: float = 0.5
+) -> NDArray[np.uint8]:
+    """Tint an image with its classes' colours, and draw the boundaries between classes in full colour.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        class_map: (H, W) ids.
+        label_map: Gives the colours.
+        opacity: Share of the class's colour, 0 to 1.
+    """
+    colours = colour_mask(class_map, label_map)
+    picture = _blend(image, colours, opacity)
+    boundary = boundaries(class_map)
+    picture[boundary] = colours[boundary]
+    return picture
+
+
+def boundaries(class_map: ClassMap) -> NDArray[np.bool_]:
+    """Mark the pixels of an (H, W) class map that have a neighbour (4-connected) of another class."""
+    edges = np.zeros(class_map.shape, bool)
+    across = class_map[1:] != class_map[:-1]
+    edges[1:] |= across
+    edges[:-1] |= across
+    along = class_map[:, 1:] != class_map[:, :-1]
+    edges[:, 1:] |= along
+    edges[:, :-1] |= along
+    return edges
+
+
+def legend(picture: NDArray[np.uint8], classes: Sequence[ClassArea]) -> NDArray[np.uint8]:
+    """Put a legend to the right of a picture: colour, name and share of every class present, the largest first.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB, such as a colour mask or an overlay.
+        classes: What is present, as `Segmentation.classes`; beyond 24 classes the smallest are counted, not named.
+
+    Returns:
+        A wider picture, and a higher one where the legend needs the height.
+    """
+    size = int(np.clip(picture.shape[0] / 24, 13, 32))
+    font = ImageFont.load_default(size)
+    ranked = sorted(classes, key=lambda area: (-area.pixels, area.info.id))
+    rows = [(f"{area.info.name}  {_percent(area.fraction)}", area.info.colour) for area in ranked[:_LEGEND_ROWS]]
+    if len(ranked) > _LEGEND_ROWS:
+        rows.append((f"and {len(ranked) - _LEGEND_ROWS} more", _PAPER))
+    line, gap = round(size * 1.6), size // 2
+    text_width = max((int(font.getlength(text)) + 1 for text, _ in rows), default=0)
+    panel_width = gap + size + gap + text_width + gap
+    height = max(picture.shape[0], line * len(rows) + 2 * gap)
+    canvas = Image.new("RGB", (picture.shape[1] + panel_width, height), _PAPER)
+    canvas.paste(Image.fromarray(picture))
+    draw = ImageDraw.Draw(canvas)
+    left = picture.shape[1] + gap
+    for row, (text, colour) in enumerate(rows):
+        middle = gap + line * row + line // 2
+        if row < _LEGEND_ROWS:
+            top = middle - size // 2
+            draw.rectangle((left, top, left + size - 1, top + size - 1), fill=colour, outline=_FRAME)
+        draw.text((left + size + gap, middle), text, fill=_INK, font=font, anchor="lm")
+    return np.array(canvas)
+
+
+def heatmap(
+    image: NDArray[np.uint8], scores: NDArray[np.float32], geometry: Geometry, opacity: float = 0.65
+) -> NDArray[np.uint8]:
+    """Lay one class's scores over the greyed image, each cell where it looks, from the lowest (dark) to the highest.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        scores: (h, w) float, one class of the image's `Segmentation.heatmap`.
+        geometry: The model's, which says where the cells lie.
+        opacity: Share of the scores' colour, 0 to 1.
+    """
+    values = resample_to_pixels(scores, geometry, image.shape[0], image.shape[1])
+    low, high = float(values.min()), float(values.max())
+    spread = high - low or 1.0
+    levels = ((values - low) * (255 / spread)).round().astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return _blend(grey.astype(np.uint8, copy=False), colours.astype(np.uint8, copy=False), opacity)
+
+
+def resample_to_pixels(scores: NDArray[np.float32], geometry: Geometry, height: int, width: int) -> NDArray[np.float32]:
+    """Bring scores from the cells' grid to the pixels': bilinear by stride and offset, whatever the image's size.
+
+    The score at a pixel is interpolated between the cells around it, cell i being centred at
+    `AxisGeometry.centre(i)`; a pixel outside the outermost centres takes the nearest cell's. (cv2.remap would round
+    the weights to 1/32.)
+
+    Args:
+        scores: (h, w) float.
+        geometry: The model's.
+        height: Rows wanted: the image's.
+        width: Columns wanted: the image's.
+
+    Returns:
+        (height, width) float32.
+    """
+    above, below, down = _neighbours(geometry.y, scores.shape[0], height)
+    before, after, right = _neighbours(geometry.x, scores.shape[1], width)
+    rows = scores[above] + (scores[below] - scores[above]) * down[:, None]  # (height, w)
+    values: NDArray[np.float32] = rows[:, before] + (rows[:, after] - rows[:, before]) * right
+    return values
+
+
+def _neighbours(
+    axis: AxisGeometry, cells: int, size: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """For each of `size` pixels: the cells before and behind it, and how far it is from one to the other (0 to 1)."""
+    position = np.clip((np.arange(size) - axis.centre(0)) / axis.stride, 0, cells - 1)
+    before = np.floor(position).astype(np.intp)
+    return before, np.minimum(before + 1, cells - 1), (position - before).astype(np.float32)
+
+
+def _blend(below: NDArray[np.uint8], above: NDArray[np.uint8], opacity: float) -> NDArray[np.uint8]:
+    return cv2.addWeighted(below, 1 - opacity, above, opacity, 0).astype(np.uint8, copy=False)
+
+
+def _percent(fraction: float) -> str:
+    return "< 0.1 %" if fraction < 0.001 else f"{100 * fraction:.1f} %"

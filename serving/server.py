@@ -1,0 +1,185 @@
+"""The server's composition root: models, services, limits and health become one grpc.aio server."""
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from fcnseg.errors import UsageError
+from fcnseg.images import ImageLimits
+from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.v1.segmentation_pb2_grpc import add_SegmentationServiceServicer_to_server
+from serving.drain import CallCounter
+from serving.interceptor import ErrorInterceptor
+from serving.models import ModelRegistry
+from serving.servicer import SegmentationServicer
+
+_log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
+_RAW_BYTES_PER_PIXEL = 3
+# Room beside the image: an image just beyond its limit still reaches the check that names the field.
+_MESSAGE_SLACK_BYTES = 1 << 20
+_LARGEST_MESSAGE_BYTES = 2**31 - 1
+# How long health watchers may take to hear of the end, and calls just accepted to be counted.
+_ANNOUNCE_S = 1.0
+_SETTLE_S = 0.05
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How to serve.
+
+    Attributes:
+        host: The address to listen on.
+        port: The port; 0 picks a free one.
+        limits: Images beyond these are refused.
+        grace_s: How long requests under way may still take once the server is stopped, in seconds.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    grace_s: float = 30.0
+
+
+class Server:
+    """A gRPC server for the models of a registry; made, started and stopped in one running event loop.
+
+    Args:
+        registry: The models; closed with the server.
+        config: How to serve.
+    """
+
+    def __init__(self, registry: ModelRegistry, config: ServerConfig) -> None:
+        self._registry = registry
+        self._config = config
+        self._codecs = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="codec")
+        self._calls = CallCounter()
+        self._health = health_aio.HealthServicer()
+        self._server = grpc.aio.server(
+            interceptors=[self._calls, ErrorInterceptor()], options=_channel_options(config.limits)
+        )
+        servicer = SegmentationServicer(registry, config.limits, self._codecs)
+        add_SegmentationServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call] # generated
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection([SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME], self._server)
+
+    async def start(self) -> str:
+        """Listen, accept requests and report SERVING; return the address as HOST:PORT.
+
+        Raises:
+            UsageError: The port cannot be listened on; the message says why.
+        """
+        host, port = self._config.host, self._config.port
+        _check_port(host, port)
+        host = f"[{host}]" if ":" in host else host
+        try:
+            port = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise UsageError(f"cannot listen on {host}:{port}; choose another with --host and --port") from error
+        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+        return f"{host}:{port}"
+
+    async def stop(self) -> None:
+        """Report NOT_SERVING, take no new requests, finish those under way within the grace, and close the models.
+
+        An inference that outlasts the grace is waited for, since it cannot be interrupted; its caller is not.
+        """
+        with suppress(TimeoutError):  # a watcher that does not read must not hold up the end
+            await asyncio.wait_for(self._health.enter_graceful_shutdown(), _ANNOUNCE_S)
+        ended = asyncio.create_task(self._server.stop(self._config.grace_s))
+        await asyncio.wait([ended], timeout=_SETTLE_S)
+        idle = asyncio.create_task(self._calls.wait_until_idle())
+        await asyncio.wait([ended, idle], return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        # What is left are streams, such as health watchers, which would live as long as their clients.
+        await self._server.stop(None)
+        await ended
+        await asyncio.to_thread(self._registry.close)
+        self._codecs.shutdown(wait=False, cancel_futures=True)
+
+
+async def serve_until_stopped(registry: ModelRegistry, config: ServerConfig, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal ends the process at once.
+
+    Args:
+        registry: The models; closed at the end.
+        config: How to serve.
+        announce: Called with the address, HOST:PORT, when requests are accepted.
+
+    Raises:
+        UsageError: The port cannot be listened on.
+    """
+    loop = asyncio.get_running_loop()
+    asked_to_stop = asyncio.Event()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, asked_to_stop.set)
+    server = Server(registry, config)
+    try:
+        announce(await server.start())
+        await asked_to_stop.wait()
+        _log.info("stopping: requests under way have %g s", config.grace_s)
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+        await server.stop()
+
+
+def _channel_options(limits: ImageLimits) -> list[tuple[str, int]]:
+    largest_image = max(limits.max_bytes, limits.max_pixels * _RAW_BYTES_PER_PIXEL)
+    return [
+        ("grpc.max_receive_message_length", min(largest_image + _MESSAGE_SLACK_BYTES, _LARGEST_MESSAGE_BYTES)),
+        # An answer is as large as its image, which has been admitted.
+        ("grpc.max_send_message_length", -1),
+        # Without this, two servers share a port without a word and clients reach either.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def _check_port(host: str, port: int) -> None:
+    """Say why a port cannot be listened on: gRPC says it in a log line of its own, and only that it cannot.
+
+    Raises:
+        UsageError: It is in use at one of the host's addresses, or none of them can be listened on.
+    """
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on host {host!r}: it is not an address; use --host 127.0.0.1 or 0.0.0.0"
+        ) from error
+    attempts = [_try_to_listen(family, address) for family, _, _, _, address in addresses]
+    failures = [failure for failure in attempts if failure is not None]
+    if any(failure.errno == errno.EADDRINUSE for failure in failures):
+        raise UsageError(f"port {port} of {host} is in use; choose another with --port, or a free one with --port 0")
+    if len(failures) == len(addresses):
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {failures[0].strerror}; choose another with --host and --port"
+        ) from failures[0]
+
+
+def _try_to_listen(family: socket.AddressFamily, address: tuple[Any, ...]) -> OSError | None:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: ended connections do not count
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        return error
+    return None

@@ -1,0 +1,45 @@
+"""The frame of an interceptor around unary calls."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import grpc
+
+if TYPE_CHECKING:  # generic for the type checker alone
+    Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
+    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+class UnaryInterceptor(grpc.aio.ServerInterceptor, ABC):
+    """Wraps every call with one request and one response; streams (health Watch, reflection) pass untouched."""
+
+    @abstractmethod
+    async def around(self, answer: Callable[[], Awaitable[Any]], context: "Context", method: str) -> Any:
+        """Call `answer` and return its result, with whatever goes before and after.
+
+        Args:
+            answer: Answers the call.
+            context: The call's context.
+            method: The method's full name.
+        """
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Wrap a method's handler."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        inner: Callable[..., Awaitable[Any]] = handler.unary_unary
+
+        async def wrapped(request: Any, context: "Context") -> Any:
+            return await self.around(lambda: inner(request, context), context, handler_call_details.method)
+
+        return grpc.unary_unary_rpc_method_handler(
+            wrapped,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )

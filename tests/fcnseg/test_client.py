@@ -1,0 +1,155 @@
+import socket
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fcnseg.client import Client
+from fcnseg.errors import ImageError, ImageTooLargeError, RequestError, UsageError
+from fcnseg.images import ImageLimits
+from fcnseg.masks import Encoding
+from fcnseg.types import ClassInfo
+from serving.server import ServerConfig
+from tests.running_server import running_server
+from tests.tiny_model import tiny_info, write_tiny_model
+
+IMAGE = np.full((4, 6, 3), (0, 0, 255), np.uint8)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+    return port
+
+
+def test_path_bytes_and_pixels_are_all_taken(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "blue.png"
+    cv2.imwrite(str(path), IMAGE[:, :, ::-1])
+    with running_server(tiny_model) as server, Client(server.address) as client:
+        answers = [client.segment(image) for image in (path, str(path), path.read_bytes(), IMAGE, IMAGE[:, ::-1])]
+    assert all(a.class_map.tolist() == [[2] * 6] * 4 for a in answers)
+
+
+def test_model_is_described(tmp_path: Path) -> None:
+    info = tiny_info(licence="free")
+    limits = ImageLimits(max_bytes=123, max_pixels=456)
+    path = write_tiny_model(tmp_path / "cat.onnx", licence="free")
+    with running_server(path, ServerConfig(limits=limits)) as server, Client(server.address) as client:
+        model = client.get_model()
+        assert client.list_models() == (model,)
+    assert (model.name, model.version, model.device) == ("cat", "1", "cpu")
+    assert (model.architecture, model.variant, model.licence) == ("tiny", "heatmap", "free")
+    assert model.classes[0] == ClassInfo(0, "red", (255, 0, 0))
+    assert model.classes == info.label_map.classes
+    assert model.label_map_hash == info.label_map.hash
+    assert model.metrics == {"mean_iou": 0.5}
+    assert model.output_stride == (2, 2)
+    assert model.image_limits == limits
+
+
+def test_refusal_of_a_file_names_the_file_and_the_field(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rubbish.jpg"
+    path.write_bytes(b"rubbish")
+    with (
+        running_server(tiny_model) as server,
+        Client(server.address) as client,
+        pytest.raises(RequestError, match=f"image {path}: server {server.address}: ") as caught,
+    ):
+        client.segment(path)
+    assert (caught.value.code, caught.value.field, caught.value.exit_code) == ("INVALID_ARGUMENT", "encoded", 2)
+
+
+def test_unknown_model_is_not_found(tiny_model: Path) -> None:
+    with (
+        running_server(tiny_model) as server,
+        Client(server.address) as client,
+        pytest.raises(RequestError, match="there are tiny") as caught,
+    ):
+        client.segment(IMAGE, model="dog")
+    assert (caught.value.code, caught.value.field, caught.value.exit_code) == ("NOT_FOUND", None, 2)
+
+
+def test_unreachable_server_is_one_line_with_the_address() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with Client(address) as client, pytest.raises(RequestError, match=f"no server answers at {address}") as caught:
+        client.segment(IMAGE)
+    assert (caught.value.code, caught.value.exit_code) == ("UNAVAILABLE", 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_deadline_is_told_with_the_seconds(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "slow.onnx", work_rounds=8000)
+    with (
+        running_server(path) as server,
+        Client(server.address, timeout_s=0.2) as client,
+        pytest.raises(RequestError, match=r"did not answer within 0\.2 s") as caught,
+    ):
+        client.segment(IMAGE)
+    assert caught.value.code == "DEADLINE_EXCEEDED"
+
+
+@pytest.mark.parametrize("target", ["localhost", "", "127.0.0.1:", "127.0.0.1:http"])
+def test_address_without_a_port_is_refused(target: str) -> None:
+    with pytest.raises(UsageError, match="HOST:PORT"):
+        Client(target)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_array_that_is_no_image_is_refused_before_it_is_sent(image: NDArray[np.uint8]) -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(ImageError, match="uint8"):
+        client.segment(image)
+
+
+def test_missing_file_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(ImageError, match=r"gone\.jpg cannot be read: No such file"):
+        client.segment(tmp_path / "gone.jpg")
+
+
+def test_request_beyond_the_clients_limit_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    path.write_bytes(bytes(5000))
+    with Client("127.0.0.1:1", max_message_bytes=1000) as client:
+        for image in (path, path.read_bytes(), np.zeros((50, 50, 3), np.uint8)):
+            with pytest.raises(ImageTooLargeError, match="limit of 1000"):
+                client.segment(image)
+
+
+def test_waiting_ends_when_the_server_comes_up(tiny_model: Path) -> None:
+    port = free_port()
+    ready = threading.Event()
+
+    def wait() -> None:
+        with Client(f"127.0.0.1:{port}") as client:
+            client.wait_until_ready(20)
+            ready.set()
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    time.sleep(0.3)
+    assert not ready.is_set()
+    with running_server(tiny_model, ServerConfig(port=port)):
+        waiter.join(20)
+    assert ready.is_set()
+
+
+def test_waiting_gives_up_after_its_time() -> None:
+    with Client(f"127.0.0.1:{free_port()}") as client:
+        started = time.monotonic()
+        with pytest.raises(RequestError):
+            client.wait_until_ready(0.5)
+        assert time.monotonic() - started < 5
+
+
+def test_encodings_differ_on_the_wire_alone(tiny_model: Path) -> None:
+    with running_server(tiny_model) as server, Client(server.address) as client:
+        answers = {encoding: client.segment(IMAGE, encoding=encoding) for encoding in Encoding}
+    assert answers[Encoding.RAW].data == bytes([2] * 24)
+    assert answers[Encoding.PNG].data.startswith(b"\x89PNG")
+    assert answers[Encoding.ZSTD].data.startswith(b"\x28\xb5\x2f\xfd")
+    assert len({a.class_map.tobytes() for a in answers.values()}) == 1

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import fcnseg
+from fcnseg.commands.request import request
+from fcnseg.errors import RequestError, UsageError
+from tests.running_server import running_server
+from tests.tiny_model import write_tiny_model
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    return path
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(request, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False)
+    return result.output
+
+
+def test_png_is_indexed_in_the_classes_colours(tiny_model: Path, photo: Path, tmp_path: Path) -> None:
+    output = tmp_path / "masks" / "mask.png"
+    expected = fcnseg.load(tiny_model, "cpu").segment(photo)
+    with running_server(tiny_model) as server:
+        text = run(server.address, photo, "-o", output)
+    with Image.open(output) as mask:
+        assert mask.mode == "P"
+        np.testing.assert_array_equal(np.asarray(mask), expected.class_map)
+        assert mask.getpalette()[:9] == [255, 0, 0, 0, 255, 0, 0, 0, 255]
+    for area in expected.classes:
+        assert area.info.name in text
+        assert f"{area.fraction:.1%}" in text
+    assert "tiny (version 1), 40 x 30 pixels" in text
+    assert "infer" in text
+    assert [f.name for f in output.parent.iterdir()] == ["mask.png"]
+
+
+def test_npy_holds_the_ids(tmp_path: Path, photo: Path) -> None:
+    path = write_tiny_model(tmp_path / "many.onnx", class_count=300)
+    output = tmp_path / "mask.npy"
+    with running_server(path) as server:
+        run(server.address, photo, "-o", output)
+    ids = np.load(output)
+    assert ids.dtype == np.uint16
+    np.testing.assert_array_equal(ids, fcnseg.load(path, "cpu").segment(photo).class_map)
+
+
+def test_model_and_version_are_passed_on(tmp_path: Path, photo: Path) -> None:
+    for version in ("1", "2"):
+        write_tiny_model(tmp_path / "models" / "cat" / version / "model.onnx")
+    with running_server(tmp_path / "models") as server:
+        text = run(server.address, photo, "-o", tmp_path / "mask.png", "--model", "cat", "--version", "1")
+    assert "cat (version 1)" in text
+
+
+def test_names_with_markup_are_printed_as_they_are(tmp_path: Path, photo: Path) -> None:
+    path = write_tiny_model(tmp_path / "m.onnx", class_names=("[red]a", "[/b]", "c"))
+    with running_server(path) as server:
+        text = run(server.address, photo, "-o", tmp_path / "mask.png")
+    assert "[red]a" in text
+    assert "[/b]" in text
+
+
+def test_unknown_suffix_is_refused_before_anything_is_sent(photo: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'\.jpg'; name a \.png or \.npy file"):
+        run("127.0.0.1:1", photo, "-o", tmp_path / "mask.jpg")
+
+
+def test_failed_request_leaves_no_file(tiny_model: Path, tmp_path: Path) -> None:
+    rubbish = tmp_path / "rubbish.jpg"
+    rubbish.write_bytes(b"rubbish")
+    with running_server(tiny_model) as server, pytest.raises(RequestError):
+        run(server.address, rubbish, "-o", tmp_path / "masks" / "mask.png")
+    assert not (tmp_path / "masks").exists()

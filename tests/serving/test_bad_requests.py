@@ -1,0 +1,133 @@
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import grpc
+import numpy as np
+import pytest
+from google.rpc.error_details_pb2 import BadRequest
+from grpc_status import rpc_status
+
+from fcnseg.client import Client
+from fcnseg.errors import RequestError
+from fcnseg.images import ImageLimits
+from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
+from serving.interceptor import INTERNAL_ERROR
+from serving.server import ServerConfig
+from tests.running_server import running_server
+from tests.tiny_model import write_tiny_model
+
+LIMITS = ImageLimits(max_bytes=20_000, max_pixels=5_000)
+TWO_PIXELS = pb.RawImage(height=1, width=2, rgb=bytes(6))
+PNG = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
+WIDE_PNG = cv2.imencode(".png", np.zeros((1, 5_001, 3), np.uint8))[1].tobytes()
+JPEG = cv2.imencode(".jpg", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "words"),
+    [
+        (pb.SegmentRequest(), "image", "no image"),
+        (pb.SegmentRequest(encoded=b""), "encoded", "empty"),
+        (pb.SegmentRequest(encoded=b"no image at all"), "encoded", "JPEG, PNG"),
+        (pb.SegmentRequest(encoded=PNG[:40]), "encoded", "PNG"),
+        (pb.SegmentRequest(encoded=JPEG[: len(JPEG) // 3]), "encoded", "JPEG"),
+        (pb.SegmentRequest(encoded=bytes(20_001)), "encoded", "20001 bytes"),
+        (pb.SegmentRequest(encoded=WIDE_PNG), "encoded", "limit of 5000"),
+        (pb.SegmentRequest(raw=pb.RawImage(height=0, width=2)), "raw.height", "0"),
+        (pb.SegmentRequest(raw=pb.RawImage(height=1, width=0)), "raw.width", "0"),
+        (pb.SegmentRequest(raw=pb.RawImage(height=1, width=2, rgb=bytes(5))), "raw.rgb", "6 bytes of RGB; got 5"),
+        (pb.SegmentRequest(raw=pb.RawImage(height=1, width=2, rgb=bytes(7))), "raw.rgb", "got 7"),
+        (pb.SegmentRequest(raw=pb.RawImage(height=51, width=100, rgb=bytes(15_300))), "raw", "at most 5000"),
+        (pb.SegmentRequest(raw=pb.RawImage(height=2**32 - 1, width=2**32 - 1)), "raw", "at most 5000"),
+        (pb.SegmentRequest(raw=TWO_PIXELS, encoding=99), "encoding", "99"),  # type: ignore[arg-type] # on purpose
+    ],
+)
+def test_invalid_argument_names_its_field(
+    tiny_model: Path, request_: pb.SegmentRequest, field: str, words: str
+) -> None:
+    with running_server(tiny_model, ServerConfig(limits=LIMITS)) as server:
+        error = refusal(server.address, request_)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    status = rpc_status.from_call(error)
+    assert status is not None
+    bad_request = BadRequest()
+    assert status.details[0].Unpack(bad_request)
+    assert [v.field for v in bad_request.field_violations] == [field]
+    assert bad_request.field_violations[0].description == error.details() == status.message
+    assert words in error.details()
+    assert "\n" not in error.details()
+
+
+def refusal(address: str, request: pb.SegmentRequest) -> grpc.Call:
+    with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
+        SegmentationServiceStub(channel).Segment(request, timeout=20)
+    assert isinstance(caught.value, grpc.Call)
+    return caught.value
+
+
+def test_images_at_the_limits_are_answered(tiny_model: Path) -> None:
+    config = ServerConfig(limits=ImageLimits(max_bytes=len(PNG), max_pixels=5_000))
+    with running_server(tiny_model, config) as server, Client(server.address) as client:
+        assert client.segment(PNG).class_map.shape == (4, 4)
+        assert client.segment(np.zeros((50, 100, 3), np.uint8)).class_map.shape == (50, 100)
+
+
+def test_message_far_beyond_the_limits_is_refused_by_the_transport(tiny_model: Path) -> None:
+    with running_server(tiny_model, ServerConfig(limits=LIMITS)) as server, Client(server.address) as client:
+        with pytest.raises(RequestError) as caught:
+            client.segment(bytes(2_000_000))
+        assert caught.value.code == "RESOURCE_EXHAUSTED"
+        assert client.segment(PNG).class_map.shape == (4, 4)
+
+
+def test_the_server_goes_on_after_bad_requests(tiny_model: Path) -> None:
+    with running_server(tiny_model) as server, Client(server.address) as client:
+        for _ in range(20):
+            with pytest.raises(RequestError):
+                client.segment(b"rubbish")
+        assert client.segment(PNG).class_map.shape == (4, 4)
+
+
+def name_three(client: Client) -> object:
+    return client.segment(PNG, model="three")
+
+
+def name_nothing(client: Client) -> object:
+    return client.segment(PNG)
+
+
+def name_a_missing_version(client: Client) -> object:
+    return client.get_model("one", "7")
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [(name_three, "one, two"), (name_nothing, "one, two"), (name_a_missing_version, "there are 1")],
+)
+def test_not_found_lists_what_there_is(tmp_path: Path, ask: Callable[[Client], object], words: str) -> None:
+    paths = [write_tiny_model(tmp_path / f"{name}.onnx") for name in ("one", "two")]
+    with running_server(paths) as server, Client(server.address) as client, pytest.raises(RequestError) as caught:
+        ask(client)
+    assert caught.value.code == "NOT_FOUND"
+    assert words in str(caught.value)
+
+
+def test_a_fault_of_the_server_is_logged_whole_and_told_in_a_fixed_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_tiny_model(tmp_path / "broken.onnx", fails=True)
+    with (
+        caplog.at_level(logging.ERROR, "serving"),
+        running_server(path) as server,
+        Client(server.address) as client,
+        pytest.raises(RequestError) as caught,
+    ):
+        client.segment(PNG)
+    assert caught.value.code == "INTERNAL"
+    assert str(caught.value) == f"server {server.address}: {INTERNAL_ERROR}"
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert "Reshape" in str(record.exc_info[1])

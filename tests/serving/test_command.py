@@ -1,0 +1,124 @@
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import fcnseg
+from fcnseg import masks
+from fcnseg.client import Client
+from fcnseg.masks import Encoding
+from tests.tiny_model import write_tiny_model
+
+RUN = [sys.executable, "-c", "from fcnseg.cli import main; main()"]
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([*RUN, "serve", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def fail(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*RUN, "serve", *arguments], capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serves_until_a_signal_and_exits_with_0(tmp_path: Path, number: signal.Signals) -> None:
+    path = write_tiny_model(tmp_path / "cat.onnx")
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    offline = fcnseg.load(path, "cpu", threads=1)
+    with serving(str(path), "--port", "0", "--device", "cpu", "--threads", "1") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "serving cat (version 1, heatmap of tiny, 3 classes) on cpu\n"
+        listening = re.fullmatch(r"listening on (127\.0\.0\.1:\d+)\n", process.stdout.readline())
+        assert listening is not None
+        with Client(listening[1]) as client:
+            answer = client.segment(image)
+            process.send_signal(number)
+            assert process.wait(20) == 0
+        assert process.stdout.read() == ""
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert answer.data == masks.encode(offline.segment(image).class_map, Encoding.PNG, offline.info.label_map)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads another process's load from /proc")
+def test_request_under_way_is_answered_after_sigterm(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "slow.onnx", work_rounds=8000)
+    with serving(str(path), "--port", "0", "--device", "cpu", "--threads", "1") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        address = process.stdout.readline().split()[-1]
+        request = [*RUN, "request", address, str(write_png(tmp_path)), "-o", str(tmp_path / "mask.png")]
+        with Client(address) as client:
+            client.wait_until_ready(10)
+        with subprocess.Popen(request, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
+            wait_until_busy(process.pid)
+            process.send_signal(signal.SIGTERM)
+            _, errors = asking.communicate(timeout=30)
+        assert (asking.returncode, errors) == (0, "")
+        assert process.wait(20) == 0
+    assert masks.read_ids(tmp_path / "mask.png").tolist() == [[2] * 6] * 4
+
+
+def write_png(folder: Path) -> Path:
+    path = folder / "blue.png"
+    cv2.imwrite(str(path), np.full((4, 6, 3), (255, 0, 0), np.uint8))
+    return path
+
+
+def wait_until_busy(pid: int) -> None:
+    """Return when the process has computed for a while, which only an inference does."""
+    end = time.monotonic() + 20
+    idle_s = cpu_seconds(pid)
+    while cpu_seconds(pid) < idle_s + 0.2:
+        assert time.monotonic() < end, "the inference did not begin"
+        time.sleep(0.01)
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_port_in_use_is_one_line_and_exit_code_2(tiny_model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = fail(str(tiny_model), "--port", str(port), "--device", "cpu")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"fcnseg: error: port {port} of 127.0.0.1 is in use; choose another with --port, or a free one with --port 0\n"
+    )
+
+
+def test_file_that_is_no_model_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    path = tmp_path / "rubbish.onnx"
+    path.write_bytes(b"rubbish")
+    result = fail(str(path), "--port", "0", "--device", "cpu")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"fcnseg: error: {path} is not an ONNX file")
+    assert result.stderr.count("\n") == 1
+
+
+def test_limits_given_on_the_command_line_are_told_to_clients(tiny_model: Path) -> None:
+    arguments = ["--port", "0", "--device", "cpu", "--max-image-bytes", "1234", "--max-image-pixels", "56"]
+    with serving(str(tiny_model), *arguments) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with Client(process.stdout.readline().split()[-1]) as client:
+            limits = client.get_model().image_limits
+    assert (limits.max_bytes, limits.max_pixels) == (1234, 56)

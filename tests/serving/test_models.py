@@ -1,0 +1,101 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fcnseg.client import Client
+from fcnseg.errors import ModelFileError, ModelNotFoundError, UsageError
+from serving.models import ModelSource, find_sources, open_models
+from tests.running_server import running_server
+from tests.tiny_model import write_tiny_model
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Model `cat` in versions 1, 2 and 10, and `dog` in version 3."""
+    root = tmp_path / "repository"
+    for name, version in (("cat", 1), ("cat", 2), ("cat", 10), ("dog", 3)):
+        write_tiny_model(root / name / str(version) / "model.onnx", licence=f"{name} {version}")
+    return root
+
+
+def test_file_is_named_by_its_stem_and_is_version_1() -> None:
+    assert find_sources([Path("models/cat.onnx")]) == [ModelSource("cat", "1", Path("models/cat.onnx"))]
+
+
+def test_repository_holds_names_and_versions_in_number_order(repository: Path) -> None:
+    (repository / ".git").mkdir()
+    (repository / "cat" / "notes").mkdir()
+    (repository / "cat" / "03").mkdir()
+    shutil.copy(repository / "cat" / "1" / "model.onnx", repository / "cat" / "03")
+    registry = open_models([repository], "cpu", 1)
+    assert [(m.name, m.version) for m in registry.models] == [("cat", "1"), ("cat", "2"), ("cat", "10"), ("dog", "3")]
+
+
+def test_empty_version_is_the_highest_and_each_version_is_its_own_file(repository: Path) -> None:
+    registry = open_models([repository], "cpu", 1)
+    assert registry.find("cat", "").version == "10"
+    assert [registry.find("cat", v).info.licence for v in ("1", "2", "10")] == ["cat 1", "cat 2", "cat 10"]
+
+
+def test_empty_name_is_the_only_model(repository: Path) -> None:
+    shutil.rmtree(repository / "dog")
+    registry = open_models([repository], "cpu", 1)
+    assert (registry.find("", "").name, registry.find("", "2").version) == ("cat", "2")
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "words"),
+    [
+        ("cow", "", "no model 'cow' on this server; there are cat, dog"),
+        ("", "", "there are several; name one of cat, dog"),
+        ("cat", "3", "no version '3' of model 'cat'; there are 1, 2, 10"),
+        ("cat", "01", "no version '01'"),
+        ("Cat", "", "no model 'Cat'"),
+    ],
+)
+def test_unknown_model_is_told_with_those_there_are(repository: Path, name: str, version: str, words: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=words):
+        open_models([repository], "cpu", 1).find(name, version)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="are both model 'cat', version 1"):
+        find_sources([tmp_path / "a" / "cat.onnx", tmp_path / "b" / "cat.onnx"])
+
+
+def test_empty_repository_tells_its_layout(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"NAME/VERSION/model\.onnx"):
+        find_sources([tmp_path])
+
+
+def test_model_without_a_version_is_told(repository: Path) -> None:
+    (repository / "cow" / "one").mkdir(parents=True)
+    with pytest.raises(ModelFileError, match=r"cow .* holds no version; put the model at .*cow/1/model\.onnx"):
+        find_sources([repository])
+
+
+def test_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="does not exist"):
+        open_models([tmp_path / "gone.onnx"], "cpu")
+
+
+def test_clients_reach_every_model_and_version(repository: Path) -> None:
+    with running_server(repository) as server, Client(server.address) as client:
+        listed = [(m.name, m.version, m.licence) for m in client.list_models()]
+        assert listed == [
+            ("cat", "1", "cat 1"),
+            ("cat", "2", "cat 2"),
+            ("cat", "10", "cat 10"),
+            ("dog", "3", "dog 3"),
+        ]
+        assert client.get_model("cat").version == "10"
+        assert client.get_model("cat", "2").licence == "cat 2"
+        answered = client.segment(b"BM" + bmp_of_one_pixel()[2:], model="dog")
+        assert (answered.model_name, answered.model_version) == ("dog", "3")
+
+
+def bmp_of_one_pixel() -> bytes:
+    header = b"BM" + (58).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little")
+    info = b"".join(n.to_bytes(size, "little") for n, size in ((40, 4), (1, 4), (1, 4), (1, 2), (24, 2)))
+    return header + info + bytes(24) + b"\x00\x00\xff\x00"

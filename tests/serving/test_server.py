@@ -1,0 +1,231 @@
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from numpy.typing import NDArray
+
+from fcnseg.client import Client
+from fcnseg.engine import Engine
+from fcnseg.errors import RequestError, UsageError
+from fcnseg.segmenter import Segmenter
+from fcnseg.types import Segmentation
+from serving.executor import ModelExecutor
+from serving.models import ModelRegistry, ServedModel
+from serving.server import SERVICE, ServerConfig
+from tests.running_server import RunningServer, running_server
+from tests.tiny_model import write_tiny_model
+
+IMAGE = np.full((4, 4, 3), (255, 0, 0), np.uint8)
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class GatedSegmenter(Segmenter):
+    """A real segmenter that tells how many inferences have begun, and waits for a gate within each."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(Engine(path, "cpu", threads=1))
+        self.begun = threading.Semaphore(0)
+        self.runs = 0
+        self.gate = threading.Event()
+
+    def segment(self, image: str | Path | bytes | NDArray[np.uint8], *, confidence: bool = False) -> Segmentation:
+        self.runs += 1
+        self.begun.release()
+        assert self.gate.wait(20)
+        return super().segment(image, confidence=confidence)
+
+
+@pytest.fixture
+def segmenter(tiny_model: Path) -> GatedSegmenter:
+    return GatedSegmenter(tiny_model)
+
+
+def registry_of(segmenter: Segmenter) -> ModelRegistry:
+    executor = ModelExecutor(segmenter, "gated")
+    return ModelRegistry([ServedModel("gated", "1", segmenter.info, segmenter.device, executor)])
+
+
+def test_health_check_answers_for_the_server_and_the_service(tiny_model: Path) -> None:
+    with running_server(tiny_model) as server, grpc.insecure_channel(server.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", SERVICE):
+            assert health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status == SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            health.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=10)
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+def test_health_watch_sees_the_end_and_does_not_hold_it_up(tiny_model: Path, service: str) -> None:
+    with (
+        running_server(tiny_model, ServerConfig(grace_s=25)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service), timeout=20)
+        assert next(watch).status == SERVING
+        started = time.monotonic()
+        server.begin_stop()
+        assert next(watch).status == NOT_SERVING
+        server.wait_stopped()
+        assert time.monotonic() - started < 10
+
+
+def test_reflection_lists_and_describes_the_services(tiny_model: Path) -> None:
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+    ]
+    with running_server(tiny_model) as server, grpc.insecure_channel(server.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        listed, described = list(stub.ServerReflectionInfo(iter(requests), timeout=10))
+    assert {s.name for s in listed.list_services_response.service} == {
+        "fcnseg.v1.SegmentationService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+    assert b"SegmentRequest" in described.file_descriptor_response.file_descriptor_proto[0]
+
+
+def test_request_under_way_is_finished_and_new_ones_are_refused_when_stopping(segmenter: GatedSegmenter) -> None:
+    with (
+        running_server(registry_of(segmenter), ServerConfig(grace_s=20)) as server,
+        Client(server.address) as client,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        answer = thread.submit(client.segment, IMAGE)
+        assert segmenter.begun.acquire(timeout=10)
+        server.begin_stop()
+        wait_until_refused(server.address)
+        assert not answer.done()
+        segmenter.gate.set()
+        assert answer.result(10).class_map.tolist() == [[0] * 4] * 4
+        server.wait_stopped()
+
+
+def wait_until_refused(address: str) -> None:
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            with Client(address, timeout_s=5) as other:
+                other.list_models()
+        except RequestError as error:
+            # A call that arrives in the very moment of the stop is cancelled by gRPC, later ones find no server.
+            assert error.code in {"UNAVAILABLE", "CANCELLED"}  # noqa: PT017 - the loop ends by it
+            if error.code == "UNAVAILABLE":
+                return
+    pytest.fail("the stopping server still took requests")
+
+
+def test_request_that_outlasts_the_grace_is_cut_off(segmenter: GatedSegmenter) -> None:
+    with (
+        running_server(registry_of(segmenter), ServerConfig(grace_s=0.3)) as server,
+        Client(server.address) as client,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        answer = thread.submit(client.segment, IMAGE)
+        assert segmenter.begun.acquire(timeout=10)
+        server.begin_stop()
+        error = answer.exception(10)
+        segmenter.gate.set()
+        assert isinstance(error, RequestError)
+        assert error.code in {"UNAVAILABLE", "CANCELLED"}
+
+
+def test_request_whose_deadline_passes_while_it_waits_is_never_run(segmenter: GatedSegmenter) -> None:
+    with (
+        running_server(registry_of(segmenter)) as server,
+        Client(server.address) as client,
+        Client(server.address, timeout_s=0.3) as hasty,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        first = thread.submit(client.segment, IMAGE)
+        assert segmenter.begun.acquire(timeout=10)
+        with pytest.raises(RequestError, match=r"within 0\.3 s") as caught:
+            hasty.segment(IMAGE)
+        assert caught.value.code == "DEADLINE_EXCEEDED"
+        time.sleep(0.3)  # the server's own clock ends the call a moment later
+        segmenter.gate.set()
+        first.result(10)
+        client.segment(IMAGE)
+    assert segmenter.runs == 2
+
+
+def test_request_cancelled_by_its_client_while_it_waits_is_never_run(segmenter: GatedSegmenter) -> None:
+    with (
+        running_server(registry_of(segmenter)) as server,
+        Client(server.address) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        first = threads.submit(client.segment, IMAGE)
+        assert segmenter.begun.acquire(timeout=10)
+        leaver = Client(server.address)
+        second = threads.submit(leaver.segment, IMAGE)
+        time.sleep(0.3)  # let it reach the queue
+        leaver.close()
+        error = second.exception(10)
+        assert isinstance(error, RequestError)
+        assert error.code == "CANCELLED"
+        time.sleep(0.3)
+        segmenter.gate.set()
+        first.result(10)
+        client.segment(IMAGE)
+    assert segmenter.runs == 2
+
+
+def test_models_answer_side_by_side(tmp_path: Path, segmenter: GatedSegmenter) -> None:
+    """A model that is busy holds up nobody else's."""
+    path = write_tiny_model(tmp_path / "free.onnx")
+    free = Segmenter(Engine(path, "cpu", threads=1))
+    models = [
+        ServedModel(name, "1", s.info, s.device, ModelExecutor(s, name))
+        for name, s in (("gated", segmenter), ("free", free))
+    ]
+    with (
+        running_server(ModelRegistry(models)) as server,
+        Client(server.address) as client,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        held = thread.submit(client.segment, IMAGE, model="gated")
+        assert segmenter.begun.acquire(timeout=10)
+        assert client.segment(IMAGE, model="free").model_name == "free"
+        assert not held.done()
+        segmenter.gate.set()
+        assert held.result(10).model_name == "gated"
+
+
+def test_many_clients_at_once_get_their_own_answers(tiny_model: Path) -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    images = [np.full((5 + i % 7, 9 + i % 5, 3), colours[i % 3], np.uint8) for i in range(60)]
+    with running_server(tiny_model) as server, Client(server.address) as client, ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(client.segment, images))
+    for i, (image, answer) in enumerate(zip(images, answers, strict=True)):
+        assert answer.class_map.shape == image.shape[:2]
+        assert np.unique(answer.class_map).tolist() == [i % 3]
+
+
+def test_port_in_use_is_told_with_the_remedy(segmenter: GatedSegmenter) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"port {port} of 127\.0\.0\.1 is in use; .*--port 0"):
+            RunningServer(registry_of(segmenter), ServerConfig(port=port))
+
+
+def test_two_servers_never_share_a_port(tiny_model: Path) -> None:
+    with running_server(tiny_model) as server:
+        port = int(server.address.rpartition(":")[2])
+        with pytest.raises(UsageError, match="in use"), running_server(tiny_model, ServerConfig(port=port)):
+            pass
+
+
+def test_host_that_is_no_address_is_told(segmenter: GatedSegmenter) -> None:
+    with pytest.raises(UsageError, match=r"host 'no\.such\.host\.invalid'"):
+        RunningServer(registry_of(segmenter), ServerConfig(host="no.such.host.invalid"))

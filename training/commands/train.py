@@ -1,0 +1,180 @@
+"""`fcnseg train`: fine-tune a classifier per pixel."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fcnseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from training.config import Channels, Device, Precision, Variant
+    from training.data import Contents, Dataset
+
+_LARGEST_CROP = 320
+_CROP_STEP = 32
+
+
+def _channels(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> tuple[float, float, float] | None:
+    """Read three comma-separated numbers, or one that stands for all three."""
+    if value is None:
+        return None
+    try:
+        numbers = [float(part) for part in value.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3:
+        raise click.BadParameter(f"{value!r} is neither one number nor three with commas, such as 0.485,0.456,0.406")
+    return numbers[0], numbers[1], numbers[2]
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--backbone", required=True, metavar="ARCH", help="torchvision name, or timm/NAME, of the classifier.")
+@click.option(
+    "--variant",
+    type=click.Choice(["fcn8s", "fcn16s", "fcn32s"]),
+    default="fcn8s",
+    show_default=True,
+    help="Stride of the finest scores: smaller is sharper.",
+)
+@click.option(
+    "-o", "--output", "run", required=True, metavar="RUN", type=click.Path(path_type=Path), help="Run folder."
+)
+@click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help="The classifier's weights.")
+@click.option(
+    "--mean", metavar="R,G,B", callback=_channels, help="Normalisation of the weights in --weights, of values in 0..1."
+)
+@click.option("--std", metavar="R,G,B", callback=_channels, help="As --mean.")
+@click.option("--epochs", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--crop",
+    type=click.IntRange(min=32),
+    help=f"Pixels along a training crop.  [default: the images' median longer side, at most {_LARGEST_CROP}]",
+)
+@click.option("--lr", default=3e-3, show_default=True, help="Peak learning rate of the new layers.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0), help="Processes that read data.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace the run that RUN holds.")
+def train(
+    data: Path,
+    backbone: str,
+    variant: "Variant",
+    run: Path,
+    weights: Path | None,
+    mean: "Channels | None",
+    std: "Channels | None",
+    epochs: int,
+    batch_size: int,
+    crop: int | None,
+    lr: float,
+    seed: int,
+    workers: int,
+    device: "Device",
+    precision: "Precision",
+    *,
+    overwrite: bool,
+) -> None:
+    """Fine-tune a classifier into a segmentation model on the images and masks of the folder DATA.
+
+    DATA holds train/ trainannot/ val/ valannot/, or images/ masks/ train.txt val.txt; classes.json says what the ids
+    in the masks mean.
+
+    \b
+    Example: fcnseg train camvid/ --backbone mobilenet_v2 --variant fcn8s -o run/
+    """
+    from rich.console import Console
+
+    from training.config import TrainConfig
+    from training.data import check_samples, fingerprint, open_dataset
+
+    if (mean is None) != (std is None):
+        raise UsageError(f"--{'mean' if std is None else 'std'} is missing: a normalisation needs --mean and --std")
+    console = Console(stderr=True)
+    dataset = open_dataset(data)
+    with console.status("checking images and masks"):
+        found = {split: check_samples(dataset.split(split), dataset.label_map) for split in ("train", "val")}
+        data_fingerprint = fingerprint(dataset, found)
+    _print_data(console, dataset, found)
+
+    from training.device import resolve_device
+    from training.fit import fit
+    from training.model import build_model
+    from training.run import BEST, LAST, prepare_folder
+
+    config = TrainConfig(
+        data=str(data),
+        backbone=backbone,
+        variant=variant,
+        weights=None if weights is None else str(weights),
+        mean=mean,
+        std=std,
+        epochs=epochs,
+        batch_size=batch_size,
+        crop=crop or _default_crop(found["train"].longer_side),
+        lr=lr,
+        seed=seed,
+        workers=workers,
+        device=device,
+        precision=precision,
+    )
+    used = resolve_device(device)
+    model = build_model(backbone, variant, len(dataset.label_map), weights=weights, mean=mean, std=std)
+    prepare_folder(run, overwrite=overwrite)
+    console.print(
+        f"normalisation: mean {_numbers(model.mean)}, std {_numbers(model.std)} ({model.normalisation_source})\n"
+        f"training {variant} on {backbone}: {epochs} epochs, {batch_size} crops of {config.crop} pixels a step, {used}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    try:
+        best = fit(model, dataset, data_fingerprint, config, run, console)
+    except KeyboardInterrupt:
+        kept = f"the weights so far are in {run / LAST}" if (run / LAST).is_file() else "no step was finished"
+        console.print(f"training was interrupted; {kept}", highlight=False, soft_wrap=True)
+        raise
+    click.echo(
+        f"best validation mIoU {best['mean_iou']:.4f}, pixel accuracy {best['pixel_accuracy']:.4f}: {run / BEST}"
+    )
+    click.echo(f"next: fcnseg export {run} -o model.onnx")
+
+
+def _default_crop(longer_side: int) -> int:
+    """The images' usual size, in steps that no backbone has to pad."""
+    return min(_LARGEST_CROP, -(-longer_side // _CROP_STEP) * _CROP_STEP)
+
+
+def _print_data(console: "Console", dataset: "Dataset", found: "dict[str, Contents]") -> None:
+    contents = found["train"]
+    labelled = max(1, sum(contents.class_pixels))
+    shares = ", ".join(
+        f"{info.name} {pixels / labelled:.1%}"
+        for info, pixels in zip(dataset.label_map.classes, contents.class_pixels, strict=True)
+    )
+    lines = [
+        f"{dataset.root}: " + ", ".join(f"{c.images} {split} images" for split, c in found.items()),
+        f"{len(dataset.label_map)} classes: {shares}",
+    ]
+    if contents.ignored_pixels:
+        share = contents.ignored_pixels / (contents.ignored_pixels + labelled)
+        lines.append(f"{share:.1%} of the training pixels have no label (id {dataset.label_map.ignore_id})")
+    lines.extend(
+        f"warning: no {split} mask has the class {info.name}"
+        for split, c in found.items()
+        for info, pixels in zip(dataset.label_map.classes, c.class_pixels, strict=True)
+        if pixels == 0
+    )
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _numbers(values: "Channels") -> str:
+    return ", ".join(f"{value:g}" for value in values)

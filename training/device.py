@@ -1,0 +1,21 @@
+"""Where torch computes: the device that was asked for, or an error; never another one."""
+
+import torch
+
+from fcnseg.errors import DeviceError
+from training.config import Device
+
+
+def resolve_device(device: Device) -> str:
+    """Return `cpu` or `cuda` for what was asked for.
+
+    Raises:
+        DeviceError: CUDA was asked for and torch has none.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            f"device cuda was asked for, but torch {torch.__version__} sees no CUDA device; use --device cpu"
+        )
+    return device

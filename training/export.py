@@ -1,0 +1,262 @@
+"""From a segmentation model to one ONNX file, gated on parity between PyTorch and onnxruntime."""
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from fcnseg.errors import ParityError, UsageError
+from fcnseg.files import replacing
+from fcnseg.model_file import METADATA_KEY, OUTPUTS, ModelInfo, ParityRecord, dump_info
+from fcnseg.types import LabelMap
+from training.model import SegmentationModel
+
+OPSET = 20
+IR_VERSION = 10
+"""What onnxruntime 1.18 and later read."""
+PARITY_SIZES = ((97, 131), (224, 300), (33, 47), (1, 1))
+TOLERANCE = 1e-4
+_FLAG = "with_confidence"
+_TRACED_SIZE = (2, 203, 157)
+_PACKAGES = ("fcnseg", "torch", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime")
+
+
+def export(
+    model: SegmentationModel,
+    label_map: LabelMap,
+    path: Path,
+    *,
+    metrics: dict[str, float] | None = None,
+    data_fingerprint: str | None = None,
+    parity: tuple[ParityRecord, ...] = (),
+) -> ModelInfo:
+    """Write a model file, after proving that onnxruntime computes what PyTorch does.
+
+    Args:
+        model: The model; it is put in eval mode.
+        label_map: Its classes, as many as it scores.
+        path: Where the file goes; it appears only when the proof holds.
+        metrics: Validation metrics to carry, by name, each in 0..1.
+        data_fingerprint: Fingerprint of the training data to carry.
+        parity: Proofs made before, to carry along.
+
+    Returns:
+        The metadata written, the export's own proof included.
+
+    Raises:
+        UsageError: The label map does not fit the model.
+        ParityError: At some size the scores differ by more than 1e-4 of their range, or a class map differs where the
+            two best scores are further apart than that.
+    """
+    if len(label_map) != model.num_classes:
+        raise UsageError(f"{len(label_map)} labels were given for a model of {model.num_classes} classes")
+    model.eval()
+    info = ModelInfo(
+        architecture=model.architecture,
+        variant=model.variant,
+        label_map=label_map,
+        geometry=model.geometry,
+        global_context=model.global_context,
+        class_map_at=model.class_map_at,
+        mean=model.mean,
+        std=model.std,
+        licence=model.licence,
+        data_fingerprint=data_fingerprint,
+        metrics=metrics or {},
+        parity=parity,
+        versions=_versions(),
+    )
+    proto = _trace(model)
+    _declare(proto, model.num_classes)
+    _guard_confidence(proto)
+    with replacing(path) as temporary:
+        error = _write_proved(proto, model, temporary, info)
+        info = replace(info, parity=(*parity, ParityRecord("onnxruntime with PyTorch", error)))
+        _set_info(proto, info)
+        onnx.save(proto, temporary)
+    return info
+
+
+def _write_proved(proto: onnx.ModelProto, model: SegmentationModel, path: Path, info: ModelInfo) -> float:
+    _set_info(proto, info)
+    onnx.checker.check_model(proto)
+    onnx.save(proto, path)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return max(_parity(session, model, (1 + i % 2, *size)) for i, size in enumerate(PARITY_SIZES))
+
+
+def _trace(model: SegmentationModel) -> onnx.ModelProto:
+    image = torch.zeros(*_TRACED_SIZE, 3, dtype=torch.uint8)
+    dynamic = torch.export.Dim.DYNAMIC
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            model, (image,), dynamo=True, dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},),
+            input_names=["image"], output_names=list(OUTPUTS), opset_version=OPSET, external_data=False, verbose=False,
+        )  # fmt: skip
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    proto: onnx.ModelProto = program.model_proto
+    proto.ir_version = IR_VERSION
+    return proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's progress and the warnings of its libraries."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(), open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):  # noqa: PTH123
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+def _declare(proto: onnx.ModelProto, num_classes: int) -> None:
+    """Give inputs and outputs the names and shapes of the contract, and more than 256 classes their uint16."""
+    graph = proto.graph
+    shapes = {
+        "image": (TensorProto.UINT8, ["N", "H", "W", 3]),
+        "class_map": (TensorProto.UINT8 if num_classes <= 256 else TensorProto.UINT16, ["N", "H", "W"]),
+        "heatmap": (TensorProto.FLOAT, ["N", num_classes, "h", "w"]),
+        # Empty, (N, 0, 0), when it is not asked for, hence names of its own.
+        "confidence": (TensorProto.UINT8, ["N", "H_confidence", "W_confidence"]),
+    }
+    if num_classes > 256:
+        producer = _producer(graph, "class_map")
+        producer.output[list(producer.output).index("class_map")] = "class_map_int32"
+        graph.node.append(helper.make_node("Cast", ["class_map_int32"], ["class_map"], to=TensorProto.UINT16))
+    for value in (*graph.input, *graph.output):
+        element, shape = shapes[value.name]
+        value.CopyFrom(helper.make_tensor_value_info(value.name, element, shape))
+    del graph.value_info[:]  # shapes of intermediates are expressions of no use to a reader
+
+
+def _producer(graph: onnx.GraphProto, value: str) -> onnx.NodeProto:
+    return next(node for node in graph.node if value in node.output)
+
+
+def _guard_confidence(proto: onnx.ModelProto) -> None:
+    """Move what only `confidence` needs behind an If on the optional input `with_confidence`.
+
+    onnxruntime computes every output of a graph whether it is fetched or not; a branch is skipped.
+    """
+    graph = proto.graph
+    needed = _ancestors(graph, [o.name for o in graph.output if o.name != "confidence"])
+    moved = [node for node in graph.node if not set(node.output) & needed]
+    kept = [node for node in graph.node if set(node.output) & needed]
+    inner = "confidence_of_every_pixel"
+    for node in moved:
+        node.output[:] = [inner if name == "confidence" else name for name in node.output]
+    declared = next(o for o in graph.output if o.name == "confidence")
+    then_output = onnx.ValueInfoProto()
+    then_output.CopyFrom(declared)
+    then_output.name = inner
+    batch = [
+        helper.make_node("Shape", ["image"], ["image_count"], start=0, end=1),
+        helper.make_node("Concat", ["image_count", "no_pixels"], ["empty_shape"], axis=0),
+        helper.make_node("ConstantOfShape", ["empty_shape"], ["no_confidence"],
+                         value=helper.make_tensor("zero", TensorProto.UINT8, [1], [0])),
+    ]  # fmt: skip
+    empty = helper.make_tensor_value_info("no_confidence", TensorProto.UINT8, ["N", "H_confidence", "W_confidence"])
+    sizes = helper.make_tensor("no_pixels", TensorProto.INT64, [2], [0, 0])
+    choice = helper.make_node(
+        "If", [_FLAG], ["confidence"], name="confidence_if_asked_for",
+        then_branch=helper.make_graph(moved, "confidence", [], [then_output]),
+        else_branch=helper.make_graph(batch, "no_confidence", [], [empty], [sizes]),
+    )  # fmt: skip
+    del graph.node[:]
+    graph.node.extend([*kept, choice])
+    graph.input.append(helper.make_tensor_value_info(_FLAG, TensorProto.BOOL, []))
+    graph.initializer.append(helper.make_tensor(_FLAG, TensorProto.BOOL, [], [False]))
+
+
+def _ancestors(graph: onnx.GraphProto, values: list[str]) -> set[str]:
+    """Names of all values that the given ones are computed from, themselves included."""
+    producers = {name: node for node in graph.node for name in node.output}
+    found: set[str] = set()
+    pending = list(values)
+    while pending:
+        name = pending.pop()
+        if name in found:
+            continue
+        found.add(name)
+        if name in producers:
+            pending += producers[name].input
+    return found
+
+
+def _set_info(proto: onnx.ModelProto, info: ModelInfo) -> None:
+    kept = [p for p in proto.metadata_props if p.key != METADATA_KEY]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    proto.metadata_props.add(key=METADATA_KEY, value=dump_info(info))
+
+
+def _parity(session: onnxruntime.InferenceSession, model: SegmentationModel, shape: tuple[int, int, int]) -> float:
+    """Relative error of the heatmap at one input shape.
+
+    Raises:
+        ParityError: The error is beyond the tolerance, or a class map differs where the scores are clearly apart.
+    """
+    generator = np.random.default_rng(sum(shape))
+    image = generator.integers(0, 256, (*shape, 3), np.uint8)
+    class_map, heatmap, confidence = session.run(None, {"image": image, _FLAG: np.array(True)})
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        expected = [t.cpu().numpy() for t in model(torch.from_numpy(image).to(device))]
+        scores = model.pixel_scores(torch.from_numpy(image).to(device)) if model.class_map_at == "pixel" else None
+    spread = float(np.ptp(expected[1])) or 1.0
+    error = float(np.abs(heatmap - expected[1]).max()) / spread
+    if heatmap.shape != expected[1].shape or error > TOLERANCE:
+        raise ParityError(
+            f"onnxruntime and PyTorch differ by {error:.1e} of the scores' range at {shape[1]}x{shape[2]}"
+            f" (at most {TOLERANCE:.0e}); the file was not written"
+        )
+    wrong = class_map != expected[0]
+    if scores is not None:
+        wrong &= _clear(scores.cpu().numpy(), 2 * TOLERANCE * spread)
+    if class_map.shape != expected[0].shape or (scores is not None and wrong.any()) or _far(confidence, expected[2]):
+        raise ParityError(
+            f"onnxruntime and PyTorch give different class maps at {shape[1]}x{shape[2]} ({int(wrong.sum())} pixels);"
+            " the file was not written"
+        )
+    return error
+
+
+def _clear(scores: NDArray[np.float32], gap: float) -> NDArray[np.bool_]:
+    """(N, H, W): where the two best of (N, K, H, W) scores are further apart than `gap`."""
+    if scores.shape[1] == 1:
+        return np.ones((scores.shape[0], *scores.shape[2:]), bool)
+    best = np.partition(scores, -2, axis=1)[:, -2:]
+    clear: NDArray[np.bool_] = (best[:, 1] - best[:, 0]) > gap
+    return clear
+
+
+def _far(confidence: NDArray[np.uint8], expected: NDArray[np.uint8]) -> bool:
+    """Whether confidences differ by more than a step of rounding."""
+    if confidence.shape != expected.shape:
+        return True
+    return bool((np.abs(confidence.astype(int) - expected.astype(int)) > 1).any())
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

@@ -1,0 +1,178 @@
+"""Fully convolutional networks: a dense classifier whose scores are refined by skips from finer layers.
+
+FCN-32s scores the last feature map; FCN-16s adds scores of the last map at half its stride, FCN-8s those at a quarter
+(Long, Shelhamer, Darrell, arXiv 1411.4038, section 4.2). Skip points are found in the graph, and scores meet on the
+finer map's own lattice, whatever the backbone's padding made of it.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fcnseg.errors import ArchitectureError, UsageError
+from training.convolutionalize import Trunk, dense_trunk, input_channels, refuse_transformers
+from training.grid import Grid, GridTracer, Lattice, NetGrid, derive_net_grid, lattices
+from training.resample import resample
+from training.tracing import fix_same_padding
+
+Variant = Literal["fcn32s", "fcn16s", "fcn8s"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
+
+@dataclass(frozen=True)
+class _Tap:
+    """A feature map that an FCN scores."""
+
+    node: fx.Node
+    channels: int
+    grid: Grid
+
+    @property
+    def lattice(self) -> tuple[Lattice, Lattice]:
+        return lattices(self.grid)
+
+
+class FCN(nn.Module):
+    """An FCN over a dense trunk; `forward` maps (N, C, H, W) float to (N, K, h, w) scores.
+
+    Score layers start at zero, so that training starts from the trunk alone and a skip adds nothing until it has
+    learned to.
+
+    Attributes:
+        net_grid: The grid of the scores, and how their size follows from the image's.
+    """
+
+    def __init__(self, trunk: fx.GraphModule, taps: list[_Tap], num_classes: int, native: tuple[int, int]) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.scores = nn.ModuleList(_score_layer(tap.channels, num_classes) for tap in taps)
+        self._lattices = [tap.lattice for tap in taps]
+        self.net_grid = _net_grid(derive_net_grid(trunk, native), taps, num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Score an image.
+
+        Args:
+            image: (N, C, H, W) normalised float, H and W multiples of the net's alignment.
+
+        Returns:
+            (N, K, h, w) scores.
+        """
+        coarse, *finer = self.trunk(image)
+        scores: Tensor = self.scores[0](coarse)
+        for index, features in enumerate(finer, start=1):
+            skip = self.scores[index](features)
+            size = (skip.shape[2], skip.shape[3])
+            scores = skip + resample(scores, self._lattices[index - 1], self._lattices[index], size)
+        return scores
+
+
+def build_fcn(classifier: nn.Module, variant: Variant, num_classes: int, input_size: tuple[int, int]) -> FCN:
+    """Make an FCN of a classifier: its trunk with its weights, and new score layers.
+
+    Args:
+        classifier: Maps (N, C, H, W) to (N, K) logits; it is not changed.
+        variant: fcn32s, fcn16s or fcn8s: the stride of the scores.
+        num_classes: Number of classes to score.
+        input_size: Native (height, width) of the classifier.
+
+    Raises:
+        ArchitectureError: The classifier cannot become convolutional, or has no feature map at a stride.
+        UsageError: The classifier's own stride is finer than the variant's.
+    """
+    model = copy.deepcopy(classifier).eval()
+    refuse_transformers(model)
+    fix_same_padding(model, input_size)
+    trunk = dense_trunk(model, input_size, "cam")
+    coarse, finer = _taps(trunk, variant, input_size, input_channels(model))
+    taps = [coarse, *finer]
+    graph = trunk.net.graph
+    output = next(n for n in graph.nodes if n.op == "output")
+    output.args = (tuple(tap.node for tap in taps),)
+    graph.eliminate_dead_code()
+    trunk.net.recompile()
+    trunk.net.delete_all_unused_submodules()
+    return FCN(trunk.net, taps, num_classes, input_size)
+
+
+def _net_grid(trunk: NetGrid, taps: list[_Tap], num_classes: int) -> NetGrid:
+    """The grid of the fused scores: they lie where the finest map does, and see what all maps see."""
+    grid = taps[0].grid
+    for tap in taps[1:]:
+        (y, x) = tap.lattice
+        coarse = Grid(grid.y.resampled(y.offset, y.stride), grid.x.resampled(x.offset, x.stride))
+        grid = tap.grid.joined(coarse)
+    return replace(trunk, grid=grid, channels=num_classes)
+
+
+def _score_layer(channels: int, num_classes: int) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, num_classes, 1)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+class _GridRecorder(fx.Interpreter):
+    def __init__(self, net: fx.GraphModule, tracer: GridTracer) -> None:
+        super().__init__(net)
+        self._tracer = tracer
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["grid"] = self._tracer.grid(value)
+        n.meta["channels"] = value.shape[1] if isinstance(value, Tensor) and value.ndim == 4 else None
+        return value
+
+
+def _taps(
+    trunk: Trunk, variant: Variant, input_size: tuple[int, int], channels: int
+) -> tuple[_Tap, list[_Tap]]:
+    tracer = GridTracer()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        image = torch.empty(1, channels, *input_size)
+        with tracer:
+            _GridRecorder(trunk.net, tracer).run(tracer.start(image))
+    coarse = _tap(trunk.hidden)
+    wanted = int(variant.removeprefix("fcn").removesuffix("s"))
+    stride = coarse.lattice[0].stride
+    if stride < wanted or stride % wanted:
+        raise UsageError(f"{variant} scores at stride {wanted}, but this net's own stride is {stride}; use fcn{stride}s")
+    finer = []
+    while stride > wanted:
+        stride //= 2
+        finer.append(_tap(_last_map_at(trunk, stride)))
+    return coarse, finer
+
+
+def _tap(node: fx.Node) -> _Tap:
+    grid: Grid | None = node.meta["grid"]
+    if grid is None or node.meta["channels"] is None:
+        raise ArchitectureError(f"the value of {node.name} is no feature map with a grid, so it cannot be scored")
+    return _Tap(node, node.meta["channels"], grid)
+
+
+def _last_map_at(trunk: Trunk, stride: int) -> fx.Node:
+    """The last feature map at a stride that everything behind it is computed from.
+
+    A node qualifies when no value computed before it is used after it, which keeps out the insides of residual and
+    dense blocks.
+    """
+    nodes = list(trunk.net.graph.nodes)
+    position = {node: i for i, node in enumerate(nodes)}
+    furthest_use = -1
+    found: fx.Node | None = None
+    for i, node in enumerate(nodes):
+        grid: Grid | None = node.meta.get("grid")
+        if furthest_use <= i and grid is not None and grid.y.stride == grid.x.stride == stride:
+            found = node
+        if node.op not in {"get_attr"}:
+            furthest_use = max([furthest_use, *(position[user] for user in node.users)])
+        if node is trunk.features:
+            break
+    if found is None:
+        raise ArchitectureError(f"the net has no feature map at stride {stride} for a skip; use a coarser variant")
+    return found

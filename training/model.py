@@ -1,0 +1,208 @@
+"""The segmentation model: normalisation, padding, net, resampling and crop in one module.
+
+Training, validation and the exported graph all run this module, so that preprocessing cannot drift between them.
+"""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fcnseg.geometry import AxisGeometry, Geometry
+from fcnseg.model_file import CELL_RESOLUTION_ABOVE
+from training.fcn import Variant, build_fcn
+from training.grid import Lattice, NetGrid
+from training.resample import PIXELS, enlarge_nearest, resample
+from training.zoo import Classifier, Rgb, load_classifier
+
+
+class SegmentationModel(nn.Module):
+    """A net with everything that stands between an image of any size and its class map.
+
+    Args:
+        net: Maps (N, 3, H, W) normalised float to (N, K, h, w) scores.
+        net_grid: What the net does to grids.
+        classifier: The classifier the net was made from; tells name, normalisation and native size.
+        variant: `heatmap`, `fcn32s`, `fcn16s` or `fcn8s`.
+
+    Attributes:
+        architecture: The classifier's name.
+        variant: As given.
+        mean: Channel means subtracted, of values in 0..1.
+        std: Channel deviations divided by.
+        normalisation_source: Where mean and std come from, in a phrase.
+        licence: What is known of the weights' licence.
+        geometry: How an image of any size is brought to the net and back.
+        global_context: Modules through which a cell depends on the whole image.
+        num_classes: K.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        net_grid: NetGrid,
+        classifier: Classifier,
+        variant: Literal["heatmap"] | Variant,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.architecture = classifier.architecture
+        self.variant = variant
+        self.mean = classifier.mean
+        self.std = classifier.std
+        self.normalisation_source = classifier.normalisation_source
+        self.licence = classifier.licence
+        self.global_context = net_grid.global_context
+        self.num_classes = net_grid.channels
+        self.geometry = _geometry(net_grid)
+        # Scale and shift of 0..255 values, so that the graph normalises with one multiplication and one addition.
+        self.register_buffer("_scale", torch.tensor([1 / (255 * s) for s in self.std]).view(1, 3, 1, 1), False)
+        self.register_buffer(
+            "_shift", torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(1, 3, 1, 1), False
+        )
+
+    def heatmap(self, image: Tensor) -> Tensor:
+        """Score an image at the net's own stride.
+
+        Args:
+            image: (N, H, W, 3) uint8 RGB.
+
+        Returns:
+            (N, K, h, w) float32 scores; cell i looks at pixel `geometry.centre(i)`.
+        """
+        rows = _edge_indices(self.geometry.y, image.shape[1], image.device)
+        columns = _edge_indices(self.geometry.x, image.shape[2], image.device)
+        padded = image.index_select(1, rows).index_select(2, columns)
+        pixels = padded.permute(0, 3, 1, 2).to(self._scale.dtype) * self._scale + self._shift
+        scores: Tensor = self.net(pixels)
+        return scores
+
+    def pixel_scores(self, image: Tensor) -> Tensor:
+        """Score every pixel of an image.
+
+        Args:
+            image: (N, H, W, 3) uint8 RGB.
+
+        Returns:
+            (N, K, H, W) float32 scores.
+        """
+        return self._to_pixels(self.heatmap(image), (image.shape[1], image.shape[2]))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Answer as the model file does.
+
+        Args:
+            image: (N, H, W, 3) uint8 RGB.
+
+        Returns:
+            `class_map` (N, H, W) uint8 up to 256 classes, else int32 (ONNX makes it uint16); `heatmap` (N, K, h, w)
+            float32; `confidence` (N, H, W) uint8, the winner's softmax probability times 255, rounded. Above 64
+            classes, class and confidence are taken at the heatmap's cells and enlarged by nearest.
+        """
+        size = (image.shape[1], image.shape[2])
+        heatmap = self.heatmap(image)
+        if self.class_map_at == "pixel":
+            scores = self._to_pixels(heatmap, size)
+            return _classes(scores), heatmap, _confidence(scores)
+        class_map, confidence = _classes(heatmap), _confidence(heatmap)
+        lattice = self._image_lattice
+        pixels = (PIXELS, PIXELS)
+        return (
+            enlarge_nearest(class_map, lattice, pixels, size),
+            heatmap,
+            enlarge_nearest(confidence, lattice, pixels, size),
+        )
+
+    @property
+    def class_map_at(self) -> Literal["pixel", "cell"]:
+        """Whether the arg-max is taken at every pixel or at the heatmap's cells."""
+        return "pixel" if self.num_classes <= CELL_RESOLUTION_ABOVE else "cell"
+
+    @property
+    def _image_lattice(self) -> tuple[Lattice, Lattice]:
+        y, x = self.geometry.y, self.geometry.x
+        return Lattice(y.stride, y.centre(0)), Lattice(x.stride, x.centre(0))
+
+    def _to_pixels(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        return resample(scores, self._image_lattice, (PIXELS, PIXELS), size)
+
+
+def build_model(
+    architecture: str,
+    variant: Variant,
+    num_classes: int,
+    *,
+    weights: Path | None = None,
+    mean: Rgb | None = None,
+    std: Rgb | None = None,
+    pretrained: bool = True,
+) -> SegmentationModel:
+    """Make an FCN of a classifier by name, ready to be trained.
+
+    Args:
+        architecture: A torchvision name, or `timm/NAME`.
+        variant: fcn32s, fcn16s or fcn8s.
+        num_classes: Number of classes to score.
+        weights: A file with the classifier's state_dict; None takes the zoo's.
+        mean: Channel means that go with the weights; None takes the zoo's.
+        std: Channel deviations that go with the weights; None takes the zoo's.
+        pretrained: False leaves the weights random, for a checkpoint to be loaded into.
+
+    Raises:
+        ArchitectureError: The architecture is unknown or cannot become convolutional.
+        WeightsError: The weights cannot be had or do not fit.
+        UsageError: The variant does not suit the net's stride.
+    """
+    classifier = load_classifier(architecture, weights=weights, mean=mean, std=std, pretrained=pretrained)
+    fcn = build_fcn(classifier.net, variant, num_classes, classifier.input_size)
+    return SegmentationModel(fcn, fcn.net_grid, classifier, variant)
+
+
+def _geometry(net_grid: NetGrid) -> Geometry:
+    y, x = (_axis_geometry(net_grid, axis) for axis in (0, 1))
+    return Geometry(y, x)
+
+
+def _axis_geometry(net_grid: NetGrid, axis: int) -> AxisGeometry:
+    alignment = net_grid.alignment[axis]
+    lead = trail = 0
+    for scored in net_grid.maps:  # each of them has to reach every pixel
+        lattice, extra_cells = scored.lattice[axis], scored.extra_cells[axis]
+        # The fewest whole alignments that bring cell 0's centre to within one stride of pixel 0.
+        lead = max(lead, (math.floor((lattice.offset - lattice.stride) / alignment) + 1) * alignment)
+        # The last cell, number padded / stride + extra_cells - 1, must look to within one stride of the last pixel.
+        trail = max(trail, math.ceil(-lattice.offset - lattice.stride * extra_cells))
+    answer = net_grid.maps[-1]
+    stride, offset = answer.lattice[axis].stride, answer.lattice[axis].offset
+    grid = (net_grid.grid.y, net_grid.grid.x)[axis]
+    reach = max(offset - float(grid.first), float(grid.last) - offset)
+    return AxisGeometry(
+        stride=stride,
+        offset=offset,
+        field=grid.field,
+        alignment=alignment,
+        minimum=max(net_grid.minimum[axis], -(-(lead + trail + 1) // alignment) * alignment),
+        lead=lead,
+        trail=trail,
+        extra_cells=answer.extra_cells[axis],
+        margin=math.ceil(reach) + stride,
+    )
+
+
+def _edge_indices(axis: AxisGeometry, size: int, device: torch.device) -> Tensor:
+    """Which row (or column) of the image each one of the padded image repeats."""
+    multiples = (size + axis.lead + axis.trail + axis.alignment - 1) // axis.alignment
+    padded = axis.alignment * torch.sym_max(axis.minimum // axis.alignment, multiples)
+    return (torch.arange(padded, device=device) - axis.lead).clamp(min=0).clamp(max=size - 1)
+
+
+def _classes(scores: Tensor) -> Tensor:
+    """Arg-max over the classes: uint8 up to 256 classes, else int32."""
+    return scores.argmax(1).to(torch.uint8 if scores.shape[1] <= 256 else torch.int32)
+
+
+def _confidence(scores: Tensor) -> Tensor:
+    """The winning class's softmax probability times 255, rounded, uint8."""
+    return (scores.softmax(1).amax(1) * 255).round().to(torch.uint8)

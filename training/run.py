@@ -1,0 +1,194 @@
+"""The folder that a training run leaves behind, and how a model comes back out of it.
+
+    RUN/config.yaml    what the run was asked to do
+    RUN/metrics.csv    one row an epoch
+    RUN/best.ckpt      the epoch with the best validation mean IoU
+    RUN/last.ckpt      the last epoch, or where the run was interrupted
+
+A checkpoint is a Lightning checkpoint of plain types (it opens with `torch.load(..., weights_only=True)`) whose entry
+`fcnseg` holds all that rebuilding the model takes: no weights file, data folder or network is needed.
+"""
+
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fcnseg.errors import ModelFileError, UsageError
+from fcnseg.types import LabelMap
+from training.config import Channels, TrainConfig, as_plain, from_plain
+from training.model import SegmentationModel, build_model
+
+BEST = "best.ckpt"
+LAST = "last.ckpt"
+CONFIG = "config.yaml"
+METRICS = "metrics.csv"
+RECORD_KEY = "fcnseg"
+MODEL_PREFIX = "model."
+"""What the names of the model's own tensors begin with in a checkpoint's `state_dict`."""
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a checkpoint says beside its weights.
+
+    Attributes:
+        config: What the run was asked to do.
+        label_map: The model's classes.
+        mean: Channel means of the normalisation, of values in 0..1.
+        std: Channel deviations.
+        data_fingerprint: SHA-256 of the data trained and validated on.
+        epoch: Epochs done; 0 before the end of the first.
+        metrics: `mean_iou` and `pixel_accuracy` on the validation split after that epoch; empty before the first.
+    """
+
+    config: TrainConfig
+    label_map: LabelMap
+    mean: Channels
+    std: Channels
+    data_fingerprint: str
+    epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained model with its history.
+
+    Attributes:
+        checkpoint: The file that it came from.
+        model: The model in evaluation mode, on the CPU.
+        label_map: Its classes.
+        config: What the run was asked to do.
+        metrics: `mean_iou` and `pixel_accuracy` on the validation split; empty if no epoch was finished.
+        data_fingerprint: SHA-256 of the data trained and validated on.
+        epoch: Epochs done when the checkpoint was written.
+    """
+
+    checkpoint: Path
+    model: SegmentationModel
+    label_map: LabelMap
+    config: TrainConfig
+    metrics: dict[str, float]
+    data_fingerprint: str
+    epoch: int
+
+
+def open_run(path: Path) -> Run:
+    """Rebuild the model of a run.
+
+    Args:
+        path: A run folder (its best checkpoint, or the last one where no epoch was finished) or a checkpoint file.
+
+    Raises:
+        UsageError: There is no checkpoint.
+        ModelFileError: The file is not a checkpoint of `fcnseg train`.
+    """
+    checkpoint = find_checkpoint(path)
+    refusal = f"{checkpoint} is not a checkpoint of 'fcnseg train'"
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        plain, tensors = content[RECORD_KEY], content["state_dict"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{refusal} ({' '.join(str(error).split())[:200]}); name a run folder") from error
+    try:
+        record = record_from_plain(plain)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{refusal} of this version ({error!r}); train again with this one") from error
+    model = build_model(
+        record.config.backbone,
+        record.config.variant,
+        len(record.label_map),
+        mean=record.mean,
+        std=record.std,
+        pretrained=False,
+    )
+    try:
+        model.load_state_dict({name.removeprefix(MODEL_PREFIX): tensor for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        raise ModelFileError(
+            f"{refusal} of this version ({' '.join(str(error).split())[:200]}); train again"
+        ) from error
+    return Run(
+        checkpoint=checkpoint,
+        model=model.eval(),
+        label_map=record.label_map,
+        config=record.config,
+        metrics=record.metrics,
+        data_fingerprint=record.data_fingerprint,
+        epoch=record.epoch,
+    )
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that a run folder or checkpoint path stands for.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UsageError(
+            f"{path} does not exist; name a run folder made by 'fcnseg train -o RUN', or a checkpoint file"
+        )
+    for name in (BEST, LAST):
+        if (path / name).is_file():
+            return path / name
+    raise UsageError(f"{path} holds neither {BEST} nor {LAST}; name a run folder made by 'fcnseg train -o RUN'")
+
+
+def prepare_folder(folder: Path, *, overwrite: bool) -> None:
+    """Make a run's folder, and clear it of an earlier run if that was asked for.
+
+    Raises:
+        UsageError: It holds a run and `overwrite` is not set, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"run folder {folder} is a file; name a folder")
+    earlier = [folder / name for name in (BEST, LAST, CONFIG, METRICS) if (folder / name).exists()]
+    if earlier and not overwrite:
+        raise UsageError(f"{folder} already holds a run ({earlier[0].name}); name another folder or add --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in earlier:
+        path.unlink()
+
+
+def record_as_plain(record: RunRecord) -> dict[str, Any]:
+    """Return a record as values that a checkpoint holds without classes of ours."""
+    return {
+        "format": _FORMAT,
+        "config": as_plain(record.config),
+        "names": [info.name for info in record.label_map.classes],
+        "colours": [list(info.colour) for info in record.label_map.classes],
+        "ignore_id": record.label_map.ignore_id,
+        "mean": list(record.mean),
+        "std": list(record.std),
+        "data_fingerprint": record.data_fingerprint,
+        "epoch": record.epoch,
+        "metrics": dict(record.metrics),
+    }
+
+
+def record_from_plain(plain: dict[str, Any]) -> RunRecord:
+    """Rebuild a record from what `record_as_plain` made of it.
+
+    Raises:
+        KeyError, TypeError, ValueError: It is not that, or of another format.
+    """
+    if plain["format"] != _FORMAT:
+        raise ValueError(f"format {plain['format']}")
+    colours = [(int(r), int(g), int(b)) for r, g, b in plain["colours"]]
+    mean, std = plain["mean"], plain["std"]
+    return RunRecord(
+        config=from_plain(plain["config"]),
+        label_map=LabelMap.from_names(plain["names"], colours, plain["ignore_id"]),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        data_fingerprint=plain["data_fingerprint"],
+        epoch=plain["epoch"],
+        metrics=plain["metrics"],
+    )

@@ -1,0 +1,158 @@
+"""The classifier's tail: what stands between the last feature map and the logits.
+
+Walking back from the output, the tail is a chain of Linear, activation, dropout and normalisation layers, a flatten,
+and perhaps a pooling; what remains in front of it is the feature map. The chain is read by what its nodes do to shapes
+at the native size, not by architecture.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fcnseg.errors import ArchitectureError
+
+_POOLS = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
+_NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The nodes of a classifier's tail, in forward order.
+
+    Attributes:
+        features: The node whose value is the last feature map, (N, C, H, W).
+        feature_size: (H, W) of that map at the native size.
+        pool: The pooling node, or None.
+        grid_size: (p, q) of the map that is flattened: the pooled grid, (1, 1) for global pooling.
+        flatten: The nodes that drop the spatial axes.
+        linears: The Linear layers.
+        norms: Normalisation layers behind the pooling.
+        others: Activations, dropouts, 1x1 convolutions, which stay as they are.
+    """
+
+    features: fx.Node
+    feature_size: tuple[int, int]
+    pool: fx.Node | None
+    grid_size: tuple[int, int]
+    flatten: tuple[fx.Node, ...]
+    linears: tuple[fx.Node, ...]
+    norms: tuple[fx.Node, ...]
+    others: tuple[fx.Node, ...]
+
+    def is_affine(self, traced: fx.GraphModule) -> bool:
+        """Whether all that follows the pooling is affine in eval mode, so that it commutes with averaging."""
+        modules = [_module(traced, node) for node in (*self.norms, *self.others)]
+        affine = (nn.Dropout, nn.Identity, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
+        return all(isinstance(m, affine) for m in modules)
+
+
+class _ShapeRecorder(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
+        return value
+
+
+def record_shapes(traced: fx.GraphModule, input_size: tuple[int, int], channels: int) -> None:
+    """Run a traced net on a fake image and leave every value's shape in its node's `meta["shape"]`."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        _ShapeRecorder(traced).run(torch.empty(1, channels, *input_size))
+
+
+def find_tail(traced: fx.GraphModule) -> Tail:
+    """Read the tail of a traced classifier whose shapes are recorded.
+
+    Raises:
+        ArchitectureError: The chain behind the last feature map is none that can become convolutional; the message
+            shows it.
+    """
+    node = _logits(traced)
+    pool: fx.Node | None = None
+    flatten: list[fx.Node] = []
+    linears: list[fx.Node] = []
+    norms: list[fx.Node] = []
+    others: list[fx.Node] = []
+    seen: list[str] = []
+    while pool is None:
+        source = next(_tensor_inputs(node), None)
+        if source is None or len(list(_tensor_inputs(node))) != 1:
+            break
+        before, after = source.meta["shape"], node.meta["shape"]
+        module = _module(traced, node)
+        if isinstance(module, nn.Linear) and len(after) == 2:
+            linears.append(node)
+        elif _is_pool(node, module, before, after):
+            pool = node
+        elif len(before) > len(after) and math.prod(before) == math.prod(after):
+            flatten.append(node)
+        elif isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Identity)):
+            others.append(node)
+        elif len(after) == 4 and (after[2:] != (1, 1) or before[2:] != (1, 1)):
+            break
+        elif isinstance(module, _NORMS):
+            norms.append(node)
+        elif before == after or isinstance(module, nn.Conv2d) or math.prod(before) == math.prod(after):
+            others.append(node)
+        else:
+            break
+        seen.append(_describe(traced, node))
+        node = source
+    features_shape = node.meta["shape"]
+    if features_shape is None or len(features_shape) != 4:
+        chain = " <- ".join([*seen, _describe(traced, node)])
+        raise ArchitectureError(
+            f"no tail that can become convolutional: walking back from the logits gives {chain}, and no feature map"
+            " (N, C, H, W) before it"
+        )
+    height, width = features_shape[2:]
+    grid_size = (height, width)
+    if pool is not None:
+        pooled = pool.meta["shape"]
+        grid_size = (pooled[2], pooled[3]) if len(pooled) == 4 else (1, 1)
+    return Tail(
+        node, (height, width), pool, grid_size,
+        *(tuple(reversed(nodes)) for nodes in (flatten, linears, norms, others)),
+    )  # fmt: skip
+
+
+def _logits(traced: fx.GraphModule) -> fx.Node:
+    output = next(n for n in traced.graph.nodes if n.op == "output")
+    value = output.args[0]
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]  # auxiliary heads follow the main one
+    if not isinstance(value, fx.Node) or value.meta["shape"] is None or len(value.meta["shape"]) != 2:
+        raise ArchitectureError("the classifier must answer with one (N, K) tensor of logits")
+    return value
+
+
+def _tensor_inputs(node: fx.Node) -> Iterator[fx.Node]:
+    return (n for n in node.all_input_nodes if n.meta.get("shape") is not None and n.op != "get_attr")
+
+
+def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _is_pool(
+    node: fx.Node, module: nn.Module | None, before: tuple[int, ...], after: tuple[int, ...]
+) -> bool:
+    """Whether a node averages a map: to any grid if it is adaptive, else to a single cell."""
+    if len(before) != 4 or before[:2] != after[:2] or (len(after) == 4 and after[2] > before[2]):
+        return False
+    name = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
+    if isinstance(module, nn.AdaptiveAvgPool2d) or name == "adaptive_avg_pool2d":
+        return True
+    averages = name in _POOLS or ("Pool" in name and "Max" not in name)
+    return averages and math.prod(after) == before[0] * before[1] and math.prod(before) > math.prod(after)
+
+
+def _describe(traced: fx.GraphModule, node: fx.Node) -> str:
+    module = _module(traced, node)
+    if module is not None:
+        return f"{type(module).__name__}({node.target})"
+    return getattr(node.target, "__name__", str(node.target))

