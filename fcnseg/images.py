@@ -56,7 +56,7 @@ _END_OF_IMAGE = b"\xff\xd9"
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 258
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # silent: what fails becomes an ImageError; OpenCV 5 moved it
 # What Pillow warns of (damaged EXIF above all) either does no harm to the pixels or ends in an ImageError. A filter
 # put in place once is safe under threads; catch_warnings around every call is not.
 for _category in (UserWarning, Image.DecompressionBombWarning):

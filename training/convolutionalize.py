@@ -15,6 +15,7 @@ from torchvision.models.convnext import LayerNorm2d
 from fcnseg.errors import ArchitectureError, ParityError
 from training.certificate import Certificate, Identity, count_parameters
 from training.grid import derive_net_grid
+from training.refusal import refuse_transformers
 from training.tail import Tail, find_tail, record_shapes
 from training.tracing import fix_same_padding, trace_layers
 
@@ -145,26 +146,6 @@ def input_channels(model: nn.Module) -> int:
         if isinstance(module, nn.Conv2d):
             return module.in_channels
     raise ArchitectureError(f"{type(model).__name__} has no convolution, so there is nothing to slide over an image")
-
-
-def refuse_transformers(model: nn.Module) -> None:
-    """Refuse nets whose layers are bound to one image size.
-
-    Raises:
-        ArchitectureError: The net adds position embeddings or attends over a fixed partition.
-    """
-    for name, _ in model.named_parameters():
-        if "pos_embed" in name:
-            raise ArchitectureError(
-                f"{type(model).__name__} is a transformer: its position embedding {name} has one entry per patch of"
-                " one image size, so it cannot slide over larger images; choose a convolutional classifier"
-            )
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention) or "PartitionAttention" in type(module).__name__:
-            raise ArchitectureError(
-                f"{type(model).__name__} is a transformer: {name} attends over a partition of one image size, so it"
-                " cannot slide over larger images; choose a convolutional classifier"
-            )
 
 
 def _identities(model: nn.Module, input_size: tuple[int, int], rule: Rule) -> tuple[Identity, ...]:

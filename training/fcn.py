@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fcnseg.errors import ArchitectureError, UsageError
-from training.convolutionalize import Trunk, dense_trunk, input_channels, refuse_transformers
+from training.convolutionalize import Trunk, dense_trunk, input_channels
 from training.grid import Grid, GridTracer, Lattice, NetGrid, derive_net_grid, lattices
+from training.refusal import refuse_transformers
 from training.resample import resample
 from training.tracing import fix_same_padding
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import logging
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from fcnseg.errors import ArchitectureError, WeightsError
 from fcnseg.types import closest
+from training.refusal import refuse_transformers
 
 Rgb = tuple[float, float, float]
 TIMM_PREFIX = "timm/"
@@ -99,7 +101,7 @@ def load_classifier(
         pretrained: False leaves the weights random.
 
     Raises:
-        ArchitectureError: No such architecture; the message names the closest.
+        ArchitectureError: No such architecture (the message names the closest), or a transformer.
         WeightsError: The weights cannot be had or do not fit.
     """
     if architecture.startswith(TIMM_PREFIX):
@@ -112,6 +114,8 @@ def load_classifier(
         raise ArchitectureError(
             f"unknown architecture {architecture!r}; {closest(architecture, list_architectures())}"
         )
+    with torch.device("meta"):  # a refusal should not cost a download
+        refuse_transformers(entry.make(None))
     if weights is not None:
         state = read_state(weights)
         net = entry.make(_class_count(state))
@@ -281,6 +285,7 @@ def _load_in_order(net: nn.Module, state: "OrderedDict[str, Tensor]", source: st
 @contextlib.contextmanager
 def _explained(architecture: str) -> Iterator[None]:
     """Turn a failed download into one line with the remedy."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each of its many retries
     try:
         yield
     except (URLError, OSError, RuntimeError, ValueError) as error:

@@ -1,6 +1,8 @@
+import random
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -21,9 +23,13 @@ IMAGE = np.full((4, 6, 3), (0, 0, 255), np.uint8)
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-    return port
+    """Return a port outside the range that systems hand out: no other program gets it in the meantime, and a client
+    that tries it cannot connect to itself.
+    """
+    for port in random.sample(range(20_000, 30_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    pytest.fail("no free port")
 
 
 def test_path_bytes_and_pixels_are_all_taken(tiny_model: Path, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_exif_orientation_is_applied(tiny_model: Path) -> None:
 
 
 def test_image_larger_than_the_default_message_limit_passes(tiny_model: Path) -> None:
-    image = random_image(1500, 1200)  # 5.4 MB of RGB
+    image = random_image(2050, 2100)  # 12.9 MB of RGB, 4.3 MB of ids
     offline = fcnseg.load(tiny_model, "cpu").segment(image)
     with running_server(tiny_model) as server, Client(server.address) as client:
         answer = client.segment(image, encoding=Encoding.RAW)

@@ -1,0 +1,24 @@
+import fcnseg.errors
+from fcnseg.errors import FcnsegError
+
+
+def test_the_tree_in_the_module_docstring_is_the_tree_in_the_code() -> None:
+    drawn = []
+    parents = [FcnsegError]
+    for line in (fcnseg.errors.__doc__ or "").splitlines():
+        mark = max(line.find("├── "), line.find("└── "))
+        if mark < 0:
+            continue
+        error = getattr(fcnseg.errors, line[mark + 4 :].split()[0])
+        depth = mark // 4 + 1
+        del parents[depth:]
+        assert error.__bases__ == (parents[-1],)
+        parents.append(error)
+        drawn.append(error)
+    defined = [e for e in vars(fcnseg.errors).values() if isinstance(e, type) and issubclass(e, FcnsegError)]
+    assert set(drawn) == set(defined) - {FcnsegError}
+
+
+def test_every_error_knows_an_exit_code_of_failure() -> None:
+    errors = [e for e in vars(fcnseg.errors).values() if isinstance(e, type) and issubclass(e, FcnsegError)]
+    assert {error.exit_code for error in errors} == {1, 2}

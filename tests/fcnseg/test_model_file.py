@@ -1,0 +1,102 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from fcnseg.engine import Engine
+from fcnseg.errors import ModelFileError
+from fcnseg.model_file import METADATA_KEY, ParityRecord, dump_info, parse_info
+from tests.tiny_model import tiny_info
+
+
+def with_metadata(tiny_model: Path, path: Path, text: str | None) -> Path:
+    model = onnx.load(tiny_model)
+    del model.metadata_props[:]
+    if text is not None:
+        helper.set_model_props(model, {METADATA_KEY: text})
+    onnx.save(model, path)
+    return path
+
+
+def test_metadata_survives_json() -> None:
+    info = dataclasses.replace(
+        tiny_info(licence="CC0"), parity=(ParityRecord("torch and onnxruntime", 1e-6),), global_context=("se.0", "se.1")
+    )
+    assert parse_info(dump_info(info), "here") == info
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        (["variant"], "fcn64s", "variant"),
+        (["format"], 2, "format"),
+        (["geometry", "y", "stride"], 0, "geometry.y.stride"),
+        (["geometry", "x", "alignment"], "wide", "geometry.x.alignment"),
+        (["geometry", "x", "minimum"], 3, "geometry.x"),
+        (["label_map", "classes", 1, "id"], 7, "label_map"),
+        (["label_map", "classes", 1, "colour"], [0, 0, 256], "label_map.classes.1.colour.2"),
+        (["label_map", "ignore_id"], 0, "label_map"),
+        (["mean"], [0.5], "mean"),
+        (["class_map_at"], None, "class_map_at"),
+    ],
+)
+def test_wrong_metadata_is_refused_naming_the_field(path: list[str | int], value: object, field: str) -> None:
+    document = json.loads(dump_info(tiny_info()))
+    inner = document
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(ModelFileError, match=rf"m\.onnx: its fcnseg metadata is not valid at {field}\S*: ") as raised:
+        parse_info(json.dumps(document), "m.onnx")
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_metadata_fields_are_named() -> None:
+    document = json.loads(dump_info(tiny_info()))
+    del document["geometry"]["y"]["lead"]
+    with pytest.raises(ModelFileError, match=r"geometry\.y\.lead: Field required"):
+        parse_info(json.dumps(document), "m.onnx")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_metadata_that_is_no_document_is_refused(tiny_model: Path, tmp_path: Path, text: str) -> None:
+    with pytest.raises(ModelFileError, match="its fcnseg metadata is not valid at the document"):
+        Engine(with_metadata(tiny_model, tmp_path / "m.onnx", text), "cpu")
+
+
+def test_an_onnx_file_without_our_metadata_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"without the metadata property 'fcnseg'.*'fcnseg export'"):
+        Engine(with_metadata(tiny_model, tmp_path / "m.onnx", None), "cpu")
+
+
+def test_an_onnx_file_with_other_inputs_is_refused(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "other",
+        [value("x", TensorProto.FLOAT, [1])],
+        [value("y", TensorProto.FLOAT, [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {METADATA_KEY: dump_info(tiny_info())})
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match="has inputs x and outputs y where a model file has image and class_map,"):
+        Engine(tmp_path / "m.onnx", "cpu")
+
+
+def test_metadata_of_another_number_of_classes_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    for class_count in (2, 300):
+        path = with_metadata(tiny_model, tmp_path / "m.onnx", dump_info(tiny_info(class_count)))
+        with pytest.raises(ModelFileError, match=f"names {class_count} classes, which its outputs"):
+            Engine(path, "cpu")
+
+
+def test_metadata_is_read_from_the_file(tiny_model: Path) -> None:
+    info = Engine(tiny_model, "cpu").info
+    assert info == tiny_info()
+    assert [c.name for c in info.label_map.classes] == ["red", "green", "blue"]
+    assert np.array_equal(info.label_map.palette[:3], np.eye(3) * 255)

@@ -1,0 +1,141 @@
+import hypothesis.extra.numpy as npst
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fcnseg import render
+from fcnseg.geometry import AxisGeometry, Geometry
+from fcnseg.types import ClassArea, LabelMap, Segmentation
+
+LABELS = LabelMap.from_names(["background", "cat", "dog"], [(10, 20, 30), (250, 100, 0), (0, 90, 200)])
+
+
+def axis(stride: int, offset: float) -> AxisGeometry:
+    return AxisGeometry(
+        stride=stride,
+        offset=offset,
+        field=9,
+        alignment=stride,
+        minimum=stride,
+        lead=0,
+        trail=0,
+        extra_cells=0,
+        margin=0,
+    )
+
+
+def areas(class_map: NDArray[np.uint8], label_map: LabelMap = LABELS) -> tuple[ClassArea, ...]:
+    return Segmentation(class_map, np.zeros((3, 1, 1), np.float32), None, label_map).classes
+
+
+def test_a_colour_mask_has_the_classes_colours() -> None:
+    picture = render.colour_mask(np.array([[0, 1], [2, 1]], np.uint8), LABELS)
+    assert picture.tolist() == [[[10, 20, 30], [250, 100, 0]], [[0, 90, 200], [250, 100, 0]]]
+
+
+def test_ids_beyond_255_have_colours_too() -> None:
+    many = LabelMap.from_names([str(i) for i in range(300)])
+    assert render.colour_mask(np.array([[299]], np.uint16), many)[0, 0].tolist() == list(many.classes[299].colour)
+
+
+@given(npst.arrays(np.uint8, npst.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 2)))
+def test_boundaries_are_the_pixels_with_a_neighbour_of_another_class(class_map: NDArray[np.uint8]) -> None:
+    height, width = class_map.shape
+    expected = np.zeros(class_map.shape, bool)
+    for y, x in np.ndindex(class_map.shape):
+        around = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+        near = [class_map[v, u] for v, u in around if 0 <= v < height and 0 <= u < width]
+        expected[y, x] = any(other != class_map[y, x] for other in near)
+    assert np.array_equal(render.boundaries(class_map), expected)
+
+
+def test_an_overlay_tints_the_image_and_draws_boundaries_in_full_colour() -> None:
+    image = np.full((4, 8, 3), 100, np.uint8)
+    class_map = np.zeros((4, 8), np.uint8)
+    class_map[:, 4:] = 1
+    picture = render.overlay(image, class_map, LABELS, opacity=0.5)
+    assert picture[0, 0].tolist() == [55, 60, 65]
+    assert picture[0, 7].tolist() == [175, 100, 50]
+    assert picture[2, 3].tolist() == [10, 20, 30]
+    assert picture[2, 4].tolist() == [250, 100, 0]
+    assert (image == 100).all()
+
+
+def test_opacity_0_is_the_image_within_a_class() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    assert np.array_equal(render.overlay(image, np.ones((5, 6), np.uint8), LABELS, opacity=0), image)
+
+
+def test_a_legend_shows_swatch_and_text_of_every_class_present() -> None:
+    class_map = np.zeros((200, 120), np.uint8)
+    class_map[:50] = 1
+    picture = render.colour_mask(class_map, LABELS)
+    whole = render.legend(picture, areas(class_map))
+    assert np.array_equal(whole[:200, :120], picture)
+    panel = whole[:, 120:].reshape(-1, 3)
+    assert whole.shape[0] == 200
+    for colour, expected in ((LABELS.classes[0].colour, True), (LABELS.classes[1].colour, True), ((0, 90, 200), False)):
+        assert (panel == colour).all(axis=1).any() == expected
+    assert (panel.max(axis=1) < 60).sum() > 100  # dark text on light paper
+
+
+def test_a_legend_makes_room_and_counts_what_it_does_not_name() -> None:
+    many = LabelMap.from_names([f"class number {i}" for i in range(40)])
+    class_map = np.arange(40, dtype=np.uint8).reshape(4, 10)
+    whole = render.legend(render.colour_mask(class_map, many), areas(class_map, many))
+    assert whole.shape[0] > 25 * 13
+    assert whole.shape[1] > 10 + 13 * 8
+    shown = {tuple(pixel) for pixel in whole[:, 10:].reshape(-1, 3).tolist()}
+    assert sum(info.colour in shown for info in many.classes[1:24]) == 23
+    assert not any(info.colour in shown for info in many.classes[24:])
+
+
+@settings(deadline=None)
+@given(
+    npst.arrays(np.float32, npst.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=st.floats(-9, 9, width=32)),
+    st.sampled_from([1, 2, 4, 8]),
+    st.sampled_from([4, 8, 32]),
+    st.floats(-4, 20),
+    st.floats(-4, 20),
+)
+def test_scores_are_interpolated_between_the_cells_around_a_pixel(
+    scores: NDArray[np.float32], stride_y: int, stride_x: int, offset_y: float, offset_x: float
+) -> None:
+    """The direct formula: the tent of each cell's distance, clamped to the outermost centres."""
+    geometry = Geometry(axis(stride_y, offset_y), axis(stride_x, offset_x))
+    values = render.resample_to_pixels(scores, geometry, 11, 13)
+    for y in range(11):
+        for x in range(13):
+            v = min(max((y - offset_y) / stride_y, 0), scores.shape[0] - 1)
+            u = min(max((x - offset_x) / stride_x, 0), scores.shape[1] - 1)
+            tent_y = np.maximum(0, 1 - np.abs(np.arange(scores.shape[0]) - v))
+            tent_x = np.maximum(0, 1 - np.abs(np.arange(scores.shape[1]) - u))
+            assert values[y, x] == pytest.approx(tent_y @ scores @ tent_x, abs=1e-4)
+
+
+def test_a_plane_stays_a_plane_on_the_pixel_grid() -> None:
+    """Scores that tell their cell's centre tell every pixel's own coordinate: nothing is shifted or stretched."""
+    geometry = Geometry(axis(32, 15.5), axis(8, 3.5))
+    centres = np.array([[geometry.x.centre(i) for i in range(12)]] * 3, np.float32)
+    values = render.resample_to_pixels(centres, geometry, 70, 90)
+    assert np.allclose(values[:, 4:90], np.arange(4, 90), atol=1e-4)
+
+
+def test_the_hottest_pixel_of_a_heatmap_is_where_the_cell_looks() -> None:
+    geometry = Geometry(axis(8, 4.0), axis(8, 4.0))
+    scores = np.zeros((5, 6), np.float32)
+    scores[3, 1] = 7
+    picture = render.heatmap(np.full((40, 48, 3), 90, np.uint8), scores, geometry)
+    brightness = picture.astype(int).sum(axis=2)
+    assert np.unravel_index(brightness.argmax(), brightness.shape) == (geometry.y.centre(3), geometry.x.centre(1))
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, 1e30])
+def test_a_heatmap_of_equal_scores_is_drawn(value: float) -> None:
+    picture = render.heatmap(
+        np.zeros((9, 9, 3), np.uint8), np.full((2, 2), value, np.float32), Geometry(axis(8, 4), axis(8, 4))
+    )
+    assert picture.shape == (9, 9, 3)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 1

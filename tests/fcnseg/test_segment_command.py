@@ -1,0 +1,99 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fcnseg
+from fcnseg import masks
+from fcnseg.cli import main
+
+
+def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = ["fcnseg", "segment", *(str(argument) for argument in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    image = np.zeros((20, 30, 3), np.uint8)
+    image[:, :15, 0] = image[:, 15:, 1] = 200
+    Image.fromarray(image).save(folder / "one.png")
+    Image.fromarray(image).save(folder / "sub" / "two.bmp")
+    return folder
+
+
+def test_a_folder_is_segmented_and_summed_up(tiny_model: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "masks"
+    done = run(tiny_model, photos, out, "--overlay", "--heatmap", "red", "--heatmap", "2", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
+        "one.heatmap-0-red.jpg",
+        "one.heatmap-2-blue.jpg",
+        "one.overlay.jpg",
+        "one.png",
+        "sub/two.heatmap-0-red.jpg",
+        "sub/two.heatmap-2-blue.jpg",
+        "sub/two.overlay.jpg",
+        "sub/two.png",
+    ]
+    expected = fcnseg.load(tiny_model, "cpu").segment(photos / "one.png").class_map
+    assert np.array_equal(masks.read_ids(out / "one.png"), expected)
+    assert "2 of 2 images segmented" in done.stdout
+    assert "red" in done.stdout
+    assert "50.0%" in done.stdout
+    assert "blue" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_broken_image_is_named_the_others_are_done_and_the_exit_code_is_1(
+    tiny_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    done = run(tiny_model, photos, tmp_path / "masks", "--device", "cpu")
+    assert done.returncode == 1
+    failure, summary = done.stderr.splitlines()
+    assert failure.startswith(f"failed: {photos / 'broken.jpg'}: the JPEG image is damaged or cut short")
+    assert summary.startswith("fcnseg: error: 1 of 3 images failed: ")
+    assert "broken.jpg" in summary
+    assert "2 of 3 images segmented" in done.stdout
+    assert len(list((tmp_path / "masks").rglob("*.png"))) == 2
+
+
+def test_mistakes_exit_with_2_and_one_line(
+    tiny_model: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    mistakes = {
+        "photos-that-are-not does not exist": (tiny_model, tmp_path / "photos-that-are-not", tmp_path / "out"),
+        "no images in": (tiny_model, tmp_path / "empty", tmp_path / "out"),
+        "nix.onnx does not exist": (tmp_path / "nix.onnx", photos, tmp_path / "out"),
+        "did you mean green": (tiny_model, photos, tmp_path / "out", "--heatmap", "gren", "--device", "cpu"),
+        "unknown device 'gpu'": (tiny_model, photos, tmp_path / "out", "--device", "gpu"),
+        "Missing argument 'OUTPUT'; see 'fcnseg segment --help'": (tiny_model, photos),
+    }
+    for words, arguments in mistakes.items():
+        monkeypatch.setattr(sys, "argv", ["fcnseg", "segment", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        output = capsys.readouterr()
+        assert ended.value.code == 2, words
+        assert words in output.err
+        assert output.err.startswith("fcnseg: error: ")
+        assert len(output.err.splitlines()) == 1
+        assert output.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_shows_defaults_and_an_example() -> None:
+    text = " ".join(run("--help").stdout.split())
+    assert "[default: auto]" in text
+    assert "Example: fcnseg segment model.onnx photos/ masks/ --overlay" in text

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcnseg.errors import UsageError
+from fcnseg.types import ClassInfo, LabelMap, Segmentation, closest, voc_colour
+
+LABELS = LabelMap.from_names(["background", "Cat", "dog"], ignore_id=255)
+
+
+def test_voc_colours_are_those_of_the_dataset() -> None:
+    """The published colours of background, aeroplane, bicycle, bird, cat, train, tv/monitor and void."""
+    published = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        3: (128, 128, 0),
+        8: (64, 0, 0),
+        19: (128, 192, 0),
+        20: (0, 64, 128),
+        255: (224, 224, 192),
+    }
+    assert {index: voc_colour(index) for index in published} == published
+
+
+def test_voc_colours_differ() -> None:
+    assert len({voc_colour(index) for index in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize("ids", [[], [1], [0, 2], [1, 0], [0, 0]])
+def test_ids_must_be_0_to_k_minus_1(ids: list[int]) -> None:
+    with pytest.raises(ValueError, match="class ids must be 0 to K - 1"):
+        LabelMap(tuple(ClassInfo(i, str(i), (0, 0, 0)) for i in ids))
+
+
+def test_the_ignore_id_is_no_class() -> None:
+    with pytest.raises(ValueError, match="ignore id 1 is also the id of class b"):
+        LabelMap.from_names(["a", "b"], ignore_id=1)
+
+
+def test_the_hash_changes_with_names_colours_order_and_ignore_id() -> None:
+    black, white = (0, 0, 0), (255, 255, 255)
+    label_maps = [
+        LabelMap.from_names(["a", "b"], [black, white]),
+        LabelMap.from_names(["b", "a"], [black, white]),
+        LabelMap.from_names(["a", "b"], [white, black]),
+        LabelMap.from_names(["a", "b"], [black, white], ignore_id=255),
+    ]
+    assert len({label_map.hash for label_map in label_maps}) == 4
+    assert LabelMap.from_names(["a", "b"], [black, white]).hash == label_maps[0].hash
+
+
+def test_the_palette_has_at_least_256_colours() -> None:
+    assert LABELS.palette.shape == (256, 3)
+    assert LABELS.palette[1].tolist() == [128, 0, 0]
+    assert not LABELS.palette[3:].any()
+    assert LabelMap.from_names([str(i) for i in range(300)]).palette.shape == (300, 3)
+
+
+@pytest.mark.parametrize("wanted", ["cat", "CAT ", "1"])
+def test_a_class_is_found_by_name_or_id(wanted: str) -> None:
+    assert LABELS.find(wanted).name == "Cat"
+
+
+def test_a_class_that_is_not_there_is_answered_with_the_closest() -> None:
+    with pytest.raises(UsageError, match=r"no class 'dgo' in the model; did you mean dog\?"):
+        LABELS.find("dgo")
+    with pytest.raises(UsageError, match="there are background, Cat, dog"):
+        LABELS.find("17")
+
+
+def test_long_lists_of_choices_are_cut() -> None:
+    assert closest("zzz", [f"x{i}" for i in range(11)]).endswith("x9, ...")
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=50))
+def test_areas_add_up_to_the_image(ids: list[int]) -> None:
+    class_map = np.array([ids], np.uint8)
+    segmentation = Segmentation(class_map, np.zeros((3, 1, 1), np.float32), None, LABELS)
+    assert [area.info.id for area in segmentation.classes] == sorted(set(ids))
+    assert sum(area.pixels for area in segmentation.classes) == class_map.size
+    assert sum(area.fraction for area in segmentation.classes) == pytest.approx(1)
+    assert all(area.pixels == ids.count(area.info.id) for area in segmentation.classes)

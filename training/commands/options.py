@@ -1,0 +1,51 @@
+"""Options that more than one command of the training package takes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+Channels = tuple[float, float, float]
+
+
+def weights_options(command: _Command) -> _Command:
+    """Add --weights, --mean and --std: a classifier's weights and the normalisation that belongs to them."""
+    for option in (
+        click.option(
+            "--std", metavar="R,G,B", callback=_channels, help="Channel deviations that go with the weights; as --mean."
+        ),
+        click.option(
+            "--mean",
+            metavar="R,G,B",
+            callback=_channels,
+            help="Channel means that go with the weights, of values in 0..1; one number stands for all three."
+            "  [default: the zoo's for ARCH]",
+        ),
+        click.option(
+            "--weights",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="State_dict of the classifier.  [default: the zoo's pretrained weights]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _channels(_context: click.Context, parameter: click.Parameter, value: str | None) -> Channels | None:
+    """Read three comma-separated numbers, or one that stands for all three."""
+    if value is None:
+        return None
+    try:
+        numbers = [float(part) for part in value.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3:
+        raise click.BadParameter(f"{value!r} is neither one number nor three with commas, such as 0.485,0.456,0.406")
+    if parameter.name == "std" and min(numbers) <= 0:
+        raise click.BadParameter(f"{value!r} must be above 0")
+    return numbers[0], numbers[1], numbers[2]
