@@ -1,7 +1,6 @@
 """Class maps as bytes and back: the one place where masks are encoded, so that equal maps are equal bytes."""
 
 import io
-import struct
 import zlib
 from enum import StrEnum
 from pathlib import Path
@@ -9,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import zstandard
 from numpy.typing import DTypeLike, NDArray
+from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from fcnseg.errors import MaskError
 from fcnseg.types import ClassMap, LabelMap
 
 _ZSTD_LEVEL = 1
-_UP_FILTER = 2
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_INDEXED, _GREYSCALE = 3, 0
 # How Pillow unpacks the pixels of a PNG that holds ids; what is left out (1 to 4-bit grey) it scales to 0..255.
 _ID_LAYOUTS = {"P", "P;1", "P;2", "P;4", "L", "I;16B"}
 
@@ -122,28 +119,15 @@ def _decompress(data: bytes, expected_bytes: int) -> bytes:
 
 
 def _encode_png(class_map: ClassMap, label_map: LabelMap) -> bytes:
-    # Written by hand for two reasons. Pillow stores short palettes in 1, 2 or 4 bits, which some readers take for other
-    # ids. And masks are patches of equal ids: subtracting the row above (PNG's filter 2) leaves runs of zeros, for
-    # which zlib's run-length strategy is made. For 12 smooth classes at 1024 x 2048: 5.6 ms and 35 kB, where Pillow
-    # needs 5.9 ms for 65 kB (level 3) and 98 ms for 32 kB (level 9).
-    height, width = class_map.shape
-    wide = class_map.dtype == np.uint16
-    rows = np.ascontiguousarray(class_map.astype(">u2") if wide else class_map).view(np.uint8).reshape(height, -1)
-    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
-    filtered[:, 0] = _UP_FILTER
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256
-    deflate = zlib.compressobj(level=1, memLevel=9, strategy=zlib.Z_RLE)
-    pixels = deflate.compress(filtered.tobytes()) + deflate.flush()
-    header = struct.pack(">IIBBBBB", width, height, 16 if wide else 8, _GREYSCALE if wide else _INDEXED, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
-    if not wide:
-        chunks.insert(1, (b"PLTE", label_map.palette[:256].tobytes()))
-    return _PNG_SIGNATURE + b"".join(_png_chunk(kind, body) for kind, body in chunks)
-
-
-def _png_chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    picture = Image.fromarray(np.ascontiguousarray(class_map))
+    if class_map.dtype == np.uint8:
+        # All 256 entries: with a short palette Pillow packs ids into 1, 2 or 4 bits, which some readers misread.
+        picture.putpalette(label_map.palette[:256].tobytes())
+    file = io.BytesIO()
+    # Masks are patches of equal ids. For 12 smooth classes at 1024 x 2048, zlib's run-length strategy takes 9.9 ms for
+    # 59 kB, where its default takes 11.2 ms for 107 kB (level 1) and 33.7 ms for 68 kB (level 6).
+    picture.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    return file.getvalue()
 
 
 def _decode_png(data: bytes, expected: tuple[tuple[int, int], np.dtype[np.generic]] | None) -> ClassMap:

@@ -27,7 +27,7 @@ MIN_SIZE = 32
 _ASPECTS = (0.75, 1.0, 1.0, 1.0, 4 / 3)
 _TRIANGLE, _SQUARE = 3, 4
 _TRIES = 20
-_MAX_COVERED = 0.3  # of what is to be seen of an earlier shape: slivers have no outline that tells their class
+_MAX_COVERED = 0.25  # of what is to be seen of an earlier shape: slivers have no outline that tells their class
 _MIN_CONTRAST = 60.0  # distance of mean colours, in levels
 
 
@@ -57,7 +57,7 @@ def draw_scene(seed: tuple[int, ...], size: int) -> Scene:
     image = _texture(random, height, width)
     mask = np.zeros((height, width), np.uint8)
     shapes: list[NDArray[np.bool_]] = []  # what is still to be seen of each, earlier ones below later ones
-    for _ in range(int(random.integers(2, 5))):
+    for _ in range(int(random.integers(1, 4))):
         class_id = int(random.integers(1, len(CLASS_NAMES)))
         inside = _place(random, class_id, shapes, height, width)
         if inside is None:
@@ -126,7 +126,7 @@ def _place(
 
 def _shape(random: np.random.Generator, class_id: int, height: int, width: int) -> NDArray[np.bool_]:
     """Return the pixels inside one shape, its centre in the image: (H, W)."""
-    radius = min(height, width) * random.uniform(0.17, 0.33)
+    radius = min(height, width) * random.uniform(0.24, 0.38)
     y = random.uniform(0.15, 0.85) * height
     x = random.uniform(0.15, 0.85) * width
     turn = random.uniform(0, 2 * np.pi)
@@ -184,7 +184,7 @@ def _texture(random: np.random.Generator, height: int, width: int) -> NDArray[np
             pattern = (np.hypot(along % 1 - 0.5, across % 1 - 0.5) < 0.3).astype(np.float64)
         case _:
             pattern = _clouds(random, height, width)
-    weight = pattern[..., None] * random.uniform(0.3, 0.9)
+    weight = pattern[..., None] * random.uniform(0.2, 0.6)
     blended: NDArray[np.float64] = first * (1 - weight) + second * weight
     return blended
 

@@ -1,0 +1,76 @@
+# The targets a newcomer needs: `make quickstart` and `make test`. Environments are made on first use and again only
+# when pyproject.toml changes.
+PYTHON ?= python3
+PROTO := proto/fcnseg/v1/segmentation.proto
+STUBS := --python_out=. --pyi_out=. --grpc_python_out=.
+# The stubs carry the version that made them as the floor of the grpcio that runs them.
+GRPC_TOOLS := grpcio-tools==1.76.0
+
+.PHONY: help quickstart test test-all test-runtime lint format proto proto-fresh clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+quickstart: .venv/installed-quickstart  ## From a pretrained classifier to a mask over gRPC, on this machine
+	.venv/bin/python -m fcnseg quickstart
+
+test: .venv/installed-dev  ## Every test but the slow ones
+	.venv/bin/python -m pytest
+
+test-all: .venv/installed-dev  ## Every test
+	.venv/bin/python -m pytest -m ""
+
+test-runtime: .venv-runtime/installed  ## The built wheel, and the core and serving tests, where no torch is installed
+	cd .venv-runtime && bin/fcnseg --help && bin/python import_everything.py
+	.venv-runtime/bin/python -m pytest tests/fcnseg tests/serving tests/contract
+
+lint: .venv/installed-dev proto-fresh  ## Style, types, import walls, fresh stubs
+	.venv/bin/python -m ruff check
+	.venv/bin/python -m ruff format --check
+	.venv/bin/python -m mypy
+	.venv/bin/lint-imports
+
+format: .venv/installed-dev  ## Format the sources
+	.venv/bin/python -m ruff format
+	.venv/bin/python -m ruff check --fix
+
+proto: .venv-proto/installed  ## Generate the stubs under fcnseg/v1
+	.venv-proto/bin/python -m grpc_tools.protoc -I proto $(STUBS) $(PROTO)
+
+proto-fresh: .venv-proto/installed
+	rm -rf .venv-proto/fresh && mkdir .venv-proto/fresh
+	.venv-proto/bin/python -m grpc_tools.protoc -I proto $(subst =.,=.venv-proto/fresh,$(STUBS)) $(PROTO)
+	diff -r .venv-proto/fresh/fcnseg/v1 fcnseg/v1 -x __pycache__ || (echo "stubs are stale: run 'make proto'" && false)
+
+clean:  ## Remove environments, builds and what the quickstart left
+	rm -rf .venv .venv-runtime .venv-proto build dist quickstart
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed-quickstart: pyproject.toml | .venv/bin/python
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[quickstart]'
+	touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ .venv/installed-quickstart
+
+.venv-runtime/installed: pyproject.toml $(wildcard fcnseg/*.py fcnseg/*/*.py serving/*.py training/*.py)
+	$(PYTHON) -m venv --clear .venv-runtime
+	.venv-runtime/bin/python -m pip install --quiet --disable-pip-version-check build
+	.venv-runtime/bin/python -m build --outdir .venv-runtime/dist .
+	wheel=$$(ls .venv-runtime/dist/*.whl) && \
+	.venv-runtime/bin/python -m pip install --quiet --disable-pip-version-check "$$wheel[serve,test-runtime]"
+	printf '%s\n' 'import importlib, importlib.util, pkgutil, fcnseg, serving' \
+	  'assert importlib.util.find_spec("torch") is None, "torch is installed"' \
+	  'names = [m.name for p in (fcnseg, serving) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]' \
+	  'names = [n for n in names if not n.endswith("__main__")]' \
+	  '[importlib.import_module(n) for n in names]' \
+	  'print(f"{len(names)} modules of fcnseg and serving import without torch")' > .venv-runtime/import_everything.py
+	touch $@
+
+.venv-proto/installed:
+	$(PYTHON) -m venv .venv-proto
+	.venv-proto/bin/python -m pip install --quiet --disable-pip-version-check $(GRPC_TOOLS)
+	touch $@
