@@ -69,7 +69,7 @@ class ModelInfo:
     std: tuple[float, float, float]
     licence: str | None = None
     data_fingerprint: str | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Annotated[float, Field(ge=0, le=1)]] = field(default_factory=dict)
     parity: tuple[ParityRecord, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     format: Annotated[int, Field(ge=1, le=1)] = 1

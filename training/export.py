@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from fcnseg.errors import ParityError, UsageError
 from fcnseg.files import replacing
-from fcnseg.model_file import METADATA_KEY, OUTPUTS, ModelInfo, ParityRecord, dump_info
+from fcnseg.model_file import METADATA_KEY, OUTPUTS, ModelInfo, ParityRecord, dump_info, parse_info
 from fcnseg.types import LabelMap
 from training.model import SegmentationModel
 
@@ -56,6 +56,7 @@ def export(
 
     Raises:
         UsageError: The label map does not fit the model.
+        ModelFileError: A metric is no number from 0 to 1.
         ParityError: At some size the scores differ by more than 1e-4 of their range, or a class map differs where the
             two best scores are further apart than that.
     """
@@ -77,6 +78,7 @@ def export(
         parity=parity,
         versions=_versions(),
     )
+    parse_info(dump_info(info), "the new file")  # what could not be read back is not written
     proto = _trace(model)
     _declare(proto, model.num_classes)
     _guard_confidence(proto)

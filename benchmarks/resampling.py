@@ -1,0 +1,113 @@
+"""Which way of enlarging scores to pixels is fastest in onnxruntime's CPU provider?
+
+Run it: python benchmarks/resampling.py
+
+A heatmap of stride 8 is enlarged to 360x480 pixels, followed by the arg-max, in four ways that a graph can say it. The
+first three give the same class map wherever two classes do not tie; Resize follows half-pixel centres and is shown for
+its speed alone. Sides alternate within one run; the table has medians and the range of the middle half.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.export import _quiet
+from training.grid import Lattice
+from training.resample import PIXELS, resample
+
+STRIDE, HEIGHT, WIDTH = 8, 360, 480
+ROUNDS = 31
+CELLS = (HEIGHT // STRIDE, WIDTH // STRIDE)
+
+
+class Enlarge(nn.Module):
+    def __init__(self, enlarge: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.enlarge = enlarge
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return self.enlarge(scores).argmax(1).to(torch.uint8)
+
+
+def taps() -> Tensor:
+    return 1 - (torch.arange(2 * STRIDE - 1) - (STRIDE - 1)).abs() / STRIDE
+
+
+def matrices(scores: Tensor) -> Tensor:
+    lattice = Lattice(STRIDE, 0.0)
+    return resample(scores, (lattice, lattice), (PIXELS, PIXELS), (HEIGHT, WIDTH))
+
+
+def transposed(scores: Tensor) -> Tensor:
+    channels = scores.shape[1]
+    kernel = (taps()[:, None] * taps()).expand(channels, 1, -1, -1)
+    padded = F.pad(scores, (0, 1, 0, 1), mode="replicate")
+    enlarged = F.conv_transpose2d(padded, kernel, stride=STRIDE, groups=channels)
+    return enlarged[:, :, STRIDE - 1 :, STRIDE - 1 :][:, :, :HEIGHT, :WIDTH]
+
+
+def transposed_twice(scores: Tensor) -> Tensor:
+    channels = scores.shape[1]
+    padded = F.pad(scores, (0, 1, 0, 1), mode="replicate")
+    column = taps()[:, None].expand(channels, 1, -1, 1)
+    row = taps()[None, :].expand(channels, 1, 1, -1)
+    tall = F.conv_transpose2d(padded, column, stride=(STRIDE, 1), groups=channels)[:, :, STRIDE - 1 :][:, :, :HEIGHT]
+    return F.conv_transpose2d(tall, row, stride=(1, STRIDE), groups=channels)[..., STRIDE - 1 :][..., :WIDTH]
+
+
+def resize(scores: Tensor) -> Tensor:
+    return F.interpolate(scores, scale_factor=STRIDE, mode="bilinear")
+
+
+SIDES = {
+    "two matrices (used)": matrices,
+    "transposed convolution": transposed,
+    "two 1-d transposed convolutions": transposed_twice,
+    "Resize, half-pixel": resize,
+}
+
+
+def session(enlarge: Callable[[Tensor], Tensor], scores: Tensor, folder: Path) -> onnxruntime.InferenceSession:
+    path = folder / f"{enlarge.__name__}.onnx"
+    with _quiet():
+        program = torch.onnx.export(
+            Enlarge(enlarge), (scores,), dynamo=True, input_names=["scores"], opset_version=20, external_data=False
+        )
+        program.save(path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def main() -> None:
+    print(f"onnxruntime {onnxruntime.__version__}, 2 threads, {CELLS[0]}x{CELLS[1]} cells to {HEIGHT}x{WIDTH} pixels")
+    for classes in (12, 60):
+        scores = torch.randn(1, classes, *CELLS, generator=torch.Generator().manual_seed(0))
+        with tempfile.TemporaryDirectory() as folder:
+            sessions = {name: session(side, scores, Path(folder)) for name, side in SIDES.items()}
+        feed = {"scores": scores.numpy()}
+        answers = {name: s.run(None, feed)[0] for name, s in sessions.items()}
+        times: dict[str, list[float]] = {name: [] for name in sessions}
+        for _ in range(ROUNDS):
+            for name, side in sessions.items():
+                began = time.perf_counter()
+                side.run(None, feed)
+                times[name].append(time.perf_counter() - began)
+        first = next(iter(SIDES))
+        base = float(np.median(times[first]))
+        print(f"\n{classes} classes{'':25} ms (middle half)   ratio   same class map")
+        for name, values in times.items():
+            low, median, high = 1e3 * np.percentile(values, (25, 50, 75))
+            same = (answers[name] == answers[first]).mean()
+            print(f"{name:34}{median:6.1f} ({low:.1f}-{high:.1f}){'':6}{median / 1e3 / base:6.1f}   {same:.5f}")
+
+
+if __name__ == "__main__":
+    main()
