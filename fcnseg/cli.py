@@ -54,7 +54,7 @@ def cli(*, debug: bool) -> None:
     The file segments folders:              fcnseg segment model.onnx photos/ masks/
     ... and is served:                      fcnseg serve model.onnx
     See the whole path on this machine:     fcnseg quickstart
-    """  # noqa: D301  # the backspace is click's mark for a paragraph that is not wrapped
+    """  # the backspace is click's mark for a paragraph that is not wrapped
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
 

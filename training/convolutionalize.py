@@ -52,9 +52,7 @@ class Trunk(NamedTuple):
     linears: tuple[fx.Node, ...]
 
 
-def convolutionalize(
-    model: nn.Module, input_size: tuple[int, int] = (224, 224), rule: Rule = "auto"
-) -> Conversion:
+def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224), rule: Rule = "auto") -> Conversion:
     """Turn a convolutional classifier into a heatmap net, and prove that it computes the same.
 
     Args:
@@ -236,4 +234,3 @@ def _relative_error(net: nn.Module, images: torch.Tensor, logits: torch.Tensor, 
         return float("inf")
     error = (heatmap.mean((2, 3)) - logits).abs().max() / logits.abs().max()
     return float(error)
-

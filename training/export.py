@@ -131,7 +131,7 @@ def _quiet() -> Iterator[None]:
 def _declare(proto: onnx.ModelProto, num_classes: int) -> None:
     """Give inputs and outputs the names and shapes of the contract, and more than 256 classes their uint16."""
     graph = proto.graph
-    shapes = {
+    shapes: dict[str, tuple[int, list[str | int | None]]] = {
         "image": (TensorProto.UINT8, ["N", "H", "W", 3]),
         "class_map": (TensorProto.UINT8 if num_classes <= 256 else TensorProto.UINT16, ["N", "H", "W"]),
         "heatmap": (TensorProto.FLOAT, ["N", num_classes, "h", "w"]),

@@ -129,9 +129,7 @@ class _GridRecorder(fx.Interpreter):
         return value
 
 
-def _taps(
-    trunk: Trunk, variant: Variant, input_size: tuple[int, int], channels: int
-) -> tuple[_Tap, list[_Tap]]:
+def _taps(trunk: Trunk, variant: Variant, input_size: tuple[int, int], channels: int) -> tuple[_Tap, list[_Tap]]:
     tracer = GridTracer()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         image = torch.empty(1, channels, *input_size)
@@ -141,7 +139,9 @@ def _taps(
     wanted = int(variant.removeprefix("fcn").removesuffix("s"))
     stride = coarse.lattice[0].stride
     if stride < wanted or stride % wanted:
-        raise UsageError(f"{variant} scores at stride {wanted}, but this net's own stride is {stride}; use fcn{stride}s")
+        raise UsageError(
+            f"{variant} scores at stride {wanted}, but this net's own stride is {stride}; use fcn{stride}s"
+        )
     finer = []
     while stride > wanted:
         stride //= 2
@@ -170,7 +170,7 @@ def _last_map_at(trunk: Trunk, stride: int) -> fx.Node:
         grid: Grid | None = node.meta.get("grid")
         if furthest_use <= i and grid is not None and grid.y.stride == grid.x.stride == stride:
             found = node
-        if node.op not in {"get_attr"}:
+        if node.op != "get_attr":
             furthest_use = max([furthest_use, *(position[user] for user in node.users)])
         if node is trunk.features:
             break

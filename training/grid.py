@@ -71,7 +71,7 @@ class AxisGrid:
         return replace(self, first=self.first + self.stride * cells, last=self.last + self.stride * cells)
 
     def resampled(self, offset: float, stride: int) -> "AxisGrid":
-        """The grid of this map's values interpolated at `offset + stride * t`, from cells within one stride of there."""
+        """The grid of this map's values interpolated at `offset + stride * t`, from the cells around there."""
         reach_before = Fraction(self.offset) - self.first + self.stride
         reach_behind = self.last - Fraction(self.offset) + self.stride
         return AxisGrid(Fraction(stride), Fraction(offset) - reach_before, Fraction(offset) + reach_behind)
@@ -284,9 +284,7 @@ def _convolution(trace: _Trace, args: tuple[Any, ...]) -> Grid:
 
 
 def _max_pool(trace: _Trace, args: tuple[Any, ...]) -> Grid:
-    return _both(
-        trace, args[1], _argument(args, 2, args[1]), _argument(args, 3, 0), _argument(args, 4, 1)
-    )
+    return _both(trace, args[1], _argument(args, 2, args[1]), _argument(args, 3, 0), _argument(args, 4, 1))
 
 
 def _avg_pool(trace: _Trace, args: tuple[Any, ...]) -> Grid:

@@ -57,6 +57,8 @@ class SegmentationModel(nn.Module):
         self.global_context = net_grid.global_context
         self.num_classes = net_grid.channels
         self.geometry = _geometry(net_grid)
+        self._scale: Tensor
+        self._shift: Tensor
         # Scale and shift of 0..255 values, so that the graph normalises with one multiplication and one addition.
         self.register_buffer("_scale", torch.tensor([1 / (255 * s) for s in self.std]).view(1, 3, 1, 1), False)
         self.register_buffer(

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from training.grid import Lattice
 
-
 PIXELS = Lattice(1, 0.0)
 
 

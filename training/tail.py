@@ -8,7 +8,7 @@ at the native size, not by architecture.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fcnseg.errors import ArchitectureError
 
 _POOLS = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
+_Role = Literal["linear", "pool", "flatten", "norm", "other"]
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 
 
@@ -72,52 +73,57 @@ def find_tail(traced: fx.GraphModule) -> Tail:
             shows it.
     """
     node = _logits(traced)
-    pool: fx.Node | None = None
-    flatten: list[fx.Node] = []
-    linears: list[fx.Node] = []
-    norms: list[fx.Node] = []
-    others: list[fx.Node] = []
+    found: dict[_Role, list[fx.Node]] = {role: [] for role in get_args(_Role)}
     seen: list[str] = []
-    while pool is None:
-        source = next(_tensor_inputs(node), None)
-        if source is None or len(list(_tensor_inputs(node))) != 1:
+    while not found["pool"]:
+        sources = list(_tensor_inputs(node))
+        role = _role(traced, node, sources[0]) if len(sources) == 1 else None
+        if role is None:
             break
-        before, after = source.meta["shape"], node.meta["shape"]
-        module = _module(traced, node)
-        if isinstance(module, nn.Linear) and len(after) == 2:
-            linears.append(node)
-        elif _is_pool(node, module, before, after):
-            pool = node
-        elif len(before) > len(after) and math.prod(before) == math.prod(after):
-            flatten.append(node)
-        elif isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Identity)):
-            others.append(node)
-        elif len(after) == 4 and (after[2:] != (1, 1) or before[2:] != (1, 1)):
-            break
-        elif isinstance(module, _NORMS):
-            norms.append(node)
-        elif before == after or isinstance(module, nn.Conv2d) or math.prod(before) == math.prod(after):
-            others.append(node)
-        else:
-            break
+        found[role].insert(0, node)
         seen.append(_describe(traced, node))
-        node = source
-    features_shape = node.meta["shape"]
-    if features_shape is None or len(features_shape) != 4:
+        node = sources[0]
+    shape = node.meta["shape"]
+    if shape is None or len(shape) != 4:
         chain = " <- ".join([*seen, _describe(traced, node)])
         raise ArchitectureError(
             f"no tail that can become convolutional: walking back from the logits gives {chain}, and no feature map"
             " (N, C, H, W) before it"
         )
-    height, width = features_shape[2:]
-    grid_size = (height, width)
-    if pool is not None:
-        pooled = pool.meta["shape"]
-        grid_size = (pooled[2], pooled[3]) if len(pooled) == 4 else (1, 1)
+    pool = found["pool"][0] if found["pool"] else None
+    pooled = shape if pool is None else pool.meta["shape"]
     return Tail(
-        node, (height, width), pool, grid_size,
-        *(tuple(reversed(nodes)) for nodes in (flatten, linears, norms, others)),
-    )  # fmt: skip
+        features=node,
+        feature_size=(shape[2], shape[3]),
+        pool=pool,
+        grid_size=(pooled[2], pooled[3]) if len(pooled) == 4 else (1, 1),
+        flatten=tuple(found["flatten"]),
+        linears=tuple(found["linear"]),
+        norms=tuple(found["norm"]),
+        others=tuple(found["other"]),
+    )
+
+
+def _role(traced: fx.GraphModule, node: fx.Node, source: fx.Node) -> _Role | None:
+    """What a node does in a tail; None where it belongs to the features before it."""
+    before, after = source.meta["shape"], node.meta["shape"]
+    module = _module(traced, node)
+    role: _Role | None = None
+    if isinstance(module, nn.Linear) and len(after) == 2:
+        role = "linear"
+    elif _is_pool(node, module, before, after):
+        role = "pool"
+    elif len(before) > len(after) and math.prod(before) == math.prod(after):
+        role = "flatten"
+    elif isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Identity)):
+        role = "other"
+    elif len(after) == 4 and (after[2:] != (1, 1) or before[2:] != (1, 1)):
+        role = None
+    elif isinstance(module, _NORMS):
+        role = "norm"
+    elif isinstance(module, nn.Conv2d) or math.prod(before) == math.prod(after):
+        role = "other"
+    return role
 
 
 def _logits(traced: fx.GraphModule) -> fx.Node:
@@ -138,9 +144,7 @@ def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def _is_pool(
-    node: fx.Node, module: nn.Module | None, before: tuple[int, ...], after: tuple[int, ...]
-) -> bool:
+def _is_pool(node: fx.Node, module: nn.Module | None, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
     """Whether a node averages a map: to any grid if it is adaptive, else to a single cell."""
     if len(before) != 4 or before[:2] != after[:2] or (len(after) == 4 and after[2] > before[2]):
         return False

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
+from torch.nn.functional import pad
 
 from fcnseg.errors import ArchitectureError
 
@@ -33,7 +33,8 @@ class PaddedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the base class's name)
         """Pad and convolve (N, C, H, W)."""
-        return self._conv_forward(F.pad(input, self.sides), self.weight, self.bias)
+        output: Tensor = self._conv_forward(pad(input, self.sides), self.weight, self.bias)
+        return output
 
 
 class PaddedMaxPool2d(nn.MaxPool2d):
@@ -47,7 +48,8 @@ class PaddedMaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the base class's name)
         """Pad and pool (N, C, H, W)."""
-        return super().forward(F.pad(input, self.sides, value=float("-inf")))
+        output: Tensor = super().forward(pad(input, self.sides, value=float("-inf")))
+        return output
 
 
 def trace_layers(model: nn.Module) -> fx.GraphModule:
@@ -103,7 +105,7 @@ def _input_sizes(
 def _static(layer: nn.Module, size: tuple[int, int]) -> nn.Module:
     kernel, stride, dilation = (_pair(getattr(layer, key)) for key in ("kernel_size", "stride", "dilation"))
     sides: list[int] = []
-    for axis in (1, 0):  # left and right first, as F.pad wants them
+    for axis in (1, 0):  # left and right first, as pad wants them
         cells = -(-size[axis] // stride[axis])
         total = max(0, (cells - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1 - size[axis])
         sides += [total // 2, total - total // 2]

@@ -15,6 +15,7 @@ from urllib.error import URLError
 import timm
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fcnseg.errors import ArchitectureError, WeightsError
@@ -111,9 +112,7 @@ def load_classifier(
     elif architecture in timm.list_models():
         raise ArchitectureError(f"no torchvision classifier {architecture!r}, but timm has it: use timm/{architecture}")
     else:
-        raise ArchitectureError(
-            f"unknown architecture {architecture!r}; {closest(architecture, list_architectures())}"
-        )
+        raise ArchitectureError(f"unknown architecture {architecture!r}; {closest(architecture, list_architectures())}")
     with torch.device("meta"):  # a refusal should not cost a download
         refuse_transformers(entry.make(None))
     if weights is not None:
@@ -149,8 +148,6 @@ def read_state(path: Path) -> "OrderedDict[str, Tensor]":
         raise WeightsError(f"weights file {path} does not exist; give the path of a state_dict (.pth)")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -187,7 +184,8 @@ def load_state(net: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -
         if shapes:
             key = shapes[0]
             found.append(
-                f"{len(shapes)} of another shape, first {key}: {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
+                f"{len(shapes)} of another shape, first {key}: {tuple(state[key].shape)}"
+                f" for {tuple(expected[key].shape)}"
             )
         raise WeightsError(f"weights {source} do not fit {type(net).__name__}: {'; '.join(found)}")
     net.load_state_dict(state, strict=False)
@@ -258,9 +256,10 @@ def _timm_entry(architecture: str) -> _Entry:
             return timm.create_model(name, pretrained=True), "timm"
 
     config = timm.get_pretrained_cfg(name)
-    height, width = config.input_size[1:]
-    mean, std = tuple(config.mean), tuple(config.std)
-    return _Entry(make, pretrained, (height, width), mean, std, config.license or None)
+    if config is None:
+        raise ArchitectureError(f"timm knows no native size or normalisation of {name}; choose another classifier")
+    (_, height, width), (r, g, b), (dr, dg, db) = config.input_size, config.mean, config.std
+    return _Entry(make, pretrained, (height, width), (r, g, b), (dr, dg, db), config.license or None)
 
 
 def _packaged_state(architecture: str) -> "tuple[OrderedDict[str, Tensor], str] | None":

@@ -276,9 +276,7 @@ def test_augmentation_repeats_with_torchs_seed_and_varies_without(listed: Path) 
 
 @pytest.mark.shared
 @pytest.mark.parametrize(("name", "images", "classes"), [("camvid", (367, 101), 11), ("nuclei", (120, 20), 3)])
-def test_real_data_passes_the_checks(
-    shared_data: Path, name: str, images: tuple[int, int], classes: int
-) -> None:
+def test_real_data_passes_the_checks(shared_data: Path, name: str, images: tuple[int, int], classes: int) -> None:
     dataset = open_dataset(shared_data / name)
     assert (len(dataset.split("train")), len(dataset.split("val"))) == images
     assert len(dataset.label_map) == classes

@@ -75,13 +75,13 @@ layers = st.lists(
 def test_derived_grid_is_the_measured_one_for_any_chain(chain: list[tuple[str, int, int, int, int]]) -> None:
     modules: list[nn.Module] = []
     for kind, kernel, stride, padding, dilation in chain:
-        padding = min(padding, kernel // 2)  # pooling asks for it
+        fitting = min(padding, kernel // 2)  # pooling asks for it
         if kind == "conv":
-            modules.append(nn.Conv2d(3, 3, kernel, stride, padding, dilation))
+            modules.append(nn.Conv2d(3, 3, kernel, stride, fitting, dilation))
         elif kind == "max":
-            modules.append(nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=True))
+            modules.append(nn.MaxPool2d(kernel, stride, fitting, dilation, ceil_mode=True))
         else:
-            modules.append(nn.AvgPool2d(kernel, stride, padding))
+            modules.append(nn.AvgPool2d(kernel, stride, fitting))
     check_against_nan(nn.Sequential(*modules).eval(), 40, 40 + 9 * 81)
 
 
@@ -91,7 +91,7 @@ def padded_vgg16() -> tuple[nn.Sequential, dict[str, int]]:
     marks = {}
     channels = 3
     for block, depth in enumerate([2, 2, 3, 3, 3], start=1):
-        for i in range(depth):
+        for _ in range(depth):
             modules += [nn.Conv2d(channels, 4, 3, padding=100 if not modules else 1), nn.ReLU()]
             channels = 4
         modules.append(nn.MaxPool2d(2, 2, ceil_mode=True))

@@ -144,9 +144,7 @@ def test_untrained_skips_add_nothing_so_that_16s_starts_as_32s() -> None:
     nn.init.normal_(coarse.scores[0].weight, generator=generator)
     fine.scores[0].load_state_dict(coarse.scores[0].state_dict())
     image = image_of(64, 96)
-    models = [
-        SegmentationModel(fcn, fcn.net_grid, classifier_of(net, size), "fcn8s").eval() for fcn in (coarse, fine)
-    ]
+    models = [SegmentationModel(fcn, fcn.net_grid, classifier_of(net, size), "fcn8s").eval() for fcn in (coarse, fine)]
     with torch.no_grad():
         torch.testing.assert_close(*(m.pixel_scores(image) for m in models), atol=1e-4, rtol=1e-4)
 

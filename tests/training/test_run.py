@@ -24,7 +24,9 @@ records = st.builds(
         lr=st.floats(1e-9, 1),
         seed=st.integers(0, 2**31),
     ),
-    label_map=st.lists(st.text(min_size=1), min_size=2, max_size=5).map(lambda n: LabelMap.from_names(n, ignore_id=255)),
+    label_map=st.lists(st.text(min_size=1), min_size=2, max_size=5).map(
+        lambda n: LabelMap.from_names(n, ignore_id=255)
+    ),
     mean=channels,
     std=channels,
     data_fingerprint=st.text(),
@@ -48,7 +50,15 @@ def test_a_configuration_with_a_normalisation_survives_yaml(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"epochs": 0}, {"batch_size": 0}, {"crop": 8}, {"lr": 0.0}, {"lr": float("nan")}, {"workers": -1}, {"mean": [0] * 3}],
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"crop": 8},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"workers": -1},
+        {"mean": [0] * 3},
+    ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):

@@ -75,7 +75,9 @@ def heatmap(
         table.add_row(*row)
     table.add_row("onnxruntime with PyTorch", f"{info.parity[-1].relative_error:.1e} of the scores' range")
     table.add_row("weights", classifier.weights_source)
-    table.add_row("normalisation", f"mean {_numbers(model.mean)}, std {_numbers(model.std)} ({model.normalisation_source})")
+    table.add_row(
+        "normalisation", f"mean {_numbers(model.mean)}, std {_numbers(model.std)} ({model.normalisation_source})"
+    )
     Console().print(table)
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {len(label_map)} classes)")
 
