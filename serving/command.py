@@ -6,7 +6,8 @@ import click
 
 from fcnseg.images import ImageLimits
 
-_LIMITS = ImageLimits()
+# A net's working memory is some hundred times its image: what one machine can hold, not what a file may contain.
+_LIMITS = ImageLimits(max_pixels=2**25)
 
 
 @click.command()

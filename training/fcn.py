@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fcnseg.errors import ArchitectureError, UsageError
-from training.convolutionalize import Trunk, dense_trunk, input_channels
+from training.conversion import Trunk, dense_trunk, input_channels
 from training.grid import Grid, GridTracer, Lattice, NetGrid, derive_net_grid, lattices
 from training.refusal import refuse_transformers
 from training.resample import resample

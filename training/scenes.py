@@ -126,16 +126,16 @@ def _place(
 
 def _shape(random: np.random.Generator, class_id: int, height: int, width: int) -> NDArray[np.bool_]:
     """Return the pixels inside one shape, its centre in the image: (H, W)."""
-    radius = min(height, width) * random.uniform(0.24, 0.38)
-    y = random.uniform(0.15, 0.85) * height
-    x = random.uniform(0.15, 0.85) * width
+    radius = min(height, width) * random.uniform(0.27, 0.4)
+    y = random.uniform(0.25, 0.75) * height
+    x = random.uniform(0.25, 0.75) * width
     turn = random.uniform(0, 2 * np.pi)
     canvas = np.zeros((height, width), np.uint8)
     name = CLASS_NAMES[class_id]
     if name in {"disc", "ring"}:
         cv2.circle(canvas, (round(x), round(y)), round(radius), 1, cv2.FILLED)
         if name == "ring":
-            cv2.circle(canvas, (round(x), round(y)), round(radius * random.uniform(0.45, 0.6)), 0, cv2.FILLED)
+            cv2.circle(canvas, (round(x), round(y)), round(radius * random.uniform(0.4, 0.55)), 0, cv2.FILLED)
     else:
         outline = (
             _cross_outline() if name == "cross" else _regular_outline(_TRIANGLE if name == "triangle" else _SQUARE)
@@ -153,8 +153,8 @@ def _regular_outline(corners: int) -> NDArray[np.float64]:
 
 
 def _cross_outline() -> NDArray[np.float64]:
-    """Corners of a plus sign with arms 1 long and 0.6 wide: (12, 2)."""
-    a, b = 1.0, 0.3
+    """Corners of a plus sign with arms 1 long and 0.7 wide: (12, 2)."""
+    a, b = 1.0, 0.35
     quarter = np.array([[b, a], [b, b], [a, b]])
     turned = np.array([[0, 1], [-1, 0]])  # by a quarter, clockwise
     corners = [quarter]
@@ -184,7 +184,7 @@ def _texture(random: np.random.Generator, height: int, width: int) -> NDArray[np
             pattern = (np.hypot(along % 1 - 0.5, across % 1 - 0.5) < 0.3).astype(np.float64)
         case _:
             pattern = _clouds(random, height, width)
-    weight = pattern[..., None] * random.uniform(0.2, 0.6)
+    weight = pattern[..., None] * random.uniform(0.2, 0.5)
     blended: NDArray[np.float64] = first * (1 - weight) + second * weight
     return blended
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from fcnseg.errors import ArchitectureError
 from tests.training.small_nets import Residual, Squeezed, SqueezeExcited, seeded
-from training.convolutionalize import convolutionalize
+from training.conversion import convolutionalize
 from training.grid import AxisGrid, Grid, derive_net_grid, trace_grids
 from training.zoo import load_classifier
 

@@ -7,7 +7,7 @@ from torch import nn
 from fcnseg.errors import ArchitectureError, UsageError, WeightsError
 from fcnseg.geometry import AxisGeometry
 from tests.training.small_nets import LeNet, Pooled, Residual, hidden_tail, seeded
-from training.convolutionalize import convolutionalize
+from training.conversion import convolutionalize
 from training.fcn import build_fcn
 from training.grid import derive_net_grid
 from training.model import SegmentationModel, build_model

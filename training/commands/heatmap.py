@@ -53,7 +53,7 @@ def heatmap(
     from rich.table import Table
 
     from fcnseg.model_file import ParityRecord
-    from training.convolutionalize import convolutionalize
+    from training.conversion import convolutionalize
     from training.export import export
     from training.grid import derive_net_grid
     from training.model import SegmentationModel

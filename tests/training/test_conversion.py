@@ -6,8 +6,8 @@ from torch import nn
 
 from fcnseg.errors import ArchitectureError, ParityError
 from tests.training.small_nets import CLASSES, TAILS, LeNet, Pooled, Residual, hidden_tail, seeded
-from training import convolutionalize as surgery
-from training.convolutionalize import TOLERANCE, convolutionalize
+from training import conversion as surgery
+from training.conversion import TOLERANCE, convolutionalize
 from training.zoo import load_classifier
 
 FAMILIES = ["mobilenet_v2", "resnet18", "squeezenet1_1", "timm/tf_efficientnet_lite0", "vgg11_bn"]
