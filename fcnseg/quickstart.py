@@ -123,7 +123,10 @@ def _find_cat(places: _Places, console: Console) -> None:
 def _train(places: _Places, console: Console) -> float:
     console.rule("2  an FCN-8s is fine-tuned on generated scenes, and exported", align="left")
     _fcnseg(console, "scenes", str(places.data))
-    _fcnseg(console, "train", str(places.data), "--backbone", BACKBONE, "--variant", "fcn8s", "-o", str(places.run))
+    recipe = ("--epochs", "4", "--lr", "0.015", "--scale-jitter", "0.9", "1.1")
+    _fcnseg(
+        console, "train", str(places.data), "--backbone", BACKBONE, "--variant", "fcn8s", *recipe, "-o", str(places.run)
+    )
     _fcnseg(console, "export", str(places.run), "-o", str(places.model))
     report = places.run / "evaluation.json"
     _fcnseg(console, "evaluate", str(places.model), str(places.data), "--split", "val", "--json", str(report))

@@ -11,7 +11,6 @@ from torchvision.transforms import InterpolationMode, v2
 
 from training.data import Sample, read_sample
 
-SCALES = (0.75, 1.5)
 _PADDING_GREY = 128
 _JITTER = 0.25
 
@@ -26,14 +25,15 @@ class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
         samples: What to crop from.
         crop: Height and width in pixels.
         ignore_id: The value for pixels without a label.
+        scale_jitter: Range of the factor by which an image is resized first.
     """
 
-    def __init__(self, samples: Sequence[Sample], crop: int, ignore_id: int) -> None:
+    def __init__(self, samples: Sequence[Sample], crop: int, ignore_id: int, scale_jitter: tuple[float, float]) -> None:
         self._samples = samples
         fill = {tv_tensors.Image: _PADDING_GREY, tv_tensors.Mask: ignore_id}
         self._augment = v2.Compose(
             [
-                RandomScale(*SCALES),
+                RandomScale(*scale_jitter),
                 v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
                 v2.RandomHorizontalFlip(),
                 v2.ColorJitter(brightness=_JITTER, contrast=_JITTER, saturation=_JITTER),

@@ -29,6 +29,7 @@ class TrainConfig:
         epochs: Passes over the training split.
         batch_size: Images a step.
         crop: Height and width in pixels of the training crops.
+        scale_jitter: Range of the factor by which an image is resized before it is cropped.
         lr: Peak learning rate of the new layers.
         backbone_lr_factor: What it is multiplied by for the pretrained layers.
         weight_decay: Of AdamW, on convolution and linear weights; biases and normalisation layers have none.
@@ -49,11 +50,12 @@ class TrainConfig:
     epochs: int = 20
     batch_size: int = 8
     crop: int = 320
-    lr: float = 1e-3
-    backbone_lr_factor: float = 0.25
+    scale_jitter: tuple[float, float] = (0.75, 1.5)
+    lr: float = 1e-2
+    backbone_lr_factor: float = 0.07
     weight_decay: float = 1e-2
     warmup: float = 0.1
-    freeze_statistics: bool = False
+    freeze_statistics: bool = True
     seed: int = 0
     workers: int = 0
     device: Device = "auto"
@@ -65,6 +67,8 @@ class TrainConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.crop < 32:
             raise UsageError(f"crop is {self.crop}; it must be at least 32 pixels")
+        if not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+            raise UsageError(f"scale_jitter is {self.scale_jitter}; it must be two factors above 0, the least first")
         if not self.lr > 0:
             raise UsageError(f"lr is {self.lr}; it must be above 0")
         if self.workers < 0:

@@ -134,7 +134,7 @@ def _to_csv(rows: list[dict[str, float]]) -> str:
 
 def _loaders(dataset: Dataset, config: TrainConfig) -> tuple[DataLoader[Any], DataLoader[Any]]:
     samples = dataset.split("train")
-    crops = TrainingCrops(samples, config.crop, ignore_value(dataset.label_map.ignore_id))
+    crops = TrainingCrops(samples, config.crop, ignore_value(dataset.label_map.ignore_id), config.scale_jitter)
     pinned = resolve_device(config.device) == "cuda"
     return (
         DataLoader(
@@ -162,6 +162,7 @@ def _quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PossibleUserWarning)
+            warnings.filterwarnings("ignore", module=r"lightning\.")  # its use of deprecated names of torch
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -21,11 +21,10 @@ from fcnseg.files import write_bytes, write_text
 from fcnseg.types import LabelMap
 from training.labels import CLASSES_FILE, IGNORE_ID, write_label_map
 
-CLASS_NAMES = ("background", "disc", "square", "triangle", "ring", "cross")
+CLASS_NAMES = ("background", "disc", "triangle", "ring", "cross")
 LABEL_MAP = LabelMap.from_names(CLASS_NAMES, ignore_id=IGNORE_ID)
 MIN_SIZE = 32
 _ASPECTS = (0.75, 1.0, 1.0, 1.0, 4 / 3)
-_TRIANGLE, _SQUARE = 3, 4
 _TRIES = 20
 _MAX_COVERED = 0.25  # of what is to be seen of an earlier shape: slivers have no outline that tells their class
 _MIN_CONTRAST = 60.0  # distance of mean colours, in levels
@@ -137,18 +136,16 @@ def _shape(random: np.random.Generator, class_id: int, height: int, width: int) 
         if name == "ring":
             cv2.circle(canvas, (round(x), round(y)), round(radius * random.uniform(0.4, 0.55)), 0, cv2.FILLED)
     else:
-        outline = (
-            _cross_outline() if name == "cross" else _regular_outline(_TRIANGLE if name == "triangle" else _SQUARE)
-        )
+        outline = _cross_outline() if name == "cross" else _triangle_outline()
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         points = np.rint(outline @ rotation.T * radius * 1.15 + (x, y)).astype(np.int32)
         cv2.fillPoly(canvas, [points], 1)
     return canvas.astype(np.bool_)
 
 
-def _regular_outline(corners: int) -> NDArray[np.float64]:
-    """Corners of a regular polygon in the unit circle: (corners, 2)."""
-    angles = 2 * np.pi * np.arange(corners) / corners
+def _triangle_outline() -> NDArray[np.float64]:
+    """Corners of an equilateral triangle in the unit circle: (3, 2)."""
+    angles = 2 * np.pi * np.arange(3) / 3
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 

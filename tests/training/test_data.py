@@ -229,7 +229,7 @@ def test_crops_have_one_size_and_ids_that_the_mask_had_or_the_ignore_id(listed: 
 
     from training.augment import TrainingCrops
 
-    crops = TrainingCrops(open_dataset(listed).split("train"), crop=40, ignore_id=255)
+    crops = TrainingCrops(open_dataset(listed).split("train"), crop=40, ignore_id=255, scale_jitter=(0.75, 1.5))
     torch.manual_seed(0)
     pairs = [crops[i % 2] for i in range(20)]
     assert {tuple(image.shape) for image, _ in pairs} == {(3, 40, 40)}
@@ -248,7 +248,9 @@ def test_augmentation_keeps_image_and_mask_aligned(tmp_path: Path) -> None:
     ids[20:45, 10:50] = 1
     write_mask(tmp_path / "m.png", ids)
     cv2.imwrite(str(tmp_path / "i.png"), np.repeat(255 * ids[..., None], 3, axis=2))
-    crops = TrainingCrops([Sample("i", tmp_path / "i.png", tmp_path / "m.png")], crop=48, ignore_id=255)
+    crops = TrainingCrops(
+        [Sample("i", tmp_path / "i.png", tmp_path / "m.png")], crop=48, ignore_id=255, scale_jitter=(0.75, 1.5)
+    )
     torch.manual_seed(0)
     for _ in range(20):
         image, mask = crops[0]
@@ -264,7 +266,7 @@ def test_augmentation_repeats_with_torchs_seed_and_varies_without(listed: Path) 
 
     from training.augment import TrainingCrops
 
-    crops = TrainingCrops(open_dataset(listed).split("train"), crop=16, ignore_id=255)
+    crops = TrainingCrops(open_dataset(listed).split("train"), crop=16, ignore_id=255, scale_jitter=(0.75, 1.5))
     torch.manual_seed(3)
     first, second = crops[0], crops[0]
     torch.manual_seed(3)

@@ -6,32 +6,16 @@ from typing import TYPE_CHECKING
 import click
 
 from fcnseg.errors import UsageError
+from training.commands.options import Channels, weights_options
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from training.config import Channels, Device, Precision, Variant
+    from training.config import Device, Precision, Variant
     from training.data import Contents, Dataset
 
 _LARGEST_CROP = 320
 _CROP_STEP = 32
-
-
-def _channels(
-    _context: click.Context, _parameter: click.Parameter, value: str | None
-) -> tuple[float, float, float] | None:
-    """Read three comma-separated numbers, or one that stands for all three."""
-    if value is None:
-        return None
-    try:
-        numbers = [float(part) for part in value.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1:
-        numbers *= 3
-    if len(numbers) != 3:
-        raise click.BadParameter(f"{value!r} is neither one number nor three with commas, such as 0.485,0.456,0.406")
-    return numbers[0], numbers[1], numbers[2]
 
 
 @click.command()
@@ -47,11 +31,7 @@ def _channels(
 @click.option(
     "-o", "--output", "run", required=True, metavar="RUN", type=click.Path(path_type=Path), help="Run folder."
 )
-@click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help="The classifier's weights.")
-@click.option(
-    "--mean", metavar="R,G,B", callback=_channels, help="Normalisation of the weights in --weights, of values in 0..1."
-)
-@click.option("--std", metavar="R,G,B", callback=_channels, help="As --mean.")
+@weights_options
 @click.option("--epochs", default=20, show_default=True, type=click.IntRange(min=1))
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
 @click.option(
@@ -59,7 +39,15 @@ def _channels(
     type=click.IntRange(min=32),
     help=f"Pixels along a training crop.  [default: the images' median longer side, at most {_LARGEST_CROP}]",
 )
-@click.option("--lr", default=3e-3, show_default=True, help="Peak learning rate of the new layers.")
+@click.option(
+    "--scale-jitter",
+    nargs=2,
+    default=(0.75, 1.5),
+    show_default=True,
+    metavar="LEAST GREATEST",
+    help="Range of the factor by which an image is resized before it is cropped.",
+)
+@click.option("--lr", default=1e-2, show_default=True, help="Peak learning rate of the new layers.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0), help="Processes that read data.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -71,11 +59,12 @@ def train(
     variant: "Variant",
     run: Path,
     weights: Path | None,
-    mean: "Channels | None",
-    std: "Channels | None",
+    mean: Channels | None,
+    std: Channels | None,
     epochs: int,
     batch_size: int,
     crop: int | None,
+    scale_jitter: tuple[float, float],
     lr: float,
     seed: int,
     workers: int,
@@ -121,6 +110,7 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         crop=crop or _default_crop(found["train"].longer_side),
+        scale_jitter=scale_jitter,
         lr=lr,
         seed=seed,
         workers=workers,
@@ -176,5 +166,5 @@ def _print_data(console: "Console", dataset: "Dataset", found: "dict[str, Conten
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
-def _numbers(values: "Channels") -> str:
+def _numbers(values: Channels) -> str:
     return ", ".join(f"{value:g}" for value in values)
