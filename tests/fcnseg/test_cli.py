@@ -8,7 +8,12 @@ import pytest
 
 def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        ["fcnseg", *arguments], capture_output=True, text=True, check=False, timeout=60, env=os.environ | environment
+        [sys.executable, "-m", "fcnseg", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | environment,
     )
 
 

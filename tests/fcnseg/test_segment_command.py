@@ -12,7 +12,7 @@ from fcnseg.cli import main
 
 
 def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = ["fcnseg", "segment", *(str(argument) for argument in arguments)]
+    command = [sys.executable, "-m", "fcnseg", "segment", *(str(argument) for argument in arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 

@@ -60,8 +60,8 @@ def test_derived_grid_is_the_measured_one_on_more_families(name: str, width: int
 layers = st.lists(
     st.tuples(
         st.sampled_from(["conv", "max", "avg"]),
-        st.integers(1, 5),
-        st.integers(1, 3),
+        st.integers(1, 4),
+        st.integers(1, 2),
         st.integers(0, 2),
         st.integers(1, 2),
     ),
@@ -82,7 +82,7 @@ def test_derived_grid_is_the_measured_one_for_any_chain(chain: list[tuple[str, i
             modules.append(nn.MaxPool2d(kernel, stride, fitting, dilation, ceil_mode=True))
         else:
             modules.append(nn.AvgPool2d(kernel, stride, fitting))
-    check_against_nan(nn.Sequential(*modules).eval(), 40, 40 + 9 * 81)
+    check_against_nan(nn.Sequential(*modules).eval(), 100, 300)  # a field is at most 91 pixels
 
 
 def padded_vgg16() -> tuple[nn.Sequential, dict[str, int]]:
