@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fcnseg import masks
 from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, RequestError, UsageError
-from fcnseg.images import ImageLimits
+from fcnseg.images import ImageLimits, require_pixels
 from fcnseg.masks import Encoding
 from fcnseg.remote import RemoteClassArea, RemoteModel, RemoteSegmentation, Timings
 from fcnseg.types import ClassInfo
@@ -22,6 +22,7 @@ from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 
 _MAX_MESSAGE_BYTES = 1 << 30
+_LONGEST_TIMEOUT_S = 86400.0
 _Response = TypeVar("_Response")
 
 _TO_WIRE = {
@@ -50,12 +51,17 @@ class Client:
             photograph.
 
     Raises:
-        UsageError: The address has no port.
+        UsageError: The address or the timeout is not one.
     """
 
     def __init__(self, target: str, *, timeout_s: float = 30.0, max_message_bytes: int = _MAX_MESSAGE_BYTES) -> None:
-        if not target.rpartition(":")[2].isdigit():
-            raise UsageError(f"server address {target!r} has no port; write HOST:PORT, such as 127.0.0.1:50051")
+        host, _, port = target.rpartition(":")
+        if not host or host.startswith(("http:", "https:")) or not (port.isdecimal() and 0 < int(port) < 1 << 16):
+            raise UsageError(
+                f"server address {target!r} is not HOST:PORT with a port of 1 to 65535, such as 127.0.0.1:50051"
+            )
+        if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
+            raise UsageError(f"timeout is {timeout_s:g} s; it must be above 0 and at most {_LONGEST_TIMEOUT_S:g}")
         self._target = target
         self._timeout_s = timeout_s
         self._max_message_bytes = max_message_bytes
@@ -203,11 +209,8 @@ class Client:
 def _put_image(
     request: pb.SegmentRequest, image: str | Path | bytes | NDArray[np.uint8], max_message_bytes: int
 ) -> None:
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise ImageError(
-                f"an image must be a (H, W, 3) uint8 array of RGB pixels; got shape {image.shape}, dtype {image.dtype}"
-            )
+    if not isinstance(image, (bytes, str, Path)):
+        require_pixels(image)
         request.raw.height, request.raw.width = image.shape[:2]
         request.raw.rgb = image.tobytes()
     elif isinstance(image, bytes):
@@ -217,8 +220,9 @@ def _put_image(
             with Path(image).open("rb") as file:
                 # One byte beyond the limit is enough to refuse a file, however long (or endless) it is.
                 request.encoded = file.read(max_message_bytes + 1)
-        except OSError as error:
-            raise ImageError(f"image {image} cannot be read: {error.strerror}; check the path") from error
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ImageError(f"image {image} cannot be read: {reason}; check the path") from error
     size = request.ByteSize()
     if size > max_message_bytes:
         raise ImageTooLargeError(

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fcnseg.errors import UsageError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -13,7 +15,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The parent folder is made where it is missing. When the block raises, the temporary file is removed and `path`
     stays as it was.
+
+    Raises:
+        UsageError: `path` is a folder, or lies below something that is none.
     """
+    require_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part{path.suffix}")
     # Not tempfile.mkstemp: its files are private, and the umask that others deserve cannot be read safely in threads.
@@ -23,6 +29,19 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_place(path: Path) -> None:
+    """Check, before work is done for its sake, that a file can stand at a path.
+
+    Raises:
+        UsageError: `path` is a folder, or lies below something that is none.
+    """
+    if path.is_dir():
+        raise UsageError(f"output {path} is a folder; name a file in it")
+    ancestor = next(parent for parent in path.absolute().parents if parent.exists())
+    if not ancestor.is_dir():
+        raise UsageError(f"output {path} cannot be written: {ancestor} is not a folder; choose another place")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -6,6 +6,7 @@ files, photo.overlay.jpg and photo.heatmap-8-cat.jpg, and so never take a mask's
 the output folder where it lies inside the input.
 """
 
+import errno
 import logging
 import os
 import re
@@ -29,6 +30,7 @@ from fcnseg.segmenter import Segmenter
 from fcnseg.types import ClassArea, ClassInfo, Segmentation
 
 _JPEG_QUALITY = 92
+_JPEG_LARGEST = 65500  # libjpeg ends a little before the format does
 _logger = logging.getLogger(__name__)
 
 
@@ -99,7 +101,8 @@ def plan(source: Path, output: Path) -> tuple[PlannedImage, ...]:
         names = _name_masks([image.relative_to(source) for image in found])
         planned = tuple(PlannedImage(image, output / name) for image, name in zip(found, names, strict=True))
     else:
-        raise UsageError(f"input {source} does not exist; name an image file or a folder of images")
+        what = "is neither a file nor a folder" if source.exists() else "does not exist"
+        raise UsageError(f"input {source} {what}; name an image file or a folder of images")
     if not planned:
         raise UsageError(
             f"no images in {source}; looked, at any depth, for files ending in {', '.join(images.SUFFIXES)}"
@@ -138,8 +141,14 @@ def segment_folder(
         What became of each image, in the order given.
 
     Raises:
+        UsageError: A picture would take the place of an image.
         OSError: A file cannot be written, as when the disk is full: that would befall every further image too.
     """
+    inputs = {item.image.resolve() for item in planned}
+    for asked in planned:
+        for picture in _picture_paths(asked, pictures):
+            if picture.resolve() in inputs:
+                raise UsageError(f"the picture {picture} would take the place of an input image; name another output")
     ahead = 2 * workers
     waiting = iter(planned)
     decoding: deque[tuple[PlannedImage, Future[NDArray[np.uint8]]]] = deque()
@@ -160,7 +169,7 @@ def segment_folder(
                 writing.append(finished)
             else:
                 image, segmentation = result
-                writing.append(writers.submit(_write, item, image, segmentation, pictures, segmenter.info))
+                writing.append(writers.submit(_write_or_report, item, image, segmentation, pictures, segmenter.info))
             if len(writing) > ahead:
                 yield writing.popleft().result()
         while writing:
@@ -184,7 +193,9 @@ def _find_images(source: Path, output: Path) -> list[Path]:
         found += [
             Path(folder, name)
             for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in images.SUFFIXES
+            if not name.startswith(".")
+            and Path(name).suffix.lower() in images.SUFFIXES
+            and Path(folder, name).is_file()  # a pipe of that name would be waited for
         ]
     return sorted(found)
 
@@ -218,20 +229,42 @@ def _segment_one(
         return SegmentedImage(item.image, error=error)
 
 
+def _picture_paths(item: PlannedImage, pictures: Pictures) -> list[Path]:
+    suffixes = [".overlay.jpg"] if pictures.overlay else []
+    suffixes += [f".heatmap-{shown.id}-{_file_name(shown.name)}.jpg" for shown in pictures.heatmaps]
+    return [item.mask.with_suffix(suffix) for suffix in suffixes]
+
+
+def _write_or_report(
+    item: PlannedImage, image: NDArray[np.uint8], segmentation: Segmentation, pictures: Pictures, info: ModelInfo
+) -> SegmentedImage:
+    try:
+        return _write(item, image, segmentation, pictures, info)
+    except ImageError as error:
+        return SegmentedImage(item.image, error=error)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return SegmentedImage(item.image, error=ImageError(f"{item.image}: a file name made of its name is too long"))
+
+
 def _write(
     item: PlannedImage, image: NDArray[np.uint8], segmentation: Segmentation, pictures: Pictures, info: ModelInfo
 ) -> SegmentedImage:
     class_map, label_map = segmentation.class_map, segmentation.label_map
-    written = []
-    if pictures.overlay:
-        written.append(item.mask.with_suffix(".overlay.jpg"))
-        _write_jpeg(written[-1], render.overlay(image, class_map, label_map))
-    for shown in pictures.heatmaps:
-        written.append(item.mask.with_suffix(f".heatmap-{shown.id}-{_file_name(shown.name)}.jpg"))
-        _write_jpeg(written[-1], render.heatmap(image, segmentation.heatmap[shown.id], info.geometry))
+    if (pictures.overlay or pictures.heatmaps) and max(image.shape) > _JPEG_LARGEST:
+        raise ImageError(
+            f"{item.image}: its pictures would have {image.shape[1]} x {image.shape[0]} pixels, and JPEG ends at"
+            f" {_JPEG_LARGEST}; leave out --overlay and --heatmap"
+        )
+    paths = _picture_paths(item, pictures)
+    drawn = [render.overlay(image, class_map, label_map)] if pictures.overlay else []
+    drawn += [render.heatmap(image, segmentation.heatmap[shown.id], info.geometry) for shown in pictures.heatmaps]
+    for path, picture in zip(paths, drawn, strict=True):
+        _write_jpeg(path, picture)
     # Last, so that a mask that is there says that the image is done.
     write_bytes(item.mask, masks.encode(class_map, Encoding.PNG, label_map))
-    return SegmentedImage(item.image, item.mask, tuple(written), segmentation.classes)
+    return SegmentedImage(item.image, item.mask, tuple(paths), segmentation.classes)
 
 
 def _write_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:

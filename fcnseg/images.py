@@ -143,6 +143,23 @@ def read(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
         raise type(error)(f"{path}: {error}") from error
 
 
+def require_pixels(image: object) -> None:
+    """Check that a value is an image's pixels.
+
+    Raises:
+        ImageError: It is not a (H, W, 3) uint8 array with at least one pixel.
+    """
+    if not isinstance(image, np.ndarray):
+        raise ImageError(
+            f"an image must be a path, the bytes of an image file, or a (H, W, 3) uint8 array; got"
+            f" {type(image).__name__}"
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ImageError(
+            f"an image must be a (H, W, 3) uint8 array of RGB pixels; got shape {image.shape}, dtype {image.dtype}"
+        )
+
+
 def _check_bytes(count: int, limits: ImageLimits) -> None:
     if count > limits.max_bytes:
         raise ImageTooLargeError(

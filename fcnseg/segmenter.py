@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from fcnseg import images as image_files
 from fcnseg.engine import Engine
-from fcnseg.errors import ImageError
 from fcnseg.model_file import ModelInfo
 from fcnseg.types import Segmentation
 
@@ -87,10 +86,7 @@ class Segmenter:
         Raises:
             ImageError: The image is not (H, W, 3) uint8 with at least one pixel.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise ImageError(
-                f"an image must be a (H, W, 3) uint8 array of RGB pixels; got shape {image.shape}, dtype {image.dtype}"
-            )
+        image_files.require_pixels(image)
         return self.info.geometry.canonical(*image.shape[:2])
 
 

@@ -37,6 +37,7 @@ _LARGEST_MESSAGE_BYTES = 2**31 - 1
 # How long health watchers may take to hear of the end, and calls just accepted to be counted.
 _ANNOUNCE_S = 1.0
 _SETTLE_S = 0.05
+_LONGEST_GRACE_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class ServerConfig:
     port: int = 0
     limits: ImageLimits = field(default_factory=ImageLimits)
     grace_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.grace_s <= _LONGEST_GRACE_S:
+            raise UsageError(f"grace is {self.grace_s:g} s; it must be from 0 to {_LONGEST_GRACE_S:g}")
 
 
 class Server:

@@ -93,7 +93,7 @@ def open_run(path: Path) -> Run:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         plain, tensors = content[RECORD_KEY], content["state_dict"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{refusal} ({' '.join(str(error).split())[:200]}); name a run folder") from error
+        raise ModelFileError(f"{refusal}; name a run folder, or a .ckpt file of one") from error
     try:
         record = record_from_plain(plain)
     except (KeyError, TypeError, ValueError) as error:

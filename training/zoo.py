@@ -152,8 +152,9 @@ def read_state(path: Path) -> "OrderedDict[str, Tensor]":
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the bytes suggest
-        reason = " ".join(str(error).split())[:150]
-        raise WeightsError(f"weights file {path} cannot be read as a state_dict: {reason}") from error
+        raise WeightsError(
+            f"weights file {path} cannot be read as a state_dict; give what torch.save(net.state_dict(), ...) wrote"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -36,12 +36,15 @@ def request(server: str, image: Path, output: Path, model: str, version: str, ti
     """
     from fcnseg.client import Client
     from fcnseg.errors import UsageError
-    from fcnseg.files import replacing, write_bytes
+    from fcnseg.files import replacing, require_place, write_bytes
     from fcnseg.masks import Encoding
 
     suffix = output.suffix.lower()
     if suffix not in {".png", ".npy"}:
         raise UsageError(f"output {output} ends in {suffix!r}; name a .png or .npy file")
+    require_place(output)
+    if output.resolve() == image.resolve():
+        raise UsageError(f"the mask {output} would take the place of the image; name another output")
     encoding = Encoding.PNG if suffix == ".png" else Encoding.ZSTD
     with Client(server, timeout_s=timeout_s) as client:
         answer = client.segment(image, model=model, version=version, encoding=encoding)

@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
+import fcnseg
 from fcnseg.client import Client
 from fcnseg.errors import ImageError, ImageTooLargeError, RequestError, UsageError
 from fcnseg.images import ImageLimits
@@ -98,7 +100,9 @@ def test_deadline_is_told_with_the_seconds(tmp_path: Path) -> None:
     assert caught.value.code == "DEADLINE_EXCEEDED"
 
 
-@pytest.mark.parametrize("target", ["localhost", "", "127.0.0.1:", "127.0.0.1:http"])
+@pytest.mark.parametrize(
+    "target", ["localhost", "", "127.0.0.1:", "127.0.0.1:http", ":50051", "127.0.0.1:99999", "http://127.0.0.1:50051"]
+)
 def test_address_without_a_port_is_refused(target: str) -> None:
     with pytest.raises(UsageError, match="HOST:PORT"):
         Client(target)
@@ -159,3 +163,18 @@ def test_encodings_differ_on_the_wire_alone(tiny_model: Path) -> None:
     assert answers[Encoding.PNG].data.startswith(b"\x89PNG")
     assert answers[Encoding.ZSTD].data.startswith(b"\x28\xb5\x2f\xfd")
     assert len({a.class_map.tobytes() for a in answers.values()}) == 1
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf"), 1e300])
+def test_a_timeout_that_is_none_is_refused(timeout_s: float) -> None:
+    with pytest.raises(UsageError, match="timeout is"):
+        Client("127.0.0.1:50051", timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("image", [None, [1, 2], bytearray(b"x"), Image.new("RGB", (2, 2))])
+def test_what_is_no_image_is_refused_alike_here_and_offline(tiny_model: Path, image: object) -> None:
+    with pytest.raises(ImageError, match="must be a path, the bytes") as offline:
+        fcnseg.load(tiny_model, "cpu").segment(image)  # type: ignore[arg-type]
+    with Client("127.0.0.1:1") as client, pytest.raises(ImageError) as remote:
+        client.segment(image)  # type: ignore[arg-type]
+    assert str(remote.value) == str(offline.value)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fcnseg.files import replacing, write_bytes, write_text
+from fcnseg.errors import UsageError
+from fcnseg.files import replacing, require_place, write_bytes, write_text
 
 
 def test_a_file_is_written_and_its_folder_made(tmp_path: Path) -> None:
@@ -61,3 +62,13 @@ def test_files_written_in_threads_have_the_mode_that_the_umask_allows(tmp_path: 
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
+
+
+def test_a_place_where_no_file_can_stand_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a folder"):
+        write_bytes(tmp_path, b"")
+    with pytest.raises(UsageError, match="file is not a folder"):
+        write_bytes(tmp_path / "file" / "below" / "it.png", b"")
+    require_place(tmp_path / "new" / "folder" / "it.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,4 +1,5 @@
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -182,5 +183,50 @@ def test_an_output_that_cannot_be_written_ends_the_job(segmenter: Segmenter, tmp
     touch(tmp_path / "in", "a/b.png", "c.png")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").write_text("a file where a folder must be")
-    with pytest.raises(OSError, match="out/a"):
+    with pytest.raises(UsageError, match="out/a is not a folder"):
         list(segment_folder(segmenter, plan(tmp_path / "in", tmp_path / "out")))
+
+
+def save(path: Path, size: tuple[int, int] = (6, 4)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(path)
+    return path
+
+
+def test_a_picture_never_takes_the_place_of_an_image(segmenter: Segmenter, tmp_path: Path) -> None:
+    image = save(tmp_path / "x.overlay.jpg")
+    before = image.read_bytes()
+    planned = plan(image, tmp_path / "x.png")
+    with pytest.raises(UsageError, match="would take the place of an input image"):
+        list(segment_folder(segmenter, planned, pictures=Pictures(overlay=True)))
+    assert image.read_bytes() == before
+
+
+def test_an_image_too_wide_for_its_pictures_fails_alone(segmenter: Segmenter, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png", (70000, 1))
+    save(tmp_path / "in" / "b.png")
+    planned = plan(tmp_path / "in", tmp_path / "out")
+    wide, usual = segment_folder(segmenter, planned, pictures=Pictures(overlay=True))
+    assert isinstance(wide.error, ImageError)
+    assert "a.png" in str(wide.error)
+    assert usual.error is None
+
+
+def test_a_name_too_long_for_its_pictures_fails_alone(segmenter: Segmenter, tmp_path: Path) -> None:
+    long = save(tmp_path / "in" / ("a" * 245 + ".png"))
+    save(tmp_path / "in" / "b.png")
+    planned = plan(tmp_path / "in", tmp_path / "out")
+    first, second = segment_folder(segmenter, planned, pictures=Pictures(overlay=True))
+    assert isinstance(first.error, ImageError)
+    assert long.name in str(first.error)
+    assert second.error is None
+    assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["b.overlay.jpg", "b.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_no_image(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png")
+    os.mkfifo(tmp_path / "in" / "b.png")
+    assert [item.image.name for item in plan(tmp_path / "in", tmp_path / "out")] == ["a.png"]
+    with pytest.raises(UsageError, match="neither a file nor a folder"):
+        plan(tmp_path / "in" / "b.png", tmp_path / "out")

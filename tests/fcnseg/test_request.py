@@ -79,3 +79,11 @@ def test_failed_request_leaves_no_file(tiny_model: Path, tmp_path: Path) -> None
     with running_server(tiny_model) as server, pytest.raises(RequestError):
         run(server.address, rubbish, "-o", tmp_path / "masks" / "mask.png")
     assert not (tmp_path / "masks").exists()
+
+
+def test_the_mask_never_takes_the_place_of_the_image(photo: Path) -> None:
+    before = photo.read_bytes()
+    result = CliRunner().invoke(request, ["127.0.0.1:1", str(photo), "-o", str(photo)])
+    assert isinstance(result.exception, UsageError)
+    assert "take the place of the image" in str(result.exception)
+    assert photo.read_bytes() == before

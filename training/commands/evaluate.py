@@ -33,10 +33,12 @@ def evaluate(model: Path, data: Path, split: str, json_path: Path | None, device
     """
     from rich.console import Console
 
-    from fcnseg.files import write_text
+    from fcnseg.files import require_place, write_text
     from training.data import check_samples, open_dataset
     from training.evaluation import open_predictor, require_same_classes
 
+    if json_path is not None:
+        require_place(json_path)
     console = Console(stderr=True)
     dataset = open_dataset(data)
     samples = dataset.split(split)

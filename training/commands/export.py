@@ -20,10 +20,12 @@ def export(run: Path, output: Path) -> None:
     """
     from rich.console import Console
 
+    from fcnseg.files import require_place
     from training.export import PARITY_SIZES, TOLERANCE
     from training.export import export as write_model_file
     from training.run import open_run
 
+    require_place(output)
     trained = open_run(run)
     with Console(stderr=True).status("exporting and checking against onnxruntime"):
         info = write_model_file(

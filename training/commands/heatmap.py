@@ -52,6 +52,7 @@ def heatmap(
     from rich.console import Console
     from rich.table import Table
 
+    from fcnseg.files import require_place
     from fcnseg.model_file import ParityRecord
     from training.conversion import convolutionalize
     from training.export import export
@@ -59,6 +60,7 @@ def heatmap(
     from training.model import SegmentationModel
     from training.zoo import load_classifier
 
+    require_place(output)
     console = Console(stderr=True)
     with console.status(f"loading {arch}"):
         classifier = load_classifier(arch, weights=weights, mean=mean, std=std)

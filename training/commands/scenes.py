@@ -9,9 +9,20 @@ from rich.progress import track
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--train", "train_count", default=400, show_default=True, help="Number of training scenes.")
-@click.option("--val", "val_count", default=40, show_default=True, help="Number of validation scenes.")
-@click.option("--size", default=128, show_default=True, help="Pixels along a scene's longer side.")
+@click.option(
+    "--train",
+    "train_count",
+    default=400,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Number of training scenes.",
+)
+@click.option(
+    "--val", "val_count", default=40, show_default=True, type=click.IntRange(min=1), help="Number of validation scenes."
+)
+@click.option(
+    "--size", default=128, show_default=True, type=click.IntRange(min=32), help="Pixels along a scene's longer side."
+)
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="The same seed gives the same bytes."
 )
