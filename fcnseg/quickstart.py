@@ -123,7 +123,7 @@ def _find_cat(places: _Places, console: Console) -> None:
 def _train(places: _Places, console: Console) -> float:
     console.rule("2  an FCN-8s is fine-tuned on generated scenes, and exported", align="left")
     _fcnseg(console, "scenes", str(places.data))
-    recipe = ("--epochs", "4", "--lr", "0.015", "--scale-jitter", "0.9", "1.1")
+    recipe = ("--epochs", "3", "--lr", "0.015", "--scale-jitter", "0.9", "1.1")
     _fcnseg(
         console, "train", str(places.data), "--backbone", BACKBONE, "--variant", "fcn8s", *recipe, "-o", str(places.run)
     )

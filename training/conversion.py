@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torchvision.models.convnext import LayerNorm2d
 
 from fcnseg.errors import ArchitectureError, ParityError
@@ -126,6 +127,10 @@ def dense_trunk(model: nn.Module, input_size: tuple[int, int], identity: Identit
         linear = traced.get_submodule(str(node.target))
         grid_size = tail.grid_size if index == 0 else (1, 1)
         _set_module(traced, str(node.target), _as_convolution(linear, grid_size))  # type: ignore[arg-type]
+    for module in traced.modules():
+        if isinstance(module, _DropoutNd):
+            # Where a pooling stood between, dropout now follows an activation that needs its output for the gradient.
+            module.inplace = False
     for node in tail.norms:
         _set_module(traced, str(node.target), _channelwise(traced.get_submodule(str(node.target))))
     output = next(n for n in traced.graph.nodes if n.op == "output")

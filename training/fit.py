@@ -67,7 +67,7 @@ def fit(
             devices=1,
             precision=_PRECISIONS[config.precision],
             max_epochs=config.epochs,
-            callbacks=[TrainingProgress(console), writer],
+            callbacks=[writer, TrainingProgress(console)],  # an epoch is told when it is kept
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -77,8 +77,10 @@ def fit(
         )
         seed_everything(config.seed, verbose=False)
         train_loader, val_loader = _loaders(dataset, config)
+        task = SegmentationTask(model, record)
+        task.train()  # Lightning leaves modules in the mode they are in, and a built model is in evaluation mode
         try:
-            trainer.fit(SegmentationTask(model, record), train_loader, val_loader)
+            trainer.fit(task, train_loader, val_loader)
         except SystemExit:
             # Lightning turns an interrupt into an exit.
             if trainer.interrupted:
@@ -114,8 +116,10 @@ class _RunWriter(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep the weights of an interrupted run."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
+        """Keep the weights of an interrupted run; they are not those that were measured last."""
+        interrupted = isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0
+        if interrupted and isinstance(pl_module, SegmentationTask):
+            pl_module.record = dataclasses.replace(pl_module.record, metrics={})
             _save(trainer, self._folder / LAST, weights_only=False)
 
 

@@ -42,7 +42,8 @@ class RunRecord:
         std: Channel deviations.
         data_fingerprint: SHA-256 of the data trained and validated on.
         epoch: Epochs done; 0 before the end of the first.
-        metrics: `mean_iou` and `pixel_accuracy` on the validation split after that epoch; empty before the first.
+        metrics: `mean_iou` and `pixel_accuracy` of these weights on the validation split; empty where they were not
+            measured, before the first epoch's end or at an interrupt.
     """
 
     config: TrainConfig
@@ -63,7 +64,7 @@ class Run:
         model: The model in evaluation mode, on the CPU.
         label_map: Its classes.
         config: What the run was asked to do.
-        metrics: `mean_iou` and `pixel_accuracy` on the validation split; empty if no epoch was finished.
+        metrics: `mean_iou` and `pixel_accuracy` of these weights on the validation split; empty if not measured.
         data_fingerprint: SHA-256 of the data trained and validated on.
         epoch: Epochs done when the checkpoint was written.
     """

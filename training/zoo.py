@@ -113,7 +113,8 @@ def load_classifier(
         raise ArchitectureError(f"no torchvision classifier {architecture!r}, but timm has it: use timm/{architecture}")
     else:
         raise ArchitectureError(f"unknown architecture {architecture!r}; {closest(architecture, list_architectures())}")
-    with torch.device("meta"):  # a refusal should not cost a download
+    # A refusal should not cost a download. RegNets compute their widths with tensors, which meta tensors cannot.
+    with torch.device("meta"), contextlib.suppress(NotImplementedError):
         refuse_transformers(entry.make(None))
     if weights is not None:
         state = read_state(weights)

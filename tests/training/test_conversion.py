@@ -174,3 +174,11 @@ def test_certificate_tells_shares_and_context() -> None:
     assert not convolutionalize(seeded(Residual), (64, 64)).certificate.global_context
     rows = dict(certificate.rows())
     assert rows["global context"].startswith("yes: 1")
+
+
+def test_dropout_in_place_does_not_spoil_the_gradient_of_what_it_now_follows() -> None:
+    net = convolutionalize(
+        seeded(lambda: Pooled(nn.Sequential(nn.Dropout(inplace=True), nn.Linear(16, 3)))), (64, 64)
+    ).net
+    net.train()(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())

@@ -1,0 +1,224 @@
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from torch import Tensor
+
+from fcnseg.errors import UsageError
+from training.commands.train import train
+from training.config import TrainConfig, from_plain
+from training.data import Dataset, fingerprint, open_dataset
+from training.evaluation import measure, open_predictor
+from training.fit import fit
+from training.model import SegmentationModel, build_model
+from training.run import open_run, prepare_folder
+from training.scenes import LABEL_MAP, write_scenes
+from training.task import cross_entropy, rate_factor
+
+BACKBONE = "squeezenet1_1"
+HALVES = (0.5, 0.5, 0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Nets this small are slower with more, by far where something else is running."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    list(write_scenes(folder, {"train": 8, "val": 3}, size=48))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(scenes: Path) -> TrainConfig:
+    return TrainConfig(str(scenes), BACKBONE, epochs=3, batch_size=4, crop=64, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(scenes: Path, config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train_from_noise(open_dataset(scenes), config, folder)
+    return folder
+
+
+def make_model(backbone: str) -> SegmentationModel:
+    torch.manual_seed(0)
+    return build_model(backbone, "fcn8s", len(LABEL_MAP), mean=HALVES, std=HALVES, pretrained=False)
+
+
+def train_from_noise(dataset: Dataset, config: TrainConfig, folder: Path) -> SegmentationModel:
+    model = make_model(config.backbone)
+    prepare_folder(folder, overwrite=False)
+    fit(model, dataset, fingerprint(dataset, ["train", "val"]), config, folder, Console(stderr=True))
+    return model
+
+
+def read_rows(run: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+
+
+def weights_of(checkpoint: Path) -> dict[str, Tensor]:
+    content: dict[str, dict[str, Tensor]] = torch.load(checkpoint, weights_only=True)
+    return content["state_dict"]
+
+
+def test_a_run_leaves_its_configuration_and_one_row_an_epoch(run: Path, config: TrainConfig) -> None:
+    assert from_plain(yaml.safe_load((run / "config.yaml").read_text())) == config
+    rows = read_rows(run)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert all(0 <= float(row[name]) <= 1 for row in rows for name in ("mean_iou", "pixel_accuracy"))
+    assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.csv", "best.ckpt", "last.ckpt"}
+
+
+def test_the_best_checkpoint_is_that_of_the_best_epoch(run: Path) -> None:
+    rows = read_rows(run)
+    best = max(rows, key=lambda row: float(row["mean_iou"]))
+    opened = open_run(run)
+    assert opened.epoch == int(best["epoch"])
+    assert opened.metrics["mean_iou"] == float(best["mean_iou"])
+    assert open_run(run / "last.ckpt").epoch == 3
+
+
+def test_a_checkpoint_rebuilds_the_model_with_all_that_it_means(run: Path, scenes: Path, config: TrainConfig) -> None:
+    opened = open_run(run)
+    assert opened.label_map == LABEL_MAP
+    assert opened.config == config
+    assert (opened.model.mean, opened.model.std) == (HALVES, HALVES)
+    assert (opened.model.architecture, opened.model.variant) == (BACKBONE, "fcn8s")
+    assert opened.data_fingerprint == fingerprint(open_dataset(scenes), ["train", "val"])
+    assert not opened.model.training
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_evaluating_a_checkpoint_reproduces_its_validation_exactly(run: Path, scenes: Path, name: str) -> None:
+    samples = open_dataset(scenes).split("val")
+    *_, scores = measure(open_predictor(run / name, "cpu"), samples, LABEL_MAP.ignore_id)
+    assert {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy} == open_run(run / name).metrics
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    scenes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    dataset = open_dataset(scenes)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train_from_noise(dataset, replace(config, epochs=1, seed=seed), tmp_path / name)
+    a, b, c = (weights_of(tmp_path / name / "last.ckpt") for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert any(not torch.equal(a[key], c[key]) for key in a)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_statistics_stay_and_others_follow_the_data(
+    scenes: Path, config: TrainConfig, tmp_path: Path, *, frozen: bool
+) -> None:
+    dataset = open_dataset(scenes)
+    config = replace(config, backbone="resnet18", epochs=1, freeze_statistics=frozen)
+    before = {k: v.clone() for k, v in make_model("resnet18").named_buffers() if k.endswith("running_mean")}
+    after = dict(train_from_noise(dataset, config, tmp_path / "run").named_buffers())
+    assert before
+    assert all(torch.equal(value, after[name]) for name, value in before.items()) is frozen
+
+
+def test_a_net_with_dropout_in_place_trains(scenes: Path, config: TrainConfig, tmp_path: Path) -> None:
+    """MNASNet's dropout would overwrite the output of the ReLU before it, which the gradient needs."""
+    train_from_noise(open_dataset(scenes), replace(config, backbone="mnasnet0_5", epochs=1), tmp_path / "run")
+    assert open_run(tmp_path / "run").epoch == 1
+
+
+def test_the_loss_is_the_mean_over_labelled_pixels_alone() -> None:
+    torch.manual_seed(0)
+    scores, masks = torch.randn(2, 3, 5, 7), torch.randint(0, 3, (2, 5, 7))
+    masks[:, 1:3] = 9
+    log_probabilities = scores.log_softmax(1).permute(0, 2, 3, 1)[masks != 9]
+    by_hand = -log_probabilities[torch.arange(len(log_probabilities)), masks[masks != 9]].mean()
+    torch.testing.assert_close(cross_entropy(scores, masks, 9), by_hand)
+
+
+def test_a_batch_without_a_label_has_loss_zero_and_finite_gradients() -> None:
+    scores = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = cross_entropy(scores, torch.full((1, 4, 4), 255), 255)
+    loss.backward()
+    assert loss.item() == 0
+    assert scores.grad is not None
+    assert scores.grad.abs().max() == 0
+
+
+@given(steps=st.integers(1, 500), warmup=st.floats(0, 0.5))
+def test_the_learning_rate_climbs_to_its_peak_once_and_then_falls(steps: int, warmup: float) -> None:
+    factors = [rate_factor(step, steps, warmup) for step in range(steps + 1)]
+    peak = factors.index(max(factors))
+    assert math.isclose(factors[peak], 1.0)
+    assert all(0 <= factor <= 1 for factor in factors)
+    assert factors[: peak + 1] == sorted(factors[: peak + 1])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert peak <= max(1, round(steps * warmup))
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_kept(run: Path, scenes: Path, tmp_path: Path) -> None:
+    before = (run / "best.ckpt").read_bytes()
+    result = CliRunner().invoke(train, [*train_arguments(scenes, tmp_path), "-o", str(run)])
+    assert isinstance(result.exception, UsageError)
+    assert "--overwrite" in str(result.exception)
+    assert (run / "best.ckpt").read_bytes() == before
+
+
+def test_a_mean_without_a_std_is_refused(scenes: Path, tmp_path: Path) -> None:
+    arguments = [str(scenes), "--backbone", BACKBONE, "--mean", "0.5", "-o", str(tmp_path / "run")]
+    result = CliRunner().invoke(train, arguments)
+    assert isinstance(result.exception, UsageError)
+    assert "--std" in str(result.exception)
+
+
+def test_an_interrupted_run_ends_cleanly_and_leaves_a_usable_checkpoint(scenes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "fcnseg", "train", *train_arguments(scenes, tmp_path), "-o", str(run)]
+    command += ["--epochs", "1000", "--crop", "64", "--batch-size", "4", "--device", "cpu"]
+    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if line.startswith("epoch"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 130, "".join(seen) + rest
+    assert "interrupted" in rest
+    assert "Traceback" not in rest
+    last = open_run(run / "last.ckpt")
+    assert last.epoch >= 1
+    assert last.metrics == {}
+    assert set(open_run(run).metrics) == {"mean_iou", "pixel_accuracy"}
+
+
+def train_arguments(scenes: Path, folder: Path) -> list[str]:
+    """Arguments for `fcnseg train` with random weights from a file, so that nothing is downloaded."""
+    from torchvision.models import squeezenet1_1
+
+    torch.manual_seed(0)
+    weights = folder / "weights.pth"
+    torch.save(squeezenet1_1().state_dict(), weights)
+    return [str(scenes), "--backbone", BACKBONE, "--weights", str(weights), "--mean", "0.5", "--std", "0.5"]
