@@ -20,7 +20,10 @@ METADATA_KEY = "fcnseg"
 INPUTS = ("image",)
 OUTPUTS = ("class_map", "heatmap", "confidence")
 CELL_RESOLUTION_ABOVE = 64
-"""Above this many classes, the class map is the arg-max at the cells, enlarged by nearest: see DESIGN's memory rule."""
+"""Above this many classes, the class map is the arg-max at the cells, enlarged by nearest.
+
+1000 float scores a pixel would take 8.4 GB at 1024x2048.
+"""
 
 
 @dataclass(frozen=True)
