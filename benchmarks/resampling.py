@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.export import _quiet
+from training.export import quiet_exporter
 from training.grid import Lattice
 from training.resample import PIXELS, resample
 
@@ -76,7 +76,7 @@ SIDES = {
 
 def session(enlarge: Callable[[Tensor], Tensor], scores: Tensor, folder: Path) -> onnxruntime.InferenceSession:
     path = folder / f"{enlarge.__name__}.onnx"
-    with _quiet():
+    with quiet_exporter():
         program = torch.onnx.export(
             Enlarge(enlarge), (scores,), dynamo=True, input_names=["scores"], opset_version=20, external_data=False
         )

@@ -106,14 +106,15 @@ def _find_cat(places: _Places, console: Console) -> None:
     segmenter = load(places.cat_model, "cpu")
     answer = segmenter.segment(places.photo)
     geometry = segmenter.info.geometry
-    probability = render.resample_to_pixels(_cat_probability(answer), geometry, *photo.shape[:2])
+    at_cells = _cat_probability(answer)
+    probability = render.resample_to_pixels(at_cells, geometry, *photo.shape[:2])
     on_cat, beside = _mean(probability, _FACE), _mean(probability, _BACKGROUND)
     console.print(f"probability of a cat: {on_cat:.2f} on Chelsea's face, {beside:.2f} on the background beside it")
     if on_cat < 3 * beside:
         raise ParityError(f"the heatmap does not find the cat: {on_cat:.2f} on it, {beside:.2f} beside it")
     found = Segmentation((probability > _CAT_THRESHOLD).astype(np.uint8), answer.heatmap, None, _CAT_MAP)
     folder = places.photo.parent
-    heat = render.heatmap(photo, _cat_probability(answer), geometry)
+    heat = render.heatmap(photo, at_cells, geometry)
     _save(folder / "heatmap.jpg", heat)
     _save(folder / "overlay.jpg", render.overlay(photo, found.class_map, _CAT_MAP))
     _save(folder / "class_map.jpg", render.legend(render.colour_mask(found.class_map, _CAT_MAP), found.classes))

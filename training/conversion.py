@@ -66,9 +66,7 @@ def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224),
         ArchitectureError: The net is no convolutional classifier whose tail can be converted.
         ParityError: No identity holds with a relative error below 1e-5.
     """
-    model = copy.deepcopy(model).eval()
-    refuse_transformers(model)
-    fix_same_padding(model, input_size)
+    model = prepared_copy(model, input_size)
     images = _parity_images(model, input_size)
     with torch.no_grad():
         logits = _first(model(images))
@@ -103,6 +101,18 @@ def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224),
         fc_parameters=sum(count_parameters(net.get_submodule(str(node.target))) for node in trunk.linears),
     )
     return Conversion(net, certificate)
+
+
+def prepared_copy(model: nn.Module, input_size: tuple[int, int]) -> nn.Module:
+    """A copy of a classifier in eval mode whose padding no longer depends on the image's size.
+
+    Raises:
+        ArchitectureError: The classifier is a transformer.
+    """
+    model = copy.deepcopy(model).eval()
+    refuse_transformers(model)
+    fix_same_padding(model, input_size)
+    return model
 
 
 def dense_trunk(model: nn.Module, input_size: tuple[int, int], identity: Identity) -> Trunk:

@@ -105,7 +105,7 @@ def _write_proved(proto: onnx.ModelProto, model: SegmentationModel, path: Path, 
 def _trace(model: SegmentationModel) -> onnx.ModelProto:
     image = torch.zeros(*_TRACED_SIZE, 3, dtype=torch.uint8)
     dynamic = torch.export.Dim.DYNAMIC
-    with _quiet(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             _clamping(model), (image,), dynamo=True, dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},),
             input_names=["image"], output_names=list(OUTPUTS), opset_version=OPSET, external_data=False, verbose=False,
@@ -135,7 +135,7 @@ def _clamping(model: SegmentationModel) -> SegmentationModel:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Silence the exporter's progress and the warnings of its libraries."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -5,23 +5,18 @@ FCN-32s scores the last feature map; FCN-16s adds scores of the last map at half
 finer map's own lattice, whatever the backbone's padding made of it.
 """
 
-import copy
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fcnseg.errors import ArchitectureError, UsageError
-from training.conversion import Trunk, dense_trunk, input_channels
+from training.config import Variant
+from training.conversion import Trunk, dense_trunk, input_channels, prepared_copy
 from training.grid import Grid, GridTracer, Lattice, NetGrid, derive_net_grid, lattices
-from training.refusal import refuse_transformers
 from training.resample import resample
-from training.tracing import fix_same_padding
-
-Variant = Literal["fcn32s", "fcn16s", "fcn8s"]
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 
 @dataclass(frozen=True)
@@ -85,9 +80,7 @@ def build_fcn(classifier: nn.Module, variant: Variant, num_classes: int, input_s
         ArchitectureError: The classifier cannot become convolutional, or has no feature map at a stride.
         UsageError: The classifier's own stride is finer than the variant's.
     """
-    model = copy.deepcopy(classifier).eval()
-    refuse_transformers(model)
-    fix_same_padding(model, input_size)
+    model = prepared_copy(classifier, input_size)
     trunk = dense_trunk(model, input_size, "cam")
     coarse, finer = _taps(trunk, variant, input_size, input_channels(model))
     taps = [coarse, *finer]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fcnseg.geometry import AxisGeometry, Geometry
 from fcnseg.model_file import CELL_RESOLUTION_ABOVE
-from training.fcn import Variant, build_fcn
+from training.config import Variant
+from training.fcn import build_fcn
 from training.grid import Lattice, NetGrid
 from training.resample import PIXELS, enlarge_nearest, resample
 from training.zoo import Classifier, Rgb, load_classifier
@@ -121,6 +122,12 @@ class SegmentationModel(nn.Module):
     def class_map_at(self) -> Literal["pixel", "cell"]:
         """Whether the arg-max is taken at every pixel or at the heatmap's cells."""
         return "pixel" if self.num_classes <= CELL_RESOLUTION_ABOVE else "cell"
+
+    @property
+    def normalisation(self) -> str:
+        """Mean, deviation and where they come from, in a phrase to print."""
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"mean {mean}, std {std} ({self.normalisation_source})"
 
     @property
     def _image_lattice(self) -> tuple[Lattice, Lattice]:

@@ -77,9 +77,7 @@ def heatmap(
         table.add_row(*row)
     table.add_row("onnxruntime with PyTorch", f"{info.parity[-1].relative_error:.1e} of the scores' range")
     table.add_row("weights", classifier.weights_source)
-    table.add_row(
-        "normalisation", f"mean {_numbers(model.mean)}, std {_numbers(model.std)} ({model.normalisation_source})"
-    )
+    table.add_row("normalisation", model.normalisation)
     Console().print(table)
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {len(label_map)} classes)")
 
@@ -95,7 +93,3 @@ def _label_map(path: Path | None, classifier: "Classifier", num_classes: int) ->
     if len(names) != num_classes:
         raise UsageError(f"labels file {path} has {len(names)} names, but the classifier scores {num_classes} classes")
     return LabelMap.from_names(names)
-
-
-def _numbers(values: Channels) -> str:
-    return ", ".join(f"{value:g}" for value in values)

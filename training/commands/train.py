@@ -121,7 +121,7 @@ def train(
     model = build_model(backbone, variant, len(dataset.label_map), weights=weights, mean=mean, std=std)
     prepare_folder(run, overwrite=overwrite)
     console.print(
-        f"normalisation: mean {_numbers(model.mean)}, std {_numbers(model.std)} ({model.normalisation_source})\n"
+        f"normalisation: {model.normalisation}\n"
         f"training {variant} on {backbone}: {epochs} epochs, {batch_size} crops of {config.crop} pixels a step, {used}",
         highlight=False,
         soft_wrap=True,
@@ -164,7 +164,3 @@ def _print_data(console: "Console", dataset: "Dataset", found: "dict[str, Conten
         if pixels == 0
     )
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
-
-
-def _numbers(values: Channels) -> str:
-    return ", ".join(f"{value:g}" for value in values)
