@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import onnxruntime
 from pydantic import Field, TypeAdapter, ValidationError
 
+from fcnseg.certificate import Certificate
 from fcnseg.errors import ModelFileError
 from fcnseg.geometry import Geometry
 from fcnseg.types import LabelMap
@@ -57,6 +58,7 @@ class ModelInfo:
         licence: What is known of the licence of weights and training data.
         data_fingerprint: SHA-256 of the training data's file names and contents; None when nothing was trained.
         metrics: Validation metrics by name, each in 0..1.
+        certificate: What the conversion of the classifier proved; None for trained nets, which no longer compute it.
         parity: The proofs made on the way to this file.
         versions: Versions of the packages that made the file.
         format: Version of this metadata.
@@ -73,6 +75,7 @@ class ModelInfo:
     licence: str | None = None
     data_fingerprint: str | None = None
     metrics: dict[str, Annotated[float, Field(ge=0, le=1)]] = field(default_factory=dict)
+    certificate: Certificate | None = None
     parity: tuple[ParityRecord, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     format: Annotated[int, Field(ge=1, le=1)] = 1

@@ -6,8 +6,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from fcnseg.certificate import Certificate
+
 if TYPE_CHECKING:
-    from training.certificate import Certificate
     from training.conversion import Conversion, convolutionalize
 
 __all__ = ["Certificate", "Conversion", "convolutionalize"]
@@ -15,10 +16,6 @@ __all__ = ["Certificate", "Conversion", "convolutionalize"]
 
 def __getattr__(name: str) -> Any:
     """Import torch only when something that needs it is asked for: commands show their help without it."""
-    if name == "Certificate":
-        from training.certificate import Certificate
-
-        return Certificate
     if name in {"Conversion", "convolutionalize"}:
         from training import conversion
 

@@ -13,8 +13,8 @@ from torch import fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.models.convnext import LayerNorm2d
 
+from fcnseg.certificate import Certificate, Identity
 from fcnseg.errors import ArchitectureError, ParityError
-from training.certificate import Certificate, Identity, count_parameters
 from training.grid import derive_net_grid
 from training.refusal import refuse_transformers
 from training.tail import Tail, find_tail, record_shapes
@@ -89,6 +89,8 @@ def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224),
     certificate = Certificate(
         identity=identity,
         relative_error=error,
+        photo_error=None,
+        border_effect=0.0,
         tolerance=TOLERANCE,
         input_size=input_size,
         output_stride=(y.stride, x.stride),
@@ -220,6 +222,11 @@ def _channelwise(norm: nn.Module) -> nn.Module:
         raise ArchitectureError(f"{type(norm).__name__} in the classifier's tail has no channel-wise form")
     dense.load_state_dict(norm.state_dict())
     return dense.train(norm.training)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of distinct parameters' elements."""
+    return sum(p.numel() for p in module.parameters())
 
 
 def _set_module(root: nn.Module, target: str, module: nn.Module) -> None:

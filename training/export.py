@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from fcnseg.certificate import Certificate
 from fcnseg.errors import ParityError, UsageError
 from fcnseg.files import replacing
 from fcnseg.model_file import METADATA_KEY, OUTPUTS, ModelInfo, ParityRecord, dump_info, parse_info
@@ -41,7 +42,7 @@ def export(
     *,
     metrics: dict[str, float] | None = None,
     data_fingerprint: str | None = None,
-    parity: tuple[ParityRecord, ...] = (),
+    certificate: Certificate | None = None,
 ) -> ModelInfo:
     """Write a model file, after proving that onnxruntime computes what PyTorch does.
 
@@ -51,7 +52,7 @@ def export(
         path: Where the file goes; it appears only when the proof holds.
         metrics: Validation metrics to carry, by name, each in 0..1.
         data_fingerprint: Fingerprint of the training data to carry.
-        parity: Proofs made before, to carry along.
+        certificate: What the conversion of the classifier proved, to carry along.
 
     Returns:
         The metadata written, the export's own proof included.
@@ -77,7 +78,7 @@ def export(
         licence=model.licence,
         data_fingerprint=data_fingerprint,
         metrics=metrics or {},
-        parity=parity,
+        certificate=certificate,
         versions=_versions(),
     )
     parse_info(dump_info(info), "the new file")  # what could not be read back is not written
@@ -86,7 +87,7 @@ def export(
     _guard_confidence(proto)
     with replacing(path) as temporary:
         error = _write_proved(proto, model, temporary, info)
-        info = replace(info, parity=(*parity, ParityRecord("onnxruntime with PyTorch", error)))
+        info = replace(info, parity=(ParityRecord("onnxruntime with PyTorch", error),))
         _set_info(proto, info)
         onnx.save(proto, temporary)
     return info

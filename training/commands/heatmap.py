@@ -53,7 +53,6 @@ def heatmap(
     from rich.table import Table
 
     from fcnseg.files import require_place
-    from fcnseg.model_file import ParityRecord
     from training.conversion import convolutionalize
     from training.export import export
     from training.grid import derive_net_grid
@@ -69,9 +68,8 @@ def heatmap(
         net_grid = derive_net_grid(net, classifier.input_size)
         label_map = _label_map(labels, classifier, net_grid.channels)
         model = SegmentationModel(net, net_grid, classifier, "heatmap")
-    proof = ParityRecord(f"heatmap net with its classifier ({certificate.identity})", certificate.relative_error)
     with console.status("exporting and checking against onnxruntime"):
-        info = export(model, label_map, output, parity=(proof,))
+        info = export(model, label_map, output, certificate=certificate)
     table = Table("certificate", arch, title_justify="left")
     for row in certificate.rows():
         table.add_row(*row)

@@ -2,22 +2,30 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from torch import nn
+from pydantic import Field
 
 Identity = Literal["window", "cam"]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)
 class Certificate:
     """Proof that a heatmap net computes its classifier.
 
+    Errors are the largest absolute difference over the largest absolute logit.
+
     Attributes:
         identity: `window`: at the native size the map is one cell and equals the logits. `cam`: at the native size the
             map's mean equals the logits (class activation mapping, arXiv 1512.04150).
-        relative_error: Largest absolute difference over the largest absolute logit, on seeded random images.
-        tolerance: What the error had to stay below.
+        relative_error: Of the identity at the native size, on seeded random images.
+        photo_error: Of the identity at the native size, on photographs; None where the net takes no such image or none
+            are installed.
+        border_effect: How far a cell of a larger image's map differs from the classifier's answer for that cell's own
+            native-size crop: zero padding inside the net ends where the crop does. 0 for nets without padding.
+        tolerance: What `relative_error`, `photo_error` and, for nets without padding, the measured border effect had
+            to stay below.
         input_size: Native (height, width).
         output_stride: (y, x) pixels between cells.
         offset: (y, x) centre of cell 0.
@@ -30,8 +38,10 @@ class Certificate:
     """
 
     identity: Identity
-    relative_error: float
-    tolerance: float
+    relative_error: NotNegative
+    photo_error: NotNegative | None
+    border_effect: NotNegative
+    tolerance: NotNegative
     input_size: tuple[int, int]
     output_stride: tuple[int, int]
     offset: tuple[float, float]
@@ -55,6 +65,8 @@ class Certificate:
         }
         yield "identity", f"{self.identity}: {means[self.identity]}"
         yield "relative error", f"{self.relative_error:.1e} (must be below {self.tolerance:.0e})"
+        yield "on photographs", "not measured" if self.photo_error is None else f"{self.photo_error:.1e}"
+        yield "border effect", f"{self.border_effect:.2g}" if self.border_effect else "0: no padding in the net"
         yield "native size", _pair(self.input_size)
         yield "output stride", _pair(self.output_stride)
         yield "offset of cell 0", _pair(self.offset)
@@ -64,11 +76,6 @@ class Certificate:
         yield "global context", f"yes: {len(self.global_context)} modules ({modules})" if modules else "none"
         yield "parameters", f"{self.parameters_before:,} -> {self.parameters_after:,}"
         yield "in FC layers", f"{self.fc_parameters:,} ({self.fc_share:.1%})"
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of distinct parameters' elements."""
-    return sum(p.numel() for p in module.parameters())
 
 
 def _pair(values: tuple[float, float]) -> str:
