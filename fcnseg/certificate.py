@@ -67,17 +67,18 @@ class Certificate:
         yield "relative error", f"{self.relative_error:.1e} (must be below {self.tolerance:.0e})"
         yield "on photographs", "not measured" if self.photo_error is None else f"{self.photo_error:.1e}"
         yield "border effect", f"{self.border_effect:.2g}" if self.border_effect else "0: no padding in the net"
-        yield "native size", _pair(self.input_size)
-        yield "output stride", _pair(self.output_stride)
-        yield "offset of cell 0", _pair(self.offset)
-        yield "alignment", _pair(self.alignment)
-        yield "receptive field", _pair(self.receptive_field)
+        yield "native size", format_pair(self.input_size)
+        yield "output stride", format_pair(self.output_stride)
+        yield "offset of cell 0", format_pair(self.offset)
+        yield "alignment", format_pair(self.alignment)
+        yield "receptive field", format_pair(self.receptive_field)
         modules = ", ".join(self.global_context[:3]) + (", ..." if len(self.global_context) > 3 else "")
         yield "global context", f"yes: {len(self.global_context)} modules ({modules})" if modules else "none"
         yield "parameters", f"{self.parameters_before:,} -> {self.parameters_after:,}"
         yield "in FC layers", f"{self.fc_parameters:,} ({self.fc_share:.1%})"
 
 
-def _pair(values: tuple[float, float]) -> str:
+def format_pair(values: tuple[float, float]) -> str:
+    """A (y, x) pair as text: one number where both are equal."""
     y, x = (f"{v:g}" for v in values)
     return y if y == x else f"{y} x {x}"

@@ -5,6 +5,7 @@ FCN-32s scores the last feature map; FCN-16s adds scores of the last map at half
 finer map's own lattice, whatever the backbone's padding made of it.
 """
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fcnseg.errors import ArchitectureError, UsageError
 from training.config import Variant
-from training.conversion import Trunk, dense_trunk, input_channels, prepared_copy
+from training.conversion import Trunk, dense_trunk, prepared_copy
 from training.grid import Grid, GridTracer, Lattice, NetGrid, derive_net_grid, lattices
 from training.resample import resample
+from training.tracing import input_channels
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def build_fcn(classifier: nn.Module, variant: Variant, num_classes: int, input_s
         ArchitectureError: The classifier cannot become convolutional, or has no feature map at a stride.
         UsageError: The classifier's own stride is finer than the variant's.
     """
-    model = prepared_copy(classifier, input_size)
+    model = prepared_copy(copy.deepcopy(classifier), input_size)
     trunk = dense_trunk(model, input_size, "cam")
     coarse, finer = _taps(trunk, variant, input_size, input_channels(model))
     taps = [coarse, *finer]
@@ -118,16 +120,34 @@ class _GridRecorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         n.meta["grid"] = self._tracer.grid(value)
-        n.meta["channels"] = value.shape[1] if isinstance(value, Tensor) and value.ndim == 4 else None
+        n.meta["dense_shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
         return value
 
 
-def _taps(trunk: Trunk, variant: Variant, input_size: tuple[int, int], channels: int) -> tuple[_Tap, list[_Tap]]:
+def record_grids(net: fx.GraphModule, input_size: tuple[int, int], channels: int) -> GridTracer:
+    """Run a dense net on a fake image and leave every value's grid and shape in its node's meta.
+
+    Args:
+        net: A traced dense net; `meta["grid"]` and `meta["dense_shape"]` of its nodes are set.
+        input_size: (height, width) of the image.
+        channels: C of the image.
+
+    Returns:
+        The tracer that followed the run.
+
+    Raises:
+        ArchitectureError: Values are combined that have no common grid.
+    """
     tracer = GridTracer()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         image = torch.empty(1, channels, *input_size)
         with tracer:
-            _GridRecorder(trunk.net, tracer).run(tracer.start(image))
+            _GridRecorder(net, tracer).run(tracer.start(image))
+    return tracer
+
+
+def _taps(trunk: Trunk, variant: Variant, input_size: tuple[int, int], channels: int) -> tuple[_Tap, list[_Tap]]:
+    record_grids(trunk.net, input_size, channels)
     coarse = _tap(trunk.hidden)
     wanted = int(variant.removeprefix("fcn").removesuffix("s"))
     stride = coarse.lattice[0].stride
@@ -144,9 +164,10 @@ def _taps(trunk: Trunk, variant: Variant, input_size: tuple[int, int], channels:
 
 def _tap(node: fx.Node) -> _Tap:
     grid: Grid | None = node.meta["grid"]
-    if grid is None or node.meta["channels"] is None:
+    shape: tuple[int, ...] | None = node.meta["dense_shape"]
+    if grid is None or shape is None or len(shape) != 4:
         raise ArchitectureError(f"the value of {node.name} is no feature map with a grid, so it cannot be scored")
-    return _Tap(node, node.meta["channels"], grid)
+    return _Tap(node, shape[1], grid)
 
 
 def _last_map_at(trunk: Trunk, stride: int) -> fx.Node:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from fcnseg.errors import ArchitectureError
 
@@ -151,6 +152,7 @@ class GridTracer(TorchDispatchMode):
     Attributes:
         alignment: (y, x) least common multiples of the strides seen.
         global_context: Modules whose output mixes a value pooled over the whole map back into a map.
+        padded: Whether any operator looks beyond its map's edge.
         layers: One record per call of a module without children.
     """
 
@@ -158,10 +160,12 @@ class GridTracer(TorchDispatchMode):
         super().__init__()
         self.alignment = (1, 1)
         self.global_context: list[str] = []
+        self.padded = False
         self.layers: list[LayerRecord] = []
         self._traces: dict[int, _Trace | str] = {}  # a name instead of a trace: pooled globally in that module
         self._alive: list[Tensor] = []  # keeps ids unique
         self._module = "the net"
+        self._suspended = False
 
     def start(self, image: Tensor) -> Tensor:
         """Declare an (N, C, H, W) tensor to be the image, grid (1, 0)."""
@@ -178,7 +182,12 @@ class GridTracer(TorchDispatchMode):
         """Know which module of `net` is running, and record the calls of its childless modules."""
         handles = []
         for name, module in net.named_modules():
-            if next(module.children(), None) is None:
+            if isinstance(module, ShiftedWindowAttention):
+                handles += [
+                    module.register_forward_pre_hook(self._enter_attention, prepend=True),
+                    module.register_forward_hook(self._leave_attention(name)),
+                ]
+            elif next(module.children(), None) is None:
                 handles += [
                     module.register_forward_pre_hook(self._enter(name)),
                     module.register_forward_hook(self._leave(name)),
@@ -197,24 +206,47 @@ class GridTracer(TorchDispatchMode):
 
     def _leave(self, name: str) -> Any:
         def hook(module: nn.Module, _args: object, output: object) -> None:
-            if isinstance(output, Tensor):
+            if isinstance(output, Tensor) and not self._suspended:
                 self.layers.append(LayerRecord(name, module, tuple(output.shape), self.grid(output)))
 
         return hook
 
-    def _keep(self, tensor: Tensor, trace: "_Trace | str") -> None:
+    def _enter_attention(self, _module: nn.Module, _args: object) -> None:
+        self._suspended = True
+
+    def _leave_attention(self, name: str) -> Any:
+        """A window attention sees its window: at most window - 1 cells before and behind, at whole windows alone."""
+
+        def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self._suspended = False
+            trace = self._traces[id(args[0])]
+            if isinstance(trace, _Trace):
+                windows: tuple[int, int] = tuple(module.window_size)
+                seen = _both(trace, [2 * w - 1 for w in windows], 1, [w - 1 for w in windows], 1)
+                self._keep(output, replace(trace, grid=seen), windows)
+                self.padded = True
+                self.layers.append(LayerRecord(name, module, tuple(output.shape), seen))
+
+        return hook
+
+    def _note_context(self, *modules: str) -> None:
+        self.global_context += [m for m in dict.fromkeys(modules) if m not in self.global_context]
+
+    def _keep(self, tensor: Tensor, trace: "_Trace | str", period: tuple[int, int] = (1, 1)) -> None:
         self._traces[id(tensor)] = trace
         self._alive.append(tensor)
         if isinstance(trace, _Trace):
             strides = (trace.grid.y.stride, trace.grid.x.stride)
             self.alignment = tuple(  # type: ignore[assignment]
-                math.lcm(a, math.ceil(s)) for a, s in zip(self.alignment, strides, strict=True)
+                math.lcm(a, math.ceil(s * p)) for a, s, p in zip(self.alignment, strides, period, strict=True)
             )
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
+        if self._suspended:
+            return output
         inputs = [self._traces[id(t)] for t in _tensors(args) if id(t) in self._traces]
         if not inputs:
             return output
@@ -236,20 +268,40 @@ class GridTracer(TorchDispatchMode):
             return
         trace = maps[0]
         if pooled:
-            self.global_context += [p for p in pooled if p not in self.global_context]
-        if name in _MOVES:
+            self._note_context(*pooled)
+        contracted = _contracts_space(name, args, self._traces)
+        if contracted or _normalises_space(name, args, trace):
+            self._note_context(self._module)
+        if contracted:
+            self._keep(output, self._module)
+        elif name in _MOVES:
             self._keep(output, _moved(trace, args, output, name))
         elif rule is not None and trace.axes is not None:
             grid = rule(trace, args)
             if grid is None:
                 self._keep(output, self._module.rpartition(".")[0] or self._module)
-            else:
-                axes = trace.axes
-                self._keep(output, _Trace(grid, (output.shape[axes[0]], output.shape[axes[1]]), axes))
+                return
+            axes = trace.axes
+            if name in _REDUCTIONS:
+                axes = _reduced_axes(axes, args)
+            size = (output.shape[axes[0]], output.shape[axes[1]])
+            self._keep(output, _Trace(grid, size, axes))
+            self.padded |= _looks_beyond(trace, grid, size)
         else:
             for other in maps[1:]:
                 trace = replace(trace, grid=trace.grid.joined(other.grid), axes=trace.axes or other.axes)
             self._keep(output, trace)
+
+
+def _looks_beyond(before: _Trace, grid: Grid, size: tuple[int, int]) -> bool:
+    """Whether the cells of a map of `size` on `grid` see more than the map before them does."""
+    for axis, was, cells, cells_before in zip(
+        (grid.y, grid.x), (before.grid.y, before.grid.x), size, before.size, strict=True
+    ):
+        last, last_before = (a.last + a.stride * (n - 1) for a, n in ((axis, cells), (was, cells_before)))
+        if axis.first < was.first or last > last_before:
+            return True
+    return False
 
 
 def _tensors(values: object) -> Iterator[Tensor]:
@@ -303,17 +355,31 @@ def _adaptive_pool(trace: _Trace, args: tuple[Any, ...]) -> Grid | None:
 
 
 def _reduction(trace: _Trace, args: tuple[Any, ...]) -> Grid | None:
-    axes = _argument(args, 1, None)
-    if axes is None or trace.axes is None:
+    if trace.axes is None or any(axis in trace.axes for axis in _summed_axes(args)):
         return None
+    return trace.grid
+
+
+def _summed_axes(args: tuple[Any, ...]) -> list[int]:
     rank = len(args[0].shape)
-    axes = [a % rank for a in (axes if isinstance(axes, (list, tuple)) else [axes])]
-    return None if any(a in trace.axes for a in axes) else trace.grid
+    axes = _argument(args, 1, None)
+    if axes is None:
+        return list(range(rank))
+    return [axis % rank for axis in (axes if isinstance(axes, (list, tuple)) else [axes])]
+
+
+def _reduced_axes(axes: tuple[int, int], args: tuple[Any, ...]) -> tuple[int, int]:
+    """Where the spatial axes are after a reduction over other axes."""
+    if _argument(args, 2, False):  # keepdim
+        return axes
+    summed = _summed_axes(args)
+    y, x = (axis - sum(s < axis for s in summed) for axis in axes)
+    return y, x
 
 
 def _pad(trace: _Trace, args: tuple[Any, ...]) -> Grid:
-    left, _, *rest = args[1]
-    top = rest[0] if rest else 0
+    rank, before = len(args[0].shape), args[1][::2]  # cells before the first, of the last axis first
+    top, left = (before[rank - 1 - axis] if rank - 1 - axis < len(before) else 0 for axis in trace.axes or (0, 0))
     return Grid(trace.grid.y.shifted(-top), trace.grid.x.shifted(-left))
 
 
@@ -336,6 +402,43 @@ def _nearest(trace: _Trace, args: tuple[Any, ...]) -> Grid:
     return Grid(trace.grid.y.transposed(sy, sy, 0), trace.grid.x.transposed(sx, sx, 0))
 
 
+def _contracts_space(name: str, args: tuple[Any, ...], traces: "dict[int, _Trace | str]") -> bool:
+    """Whether a matrix product sums over the cells of a map, as attention does."""
+    if name not in _PRODUCTS:
+        return "scaled_dot_product" in name
+    for operand, axis in zip(args[_PRODUCTS[name] :], (-1, -2), strict=False):
+        trace = traces.get(id(operand))
+        if not isinstance(trace, _Trace):
+            continue
+        rank = len(operand.shape)
+        if trace.axes is not None and axis % rank in trace.axes:
+            return True
+        # Axes that were merged are known by their size alone; the one that holds the cells is not the other.
+        cells, others = math.prod(trace.size), [n for i, n in enumerate(operand.shape) if i != axis % rank]
+        if trace.axes is None and operand.shape[axis] == cells and not any(n % cells == 0 for n in others):
+            return True
+    return False
+
+
+def _normalises_space(name: str, args: tuple[Any, ...], trace: _Trace) -> bool:
+    """Whether a normalisation's statistics are taken over the cells of a map."""
+    if name == "native_group_norm":
+        return True
+    if name in {"native_batch_norm", "_native_batch_norm_legit"}:
+        return bool(args[5] if name == "native_batch_norm" else args[-3])  # instance norm, in terms of batches
+    if name not in {"native_layer_norm", "_softmax"}:
+        return False
+    rank = len(args[0].shape)
+    first = rank - len(args[1]) if name == "native_layer_norm" else args[1] % rank
+    normalised = range(first, rank if name == "native_layer_norm" else first + 1)
+    if trace.axes is None:
+        return any(args[0].shape[axis] == math.prod(trace.size) for axis in normalised)
+    return any(axis in trace.axes for axis in normalised)
+
+
+_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
+"""Matrix products, and the position of their first factor."""
+
 _RULES = {
     "convolution": _convolution,
     "max_pool2d_with_indices": _max_pool,
@@ -351,6 +454,7 @@ _RULES = {
     "slice": _slice,
     "upsample_nearest2d": _nearest,
 }
+_REDUCTIONS = {"mean", "amax", "sum"}
 _MOVES = {"view", "_unsafe_view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "flatten"}
 
 
@@ -398,6 +502,7 @@ class NetGrid:
         alignment: (y, x) coarsest subsampling.
         minimum: (y, x) smallest input size, a multiple of the alignment.
         global_context: Modules through which a cell depends on the whole image.
+        padded: Whether any layer looks beyond its map's edge, so that the border shows in the cells near it.
         channels: K of the answer.
     """
 
@@ -406,6 +511,7 @@ class NetGrid:
     alignment: tuple[int, int]
     minimum: tuple[int, int]
     global_context: tuple[str, ...]
+    padded: bool
     channels: int
 
 
@@ -465,7 +571,7 @@ def derive_net_grid(net: nn.Module, native: tuple[int, int], channels: int = 3) 
             )
         found.append(MapGrid(lattice, (h - minimum[0] // y, w - minimum[1] // x)))
     answer = grids[-1] or Grid()
-    return NetGrid(tuple(found), answer, align, minimum, tuple(tracer.global_context), maps[-1].shape[1])
+    return NetGrid(tuple(found), answer, align, minimum, tuple(tracer.global_context), tracer.padded, maps[-1].shape[1])
 
 
 def _map_sizes(net: nn.Module, size: tuple[int, int], channels: int) -> list[tuple[int, int]] | None:

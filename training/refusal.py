@@ -1,6 +1,7 @@
 """Which nets cannot become heatmap nets, and why."""
 
 from torch import nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from fcnseg.errors import ArchitectureError
 
@@ -18,6 +19,8 @@ def refuse_transformers(model: nn.Module) -> None:
                 " one image size, so it cannot slide over larger images; choose a convolutional classifier"
             )
     for name, module in model.named_modules():
+        if isinstance(module, ShiftedWindowAttention):
+            continue  # its windows tile a map of any size
         if isinstance(module, nn.MultiheadAttention) or "Attention" in type(module).__name__:
             raise ArchitectureError(
                 f"{type(model).__name__} is a transformer: {name} attends over a partition of one image size, so it"

@@ -152,7 +152,7 @@ def _is_pool(node: fx.Node, module: nn.Module | None, before: tuple[int, ...], a
     if isinstance(module, nn.AdaptiveAvgPool2d) or name == "adaptive_avg_pool2d":
         return True
     averages = name in _POOLS or ("Pool" in name and "Max" not in name)
-    return averages and math.prod(after) == before[0] * before[1] and math.prod(before) > math.prod(after)
+    return averages and math.prod(after) == before[0] * before[1]
 
 
 def _describe(traced: fx.GraphModule, node: fx.Node) -> str:

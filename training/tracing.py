@@ -1,25 +1,87 @@
 """Tracing a classifier into a graph whose nodes are layers, with every shape in it static."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import pad
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from fcnseg.errors import ArchitectureError
 
 
 class LayerTracer(fx.Tracer):
-    """Traces down to layers: modules none of whose descendants holds parameters.
+    """Traces down to layers: modules none of whose descendants holds parameters, and window attentions.
 
     Layers keep their behaviour in training (dropout, stochastic depth, batch statistics), which tracing through them
-    in eval mode would fix for ever.
+    in eval mode would fix for ever. Where a forward branches on a value, such as a shape, the branch is the one that
+    the native size takes: the graph is run so far on a fake image.
+
+    Args:
+        image_shape: (N, C, H, W) of an image of the native size.
     """
+
+    def __init__(self, image_shape: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self._image_shape = image_shape
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._values: dict[fx.Node, Any] = {}
+        self._evaluating = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
         """Whether a module becomes one node of the graph."""
+        if isinstance(m, ShiftedWindowAttention):
+            return True
         return not any(next(child.parameters(), None) is not None for child in m.children())
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Take the branch that the native size takes."""
+        return bool(self._value(obj.node))
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        """Iterate over as many entries as there are at the native size."""
+        return (obj[i] for i in range(len(self._value(obj.node))))
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record a layer's call, or run it while a value is looked up."""
+        return forward(*args, **kwargs) if self._evaluating else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Record a parameter's use, or hand it out while a value is looked up."""
+        return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _value(self, wanted: fx.Node) -> Any:
+        """A node's value for a fake image of the native size."""
+        self._evaluating = True
+        try:
+            with self._fake, torch.no_grad():
+                for node in wanted.graph.nodes:
+                    if node not in self._values:
+                        self._values[node] = self._run(node)
+                    if node is wanted:
+                        break
+        finally:
+            self._evaluating = False
+        return self._values[wanted]
+
+    def _run(self, node: fx.Node) -> Any:
+        args: Any = fx.node.map_arg(node.args, self._values.__getitem__)
+        kwargs: Any = fx.node.map_arg(node.kwargs, self._values.__getitem__)
+        if node.op == "placeholder":
+            return torch.empty(self._image_shape)
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "get_attr":
+            parent, _, name = str(node.target).rpartition(".")
+            return getattr(self.root.get_submodule(parent), name)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        function: Any = node.target
+        return function(*args, **kwargs)
 
 
 class PaddedConv2d(nn.Conv2d):
@@ -52,20 +114,32 @@ class PaddedMaxPool2d(nn.MaxPool2d):
         return output
 
 
-def trace_layers(model: nn.Module) -> fx.GraphModule:
+def trace_layers(model: nn.Module, image_shape: tuple[int, int, int, int]) -> fx.GraphModule:
     """Trace a classifier in eval mode into a graph of layers that shares its modules.
+
+    Args:
+        model: The classifier.
+        image_shape: (N, C, H, W) of an image of the native size.
 
     Raises:
         ArchitectureError: torch.fx cannot trace it.
     """
     try:
-        graph = LayerTracer().trace(model)
+        graph = LayerTracer(image_shape).trace(model)
     except Exception as error:  # whatever a foreign forward raises on proxies
         reason = " ".join(str(error).split())[:200]
         raise ArchitectureError(
             f"{type(model).__name__} cannot be traced by torch.fx ({reason}); its forward must not branch on values"
         ) from error
     return fx.GraphModule(model, graph, class_name=type(model).__name__)
+
+
+def input_channels(model: nn.Module) -> int:
+    """Channels of the image that a net takes: those of its first convolution."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    raise ArchitectureError(f"{type(model).__name__} has no convolution, so there is nothing to slide over an image")
 
 
 def fix_same_padding(model: nn.Module, input_size: tuple[int, int]) -> None:

@@ -54,7 +54,7 @@ def test_auto_takes_cam_only_where_all_behind_the_pooling_is_affine(tail: str, i
 
 def test_cam_on_a_tail_that_is_not_affine_is_refused() -> None:
     make, size = TAILS["global pooling, hidden layers"]
-    with pytest.raises(ParityError, match="cam.*--rule window"):
+    with pytest.raises(ParityError, match="rule cam: .*Rule window may hold"):
         convolutionalize(seeded(make), size, rule="cam")
 
 

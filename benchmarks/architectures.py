@@ -1,0 +1,105 @@
+"""Which classifiers become heatmap nets: all of torchvision's, and the smallest of each of timm's model families.
+
+Weights are random and BatchNorm statistics shuffled, since the identities hold for any weights. Prints Markdown:
+
+    python benchmarks/architectures.py torchvision > torchvision.md
+    python benchmarks/architectures.py timm > timm.md
+    python benchmarks/architectures.py timm/repvgg_a0 timm/resnest14d
+"""
+
+import sys
+import warnings
+from collections.abc import Iterator
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from fcnseg.certificate import Certificate, format_pair
+from fcnseg.errors import FcnsegError
+from training.conversion import convolutionalize
+from training.zoo import TIMM_PREFIX, load_classifier
+
+HEADER = (
+    "| architecture | identity | error on noise | on photographs | border effect | stride | offset | alignment |"
+    " receptive field | global context | parameters | in FC layers |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    asked = sys.argv[1:]
+    names: Iterator[str] = iter(asked)
+    if asked == ["torchvision"]:
+        names = iter(torchvision.models.list_models(module=torchvision.models))
+    elif asked == ["timm"]:
+        names = smallest_of_each_family()
+    print(HEADER)
+    refused: dict[str, str] = {}
+    for name in names:
+        try:
+            certificate = certify(name)
+        except FcnsegError as error:
+            refused[name] = str(error)
+        else:
+            print(row(name, certificate), flush=True)
+    if refused:
+        print("\n| refused | reason |\n|---|---|")
+        for name, reason in refused.items():
+            print(f"| {name} | {reason} |")
+
+
+def smallest_of_each_family() -> Iterator[str]:
+    """The classifier with the fewest parameters of every module of timm."""
+    for module in timm.list_modules():
+        sizes = {}
+        for name in timm.list_models(module=module):
+            config = timm.get_pretrained_cfg(name)
+            if config is None or not config.num_classes or name.startswith("test_"):
+                continue
+            try:
+                with torch.device("meta"):
+                    sizes[name] = count(timm.create_model(name))
+            except (RuntimeError, NotImplementedError):  # what computes with its parameters while it is built
+                continue
+        if sizes:
+            yield TIMM_PREFIX + min(sizes, key=sizes.__getitem__)
+
+
+def count(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def certify(name: str) -> Certificate:
+    torch.manual_seed(0)
+    classifier = load_classifier(name, pretrained=False)
+    for module in classifier.net.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.8, 1.2)
+    return convolutionalize(classifier.net, classifier.input_size).certificate
+
+
+def row(name: str, certificate: Certificate) -> str:
+    photo = certificate.photo_error
+    cells = (
+        name,
+        certificate.identity,
+        f"{certificate.relative_error:.1e}",
+        "" if photo is None else f"{photo:.1e}",
+        f"{certificate.border_effect:.2g}",
+        format_pair(certificate.output_stride),
+        format_pair(certificate.offset),
+        format_pair(certificate.alignment),
+        format_pair(certificate.receptive_field),
+        f"{len(certificate.global_context)} modules" if certificate.global_context else "none",
+        f"{certificate.parameters_before / 1e6:.1f} M",
+        f"{certificate.fc_share:.1%}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Measuring how closely a heatmap net computes its classifier."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fcnseg.errors import ArchitectureError
+from training.grid import NetGrid
+from training.photographs import PHOTOGRAPHS, photographs
+from training.tracing import input_channels
+
+_NOISE_IMAGES = 2
+
+
+class Errors(NamedTuple):
+    """Largest absolute difference from the classifier's logits over the largest absolute logit, at the native size.
+
+    Attributes:
+        noise: On seeded random images.
+        photographs: On photographs; None where the net takes other channels than a photograph has.
+    """
+
+    noise: float
+    photographs: float | None
+
+
+def measure_errors(
+    model: nn.Module, net: nn.Module, pooled_cells: tuple[int, int], input_size: tuple[int, int]
+) -> Errors:
+    """Compare a heatmap net with its classifier at the native size.
+
+    Args:
+        model: Maps (N, C, H, W) float to (N, K) logits; in eval mode.
+        net: Maps (N, C, H, W) float to (N, K, h, w); in eval mode.
+        pooled_cells: (y, x) cells of the net's map that the classifier averages.
+        input_size: Native (height, width).
+
+    Raises:
+        ArchitectureError: The model does not answer with logits.
+    """
+    noise = _relative_error(model, net, pooled_cells, _noise(model, _NOISE_IMAGES, input_size))
+    photos = _photographs(model, PHOTOGRAPHS, input_size)
+    return Errors(noise, None if photos is None else _relative_error(model, net, pooled_cells, photos))
+
+
+def measure_border_effect(
+    model: nn.Module,
+    net: nn.Module,
+    pooled_cells: tuple[int, int],
+    input_size: tuple[int, int],
+    alignment: tuple[int, int],
+) -> float:
+    """Compare a cell in the middle of a larger image's map with the classifier's answer for the cell's own crop.
+
+    Args:
+        model: As for `measure_errors`.
+        net: As for `measure_errors`.
+        pooled_cells: As for `measure_errors`.
+        input_size: Native (height, width): the crop's.
+        alignment: (y, x) pixels around the crop; shifts by so much shift the map by whole cells.
+
+    Returns:
+        Largest absolute difference over the largest absolute logit.
+    """
+    (height, width), (top, left) = input_size, alignment
+    larger = (height + 2 * top, width + 2 * left)
+    images = _photographs(model, 1, larger)
+    images = _noise(model, 1, larger) if images is None else images
+    logits = _logits(model, images[:, :, top : top + height, left : left + width])
+    with torch.no_grad():
+        cells = F.avg_pool2d(net(images), pooled_cells, 1)  # (1, K, h, w): an odd number of cells
+    middle = cells[:, :, cells.shape[2] // 2, cells.shape[3] // 2]
+    return float((middle - logits).abs().max() / logits.abs().max())
+
+
+def sees_beyond(net: nn.Module, grid: NetGrid, channels: int) -> bool:
+    """Whether a cell depends on a pixel outside its derived receptive field, along the x axis.
+
+    Every pixel outside the field of one cell is NaN, which survives zero weights, activations and max pooling alike.
+
+    Args:
+        net: Maps (N, C, H, W) float to (N, K, h, w); in eval mode.
+        grid: What was derived of it.
+        channels: C.
+    """
+    axis, (_, align), (low, narrow) = grid.grid.x, grid.alignment, grid.minimum
+    # Whole alignments: a window attention's cells see different windows at other places.
+    cell = max(0, math.ceil(-axis.first / align)) * align // axis.stride
+    first, last = axis.first + axis.stride * cell, axis.last + axis.stride * cell
+    width = max(narrow, (int(last) // align + 2) * align)
+    reference = next(net.parameters())
+    image = torch.full((1, channels, low, width), math.nan, device=reference.device, dtype=reference.dtype)
+    image[..., int(first) : int(last) + 1] = 0.5
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):  # Winograd's kernels spread a NaN over their tile
+        column = net(image)[..., int(cell)]
+    return bool(column.isnan().any())
+
+
+def _relative_error(model: nn.Module, net: nn.Module, pooled_cells: tuple[int, int], images: Tensor) -> float:
+    logits = _logits(model, images)
+    with torch.no_grad():
+        heatmap = net(images)
+    if tuple(heatmap.shape[2:]) != pooled_cells:
+        return float("inf")
+    return float((heatmap.mean((2, 3)) - logits).abs().max() / logits.abs().max())
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The classifier's answer, of a net that may answer with auxiliary ones behind it."""
+    with torch.no_grad():
+        output = model(images)
+    logits = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise ArchitectureError("the classifier must answer with one (N, K) tensor of logits")
+    return logits
+
+
+def _noise(model: nn.Module, count: int, size: tuple[int, int]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    reference = next(model.parameters())
+    images = torch.randn(count, input_channels(model), *size, generator=generator)
+    return images.to(reference.device, reference.dtype)
+
+
+def _photographs(model: nn.Module, count: int, size: tuple[int, int]) -> Tensor | None:
+    images = photographs(count, size, input_channels(model))
+    reference = next(model.parameters())
+    return None if images is None else images.to(reference.device, reference.dtype)
