@@ -81,4 +81,4 @@ class Certificate:
 def format_pair(values: tuple[float, float]) -> str:
     """A (y, x) pair as text: one number where both are equal."""
     y, x = (f"{v:g}" for v in values)
-    return y if y == x else f"{y} x {x}"
+    return y if y == x else f"{y}x{x}"

@@ -15,11 +15,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 from fcnseg.certificate import Certificate
 from fcnseg.errors import ModelFileError
 from fcnseg.geometry import Geometry
+from fcnseg.layers import Layer
 from fcnseg.types import LabelMap
 
 METADATA_KEY = "fcnseg"
 INPUTS = ("image",)
 OUTPUTS = ("class_map", "heatmap", "confidence")
+_ERRORS_ONLY = 3
 CELL_RESOLUTION_ABOVE = 64
 """Above this many classes, the class map is the arg-max at the cells, enlarged by nearest.
 
@@ -60,6 +62,7 @@ class ModelInfo:
         metrics: Validation metrics by name, each in 0..1.
         certificate: What the conversion of the classifier proved; None for trained nets, which no longer compute it.
         parity: The proofs made on the way to this file.
+        layers: The net's layers, in the order in which they run; empty in files that do not tell them.
         versions: Versions of the packages that made the file.
         format: Version of this metadata.
     """
@@ -77,6 +80,7 @@ class ModelInfo:
     metrics: dict[str, Annotated[float, Field(ge=0, le=1)]] = field(default_factory=dict)
     certificate: Certificate | None = None
     parity: tuple[ParityRecord, ...] = ()
+    layers: tuple[Layer, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     format: Annotated[int, Field(ge=1, le=1)] = 1
 
@@ -107,6 +111,27 @@ def parse_info(text: str, source: str) -> ModelInfo:
         raise ModelFileError(
             f"{source}: its fcnseg metadata is not valid at {where}: {first['msg']}; export the model again"
         ) from error
+
+
+def read_model_info(path: Path) -> ModelInfo:
+    """Read what a model file says of itself, without preparing it to run.
+
+    Raises:
+        ModelFileError: The file is not there or is not a valid fcnseg model.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelFileError(f"model file {path} {what}; make one with 'fcnseg heatmap' or 'fcnseg export'")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"{path} is not an ONNX file that onnxruntime can open: {reason}") from error
+    return read_info(session, path)
 
 
 def read_info(session: onnxruntime.InferenceSession, path: Path) -> ModelInfo:

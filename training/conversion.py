@@ -15,7 +15,7 @@ from torchvision.models.convnext import LayerNorm2d
 
 from fcnseg.certificate import Certificate, Identity
 from fcnseg.errors import ArchitectureError, ParityError
-from training.grid import derive_net_grid
+from training.net_grid import derive_net_grid
 from training.proof import measure_border_effect, measure_errors, sees_beyond
 from training.refusal import refuse_transformers
 from training.tail import Tail, find_tail, record_shapes

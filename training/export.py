@@ -23,6 +23,7 @@ from fcnseg.errors import ParityError, UsageError
 from fcnseg.files import replacing
 from fcnseg.model_file import METADATA_KEY, OUTPUTS, ModelInfo, ParityRecord, dump_info, parse_info
 from fcnseg.types import LabelMap
+from training.layers import derive_layers
 from training.model import SegmentationModel
 
 OPSET = 20
@@ -79,6 +80,7 @@ def export(
         data_fingerprint=data_fingerprint,
         metrics=metrics or {},
         certificate=certificate,
+        layers=derive_layers(model.net),
         versions=_versions(),
     )
     parse_info(dump_info(info), "the new file")  # what could not be read back is not written

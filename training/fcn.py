@@ -7,16 +7,15 @@ finer map's own lattice, whatever the backbone's padding made of it.
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fcnseg.errors import ArchitectureError, UsageError
 from training.config import Variant
 from training.conversion import Trunk, dense_trunk, prepared_copy
-from training.grid import Grid, GridTracer, Lattice, NetGrid, derive_net_grid, lattices
+from training.grid import Grid, Lattice, lattices
+from training.grid_tracer import record_grids
+from training.net_grid import NetGrid, derive_net_grid
 from training.resample import resample
 from training.tracing import input_channels
 
@@ -110,40 +109,6 @@ def _score_layer(channels: int, num_classes: int) -> nn.Conv2d:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
-
-
-class _GridRecorder(fx.Interpreter):
-    def __init__(self, net: fx.GraphModule, tracer: GridTracer) -> None:
-        super().__init__(net)
-        self._tracer = tracer
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        n.meta["grid"] = self._tracer.grid(value)
-        n.meta["dense_shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
-        return value
-
-
-def record_grids(net: fx.GraphModule, input_size: tuple[int, int], channels: int) -> GridTracer:
-    """Run a dense net on a fake image and leave every value's grid and shape in its node's meta.
-
-    Args:
-        net: A traced dense net; `meta["grid"]` and `meta["dense_shape"]` of its nodes are set.
-        input_size: (height, width) of the image.
-        channels: C of the image.
-
-    Returns:
-        The tracer that followed the run.
-
-    Raises:
-        ArchitectureError: Values are combined that have no common grid.
-    """
-    tracer = GridTracer()
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        image = torch.empty(1, channels, *input_size)
-        with tracer:
-            _GridRecorder(net, tracer).run(tracer.start(image))
-    return tracer
 
 
 def _taps(trunk: Trunk, variant: Variant, input_size: tuple[int, int], channels: int) -> tuple[_Tap, list[_Tap]]:

@@ -10,20 +10,26 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fcnseg.errors import ArchitectureError
 from fcnseg.geometry import AxisGeometry, Geometry
 from fcnseg.model_file import CELL_RESOLUTION_ABOVE
 from training.config import Variant
 from training.fcn import build_fcn
-from training.grid import Lattice, NetGrid
+from training.grid import Lattice
+from training.net_grid import NetGrid
 from training.resample import PIXELS, enlarge_nearest, resample
+from training.tracing import input_channels
 from training.zoo import Classifier, Rgb, load_classifier
+
+_LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey value (ITU-R BT.601, as OpenCV and Pillow have them)."""
 
 
 class SegmentationModel(nn.Module):
     """A net with everything that stands between an image of any size and its class map.
 
     Args:
-        net: Maps (N, 3, H, W) normalised float to (N, K, h, w) scores.
+        net: Maps (N, 3, H, W) normalised float to (N, K, h, w) scores; or (N, 1, H, W), and the images are made grey.
         net_grid: What the net does to grids.
         classifier: The classifier the net was made from; tells name, normalisation and native size.
         variant: `heatmap`, `fcn32s`, `fcn16s` or `fcn8s`.
@@ -38,6 +44,9 @@ class SegmentationModel(nn.Module):
         geometry: How an image of any size is brought to the net and back.
         global_context: Modules through which a cell depends on the whole image.
         num_classes: K.
+
+    Raises:
+        ArchitectureError: The net takes neither RGB nor grey images.
     """
 
     def __init__(
@@ -61,10 +70,18 @@ class SegmentationModel(nn.Module):
         self._scale: Tensor
         self._shift: Tensor
         # Scale and shift of 0..255 values, so that the graph normalises with one multiplication and one addition.
-        self.register_buffer("_scale", torch.tensor([1 / (255 * s) for s in self.std]).view(1, 3, 1, 1), False)
-        self.register_buffer(
-            "_shift", torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(1, 3, 1, 1), False
-        )
+        scale = torch.tensor([1 / (255 * s) for s in self.std])
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)])
+        self._is_grey = input_channels(net) == 1
+        if self._is_grey:
+            scale, shift = scale * torch.tensor(_LUMA), (shift * torch.tensor(_LUMA)).sum()[None]
+        elif input_channels(net) != 3:
+            raise ArchitectureError(
+                f"{self.architecture} takes images of {input_channels(net)} channels; nets of 3 (RGB) or 1 (grey) are"
+                " supported"
+            )
+        self.register_buffer("_scale", scale.view(1, 3, 1, 1), False)
+        self.register_buffer("_shift", shift.view(1, -1, 1, 1), False)
 
     def heatmap(self, image: Tensor) -> Tensor:
         """Score an image at the net's own stride.
@@ -78,8 +95,8 @@ class SegmentationModel(nn.Module):
         rows = _edge_indices(self.geometry.y, image.shape[1], image.device)
         columns = _edge_indices(self.geometry.x, image.shape[2], image.device)
         padded = image.index_select(1, rows).index_select(2, columns)
-        pixels = padded.permute(0, 3, 1, 2).to(self._scale.dtype) * self._scale + self._shift
-        scores: Tensor = self.net(pixels)
+        scaled = padded.permute(0, 3, 1, 2).to(self._scale.dtype) * self._scale
+        scores: Tensor = self.net((scaled.sum(1, keepdim=True) if self._is_grey else scaled) + self._shift)
         return scores
 
     def pixel_scores(self, image: Tensor) -> Tensor:

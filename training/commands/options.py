@@ -10,6 +10,16 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 Channels = tuple[float, float, float]
 
 
+def read_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Read HEIGHTxWIDTH, or one number that stands for both."""
+    if value is None:
+        return None
+    parts = value.lower().split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) > 2:
+        raise click.BadParameter(f"{value!r} is neither one number of pixels nor HEIGHTxWIDTH, such as 224 or 192x256")
+    return int(parts[0]), int(parts[-1])
+
+
 def weights_options(command: _Command) -> _Command:
     """Add --weights, --mean and --std: a classifier's weights and the normalisation that belongs to them."""
     for option in (

@@ -1,0 +1,99 @@
+"""The grids of a net's maps, and how their sizes follow from the image's."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fcnseg.errors import ArchitectureError
+from training.grid import Grid, Lattice, lattices
+from training.grid_tracer import tensors_in, trace_grids
+from training.tracing import fake_tensors
+
+_MOST_MULTIPLES = 64
+
+
+@dataclass(frozen=True)
+class MapGrid:
+    """Where a map's cells lie, and how many there are.
+
+    Attributes:
+        lattice: (y, x) lattices.
+        extra_cells: (y, x) cells beyond input size / stride, for inputs that are multiples of the alignment.
+    """
+
+    lattice: tuple[Lattice, Lattice]
+    extra_cells: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class NetGrid:
+    """What a net does to grids, from image to maps.
+
+    Attributes:
+        maps: The maps that scores are read from; the last is the net's answer.
+        grid: Which pixels the answer's cells see.
+        alignment: (y, x) coarsest subsampling.
+        minimum: (y, x) smallest input size, a multiple of the alignment.
+        global_context: Modules through which a cell depends on the whole image.
+        padded: Whether any layer looks beyond its map's edge, so that the border shows in the cells near it.
+        channels: K of the answer.
+    """
+
+    maps: tuple[MapGrid, ...]
+    grid: Grid
+    alignment: tuple[int, int]
+    minimum: tuple[int, int]
+    global_context: tuple[str, ...]
+    padded: bool
+    channels: int
+
+
+def derive_net_grid(net: nn.Module, native: tuple[int, int], channels: int = 3) -> NetGrid:
+    """Derive the grids of a net's maps, and how their sizes follow from the image's.
+
+    Args:
+        net: A module from (N, C, H, W) float to (N, K, h, w), or to a tuple of such maps; in eval mode.
+        native: (height, width) at which the net is known to work.
+        channels: C.
+
+    Raises:
+        ArchitectureError: A map has no constant stride.
+    """
+    tracer, output = trace_grids(net, *native, channels)
+    maps = list(tensors_in((output,)))
+    grids = [tracer.grid(tensor) for tensor in maps]
+    align = tracer.alignment
+    # One graph cannot both shift windows and, on a map of a single window, not shift them: two windows at least.
+    for multiple in range(2 if tracer.shifts_windows else 1, _MOST_MULTIPLES):
+        minimum = (multiple * align[0], multiple * align[1])
+        small = _map_sizes(net, minimum, channels)
+        if small is not None:
+            break
+    else:
+        raise ArchitectureError(f"the net takes no input up to {minimum[0]}x{minimum[1]} pixels")
+    larger = _map_sizes(net, (minimum[0] + align[0], minimum[1] + align[1]), channels)
+    found = []
+    for i, grid in enumerate(grids):
+        if grid is None or grid.y.stride.denominator != 1 or grid.x.stride.denominator != 1:
+            raise ArchitectureError("the net's output is not a map whose cells stand at a constant stride of pixels")
+        lattice = lattices(grid)
+        (h, w), (y, x) = small[i], (axis.stride for axis in lattice)
+        if larger is None or larger[i] != (h + align[0] // y, w + align[1] // x):
+            raise ArchitectureError(
+                f"the map does not grow by whole cells: {h}x{w} cells at {minimum[0]}x{minimum[1]} pixels,"
+                f" {larger and larger[i]} one alignment later"
+            )
+        found.append(MapGrid(lattice, (h - minimum[0] // y, w - minimum[1] // x)))
+    answer = grids[-1] or Grid()
+    return NetGrid(tuple(found), answer, align, minimum, tuple(tracer.global_context), tracer.padded, maps[-1].shape[1])
+
+
+def _map_sizes(net: nn.Module, size: tuple[int, int], channels: int) -> list[tuple[int, int]] | None:
+    """(h, w) of the maps for an input size, or None when the net does not take it."""
+    try:
+        with fake_tensors():
+            sizes = [(t.shape[2], t.shape[3]) for t in tensors_in((net(torch.empty(1, channels, *size)),))]
+    except RuntimeError:  # what PyTorch raises when a kernel is larger than its padded input
+        return None
+    return sizes if min(min(s) for s in sizes) > 0 else None
