@@ -8,18 +8,23 @@
 from fcnseg.client import Client
 from fcnseg.errors import FcnsegError
 from fcnseg.model_file import ModelInfo
+from fcnseg.regions import Box, Region, RegionQuery, find_regions
 from fcnseg.segmenter import Segmenter, load
 from fcnseg.types import ClassArea, ClassInfo, LabelMap, Segmentation
 
 __all__ = [
+    "Box",
     "ClassArea",
     "ClassInfo",
     "Client",
     "FcnsegError",
     "LabelMap",
     "ModelInfo",
+    "Region",
+    "RegionQuery",
     "Segmentation",
     "Segmenter",
+    "find_regions",
     "load",
 ]
 __version__ = "0.1.0"

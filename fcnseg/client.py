@@ -1,7 +1,7 @@
 """The gRPC client: an image goes to a server, its class map comes back as an array."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self, TypeVar
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from fcnseg import masks
 from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, RequestError, UsageError
-from fcnseg.images import ImageLimits, require_pixels
+from fcnseg.images import require_pixels
 from fcnseg.masks import Encoding
-from fcnseg.remote import RemoteClassArea, RemoteModel, RemoteSegmentation, Timings
-from fcnseg.types import ClassInfo
+from fcnseg.regions import RegionQuery
+from fcnseg.remote import HeatmapGrid, RemoteClassArea, RemoteHeatmap, RemoteModel, RemoteSegmentation, Timings
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
+from fcnseg.wire import read_grid, read_heatmaps, read_model, read_regions, write_query
 
 _MAX_MESSAGE_BYTES = 1 << 30
 _LONGEST_TIMEOUT_S = 86400.0
@@ -93,6 +94,8 @@ class Client:
         model: str = "",
         version: str = "",
         encoding: Encoding = Encoding.PNG,
+        heatmaps: Sequence[str] = (),
+        regions: RegionQuery | None = None,
     ) -> RemoteSegmentation:
         """Segment one image.
 
@@ -101,12 +104,20 @@ class Client:
             model: The model's name; empty where the server holds exactly one.
             version: The model's version; empty takes the highest.
             encoding: How the class map travels; the answer is the same in each.
+            heatmaps: Classes whose heatmaps are wanted: names (any case) or decimal ids.
+            regions: Which regions are wanted; None for none.
 
         Raises:
             ImageError: The file cannot be read, or the array is not of that shape and dtype.
             RequestError: The server could not be reached, refused the request, or failed.
         """
-        request = pb.SegmentRequest(model_name=model, model_version=version, encoding=_TO_WIRE[encoding])
+        request = pb.SegmentRequest(
+            model_name=model,
+            model_version=version,
+            encoding=_TO_WIRE[encoding],
+            heatmap_classes=heatmaps,
+            regions=None if regions is None else write_query(regions),
+        )
         _put_image(request, image, self._max_message_bytes)
         started = time.perf_counter()
         try:
@@ -115,6 +126,12 @@ class Client:
             if error.field == "encoded" and isinstance(image, (str, Path)):
                 raise RequestError(f"image {image}: {error}", error.code, error.field) from error
             raise
+        if (heatmaps or regions) and not response.HasField("heatmap_grid"):
+            raise RequestError(
+                f"the server at {self._target} answers without heatmaps and regions: it is of an older version; update"
+                " it, or ask for the mask alone",
+                "UNIMPLEMENTED",
+            )
         return self._read_segmentation(response, started)
 
     def list_models(self) -> tuple[RemoteModel, ...]:
@@ -124,7 +141,7 @@ class Client:
             RequestError: The server could not be reached, or failed.
         """
         response: pb.ListModelsResponse = self._call(self._stub.ListModels, pb.ListModelsRequest())
-        return tuple(_read_model(model) for model in response.models)
+        return tuple(read_model(model) for model in response.models)
 
     def get_model(self, model: str = "", version: str = "") -> RemoteModel:
         """Return one model's description.
@@ -138,7 +155,7 @@ class Client:
         """
         request = pb.GetModelRequest(model_name=model, model_version=version)
         response: pb.GetModelResponse = self._call(self._stub.GetModel, request)
-        return _read_model(response.model)
+        return read_model(response.model)
 
     def wait_until_ready(self, timeout_s: float) -> None:
         """Wait until the server answers.
@@ -187,6 +204,7 @@ class Client:
             class_map = masks.decode(wire.data, encoding, shape=(wire.height, wire.width), dtype=dtype)
         except MaskError as error:
             raise RequestError(f"server {self._target} sent a broken class map: {error}", "INTERNAL") from error
+        grid = read_grid(response.heatmap_grid) if response.HasField("heatmap_grid") else None
         spent = response.timings
         return RemoteSegmentation(
             class_map=class_map,
@@ -203,7 +221,18 @@ class Client:
             ),
             encoding=encoding,
             data=wire.data,
+            heatmaps=self._read_heatmaps(response, grid) if grid else (),
+            grid=grid,
+            regions=read_regions(response.regions),
         )
+
+    def _read_heatmaps(self, response: pb.SegmentResponse, grid: HeatmapGrid) -> tuple[RemoteHeatmap, ...]:
+        try:
+            return read_heatmaps(response.heatmaps, grid)
+        except ValueError as error:
+            raise RequestError(
+                f"server {self._target} sent a broken heatmap ({error}); ask for it again", "INTERNAL"
+            ) from error
 
 
 def _put_image(
@@ -243,22 +272,3 @@ def _field(error: grpc.Call) -> str | None:
             name: str = violations.field_violations[0].field
             return name
     return None
-
-
-def _read_model(model: pb.Model) -> RemoteModel:
-    return RemoteModel(
-        name=model.name,
-        version=model.version,
-        architecture=model.architecture,
-        variant=model.variant,
-        classes=tuple(
-            ClassInfo(c.id, c.name, (c.colour >> 16 & 0xFF, c.colour >> 8 & 0xFF, c.colour & 0xFF))
-            for c in model.classes
-        ),
-        label_map_hash=model.label_map_hash,
-        device=model.device,
-        licence=model.licence or None,
-        metrics=dict(model.metrics),
-        output_stride=(model.output_stride.y, model.output_stride.x),
-        image_limits=ImageLimits(model.image_limits.max_bytes, model.image_limits.max_pixels),
-    )

@@ -2,21 +2,19 @@
 
 Names. `INPUT/a/photo.jpg` gives `OUTPUT/a/photo.png`. Where that name would be given twice (photo.jpg and photo.tif),
 all inputs concerned keep their full name: photo.jpg.png and photo.tif.png. Pictures stand beside the mask as .jpg
-files, photo.overlay.jpg and photo.heatmap-8-cat.jpg, and so never take a mask's name. Hidden files are not read, nor is
-the output folder where it lies inside the input.
+files (see `pictures`), and so never take a mask's name. Hidden files are not read, nor is the output folder where it
+lies inside the input.
 """
 
 import errno
 import logging
 import os
-import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,11 +24,20 @@ from fcnseg.files import write_bytes
 from fcnseg.images import DEFAULT_LIMITS, ImageLimits
 from fcnseg.masks import Encoding
 from fcnseg.model_file import ModelInfo
+from fcnseg.pictures import (
+    NO_PICTURES,
+    Pictures,
+    heatmap_path,
+    overlay_path,
+    regions_path,
+    require_drawable,
+    write_jpeg,
+    write_regions,
+)
+from fcnseg.regions import Region, find_regions
 from fcnseg.segmenter import Segmenter
-from fcnseg.types import ClassArea, ClassInfo, Segmentation
+from fcnseg.types import ClassArea, ClassPeak, Segmentation
 
-_JPEG_QUALITY = 92
-_JPEG_LARGEST = 65500  # libjpeg ends a little before the format does
 _logger = logging.getLogger(__name__)
 
 
@@ -48,27 +55,16 @@ class PlannedImage:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Which pictures to write beside a mask.
-
-    Attributes:
-        overlay: The image tinted with its classes' colours.
-        heatmaps: Classes whose scores to lay over the greyed image, a picture each.
-    """
-
-    overlay: bool = False
-    heatmaps: tuple[ClassInfo, ...] = ()
-
-
-@dataclass(frozen=True)
 class SegmentedImage:
     """What became of one image.
 
     Attributes:
         image: The image file.
         mask: The mask file; None when the image failed.
-        pictures: The pictures written beside the mask.
+        pictures: What was written beside the mask.
         classes: Classes present with their areas; empty when the image failed.
+        top: The classes that got a heatmap for their probability, the most probable first.
+        regions: Those that were asked for, by descending score.
         error: Why the image failed; None when it did not.
     """
 
@@ -76,6 +72,8 @@ class SegmentedImage:
     mask: Path | None = None
     pictures: tuple[Path, ...] = ()
     classes: tuple[ClassArea, ...] = ()
+    top: tuple[ClassPeak, ...] = ()
+    regions: tuple[Region, ...] = ()
     error: Exception | None = None
 
 
@@ -120,7 +118,7 @@ def segment_folder(
     segmenter: Segmenter,
     planned: Sequence[PlannedImage],
     *,
-    pictures: Pictures = Pictures(),
+    pictures: Pictures = NO_PICTURES,
     limits: ImageLimits = DEFAULT_LIMITS,
     workers: int = 2,
 ) -> Iterator[SegmentedImage]:
@@ -133,7 +131,7 @@ def segment_folder(
     Args:
         segmenter: The model.
         planned: What to segment, from `plan`.
-        pictures: Which pictures to write beside the masks.
+        pictures: What to write beside the masks.
         limits: Images beyond them fail.
         workers: Threads that decode, and as many that write.
 
@@ -144,11 +142,7 @@ def segment_folder(
         UsageError: A picture would take the place of an image.
         OSError: A file cannot be written, as when the disk is full: that would befall every further image too.
     """
-    inputs = {item.image.resolve() for item in planned}
-    for asked in planned:
-        for picture in _picture_paths(asked, pictures):
-            if picture.resolve() in inputs:
-                raise UsageError(f"the picture {picture} would take the place of an input image; name another output")
+    _require_room(planned, pictures, segmenter.info)
     ahead = 2 * workers
     waiting = iter(planned)
     decoding: deque[tuple[PlannedImage, Future[NDArray[np.uint8]]]] = deque()
@@ -200,6 +194,17 @@ def _find_images(source: Path, output: Path) -> list[Path]:
     return sorted(found)
 
 
+def _require_room(planned: Sequence[PlannedImage], pictures: Pictures, info: ModelInfo) -> None:
+    inputs = {item.image.resolve() for item in planned}
+    folders = {image.parent for image in inputs}
+    for item in planned:
+        if item.mask.parent.resolve() not in folders:
+            continue
+        for path in pictures.paths(item.mask, info.label_map):
+            if path.resolve() in inputs:
+                raise UsageError(f"the picture {path} would take the place of an input image; name another output")
+
+
 def _name_masks(paths: Sequence[Path]) -> list[Path]:
     names = {path: path.with_suffix(".png") for path in paths}
     full: set[Path] = set()
@@ -229,12 +234,6 @@ def _segment_one(
         return SegmentedImage(item.image, error=error)
 
 
-def _picture_paths(item: PlannedImage, pictures: Pictures) -> list[Path]:
-    suffixes = [".overlay.jpg"] if pictures.overlay else []
-    suffixes += [f".heatmap-{shown.id}-{_file_name(shown.name)}.jpg" for shown in pictures.heatmaps]
-    return [item.mask.with_suffix(suffix) for suffix in suffixes]
-
-
 def _write_or_report(
     item: PlannedImage, image: NDArray[np.uint8], segmentation: Segmentation, pictures: Pictures, info: ModelInfo
 ) -> SegmentedImage:
@@ -251,27 +250,22 @@ def _write_or_report(
 def _write(
     item: PlannedImage, image: NDArray[np.uint8], segmentation: Segmentation, pictures: Pictures, info: ModelInfo
 ) -> SegmentedImage:
-    class_map, label_map = segmentation.class_map, segmentation.label_map
-    if (pictures.overlay or pictures.heatmaps) and max(image.shape) > _JPEG_LARGEST:
-        raise ImageError(
-            f"{item.image}: its pictures would have {image.shape[1]} x {image.shape[0]} pixels, and JPEG ends at"
-            f" {_JPEG_LARGEST}; leave out --overlay and --heatmap"
-        )
-    paths = _picture_paths(item, pictures)
-    drawn = [render.overlay(image, class_map, label_map)] if pictures.overlay else []
-    drawn += [render.heatmap(image, segmentation.heatmap[shown.id], info.geometry) for shown in pictures.heatmaps]
-    for path, picture in zip(paths, drawn, strict=True):
-        _write_jpeg(path, picture)
+    class_map, label_map, geometry = segmentation.class_map, segmentation.label_map, info.geometry
+    top = segmentation.strongest(pictures.top) if pictures.top else ()
+    shown = dict.fromkeys((*pictures.heatmaps, *(peak.info for peak in top)))
+    regions = find_regions(segmentation, geometry, pictures.regions) if pictures.regions else ()
+    if pictures.overlay or shown:
+        require_drawable(image, item.image)
+    written = []
+    if pictures.overlay:
+        written.append(overlay_path(item.mask))
+        write_jpeg(written[-1], render.boxes(render.overlay(image, class_map, label_map), regions))
+    for heat in shown:
+        written.append(heatmap_path(item.mask, heat))
+        write_jpeg(written[-1], render.heatmap(image, segmentation.heatmap[heat.id], geometry))
+    if pictures.regions:
+        written.append(regions_path(item.mask))
+        write_regions(written[-1], regions, class_map.shape)
     # Last, so that a mask that is there says that the image is done.
     write_bytes(item.mask, masks.encode(class_map, Encoding.PNG, label_map))
-    return SegmentedImage(item.image, item.mask, tuple(paths), segmentation.classes)
-
-
-def _write_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    write_bytes(path, data.tobytes())
-
-
-def _file_name(name: str) -> str:
-    """Make a class's name fit for a file name."""
-    return re.sub(r"[^\w-]+", "_", name).strip("_")[:60]
+    return SegmentedImage(item.image, item.mask, tuple(written), segmentation.classes, top, regions)

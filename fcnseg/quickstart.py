@@ -23,6 +23,7 @@ from rich.console import Console
 
 from fcnseg import images, masks, render
 from fcnseg.errors import FcnsegError, ParityError, UsageError
+from fcnseg.resample import resample_to_pixels
 from fcnseg.segmenter import load
 from fcnseg.types import LabelMap, Segmentation
 
@@ -107,7 +108,7 @@ def _find_cat(places: _Places, console: Console) -> None:
     answer = segmenter.segment(places.photo)
     geometry = segmenter.info.geometry
     at_cells = _cat_probability(answer)
-    probability = render.resample_to_pixels(at_cells, geometry, *photo.shape[:2])
+    probability = resample_to_pixels(at_cells, geometry, *photo.shape[:2])
     on_cat, beside = _mean(probability, _FACE), _mean(probability, _BACKGROUND)
     console.print(f"probability of a cat: {on_cat:.2f} on Chelsea's face, {beside:.2f} on the background beside it")
     if on_cat < 3 * beside:
@@ -205,8 +206,7 @@ def _show(console: Console, args: tuple[str, ...]) -> None:
 def _cat_probability(answer: Segmentation) -> NDArray[np.float32]:
     """(h, w): at each heatmap cell, the softmax probability of a domestic cat."""
     ids = [answer.label_map.find(name).id for name in _CAT_LABELS]
-    powers = np.exp(answer.heatmap - answer.heatmap.max(axis=0))
-    probability: NDArray[np.float32] = powers[ids].sum(axis=0) / powers.sum(axis=0)
+    probability: NDArray[np.float32] = answer.probabilities[ids].sum(axis=0)
     return probability
 
 

@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
+from fcnseg.regions import Region
 from fcnseg.types import ClassInfo, ClassMap
 
 
@@ -15,7 +19,7 @@ class Timings:
         decode_ms: Decoding and checking the image.
         queue_ms: Waiting for the model's executor.
         infer_ms: Padding, running the model, cropping.
-        encode_ms: Encoding the class map.
+        encode_ms: Encoding the class map, and computing the heatmaps and regions asked for.
         total_ms: From the call to the decoded answer, as the client saw it.
     """
 
@@ -43,6 +47,48 @@ class RemoteClassArea:
     fraction: float
 
 
+@dataclass(frozen=True)
+class HeatmapAxis:
+    """Where the cells of heatmaps lie along one axis of an image.
+
+    Attributes:
+        cells: Number of cells.
+        stride: Pixels from one cell to the next.
+        offset: Pixel coordinate of the centre of cell 0; may be negative.
+    """
+
+    cells: int
+    stride: int
+    offset: float
+
+    def centre(self, cell: int) -> float:
+        """Pixel coordinate, in the image, of the centre of a cell."""
+        return self.offset + self.stride * cell
+
+
+@dataclass(frozen=True)
+class HeatmapGrid:
+    """Where the cells of heatmaps lie on an image; `resample.resample_to_pixels` brings them to its pixels."""
+
+    y: HeatmapAxis
+    x: HeatmapAxis
+
+
+@dataclass(frozen=True, eq=False)
+class RemoteHeatmap:
+    """A class's heatmap on the cells of a `HeatmapGrid`.
+
+    Attributes:
+        info: The class.
+        scores: (h, w) float32 raw scores: the model file's output `heatmap`.
+        probabilities: (h, w) float32 softmax over all of the model's classes, 0 to 1.
+    """
+
+    info: ClassInfo
+    scores: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+
 @dataclass(frozen=True, eq=False)
 class RemoteSegmentation:
     """A server's answer for one image, at the image's own size.
@@ -56,6 +102,9 @@ class RemoteSegmentation:
         timings: Where the time went.
         encoding: Encoding of `data`.
         data: The class map's bytes as the server sent them.
+        heatmaps: Those asked for, in the order of their first naming.
+        grid: Where the heatmaps' cells lie; None where neither heatmaps nor regions were asked for.
+        regions: Those asked for, by descending score.
     """
 
     class_map: ClassMap
@@ -66,6 +115,9 @@ class RemoteSegmentation:
     timings: Timings
     encoding: Encoding
     data: bytes
+    heatmaps: tuple[RemoteHeatmap, ...] = ()
+    grid: HeatmapGrid | None = None
+    regions: tuple[Region, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from fcnseg.geometry import AxisGeometry, Geometry
+from fcnseg.regions import Region
+from fcnseg.resample import Grid, resample_to_pixels
 from fcnseg.types import ClassArea, ClassMap, LabelMap
 
 _LEGEND_ROWS = 24
+_LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue appear
 _PAPER, _INK, _FRAME = (255, 255, 255), (24, 24, 24), (128, 128, 128)
 
 
@@ -35,6 +37,32 @@ def overlay(
     boundary = boundaries(class_map)
     picture[boundary] = colours[boundary]
     return picture
+
+
+def boxes(picture: NDArray[np.uint8], regions: Sequence[Region]) -> NDArray[np.uint8]:
+    """Draw the boxes of regions on a picture, each with its class and score; the highest scores on top.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB, of the size of the regions' image.
+        regions: By descending score.
+    """
+    canvas = Image.fromarray(picture)
+    draw = ImageDraw.Draw(canvas)
+    size = int(np.clip(min(picture.shape[:2]) / 24, 11, 32))
+    font = ImageFont.load_default(size)
+    line, gap = max(1, size // 6), 2
+    for region in reversed(regions):
+        box, colour = region.box, region.info.colour
+        # White around the colour, which may be that of the tint below it.
+        corners = (box.left, box.top, box.left + box.width - 1, box.top + box.height - 1)
+        draw.rectangle(corners, outline=_PAPER, width=line + 1)
+        draw.rectangle(corners, outline=colour, width=line)
+        text = f"{region.info.name} {region.score:.2f}"
+        left = max(0, min(box.left, canvas.width - int(draw.textlength(text, font)) - 2 * gap))
+        frame = draw.textbbox((left + gap, box.top + gap), text, font)
+        draw.rectangle((left, box.top, frame[2] + gap, frame[3] + gap), fill=colour, outline=_PAPER)
+        draw.text((left + gap, box.top + gap), text, fill=_INK if np.dot(colour, _LUMA) > 128 else _PAPER, font=font)
+    return np.array(canvas)
 
 
 def boundaries(class_map: ClassMap) -> NDArray[np.bool_]:
@@ -83,55 +111,23 @@ def legend(picture: NDArray[np.uint8], classes: Sequence[ClassArea]) -> NDArray[
 
 
 def heatmap(
-    image: NDArray[np.uint8], scores: NDArray[np.float32], geometry: Geometry, opacity: float = 0.65
+    image: NDArray[np.uint8], scores: NDArray[np.float32], grid: Grid, opacity: float = 0.65
 ) -> NDArray[np.uint8]:
     """Lay one class's scores over the greyed image, each cell where it looks, from the lowest (dark) to the highest.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         scores: (h, w) float, one class of the image's `Segmentation.heatmap`.
-        geometry: The model's, which says where the cells lie.
+        grid: The model's geometry, or a server's `HeatmapGrid`: where the cells lie.
         opacity: Share of the scores' colour, 0 to 1.
     """
-    values = resample_to_pixels(scores, geometry, image.shape[0], image.shape[1])
+    values = resample_to_pixels(scores, grid, image.shape[0], image.shape[1])
     low, high = float(values.min()), float(values.max())
     spread = high - low or 1.0
     levels = ((values - low) * (255 / spread)).round().astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return _blend(grey.astype(np.uint8, copy=False), colours.astype(np.uint8, copy=False), opacity)
-
-
-def resample_to_pixels(scores: NDArray[np.float32], geometry: Geometry, height: int, width: int) -> NDArray[np.float32]:
-    """Bring scores from the cells' grid to the pixels': bilinear by stride and offset, whatever the image's size.
-
-    The score at a pixel is interpolated between the cells around it, cell i being centred at
-    `AxisGeometry.centre(i)`; a pixel outside the outermost centres takes the nearest cell's. (cv2.remap would round
-    the weights to 1/32.)
-
-    Args:
-        scores: (h, w) float.
-        geometry: The model's.
-        height: Rows wanted: the image's.
-        width: Columns wanted: the image's.
-
-    Returns:
-        (height, width) float32.
-    """
-    above, below, down = _neighbours(geometry.y, scores.shape[0], height)
-    before, after, right = _neighbours(geometry.x, scores.shape[1], width)
-    rows = scores[above] + (scores[below] - scores[above]) * down[:, None]  # (height, w)
-    values: NDArray[np.float32] = rows[:, before] + (rows[:, after] - rows[:, before]) * right
-    return values
-
-
-def _neighbours(
-    axis: AxisGeometry, cells: int, size: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """For each of `size` pixels: the cells before and behind it, and how far it is from one to the other (0 to 1)."""
-    position = np.clip((np.arange(size) - axis.centre(0)) / axis.stride, 0, cells - 1)
-    before = np.floor(position).astype(np.intp)
-    return before, np.minimum(before + 1, cells - 1), (position - before).astype(np.float32)
 
 
 def _blend(below: NDArray[np.uint8], above: NDArray[np.uint8], opacity: float) -> NDArray[np.uint8]:

@@ -81,16 +81,24 @@ class LabelMap:
         table[: len(self)] = [c.colour for c in self.classes]
         return table
 
+    @cached_property
+    def _by_name_or_id(self) -> dict[str, ClassInfo]:
+        """Classes by folded name and by decimal id; of several that answer to one word, the first."""
+        found: dict[str, ClassInfo] = {}
+        for info in self.classes:
+            found.setdefault(info.name.casefold(), info)
+            found.setdefault(str(info.id), info)
+        return found
+
     def find(self, name_or_id: str) -> ClassInfo:
         """Return the class with this name (any case) or decimal id.
 
         Raises:
             UsageError: No such class; the message names the closest.
         """
-        wanted = name_or_id.strip().casefold()
-        for info in self.classes:
-            if info.name.casefold() == wanted or str(info.id) == wanted:
-                return info
+        info = self._by_name_or_id.get(name_or_id.strip().casefold())
+        if info is not None:
+            return info
         raise UsageError(f"no class {name_or_id!r} in the model; {closest(name_or_id, [c.name for c in self.classes])}")
 
 
@@ -127,6 +135,19 @@ class ClassArea:
     fraction: float
 
 
+@dataclass(frozen=True)
+class ClassPeak:
+    """How probable a class is where it is most probable in an image.
+
+    Attributes:
+        info: The class.
+        probability: Its highest softmax probability at any heatmap cell, 0 to 1.
+    """
+
+    info: ClassInfo
+    probability: float
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """A model's answer for one image, at the image's own size.
@@ -151,3 +172,16 @@ class Segmentation:
             ClassArea(self.label_map.classes[i], int(counts[i]), float(counts[i] / self.class_map.size))
             for i in np.flatnonzero(counts)
         )
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """(K, h, w) float32 softmax over the classes at each heatmap cell."""
+        powers: NDArray[np.float32] = np.exp(self.heatmap - self.heatmap.max(axis=0))
+        powers /= powers.sum(axis=0)
+        return powers
+
+    def strongest(self, count: int) -> tuple[ClassPeak, ...]:
+        """Return the classes with the highest probability at any heatmap cell, the highest first; equal ones by id."""
+        peaks = self.probabilities.max(axis=(1, 2))
+        order = np.argsort(-peaks, kind="stable")[:count]
+        return tuple(ClassPeak(self.label_map.classes[i], float(peaks[i])) for i in order)

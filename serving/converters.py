@@ -1,15 +1,13 @@
 """Between the wire's messages and fcnseg's types: the only place in the server that knows both."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnseg import images
+from fcnseg import images, masks
 from fcnseg.errors import ImageError, UsageError
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
-from fcnseg.types import Colour, Segmentation
+from fcnseg.types import ClassInfo, Segmentation
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.models import ServedModel
 
@@ -43,16 +41,6 @@ class InvalidFieldError(UsageError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
-
-
-@dataclass(frozen=True)
-class ServedTimings:
-    """Milliseconds that a request spent in the server's stages; see the contract's `Timings`."""
-
-    decode_ms: float
-    queue_ms: float
-    infer_ms: float
-    encode_ms: float
 
 
 def read_encoding(request: pb.SegmentRequest) -> Encoding:
@@ -105,17 +93,13 @@ def _read_raw(raw: pb.RawImage, limits: ImageLimits) -> NDArray[np.uint8]:
     return np.frombuffer(rgb, np.uint8).reshape(raw.height, raw.width, 3)
 
 
-def write_segmentation(
-    segmentation: Segmentation, data: bytes, encoding: Encoding, model: ServedModel, timings: ServedTimings
-) -> pb.SegmentResponse:
-    """Return the answer to a Segment request.
+def write_segmentation(segmentation: Segmentation, encoding: Encoding, model: ServedModel) -> pb.SegmentResponse:
+    """Return the answer to a Segment request, but for its timings.
 
     Args:
         segmentation: The answer.
-        data: Its class map's bytes.
-        encoding: Encoding of `data`.
+        encoding: How to write its class map.
         model: The model that answered.
-        timings: Where the time went.
     """
     height, width = segmentation.class_map.shape
     return pb.SegmentResponse(
@@ -124,7 +108,7 @@ def write_segmentation(
             width=width,
             type=_TYPES[segmentation.class_map.dtype],
             encoding=_ON_WIRE[encoding],
-            data=data,
+            data=masks.encode(segmentation.class_map, encoding, segmentation.label_map),
         ),
         classes=[
             pb.ClassArea(id=a.info.id, name=a.info.name, pixel_count=a.pixels, fraction=a.fraction)
@@ -133,12 +117,6 @@ def write_segmentation(
         label_map_hash=segmentation.label_map.hash,
         model_name=model.name,
         model_version=model.version,
-        timings=pb.Timings(
-            decode_ms=timings.decode_ms,
-            queue_ms=timings.queue_ms,
-            infer_ms=timings.infer_ms,
-            encode_ms=timings.encode_ms,
-        ),
     )
 
 
@@ -150,7 +128,7 @@ def write_model(model: ServedModel, limits: ImageLimits) -> pb.Model:
         version=model.version,
         architecture=info.architecture,
         variant=info.variant,
-        classes=[pb.Class(id=c.id, name=c.name, colour=_write_colour(c.colour)) for c in info.label_map.classes],
+        classes=[write_class(c) for c in info.label_map.classes],
         label_map_hash=info.label_map.hash,
         class_map_type=_TYPES[np.dtype(np.uint8 if len(info.label_map) <= _MAX_UINT8_CLASSES else np.uint16)],
         device=model.device,
@@ -161,6 +139,7 @@ def write_model(model: ServedModel, limits: ImageLimits) -> pb.Model:
     )
 
 
-def _write_colour(colour: Colour) -> int:
-    red, green, blue = colour
-    return red << 16 | green << 8 | blue
+def write_class(info: ClassInfo) -> pb.Class:
+    """Return a class's description."""
+    red, green, blue = info.colour
+    return pb.Class(id=info.id, name=info.name, colour=red << 16 | green << 8 | blue)

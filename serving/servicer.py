@@ -6,12 +6,11 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, TypeVar
 
-from fcnseg import masks
 from fcnseg.images import ImageLimits
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceServicer
 from serving import converters
-from serving.converters import ServedTimings
+from serving.extras import read_extras, write_extras
 from serving.models import ModelRegistry
 
 if TYPE_CHECKING:
@@ -41,15 +40,22 @@ class SegmentationServicer(SegmentationServiceServicer):
         del context
         model = self._registry.find(request.model_name, request.model_version)
         encoding = converters.read_encoding(request)
-        image, decode_ms = await self._timed(lambda: converters.read_image(request, self._limits))
-        executed = await model.executor.segment(image)
-        segmentation = executed.segmentation
-        # Counting the classes' pixels belongs to the encoding's time: `classes` is computed here, once.
-        (data, _), encode_ms = await self._timed(
-            lambda: (masks.encode(segmentation.class_map, encoding, segmentation.label_map), segmentation.classes)
+        (wanted, image), decode_ms = await self._timed(
+            lambda: (read_extras(request, model.info.label_map), converters.read_image(request, self._limits))
         )
-        timings = ServedTimings(decode_ms, executed.queue_ms, executed.infer_ms, encode_ms)
-        return converters.write_segmentation(segmentation, data, encoding, model, timings)
+        executed = await model.executor.segment(image)
+
+        def encode() -> pb.SegmentResponse:
+            response = converters.write_segmentation(executed.segmentation, encoding, model)
+            write_extras(response, wanted, executed.segmentation, model.info.geometry)
+            return response
+
+        response, encode_ms = await self._timed(encode)
+        timings = pb.Timings(
+            decode_ms=decode_ms, queue_ms=executed.queue_ms, infer_ms=executed.infer_ms, encode_ms=encode_ms
+        )
+        response.timings.CopyFrom(timings)
+        return response
 
     async def ListModels(  # noqa: N802
         self,

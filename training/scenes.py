@@ -18,7 +18,8 @@ from PIL import Image
 from fcnseg import masks
 from fcnseg.errors import UsageError
 from fcnseg.files import write_bytes, write_text
-from fcnseg.types import LabelMap
+from fcnseg.regions import Box
+from fcnseg.types import ClassInfo, LabelMap
 from training.labels import CLASSES_FILE, IGNORE_ID, write_label_map
 
 CLASS_NAMES = ("background", "disc", "triangle", "ring", "cross")
@@ -30,6 +31,19 @@ _MAX_COVERED = 0.2  # of what is to be seen of an earlier shape: slivers have no
 _MIN_CONTRAST = 75.0  # distance of mean colours, in levels
 
 
+@dataclass(frozen=True)
+class SceneShape:
+    """One shape of a scene.
+
+    Attributes:
+        info: Its class.
+        box: The tight box of what is to be seen of it.
+    """
+
+    info: ClassInfo
+    box: Box
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """One generated image with its mask.
@@ -37,10 +51,12 @@ class Scene:
     Attributes:
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) uint8 class ids.
+        shapes: The shapes in the order they were drawn, later ones over earlier ones.
     """
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
+    shapes: tuple[SceneShape, ...]
 
 
 def draw_scene(seed: tuple[int, ...], size: int) -> Scene:
@@ -56,6 +72,7 @@ def draw_scene(seed: tuple[int, ...], size: int) -> Scene:
     image = _texture(random, height, width)
     mask = np.zeros((height, width), np.uint8)
     shapes: list[NDArray[np.bool_]] = []  # what is still to be seen of each, earlier ones below later ones
+    drawn: list[ClassInfo] = []
     for _ in range(int(random.choice((1, 2, 2, 3)))):
         class_id = int(random.integers(1, len(CLASS_NAMES)))
         inside = _place(random, class_id, shapes, height, width)
@@ -66,9 +83,11 @@ def draw_scene(seed: tuple[int, ...], size: int) -> Scene:
         )
         mask[inside] = class_id
         shapes = [*(shape & ~inside for shape in shapes), inside]
+        drawn.append(LABEL_MAP.classes[class_id])
     lit = image * _lighting(random, height, width)[..., None]
     noisy = lit + random.normal(0, random.uniform(2, 12), lit.shape)
-    return Scene(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), mask)
+    visible = tuple(SceneShape(info, Box.around(shape)) for info, shape in zip(drawn, shapes, strict=True))
+    return Scene(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), mask, visible)
 
 
 def write_scenes(folder: Path, counts: dict[str, int], *, size: int = 128, seed: int = 0) -> Iterator[Path]:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fcnseg.commands.options import region_options, region_query, show_regions
+
 if TYPE_CHECKING:
     from fcnseg.remote import RemoteSegmentation
 
@@ -19,6 +21,14 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Where the mask goes: .png (class ids in the classes' colours) or .npy (class ids).",
 )
+@click.option(
+    "--heatmap",
+    "heatmaps",
+    metavar="CLASS",
+    multiple=True,
+    help="Also write MASK.heatmap-ID-NAME.jpg: where this class (name or id) scores high. May be repeated.",
+)
+@region_options
 @click.option("--model", default="", help="The model's name. [default: the only one]")
 @click.option("--version", default="", help="The model's version. [default: the highest]")
 @click.option(
@@ -29,8 +39,21 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds to wait for the answer.",
 )
-def request(server: str, image: Path, output: Path, model: str, version: str, timeout_s: float) -> None:
-    """Send IMAGE to the server at HOST:PORT and write the mask it answers with.
+def request(
+    *,
+    server: str,
+    image: Path,
+    output: Path,
+    heatmaps: tuple[str, ...],
+    regions: bool,
+    region_classes: tuple[str, ...],
+    threshold: float,
+    min_pixels: int,
+    model: str,
+    version: str,
+    timeout_s: float,
+) -> None:
+    """Send IMAGE to the server at HOST:PORT and write the mask it answers with, and what else is asked for beside it.
 
     Example: fcnseg request 127.0.0.1:50051 photo.jpg -o mask.png
     """
@@ -38,6 +61,7 @@ def request(server: str, image: Path, output: Path, model: str, version: str, ti
     from fcnseg.errors import UsageError
     from fcnseg.files import replacing, require_place, write_bytes
     from fcnseg.masks import Encoding
+    from fcnseg.pictures import regions_path, write_regions
 
     suffix = output.suffix.lower()
     if suffix not in {".png", ".npy"}:
@@ -46,8 +70,14 @@ def request(server: str, image: Path, output: Path, model: str, version: str, ti
     if output.resolve() == image.resolve():
         raise UsageError(f"the mask {output} would take the place of the image; name another output")
     encoding = Encoding.PNG if suffix == ".png" else Encoding.ZSTD
+    query = region_query(regions=regions, region_classes=region_classes, threshold=threshold, min_pixels=min_pixels)
     with Client(server, timeout_s=timeout_s) as client:
-        answer = client.segment(image, model=model, version=version, encoding=encoding)
+        answer = client.segment(
+            image, model=model, version=version, encoding=encoding, heatmaps=heatmaps, regions=query
+        )
+    _write_heatmaps(answer, image, output)
+    if query:
+        write_regions(regions_path(output), answer.regions, answer.class_map.shape)
     if suffix == ".png":
         write_bytes(output, answer.data)
     else:
@@ -56,6 +86,24 @@ def request(server: str, image: Path, output: Path, model: str, version: str, ti
         with replacing(output) as temporary:
             np.save(temporary, answer.class_map)
     _show(answer, output)
+    if query:
+        show_regions(answer.regions)
+
+
+def _write_heatmaps(answer: "RemoteSegmentation", image: Path, output: Path) -> None:
+    if not answer.heatmaps or answer.grid is None:
+        return
+    from fcnseg import images, render
+    from fcnseg.errors import UsageError
+    from fcnseg.pictures import heatmap_path, require_drawable, write_jpeg
+
+    photo = images.read(image)
+    require_drawable(photo, image)
+    for heatmap in answer.heatmaps:
+        path = heatmap_path(output, heatmap.info)
+        if path.resolve() == image.resolve():
+            raise UsageError(f"the picture {path} would take the place of the image; name another output")
+        write_jpeg(path, render.heatmap(photo, heatmap.scores, answer.grid))
 
 
 def _show(answer: "RemoteSegmentation", output: Path) -> None:

@@ -28,18 +28,34 @@ CLASS_MAP_TYPE_UINT8: ClassMapType
 CLASS_MAP_TYPE_UINT16: ClassMapType
 
 class SegmentRequest(_message.Message):
-    __slots__ = ("model_name", "model_version", "encoded", "raw", "encoding")
+    __slots__ = ("model_name", "model_version", "encoded", "raw", "encoding", "heatmap_classes", "regions")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     ENCODED_FIELD_NUMBER: _ClassVar[int]
     RAW_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
+    HEATMAP_CLASSES_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: str
     encoded: bytes
     raw: RawImage
     encoding: ClassMapEncoding
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., encoded: _Optional[bytes] = ..., raw: _Optional[_Union[RawImage, _Mapping]] = ..., encoding: _Optional[_Union[ClassMapEncoding, str]] = ...) -> None: ...
+    heatmap_classes: _containers.RepeatedScalarFieldContainer[str]
+    regions: RegionQuery
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., encoded: _Optional[bytes] = ..., raw: _Optional[_Union[RawImage, _Mapping]] = ..., encoding: _Optional[_Union[ClassMapEncoding, str]] = ..., heatmap_classes: _Optional[_Iterable[str]] = ..., regions: _Optional[_Union[RegionQuery, _Mapping]] = ...) -> None: ...
+
+class RegionQuery(_message.Message):
+    __slots__ = ("classes", "threshold", "limit", "min_pixels")
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    MIN_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    threshold: float
+    limit: int
+    min_pixels: int
+    def __init__(self, classes: _Optional[_Iterable[str]] = ..., threshold: _Optional[float] = ..., limit: _Optional[int] = ..., min_pixels: _Optional[int] = ...) -> None: ...
 
 class RawImage(_message.Message):
     __slots__ = ("height", "width", "rgb")
@@ -52,20 +68,76 @@ class RawImage(_message.Message):
     def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., rgb: _Optional[bytes] = ...) -> None: ...
 
 class SegmentResponse(_message.Message):
-    __slots__ = ("class_map", "classes", "label_map_hash", "model_name", "model_version", "timings")
+    __slots__ = ("class_map", "classes", "label_map_hash", "model_name", "model_version", "timings", "heatmaps", "heatmap_grid", "regions")
     CLASS_MAP_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     LABEL_MAP_HASH_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    HEATMAPS_FIELD_NUMBER: _ClassVar[int]
+    HEATMAP_GRID_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
     class_map: ClassMap
     classes: _containers.RepeatedCompositeFieldContainer[ClassArea]
     label_map_hash: str
     model_name: str
     model_version: str
     timings: Timings
-    def __init__(self, class_map: _Optional[_Union[ClassMap, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassArea, _Mapping]]] = ..., label_map_hash: _Optional[str] = ..., model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    heatmaps: _containers.RepeatedCompositeFieldContainer[Heatmap]
+    heatmap_grid: HeatmapGrid
+    regions: _containers.RepeatedCompositeFieldContainer[Region]
+    def __init__(self, class_map: _Optional[_Union[ClassMap, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassArea, _Mapping]]] = ..., label_map_hash: _Optional[str] = ..., model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., heatmaps: _Optional[_Iterable[_Union[Heatmap, _Mapping]]] = ..., heatmap_grid: _Optional[_Union[HeatmapGrid, _Mapping]] = ..., regions: _Optional[_Iterable[_Union[Region, _Mapping]]] = ...) -> None: ...
+
+class Heatmap(_message.Message):
+    __slots__ = ("info", "scores", "probabilities")
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    info: Class
+    scores: bytes
+    probabilities: bytes
+    def __init__(self, info: _Optional[_Union[Class, _Mapping]] = ..., scores: _Optional[bytes] = ..., probabilities: _Optional[bytes] = ...) -> None: ...
+
+class HeatmapGrid(_message.Message):
+    __slots__ = ("height", "width", "stride", "offset_y", "offset_x")
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_Y_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_X_FIELD_NUMBER: _ClassVar[int]
+    height: int
+    width: int
+    stride: Stride
+    offset_y: float
+    offset_x: float
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., stride: _Optional[_Union[Stride, _Mapping]] = ..., offset_y: _Optional[float] = ..., offset_x: _Optional[float] = ...) -> None: ...
+
+class Region(_message.Message):
+    __slots__ = ("info", "box", "score", "peak", "pixel_count")
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    PEAK_FIELD_NUMBER: _ClassVar[int]
+    PIXEL_COUNT_FIELD_NUMBER: _ClassVar[int]
+    info: Class
+    box: Box
+    score: float
+    peak: float
+    pixel_count: int
+    def __init__(self, info: _Optional[_Union[Class, _Mapping]] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., score: _Optional[float] = ..., peak: _Optional[float] = ..., pixel_count: _Optional[int] = ...) -> None: ...
+
+class Box(_message.Message):
+    __slots__ = ("top", "left", "height", "width")
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    top: int
+    left: int
+    height: int
+    width: int
+    def __init__(self, top: _Optional[int] = ..., left: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
 
 class ClassMap(_message.Message):
     __slots__ = ("height", "width", "type", "encoding", "data")

@@ -38,8 +38,13 @@ def describe_type(field: FieldDescriptor) -> str:
     named = entry or field.enum_type
     types = {number: name for name, number in vars(FieldDescriptor).items() if name.startswith("TYPE_")}
     name = named.name if named is not None else types[field.type].removeprefix("TYPE_").lower()
-    oneof = f" in oneof {field.containing_oneof.name}" if field.containing_oneof is not None else ""
-    return f"{'repeated ' if field.is_repeated else ''}{name}{oneof}"
+    if field.is_repeated:
+        return f"repeated {name}"
+    oneof = field.containing_oneof
+    if oneof is None:
+        return name
+    # proto3 makes a oneof of each optional field, named after it.
+    return f"optional {name}" if oneof.name == f"_{field.name}" else f"{name} in oneof {oneof.name}"
 
 
 def test_contract_is_as_published() -> None:

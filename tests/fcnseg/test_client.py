@@ -2,10 +2,13 @@ import random
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
+import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -16,7 +19,14 @@ from fcnseg.client import Client
 from fcnseg.errors import ImageError, ImageTooLargeError, RequestError, UsageError
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
+from fcnseg.regions import RegionQuery
+from fcnseg.resample import resample_to_pixels
 from fcnseg.types import ClassInfo
+from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.v1.segmentation_pb2_grpc import (
+    SegmentationServiceServicer,
+    add_SegmentationServiceServicer_to_server,
+)
 from serving.server import ServerConfig
 from tests.running_server import running_server
 from tests.tiny_model import tiny_info, write_tiny_model
@@ -178,3 +188,73 @@ def test_what_is_no_image_is_refused_alike_here_and_offline(tiny_model: Path, im
     with Client("127.0.0.1:1") as client, pytest.raises(ImageError) as remote:
         client.segment(image)  # type: ignore[arg-type]
     assert str(remote.value) == str(offline.value)
+
+
+def test_a_heatmap_is_brought_to_the_images_pixels_by_its_grid(tiny_model: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+    offline = fcnseg.load(tiny_model, "cpu")
+    expected = resample_to_pixels(offline.segment(image).heatmap[1], offline.info.geometry, 9, 14)
+    with running_server(tiny_model) as server, Client(server.address) as client:
+        answer = client.segment(image, heatmaps=["green"])
+    assert answer.grid is not None
+    assert np.array_equal(resample_to_pixels(answer.heatmaps[0].scores, answer.grid, 9, 14), expected)
+
+
+@pytest.mark.parametrize(
+    ("heatmaps", "regions", "field"),
+    [(("red", "gren"), None, "heatmap_classes[1]"), ((), RegionQuery(("gren",)), "regions.classes[0]")],
+)
+def test_an_unknown_class_is_refused_with_the_field_and_the_closest(
+    tiny_model: Path, heatmaps: tuple[str, ...], regions: RegionQuery | None, field: str
+) -> None:
+    with (
+        running_server(tiny_model) as server,
+        Client(server.address) as client,
+        pytest.raises(RequestError, match="did you mean green") as caught,
+    ):
+        client.segment(IMAGE, heatmaps=heatmaps, regions=regions)
+    assert (caught.value.code, caught.value.field, caught.value.exit_code) == ("INVALID_ARGUMENT", field, 2)
+
+
+@contextmanager
+def server_that_answers(response: pb.SegmentResponse) -> Iterator[str]:
+    """A server of another make, which gives one answer whatever it is asked; yield its address."""
+
+    class Fixed(SegmentationServiceServicer):
+        def Segment(  # noqa: N802 - gRPC calls methods by the contract's names
+            self,
+            request: pb.SegmentRequest,  # noqa: ARG002
+            context: object,  # noqa: ARG002
+        ) -> pb.SegmentResponse:
+            return response
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_SegmentationServiceServicer_to_server(Fixed(), server)  # type: ignore[no-untyped-call] # generated
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+ONE_PIXEL = pb.ClassMap(height=1, width=1, type=pb.CLASS_MAP_TYPE_UINT8, encoding=pb.CLASS_MAP_ENCODING_RAW, data=b"0")
+
+
+def test_a_server_that_knows_no_heatmaps_is_named_old() -> None:
+    with server_that_answers(pb.SegmentResponse(class_map=ONE_PIXEL)) as address, Client(address) as client:
+        assert client.segment(IMAGE).class_map.shape == (1, 1)
+        for asked in ({"heatmaps": ("red",)}, {"regions": RegionQuery()}):
+            with pytest.raises(RequestError, match=f"server at {address} answers without heatmaps .* update"):
+                client.segment(IMAGE, **asked)  # type: ignore[arg-type]
+
+
+def test_a_heatmap_that_does_not_fit_its_grid_is_told() -> None:
+    grid = pb.HeatmapGrid(height=2, width=2, stride=pb.Stride(y=8, x=8))
+    broken = pb.Heatmap(info=pb.Class(name="red"), scores=bytes(12), probabilities=bytes(16))
+    response = pb.SegmentResponse(class_map=ONE_PIXEL, heatmap_grid=grid, heatmaps=[broken])
+    with (
+        server_that_answers(response) as address,
+        Client(address) as client,
+        pytest.raises(RequestError, match="sent a broken heatmap") as caught,
+    ):
+        client.segment(IMAGE, heatmaps=("red",))
+    assert caught.value.code == "INTERNAL"

@@ -10,9 +10,11 @@ from PIL import Image
 import fcnseg
 from fcnseg import masks
 from fcnseg.errors import ImageError, UsageError
-from fcnseg.folder import Pictures, plan, segment_folder
+from fcnseg.folder import plan, segment_folder
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
+from fcnseg.pictures import Pictures
+from fcnseg.regions import RegionQuery, find_regions
 from fcnseg.segmenter import Segmenter
 from tests.tiny_model import write_tiny_model
 
@@ -200,6 +202,37 @@ def test_a_picture_never_takes_the_place_of_an_image(segmenter: Segmenter, tmp_p
     with pytest.raises(UsageError, match="would take the place of an input image"):
         list(segment_folder(segmenter, planned, pictures=Pictures(overlay=True)))
     assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures"),
+    [("x.heatmap-2-blue.jpg", Pictures(top=1)), ("x.regions.json", Pictures(regions=RegionQuery()))],
+)
+def test_no_picture_that_may_be_written_takes_the_place_of_an_image(
+    segmenter: Segmenter, tmp_path: Path, name: str, pictures: Pictures
+) -> None:
+    image = save(tmp_path / "x.png").rename(tmp_path / name)
+    before = image.read_bytes()
+    with pytest.raises(UsageError, match="would take the place of an input image"):
+        list(segment_folder(segmenter, plan(image, tmp_path / "x.png"), pictures=pictures))
+    assert image.read_bytes() == before
+
+
+def test_top_classes_and_regions_are_those_of_the_segmenter(segmenter: Segmenter, tmp_path: Path) -> None:
+    sources = [noise(12, 20, seed) for seed in range(3)]
+    for i, source in enumerate(sources):
+        save(tmp_path / "in" / f"{i}.png")
+        Image.fromarray(source).save(tmp_path / "in" / f"{i}.png")
+    query = RegionQuery(("green",), 0.6)
+    pictures = Pictures(heatmaps=segmenter.info.label_map.classes[:1], top=2, regions=query)
+    results = segment_folder(segmenter, plan(tmp_path / "in", tmp_path / "out"), pictures=pictures)
+    for source, result in zip(sources, results, strict=True):
+        expected = segmenter.segment(source)
+        assert result.top == expected.strongest(2)
+        assert result.regions == find_regions(expected, segmenter.info.geometry, query)
+        drawn = {0, *(peak.info.id for peak in result.top)}
+        assert {int(path.name.split("-")[1]) for path in result.pictures if path.suffix == ".jpg"} == drawn
+        assert len(result.pictures) == len(drawn) + 1
 
 
 def test_an_image_too_wide_for_its_pictures_fails_alone(segmenter: Segmenter, tmp_path: Path) -> None:

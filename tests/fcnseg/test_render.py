@@ -1,12 +1,13 @@
 import hypothesis.extra.numpy as npst
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fcnseg import render
 from fcnseg.geometry import AxisGeometry, Geometry
+from fcnseg.regions import Box, Region
 from fcnseg.types import ClassArea, LabelMap, Segmentation
 
 LABELS = LabelMap.from_names(["background", "cat", "dog"], [(10, 20, 30), (250, 100, 0), (0, 90, 200)])
@@ -63,6 +64,27 @@ def test_an_overlay_tints_the_image_and_draws_boundaries_in_full_colour() -> Non
     assert (image == 100).all()
 
 
+def test_boxes_are_drawn_in_their_class_colour_inside_the_picture() -> None:
+    image = np.full((120, 160, 3), 77, np.uint8)
+    regions = [
+        Region(LABELS.classes[1], Box(30, 40, 60, 80), 0.9, 0.95, 2000),
+        Region(LABELS.classes[2], Box(0, 150, 120, 10), 0.6, 0.7, 900),
+    ]
+    picture = render.boxes(image, regions)
+    assert picture.shape == image.shape
+    for row, column in ((89, 100), (70, 40), (70, 119)):
+        assert picture[row, column].tolist() == [250, 100, 0]
+    assert picture[119, 155].tolist() == [0, 90, 200]
+    assert picture[70, 80].tolist() == picture[110, 20].tolist() == [77, 77, 77]
+    assert (picture[2:10, :149] != 77).any()  # a label that would not fit begins further left
+    assert (image == 77).all()
+
+
+def test_no_regions_leave_the_picture_as_it_is() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    assert np.array_equal(render.boxes(image, ()), image)
+
+
 def test_opacity_0_is_the_image_within_a_class() -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     assert np.array_equal(render.overlay(image, np.ones((5, 6), np.uint8), LABELS, opacity=0), image)
@@ -90,37 +112,6 @@ def test_a_legend_makes_room_and_counts_what_it_does_not_name() -> None:
     shown = {tuple(pixel) for pixel in whole[:, 10:].reshape(-1, 3).tolist()}
     assert sum(info.colour in shown for info in many.classes[1:24]) == 23
     assert not any(info.colour in shown for info in many.classes[24:])
-
-
-@settings(deadline=None)
-@given(
-    npst.arrays(np.float32, npst.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=st.floats(-9, 9, width=32)),
-    st.sampled_from([1, 2, 4, 8]),
-    st.sampled_from([4, 8, 32]),
-    st.floats(-4, 20),
-    st.floats(-4, 20),
-)
-def test_scores_are_interpolated_between_the_cells_around_a_pixel(
-    scores: NDArray[np.float32], stride_y: int, stride_x: int, offset_y: float, offset_x: float
-) -> None:
-    """The direct formula: the tent of each cell's distance, clamped to the outermost centres."""
-    geometry = Geometry(axis(stride_y, offset_y), axis(stride_x, offset_x))
-    values = render.resample_to_pixels(scores, geometry, 11, 13)
-    for y in range(11):
-        for x in range(13):
-            v = min(max((y - offset_y) / stride_y, 0), scores.shape[0] - 1)
-            u = min(max((x - offset_x) / stride_x, 0), scores.shape[1] - 1)
-            tent_y = np.maximum(0, 1 - np.abs(np.arange(scores.shape[0]) - v))
-            tent_x = np.maximum(0, 1 - np.abs(np.arange(scores.shape[1]) - u))
-            assert values[y, x] == pytest.approx(tent_y @ scores @ tent_x, abs=1e-4)
-
-
-def test_a_plane_stays_a_plane_on_the_pixel_grid() -> None:
-    """Scores that tell their cell's centre tell every pixel's own coordinate: nothing is shifted or stretched."""
-    geometry = Geometry(axis(32, 15.5), axis(8, 3.5))
-    centres = np.array([[geometry.x.centre(i) for i in range(12)]] * 3, np.float32)
-    values = render.resample_to_pixels(centres, geometry, 70, 90)
-    assert np.allclose(values[:, 4:90], np.arange(4, 90), atol=1e-4)
 
 
 def test_the_hottest_pixel_of_a_heatmap_is_where_the_cell_looks() -> None:

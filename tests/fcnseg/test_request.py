@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,7 @@ from PIL import Image
 
 import fcnseg
 from fcnseg.commands.request import request
+from fcnseg.commands.segment import segment
 from fcnseg.errors import RequestError, UsageError
 from tests.running_server import running_server
 from tests.tiny_model import write_tiny_model
@@ -87,3 +89,47 @@ def test_the_mask_never_takes_the_place_of_the_image(photo: Path) -> None:
     assert isinstance(result.exception, UsageError)
     assert "take the place of the image" in str(result.exception)
     assert photo.read_bytes() == before
+
+
+def test_heatmaps_and_regions_stand_beside_the_mask_as_the_segment_command_writes_them(
+    tiny_model: Path, photo: Path, tmp_path: Path
+) -> None:
+    asked = ("--heatmap", "GREEN", "--heatmap", "2", "--region-class", "red", "--threshold", "0.6")
+    with running_server(tiny_model) as server:
+        text = run(server.address, photo, "-o", tmp_path / "served" / "photo.png", *asked)
+    CliRunner().invoke(
+        segment,
+        [str(tiny_model), str(photo), str(tmp_path / "offline"), "--device", "cpu", *asked],
+        standalone_mode=False,
+    )
+    names = sorted(path.name for path in (tmp_path / "served").iterdir())
+    assert names == ["photo.heatmap-1-green.jpg", "photo.heatmap-2-blue.jpg", "photo.png", "photo.regions.json"]
+    for name in names:
+        assert (tmp_path / "served" / name).read_bytes() == (tmp_path / "offline" / name).read_bytes()
+    regions = json.loads((tmp_path / "served" / "photo.regions.json").read_text())["regions"]
+    assert {region["class"]["name"] for region in regions} == {"red"}
+    assert min(region["score"] for region in regions) >= 0.6
+    assert "region of" in text
+
+
+def test_without_a_region_the_list_is_empty_and_said_to_be(tiny_model: Path, tmp_path: Path) -> None:
+    black = tmp_path / "black.png"
+    cv2.imwrite(str(black), np.zeros((6, 8, 3), np.uint8))
+    with running_server(tiny_model) as server:
+        text = run(server.address, black, "-o", tmp_path / "mask.npy", "--regions")
+    assert "no region reaches the threshold" in text
+    assert json.loads((tmp_path / "mask.regions.json").read_text()) == {"height": 6, "width": 8, "regions": []}
+
+
+def test_a_heatmap_never_takes_the_place_of_the_image(tiny_model: Path, photo: Path, tmp_path: Path) -> None:
+    image = photo.rename(tmp_path / "mask.heatmap-0-red.jpg")
+    before = image.read_bytes()
+    with running_server(tiny_model) as server, pytest.raises(UsageError, match="take the place of the image"):
+        run(server.address, image, "-o", tmp_path / "mask.png", "--heatmap", "red")
+    assert image.read_bytes() == before
+
+
+def test_an_unknown_class_leaves_no_file(tiny_model: Path, photo: Path, tmp_path: Path) -> None:
+    with running_server(tiny_model) as server, pytest.raises(RequestError, match=r"no class 'cat'"):
+        run(server.address, photo, "-o", tmp_path / "masks" / "mask.png", "--heatmap", "cat")
+    assert not (tmp_path / "masks").exists()

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,8 @@ def test_mistakes_exit_with_2_and_one_line(
         "no images in": (tiny_model, tmp_path / "empty", tmp_path / "out"),
         "nix.onnx does not exist": (tmp_path / "nix.onnx", photos, tmp_path / "out"),
         "did you mean green": (tiny_model, photos, tmp_path / "out", "--heatmap", "gren", "--device", "cpu"),
+        "did you mean blue": (tiny_model, photos, tmp_path / "out", "--region-class", "blu", "--device", "cpu"),
+        "'--threshold': 1.0 is not in the range": (tiny_model, photos, tmp_path / "out", "--threshold", "1"),
         "unknown device 'gpu'": (tiny_model, photos, tmp_path / "out", "--device", "gpu"),
         "Missing argument 'OUTPUT'; see 'fcnseg segment --help'": (tiny_model, photos),
     }
@@ -91,6 +94,47 @@ def test_mistakes_exit_with_2_and_one_line(
         assert len(output.err.splitlines()) == 1
         assert output.out == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_the_top_classes_of_an_image_are_drawn_and_ranked_by_probability(
+    tiny_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = run(tiny_model, photos / "one.png", out, "--top", "2", "--heatmap", "green", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["one.heatmap-0-red.jpg", "one.heatmap-1-green.jpg", "one.png"]
+    ranked = [line.split("│") for line in done.stdout.splitlines() if "1.000" in line]
+    assert [(cells[1].strip(), cells[2].strip()) for cells in ranked] == [("1", "red"), ("2", "green")]
+
+
+def test_the_top_classes_of_a_folder_are_counted_over_its_images(
+    tiny_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    image = np.full((9, 9, 3), (0, 0, 100), np.uint8)
+    image[:, 5:] = (100, 0, 0)
+    Image.fromarray(image).save(photos / "three.png")
+    done = run(tiny_model, photos, tmp_path / "out", "--top", "2", "--device", "cpu")
+    rows = [[c.strip() for c in line.split("│")[1:-1]] for line in done.stdout.splitlines() if line.count("│") == 5]
+    ranked = {row[1]: (row[0], row[3]) for row in rows if row[2].startswith(("0.", "1."))}
+    assert ranked == {"red": ("1", "3"), "green": ("2", "2"), "blue": ("3", "1")}
+
+
+def test_regions_are_listed_beside_each_mask_and_boxed_in_the_overlay(
+    tiny_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    plain, boxed = tmp_path / "plain", tmp_path / "boxed"
+    run(tiny_model, photos / "one.png", plain, "--overlay", "--device", "cpu")
+    done = run(tiny_model, photos / "one.png", boxed, "--overlay", "--regions", "--device", "cpu")
+    listed = json.loads((boxed / "one.regions.json").read_text())
+    assert (listed["height"], listed["width"]) == (20, 30)
+    assert [(region["class"]["name"], region["box"]) for region in listed["regions"]] == [
+        ("red", {"top": 0, "left": 0, "height": 20, "width": 15}),
+        ("green", {"top": 0, "left": 15, "height": 20, "width": 15}),
+    ]
+    assert "region of" in done.stdout
+    assert (boxed / "one.png").read_bytes() == (plain / "one.png").read_bytes()
+    assert (boxed / "one.overlay.jpg").read_bytes() != (plain / "one.overlay.jpg").read_bytes()
 
 
 def test_help_shows_defaults_and_an_example() -> None:

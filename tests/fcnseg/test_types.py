@@ -1,7 +1,9 @@
+import hypothesis.extra.numpy as npst
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from fcnseg.errors import UsageError
 from fcnseg.types import ClassInfo, LabelMap, Segmentation, closest, voc_colour
@@ -63,6 +65,12 @@ def test_a_class_is_found_by_name_or_id(wanted: str) -> None:
     assert LABELS.find(wanted).name == "Cat"
 
 
+def test_of_classes_that_answer_to_one_word_the_first_is_found() -> None:
+    label_map = LabelMap.from_names(["crane", "2", "CRANE"])
+    assert label_map.find("Crane").id == 0
+    assert label_map.find("2").id == 1
+
+
 def test_a_class_that_is_not_there_is_answered_with_the_closest() -> None:
     with pytest.raises(UsageError, match=r"no class 'dgo' in the model; did you mean dog\?"):
         LABELS.find("dgo")
@@ -82,3 +90,23 @@ def test_areas_add_up_to_the_image(ids: list[int]) -> None:
     assert sum(area.pixels for area in segmentation.classes) == class_map.size
     assert sum(area.fraction for area in segmentation.classes) == pytest.approx(1)
     assert all(area.pixels == ids.count(area.info.id) for area in segmentation.classes)
+
+
+@given(
+    npst.arrays(
+        np.float32, st.tuples(st.just(3), st.integers(1, 4), st.integers(1, 4)), elements=st.floats(-1e6, 1e6, width=32)
+    )
+)
+def test_probabilities_are_the_softmax_however_large_the_scores(scores: NDArray[np.float32]) -> None:
+    segmentation = Segmentation(np.zeros((1, 1), np.uint8), scores, None, LABELS)
+    exact = np.exp(scores.astype(np.float64) - scores.max(axis=0))
+    assert segmentation.probabilities.dtype == np.float32
+    np.testing.assert_allclose(segmentation.probabilities, exact / exact.sum(axis=0), atol=1e-6)
+
+
+def test_the_strongest_classes_are_those_most_probable_anywhere() -> None:
+    scores = np.array([[[9, 0, 0]], [[0, 0, 3]], [[0, 9, 0]]], np.float32)
+    segmentation = Segmentation(np.zeros((1, 3), np.uint8), scores, None, LABELS)
+    assert [peak.info.name for peak in segmentation.strongest(5)] == ["background", "dog", "Cat"]
+    (first,) = segmentation.strongest(1)
+    assert first.probability == pytest.approx(np.exp(9) / (np.exp(9) + 2))

@@ -1,5 +1,5 @@
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -26,6 +26,15 @@ WIDE_PNG = cv2.imencode(".png", np.zeros((1, 5_001, 3), np.uint8))[1].tobytes()
 JPEG = cv2.imencode(".jpg", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
 
 
+def ask_heatmaps(*classes: str) -> pb.SegmentRequest:
+    return pb.SegmentRequest(raw=TWO_PIXELS, heatmap_classes=classes)
+
+
+def ask_regions(classes: Sequence[str] = (), threshold: float | None = None, limit: int = 0) -> pb.SegmentRequest:
+    query = pb.RegionQuery(classes=classes, threshold=threshold, limit=limit)
+    return pb.SegmentRequest(raw=TWO_PIXELS, regions=query)
+
+
 @pytest.mark.parametrize(
     ("request_", "field", "words"),
     [
@@ -43,6 +52,22 @@ JPEG = cv2.imencode(".jpg", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
         (pb.SegmentRequest(raw=pb.RawImage(height=51, width=100, rgb=bytes(15_300))), "raw", "at most 5000"),
         (pb.SegmentRequest(raw=pb.RawImage(height=2**32 - 1, width=2**32 - 1)), "raw", "at most 5000"),
         (pb.SegmentRequest(raw=TWO_PIXELS, encoding=99), "encoding", "99"),  # type: ignore[arg-type] # on purpose
+        (ask_heatmaps("red", "gren"), "heatmap_classes[1]", "no class 'gren' in the model; did you mean green or red?"),
+        (ask_heatmaps("3"), "heatmap_classes[0]", "there are red, green, blue"),
+        (ask_heatmaps("-1"), "heatmap_classes[0]", "no class '-1'"),
+        (ask_heatmaps(""), "heatmap_classes[0]", "no class ''"),
+        (ask_heatmaps("red", "a" * 100_000), "heatmap_classes[1]", "100000 characters"),
+        (ask_heatmaps("\u732b" * 200), "heatmap_classes[0]", "no class"),
+        (ask_heatmaps(*["red"] * 4), "heatmap_classes", "4 names where the model has 3 classes"),
+        (ask_regions(classes=["blue", "cat"]), "regions.classes[1]", "no class 'cat'"),
+        (ask_regions(classes=["blue"] * 4), "regions.classes", "4 names where the model has 3 classes"),
+        (ask_regions(threshold=0), "regions.threshold", "threshold is 0;"),
+        (ask_regions(threshold=1), "regions.threshold", "from 0.01 to below 1"),
+        (ask_regions(threshold=0.0099), "regions.threshold", "0.0099"),
+        (ask_regions(threshold=-0.5), "regions.threshold", "-0.5"),
+        (ask_regions(threshold=float("nan")), "regions.threshold", "nan"),
+        (ask_regions(limit=1001), "regions.limit", "from 1 to 1000"),
+        (ask_regions(limit=2**32 - 1), "regions.limit", "4294967295"),
     ],
 )
 def test_invalid_argument_names_its_field(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fcnseg.errors import UsageError
+from fcnseg.regions import Box
 from training.data import check_samples, open_dataset
 from training.scenes import CLASS_NAMES, LABEL_MAP, draw_scene, write_scenes
 
@@ -39,6 +40,24 @@ def test_every_class_occurs_often_and_most_of_an_image_is_shapes_or_ground() -> 
     assert len(shares) == len(CLASS_NAMES)
     assert shares.min() > 0.02
     assert 0.4 < shares[0] < 0.85
+
+
+def test_shapes_have_the_tight_boxes_of_what_is_to_be_seen() -> None:
+    """Where no other shape of a class is in the scene, the mask tells its box."""
+    told = covered = 0
+    for i in range(60):
+        scene = draw_scene((4, i), 96)
+        assert {shape.info.id for shape in scene.shapes} == set(np.unique(scene.mask)) - {0}
+        covered += len(scene.shapes) > 1
+        classes = [shape.info for shape in scene.shapes]
+        for shape in scene.shapes:
+            if classes.count(shape.info) == 1:
+                told += 1
+                rows, columns = np.nonzero(scene.mask == shape.info.id)
+                height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+                assert shape.box == Box(rows.min(), columns.min(), height, width)
+    assert told > 40
+    assert covered > 10
 
 
 def test_some_scenes_are_not_square_and_no_side_is_longer_than_asked() -> None:

@@ -1,0 +1,79 @@
+"""What the commands that answer with regions share: their options, and the table that they print."""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from fcnseg.regions import Region, RegionQuery
+
+_REGIONS_SHOWN = 24
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def region_options(command: _Command) -> _Command:
+    """Add --regions, --region-class, --threshold and --min-pixels."""
+    options = (
+        click.option(
+            "--regions",
+            is_flag=True,
+            help="Also write MASK.regions.json: boxes and scores of the regions in which a class is probable.",
+        ),
+        click.option(
+            "--region-class",
+            "region_classes",
+            metavar="CLASS",
+            multiple=True,
+            help="Only regions of this class (name or id). May be repeated. [default: all classes]",
+        ),
+        click.option(
+            "--threshold",
+            default=0.5,
+            show_default=True,
+            type=click.FloatRange(0.01, 1, max_open=True),
+            help="The least probability of a region's pixels.",
+        ),
+        click.option(
+            "--min-pixels",
+            default=1,
+            show_default=True,
+            type=click.IntRange(min=1),
+            help="The fewest pixels of a region.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def region_query(
+    *, regions: bool, region_classes: tuple[str, ...], threshold: float, min_pixels: int
+) -> "RegionQuery | None":
+    """Return which regions the options ask for; naming a class asks for regions too."""
+    from fcnseg.regions import RegionQuery
+
+    return RegionQuery(region_classes, threshold, min_pixels=min_pixels) if regions or region_classes else None
+
+
+def show_regions(regions: "Iterable[Region]") -> None:
+    """Print regions as a table, the highest scores first."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    listed = list(regions)
+    if not listed:
+        click.echo("no region reaches the threshold")
+        return
+    table = Table()
+    table.add_column("region of")
+    for name in ("score", "peak", "left", "top", "width", "height", "pixels"):
+        table.add_column(name, justify="right")
+    for region in listed[:_REGIONS_SHOWN]:
+        box = region.box
+        numbers = (box.left, box.top, box.width, box.height, region.pixels)
+        table.add_row(escape(region.info.name), f"{region.score:.2f}", f"{region.peak:.2f}", *map(str, numbers))
+    Console().print(table)
+    if len(listed) > _REGIONS_SHOWN:
+        click.echo(f"and {len(listed) - _REGIONS_SHOWN} regions with lower scores")

@@ -1,0 +1,107 @@
+"""What stands beside a mask: pictures as JPEG files, regions as JSON.
+
+They are named after the mask: photo.overlay.jpg, photo.heatmap-8-cat.jpg and photo.regions.json beside photo.png.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnseg.errors import ImageError
+from fcnseg.files import write_bytes, write_text
+from fcnseg.regions import Region, RegionQuery
+from fcnseg.types import ClassInfo, LabelMap
+
+_JPEG_QUALITY = 92
+_JPEG_LARGEST = 65500  # libjpeg ends a little before the format does
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What to write beside a mask.
+
+    Attributes:
+        overlay: The image tinted with its classes' colours, and the boxes of the regions where they are wanted.
+        heatmaps: Classes whose scores to lay over the greyed image, a picture each.
+        top: How many classes more, those of the highest probability at any cell of the image, get a heatmap.
+        regions: Which regions to list; None for no list.
+    """
+
+    overlay: bool = False
+    heatmaps: tuple[ClassInfo, ...] = ()
+    top: int = 0
+    regions: RegionQuery | None = None
+
+    def paths(self, mask: Path, label_map: LabelMap) -> tuple[Path, ...]:
+        """Return every path that may be written beside a mask."""
+        heatmaps = label_map.classes if self.top else self.heatmaps
+        return (
+            *([overlay_path(mask)] if self.overlay else []),
+            *(heatmap_path(mask, info) for info in heatmaps),
+            *([regions_path(mask)] if self.regions else []),
+        )
+
+
+NO_PICTURES = Pictures()
+
+
+def overlay_path(mask: Path) -> Path:
+    """Return where the overlay of a mask goes."""
+    return mask.with_suffix(".overlay.jpg")
+
+
+def heatmap_path(mask: Path, info: ClassInfo) -> Path:
+    """Return where a class's heatmap goes."""
+    name = re.sub(r"[^\w-]+", "_", info.name).strip("_")[:60]
+    return mask.with_suffix(f".heatmap-{info.id}-{name}.jpg")
+
+
+def regions_path(mask: Path) -> Path:
+    """Return where the list of regions goes."""
+    return mask.with_suffix(".regions.json")
+
+
+def require_drawable(image: NDArray[np.uint8], path: Path) -> None:
+    """Check that pictures of an image can be written.
+
+    Raises:
+        ImageError: It has more rows or columns than a JPEG file can.
+    """
+    if max(image.shape) > _JPEG_LARGEST:
+        raise ImageError(
+            f"{path}: its pictures would have {image.shape[1]} x {image.shape[0]} pixels, and JPEG ends at"
+            f" {_JPEG_LARGEST}; leave out overlay and heatmaps"
+        )
+
+
+def write_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write an (H, W, 3) uint8 RGB picture whole or not at all."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    write_bytes(path, data.tobytes())
+
+
+def write_regions(path: Path, regions: Iterable[Region], size: tuple[int, int]) -> None:
+    """Write regions as JSON.
+
+    Args:
+        path: The file.
+        regions: In the order wanted.
+        size: (height, width) of the image.
+    """
+    listed = [
+        {
+            "class": {"id": region.info.id, "name": region.info.name},
+            "box": asdict(region.box),
+            "score": region.score,
+            "peak": region.peak,
+            "pixels": region.pixels,
+        }
+        for region in regions
+    ]
+    write_text(path, json.dumps({"height": size[0], "width": size[1], "regions": listed}, indent=1) + "\n")

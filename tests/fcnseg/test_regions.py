@@ -1,0 +1,244 @@
+from collections import deque
+
+import hypothesis.extra.numpy as npst
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fcnseg.errors import UsageError
+from fcnseg.geometry import AxisGeometry, Geometry
+from fcnseg.regions import MAX_LIMIT, Box, Region, RegionQuery, find_regions
+from fcnseg.resample import resample_to_pixels
+from fcnseg.types import LabelMap, Segmentation
+
+LABELS = LabelMap.from_names(["ground", "cat", "dog"])
+
+
+def axis(stride: int, offset: float) -> AxisGeometry:
+    return AxisGeometry(
+        stride=stride,
+        offset=offset,
+        field=9,
+        alignment=stride,
+        minimum=stride,
+        lead=0,
+        trail=0,
+        extra_cells=0,
+        margin=0,
+    )
+
+
+def segmented(scores: NDArray[np.float32], height: int, width: int) -> Segmentation:
+    return Segmentation(np.zeros((height, width), np.uint8), scores, None, LABELS)
+
+
+def one_hot(cells: NDArray[np.bool_], class_id: int = 1) -> NDArray[np.float32]:
+    """Scores by which a class is nearly certain at the cells set, and the ground elsewhere."""
+    scores = np.zeros((3, *cells.shape), np.float32)
+    scores[class_id][cells] = 20
+    scores[0][~cells] = 20
+    return scores
+
+
+def components(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """The 8-connected components of a mask, by flood fill."""
+    left = {(int(y), int(x)) for y, x in np.argwhere(mask)}
+    found = []
+    while left:
+        part = np.zeros_like(mask)
+        waiting = deque([left.pop()])
+        while waiting:
+            y, x = waiting.popleft()
+            part[y, x] = True
+            near = {(y + v, x + u) for v in (-1, 0, 1) for u in (-1, 0, 1)} & left
+            left -= near
+            waiting.extend(near)
+        found.append(part)
+    return found
+
+
+def tight_box(mask: NDArray[np.bool_]) -> Box:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return Box(int(rows[0]), int(columns[0]), int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1)
+
+
+def place(region: Region) -> tuple[int, int, int, int, int, int]:
+    box = region.box
+    return region.info.id, box.top, box.left, box.height, box.width, region.pixels
+
+
+HEATMAPS = npst.arrays(
+    np.float32, st.tuples(st.just(3), st.integers(1, 9), st.integers(1, 9)), elements=st.floats(-4, 4, width=32)
+)
+
+
+@settings(deadline=None)
+@given(
+    HEATMAPS,
+    st.sampled_from([1, 2, 4, 5]),
+    st.sampled_from([2, 8]),
+    st.floats(-6, 12),
+    st.floats(-6, 12),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.floats(0.01, 0.99),
+)
+def test_regions_are_the_components_of_the_thresholded_plane(
+    scores: NDArray[np.float32],
+    stride_y: int,
+    stride_x: int,
+    offset_y: float,
+    offset_x: float,
+    height: int,
+    width: int,
+    threshold: float,
+) -> None:
+    """Their boxes are tight, and together they are where a class's plane reaches the threshold."""
+    segmentation = segmented(scores, height, width)
+    geometry = Geometry(axis(stride_y, offset_y), axis(stride_x, offset_x))
+    regions = find_regions(segmentation, geometry, RegionQuery(threshold=threshold, limit=MAX_LIMIT))
+    expected = []
+    for info in LABELS.classes:
+        plane = np.minimum(resample_to_pixels(segmentation.probabilities[info.id], geometry, height, width), 1)
+        for part in components(plane >= threshold):
+            values = plane[part].astype(np.float64)
+            expected.append(Region(info, tight_box(part), float(values.mean()), float(values.max()), int(part.sum())))
+    assert sorted(map(place, regions)) == sorted(map(place, expected))
+    assert sorted(r.peak for r in regions) == sorted(r.peak for r in expected)
+    assert sorted(r.score for r in regions) == pytest.approx(sorted(r.score for r in expected))
+    for region in regions:
+        assert np.float32(threshold) <= region.score <= region.peak <= 1
+        assert region.pixels <= region.box.height * region.box.width
+
+
+@settings(deadline=None)
+@given(
+    npst.arrays(np.float32, (3, 3), elements=st.floats(0, 20, width=32)),
+    st.integers(-2, 2),
+    st.integers(-2, 2),
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from([2, 4, 8]),
+)
+def test_a_shift_by_whole_cells_moves_regions_by_the_stride(
+    blob: NDArray[np.float32], down: int, right: int, stride_y: int, stride_x: int
+) -> None:
+    geometry = Geometry(axis(stride_y, stride_y / 2 - 0.5), axis(stride_x, stride_x / 2 - 0.5))
+    scores = np.zeros((3, 9, 9), np.float32)
+    scores[0] = 10
+    scores[1, 3:6, 3:6] = blob
+    moved = np.roll(scores, (down, right), axis=(1, 2))
+    size = (9 * stride_y, 9 * stride_x)
+    before = find_regions(segmented(scores, *size), geometry, RegionQuery(("cat",)))
+    after = find_regions(segmented(moved, *size), geometry, RegionQuery(("cat",)))
+    assert sorted(place(region) for region in after) == sorted(
+        (i, top + down * stride_y, left + right * stride_x, *rest)
+        for i, top, left, *rest in (place(region) for region in before)
+    )
+
+
+def test_a_square_of_cells_becomes_one_box_where_the_cells_look() -> None:
+    cells = np.zeros((8, 8), bool)
+    cells[2:5, 3:6] = True
+    geometry = Geometry(axis(8, 3.5), axis(8, 3.5))
+    (region,) = find_regions(segmented(one_hot(cells), 64, 64), geometry, RegionQuery(("cat",)))
+    assert region.info.name == "cat"
+    assert region.box == Box(top=16, left=24, height=24, width=24)
+    assert region.peak == pytest.approx(1)
+
+
+def test_a_region_around_another_leaves_it_to_be_found_once() -> None:
+    cells = np.ones((9, 9), bool)
+    cells[1:8, 1:8] = False
+    cells[4, 4] = True
+    geometry = Geometry(axis(8, 3.5), axis(8, 3.5))
+    found = find_regions(segmented(one_hot(cells), 72, 72), geometry, RegionQuery(("cat",)))
+    assert {region.box for region in found} == {Box(0, 0, 72, 72), Box(32, 32, 8, 8)}
+    assert len(found) == 2
+
+
+@settings(deadline=None)
+@given(HEATMAPS, st.integers(1, 6))
+def test_a_limit_keeps_the_regions_with_the_highest_scores(scores: NDArray[np.float32], limit: int) -> None:
+    segmentation, geometry = segmented(scores, 12, 12), Geometry(axis(2, 0.5), axis(2, 0.5))
+    everything = find_regions(segmentation, geometry, RegionQuery(threshold=0.2))
+    assert [r.score for r in everything] == sorted((r.score for r in everything), reverse=True)
+    assert find_regions(segmentation, geometry, RegionQuery(threshold=0.2, limit=limit)) == everything[:limit]
+
+
+def test_equal_scores_are_ordered_by_class_and_place() -> None:
+    cells = np.zeros((5, 9), bool)
+    cells[1, [1, 7]] = cells[3, 4] = True
+    scores = one_hot(cells, 2)
+    scores[1] = scores[2]
+    scores[2] = np.roll(scores[1], 1, axis=1)
+    scores[0][scores[2] > 0] = 0
+    geometry = Geometry(axis(1, 0), axis(1, 0))
+    found = find_regions(segmented(scores, 5, 9), geometry, RegionQuery(("dog", "cat"), threshold=0.4))
+    keys = [(-r.score, r.info.id, r.box.top, r.box.left) for r in found]
+    assert keys == sorted(keys)
+    assert len({r.score for r in found}) < len(found) == 6
+
+
+@pytest.mark.parametrize("names", [("cat",), ("CAT ", "1", "cat"), ("1",)])
+def test_classes_are_named_in_any_way_and_counted_once(names: tuple[str, ...]) -> None:
+    scores = one_hot(np.eye(3, dtype=bool))
+    (region,) = find_regions(segmented(scores, 6, 6), Geometry(axis(2, 0.5), axis(2, 0.5)), RegionQuery(names))
+    assert region.info == LABELS.classes[1]
+
+
+def test_without_a_name_every_class_is_searched() -> None:
+    scores = one_hot(np.arange(6).reshape(1, 6) >= 3)
+    found = find_regions(segmented(scores, 2, 12), Geometry(axis(2, 0.5), axis(2, 0.5)))
+    assert {region.info.name for region in found} == {"ground", "cat"}
+    assert sum(region.pixels for region in found) == 24
+
+
+def test_cells_that_look_at_the_padding_alone_make_no_region() -> None:
+    cells = np.zeros((4, 4), bool)
+    cells[3, 3] = True
+    geometry = Geometry(axis(8, 3.5), axis(8, 3.5))
+    assert find_regions(segmented(one_hot(cells), 5, 5), geometry, RegionQuery(("cat",))) == ()
+
+
+def test_an_unknown_class_is_answered_with_the_closest() -> None:
+    with pytest.raises(UsageError, match=r"no class 'dgo' in the model; did you mean dog\?"):
+        find_regions(
+            segmented(one_hot(np.eye(3, dtype=bool)), 6, 6), Geometry(axis(2, 0), axis(2, 0)), RegionQuery(("dgo",))
+        )
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.0099, 1.0, -0.5, 2.0, float("nan"), float("inf")])
+def test_a_threshold_is_a_probability_from_one_percent(threshold: float) -> None:
+    with pytest.raises(UsageError, match=r"threshold is .*; it must be from 0\.01 to below 1"):
+        RegionQuery(threshold=threshold)
+
+
+def test_small_regions_are_left_out_before_the_limit_counts() -> None:
+    cells = np.zeros((8, 8), bool)
+    cells[1, 1] = cells[4:7, 3:7] = True
+    scores = one_hot(cells)
+    scores[1, 4:7, 3:7] = 1  # the large one is the less probable
+    segmentation, geometry = segmented(scores, 32, 32), Geometry(axis(4, 1.5), axis(4, 1.5))
+    best, large = find_regions(segmentation, geometry, RegionQuery(("cat",)))
+    assert best.pixels < large.pixels
+    query = RegionQuery(("cat",), limit=1, min_pixels=best.pixels + 1)
+    assert find_regions(segmentation, geometry, query) == (large,)
+
+
+def test_regions_have_at_least_one_pixel() -> None:
+    with pytest.raises(UsageError, match="least size is 0 pixels"):
+        RegionQuery(min_pixels=0)
+
+
+@pytest.mark.parametrize("limit", [0, -1, MAX_LIMIT + 1])
+def test_a_limit_is_from_1_to_1000(limit: int) -> None:
+    with pytest.raises(UsageError, match=f"limit is {limit}; it must be from 1 to 1000"):
+        RegionQuery(limit=limit)
+
+
+@given(npst.arrays(np.bool_, npst.array_shapes(min_dims=2, max_dims=2, max_side=9)))
+def test_the_box_around_a_mask_is_tight(mask: NDArray[np.bool_]) -> None:
+    if mask.any():
+        assert Box.around(mask) == tight_box(mask)
