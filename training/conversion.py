@@ -6,9 +6,11 @@ The surgery edits a torch.fx graph in place of the modules, so that parameters k
 """
 
 import copy
+import math
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
+import torch
 from torch import fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.models.convnext import LayerNorm2d
@@ -58,6 +60,7 @@ class Trunk(NamedTuple):
     pooled_cells: tuple[int, int]
 
 
+@torch.inference_mode(mode=False)  # there, shapes cannot be followed
 def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224), rule: Rule = "auto") -> Conversion:
     """Turn a convolutional classifier into a heatmap net, and prove that it computes the same.
 
@@ -140,7 +143,7 @@ def dense_trunk(model: nn.Module, input_size: tuple[int, int], rule: Rule) -> Tr
     record_shapes(traced, input_size, channels)
     tail = find_tail(traced)
     pools_globally = tail.grid_size == (1, 1) != tail.feature_size
-    identity = _resolve(rule, pools_globally=pools_globally, affine=tail.is_affine(traced))
+    identity = _resolve(rule, pools_globally=pools_globally, averages=tail.is_affine(traced) and not tail.pools_maximum)
     _replace_pool(traced, tail, identity)
     for node in tail.flatten:
         node.replace_all_uses_with(node.all_input_nodes[0])
@@ -153,7 +156,12 @@ def dense_trunk(model: nn.Module, input_size: tuple[int, int], rule: Rule) -> Tr
             # Where a pooling stood between, dropout now follows an activation that needs its output for the gradient.
             module.inplace = False
     for node in tail.norms:
+        _require_channels(traced, node, tail)
         _set_module(traced, str(node.target), _channelwise(traced.get_submodule(str(node.target))))
+    for node in tail.others:
+        other = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(other, (nn.Softmax, nn.LogSoftmax)):
+            _set_module(traced, str(node.target), type(other)(dim=1))  # it may have been the last axis
     output = next(n for n in traced.graph.nodes if n.op == "output")
     if isinstance(output.args[0], (tuple, list)):
         output.args = (output.args[0][0],)
@@ -170,11 +178,11 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())}).eval()
 
 
-def _resolve(rule: Rule, *, pools_globally: bool, affine: bool) -> Identity:
+def _resolve(rule: Rule, *, pools_globally: bool, averages: bool) -> Identity:
     if not pools_globally:
         return "window"
     if rule == "auto":
-        return "cam" if affine else "window"
+        return "cam" if averages else "window"
     return rule
 
 
@@ -187,14 +195,15 @@ def _replace_pool(traced: fx.GraphModule, tail: Tail, identity: Identity) -> Non
             f"the tail pools a {height}x{width} map to {p}x{q} cells, which no window of one size does; convert at a"
             " native size whose map is a multiple of the pooled grid"
         )
-    source = tail.pool.all_input_nodes[0]
+    source = tail.features
     if (height, width) == (p, q) or ((p, q) == (1, 1) and identity == "cam"):
         tail.pool.replace_all_uses_with(source)
         return
     kernel = (height // p, width // q)
-    # A window per cell of a 1x1 grid slides by one; several cells must stay apart by their windows.
-    stride = (1, 1) if (p, q) == (1, 1) else kernel
-    traced.add_submodule("window", nn.AvgPool2d(kernel, stride))
+    # The window of a single cell slides by one; those of several cells must stay apart by their size.
+    stride = (1 if p == 1 else kernel[0], 1 if q == 1 else kernel[1])
+    pooling = nn.MaxPool2d if tail.pools_maximum else nn.AvgPool2d
+    traced.add_submodule("window", pooling(kernel, stride))
     with traced.graph.inserting_after(tail.pool):
         window = traced.graph.call_module("window", (source,))
     tail.pool.replace_all_uses_with(window)
@@ -210,6 +219,18 @@ def _as_convolution(linear: nn.Linear, grid_size: tuple[int, int]) -> nn.Conv2d:
     conv.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
     conv.bias = linear.bias
     return conv.train(linear.training)
+
+
+def _require_channels(traced: fx.GraphModule, norm: fx.Node, tail: Tail) -> None:
+    """Refuse a normalisation over the cells of a flattened grid, which no dense cell can tell from its neighbours'."""
+    values = norm.meta["shape"][1]
+    if tail.grid_size != (1, 1) and values == math.prod(tail.grid_size) * tail.features.meta["shape"][1]:
+        p, q = tail.grid_size
+        name = type(traced.get_submodule(str(norm.target))).__name__
+        raise ArchitectureError(
+            f"{name} normalises the {values} values of a flattened {p}x{q} grid one by one, which has no channel-wise"
+            " form; choose a classifier that normalises before it flattens or behind its first Linear layer"
+        )
 
 
 def _channelwise(norm: nn.Module) -> nn.Module:

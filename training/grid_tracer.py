@@ -141,7 +141,8 @@ class GridTracer(TorchDispatchMode):
         if contracted or normalises_space(name, args, trace):
             self._note_context(self._module)
         if contracted:
-            self._keep(output, self._module)
+            keeps_cells = math.prod(trace.size) in output.shape  # as attention's answers do
+            self._keep(output, replace(trace, axes=None) if keeps_cells else self._module)
         elif name in MOVES:
             self._keep(output, moved(trace, args, output, name))
         elif rule is not None and trace.axes is not None:

@@ -1,5 +1,6 @@
 """The grids of a net's maps, and how their sizes follow from the image's."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,6 @@ from fcnseg.errors import ArchitectureError
 from training.grid import Grid, Lattice, lattices
 from training.grid_tracer import tensors_in, trace_grids
 from training.tracing import fake_tensors
-
-_MOST_MULTIPLES = 64
 
 
 @dataclass(frozen=True)
@@ -65,28 +64,38 @@ def derive_net_grid(net: nn.Module, native: tuple[int, int], channels: int = 3) 
     grids = [tracer.grid(tensor) for tensor in maps]
     align = tracer.alignment
     # One graph cannot both shift windows and, on a map of a single window, not shift them: two windows at least.
-    for multiple in range(2 if tracer.shifts_windows else 1, _MOST_MULTIPLES):
-        minimum = (multiple * align[0], multiple * align[1])
-        small = _map_sizes(net, minimum, channels)
-        if small is not None:
-            break
-    else:
-        raise ArchitectureError(f"the net takes no input up to {minimum[0]}x{minimum[1]} pixels")
-    larger = _map_sizes(net, (minimum[0] + align[0], minimum[1] + align[1]), channels)
+    least = 2 if tracer.shifts_windows else 1
+    roomy = [max(least, -(-size // a)) * a for size, a in zip(native, align, strict=True)]
+    height = _smallest(lambda size: _map_sizes(net, (size, roomy[1]), channels), roomy[0], align[0], least)
+    width = _smallest(lambda size: _map_sizes(net, (roomy[0], size), channels), roomy[1], align[1], least)
+    while (small := _map_sizes(net, (height, width), channels)) is None and (height, width) < tuple(roomy):
+        height, width = min(height + align[0], roomy[0]), min(width + align[1], roomy[1])
+    minimum = (height, width)
+    larger = _map_sizes(net, (height + align[0], width + align[1]), channels)
+    if small is None or larger is None:
+        raise ArchitectureError(
+            f"the net works at {native[0]}x{native[1]} pixels but not at {minimum[0]}x{minimum[1]} or one alignment"
+            f" ({align[0]}x{align[1]}) later, so it cannot slide over larger images"
+        )
     found = []
     for i, grid in enumerate(grids):
         if grid is None or grid.y.stride.denominator != 1 or grid.x.stride.denominator != 1:
             raise ArchitectureError("the net's output is not a map whose cells stand at a constant stride of pixels")
         lattice = lattices(grid)
         (h, w), (y, x) = small[i], (axis.stride for axis in lattice)
-        if larger is None or larger[i] != (h + align[0] // y, w + align[1] // x):
+        if larger[i] != (h + align[0] // y, w + align[1] // x):
             raise ArchitectureError(
                 f"the map does not grow by whole cells: {h}x{w} cells at {minimum[0]}x{minimum[1]} pixels,"
-                f" {larger and larger[i]} one alignment later"
+                f" {larger[i][0]}x{larger[i][1]} one alignment later"
             )
         found.append(MapGrid(lattice, (h - minimum[0] // y, w - minimum[1] // x)))
     answer = grids[-1] or Grid()
     return NetGrid(tuple(found), answer, align, minimum, tuple(tracer.global_context), tracer.padded, maps[-1].shape[1])
+
+
+def _smallest(sizes: Callable[[int], object | None], works: int, align: int, least: int) -> int:
+    """The smallest multiple of the alignment, `least` times at least, at which there are map sizes, or `works`."""
+    return next((size for size in range(least * align, works, align) if sizes(size) is not None), works)
 
 
 def _map_sizes(net: nn.Module, size: tuple[int, int], channels: int) -> list[tuple[int, int]] | None:
@@ -94,6 +103,6 @@ def _map_sizes(net: nn.Module, size: tuple[int, int], channels: int) -> list[tup
     try:
         with fake_tensors():
             sizes = [(t.shape[2], t.shape[3]) for t in tensors_in((net(torch.empty(1, channels, *size)),))]
-    except RuntimeError:  # what PyTorch raises when a kernel is larger than its padded input
+    except (RuntimeError, ValueError):  # what PyTorch raises when a map is smaller than a kernel, or a single cell
         return None
     return sizes if min(min(s) for s in sizes) > 0 else None

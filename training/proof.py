@@ -73,7 +73,7 @@ def measure_border_effect(
     with torch.no_grad():
         cells = F.avg_pool2d(net(images), pooled_cells, 1)  # (1, K, h, w): an odd number of cells
     middle = cells[:, :, cells.shape[2] // 2, cells.shape[3] // 2]
-    return float((middle - logits).abs().max() / logits.abs().max())
+    return _relative(middle, logits)
 
 
 def sees_beyond(net: nn.Module, grid: NetGrid, channels: int) -> bool:
@@ -105,7 +105,12 @@ def _relative_error(model: nn.Module, net: nn.Module, pooled_cells: tuple[int, i
         heatmap = net(images)
     if tuple(heatmap.shape[2:]) != pooled_cells:
         return float("inf")
-    return float((heatmap.mean((2, 3)) - logits).abs().max() / logits.abs().max())
+    return _relative(heatmap.mean((2, 3)), logits)
+
+
+def _relative(answer: Tensor, logits: Tensor) -> float:
+    tiny = torch.finfo(logits.dtype).tiny  # logits that are all zero are equal or not
+    return float((answer - logits).abs().max() / logits.abs().max().clamp(min=tiny))
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor, fx, nn
 from fcnseg.errors import ArchitectureError
 from training.tracing import fake_tensors
 
-_POOLS = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
 _Role = Literal["linear", "pool", "flatten", "norm", "other"]
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 
@@ -28,7 +27,8 @@ class Tail:
     Attributes:
         features: The node whose value is the last feature map, (N, C, H, W).
         feature_size: (H, W) of that map at the native size.
-        pool: The pooling node, or None.
+        pool: The pooling node, or None; its input is `features`, or a reshaping or a first mean of it.
+        pools_maximum: Whether the pooling takes maxima, not means.
         grid_size: (p, q) of the map that is flattened: the pooled grid, (1, 1) for global pooling.
         flatten: The nodes that drop the spatial axes.
         linears: The Linear layers.
@@ -39,6 +39,7 @@ class Tail:
     features: fx.Node
     feature_size: tuple[int, int]
     pool: fx.Node | None
+    pools_maximum: bool
     grid_size: tuple[int, int]
     flatten: tuple[fx.Node, ...]
     linears: tuple[fx.Node, ...]
@@ -56,6 +57,7 @@ class _ShapeRecorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
+        n.meta["value"] = None if isinstance(value, Tensor) else value  # such as a size that is passed on
         return value
 
 
@@ -94,6 +96,8 @@ def find_tail(traced: fx.GraphModule) -> Tail:
         found[role].insert(0, node)
         seen.append(_describe(traced, node))
         node = sources[0]
+    if found["pool"] and len(node.meta["shape"]) == 3:
+        node = node.all_input_nodes[0]  # a mean in two steps
     shape = node.meta["shape"]
     if shape is None or len(shape) != 4:
         chain = " <- ".join([*seen, _describe(traced, node)])
@@ -107,6 +111,7 @@ def find_tail(traced: fx.GraphModule) -> Tail:
         features=node,
         feature_size=(shape[2], shape[3]),
         pool=pool,
+        pools_maximum=pool is not None and "max" in _name(traced, pool).lower(),
         grid_size=(pooled[2], pooled[3]) if len(pooled) == 4 else (1, 1),
         flatten=tuple(found["flatten"]),
         linears=tuple(found["linear"]),
@@ -122,7 +127,7 @@ def _role(traced: fx.GraphModule, node: fx.Node, source: fx.Node) -> _Role | Non
     role: _Role | None = None
     if isinstance(module, nn.Linear) and len(after) == 2:
         role = "linear"
-    elif _is_pool(node, module, before, after):
+    elif _is_pool(traced, node, before, after) or _is_second_mean(node, source):
         role = "pool"
     elif len(before) > len(after) and math.prod(before) == math.prod(after):
         role = "flatten"
@@ -155,19 +160,47 @@ def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def _is_pool(node: fx.Node, module: nn.Module | None, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    """Whether a node averages a map: to any grid if it is adaptive, else to a single cell."""
+def _is_pool(traced: fx.GraphModule, node: fx.Node, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Whether a node pools a map: to any grid if it is adaptive, else to a single cell."""
     if len(before) != 4 or before[:2] != after[:2] or (len(after) == 4 and after[2] > before[2]):
         return False
-    name = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
-    if isinstance(module, nn.AdaptiveAvgPool2d) or name == "adaptive_avg_pool2d":
+    name = _name(traced, node).lower()
+    if "adaptive" in name and "pool2d" in name and len(after) == 4:
         return True
-    averages = name in _POOLS or ("Pool" in name and "Max" not in name)
-    return averages and math.prod(after) == before[0] * before[1]
+    if math.prod(after) != before[0] * before[1]:
+        return False
+    if name in {"avg_pool2d", "avgpool2d"}:
+        return _covers(traced, node, before[2:])
+    return name == "mean" or ("pool" in name and "max" not in name)
+
+
+def _covers(traced: fx.GraphModule, pool: fx.Node, size: tuple[int, ...]) -> bool:
+    """Whether an average pooling takes a whole map of (h, w), and is no strided layer that has one place on it."""
+    module = _module(traced, pool)
+    if module is None:
+        given = dict(zip(("input", "kernel_size", "stride", "padding"), pool.args, strict=False)) | pool.kwargs
+        values: Any = fx.node.map_arg((given["kernel_size"], given.get("padding", 0)), lambda n: n.meta["value"])
+    else:
+        values = (module.kernel_size, module.padding)
+    kernel, padding = ((v, v) if isinstance(v, int) else tuple(v) for v in values)
+    return bool(kernel == size and padding == (0, 0))
+
+
+def _is_second_mean(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a node averages what a map's first mean, or its reshaping to (N, C, H * W), left."""
+    before, after = source.meta["shape"], node.meta["shape"]
+    if getattr(node.target, "__name__", node.target) != "mean" or len(before) != 3 or after[:2] != before[:2]:
+        return False
+    inputs = [n.meta["shape"] for n in _tensor_inputs(source)]
+    return len(after) == 2 and len(inputs) == 1 and len(inputs[0]) == 4 and inputs[0][:2] == before[:2]
+
+
+def _name(traced: fx.GraphModule, node: fx.Node) -> str:
+    """A layer's class, or a function's or method's name."""
+    module = _module(traced, node)
+    return type(module).__name__ if module is not None else str(getattr(node.target, "__name__", node.target))
 
 
 def _describe(traced: fx.GraphModule, node: fx.Node) -> str:
-    module = _module(traced, node)
-    if module is not None:
-        return f"{type(module).__name__}({node.target})"
-    return getattr(node.target, "__name__", str(node.target))
+    name = _name(traced, node)
+    return f"{name}({node.target})" if node.op == "call_module" else name

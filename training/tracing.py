@@ -21,7 +21,7 @@ def fake_tensors() -> Iterator[None]:
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with torch.inference_mode(mode=False), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             yield
     finally:
         log.setLevel(level)
