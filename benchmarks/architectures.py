@@ -83,7 +83,7 @@ def certify(name: str) -> Certificate:
 
 
 def row(name: str, certificate: Certificate) -> str:
-    photo = certificate.photo_error
+    photo, modules = certificate.photo_error, len(certificate.global_context)
     cells = (
         name,
         certificate.identity,
@@ -94,7 +94,7 @@ def row(name: str, certificate: Certificate) -> str:
         format_pair(certificate.offset),
         format_pair(certificate.alignment),
         format_pair(certificate.receptive_field),
-        f"{len(certificate.global_context)} modules" if certificate.global_context else "none",
+        {0: "none", 1: "1 module"}.get(modules, f"{modules} modules"),
         f"{certificate.parameters_before / 1e6:.1f} M",
         f"{certificate.fc_share:.1%}",
     )

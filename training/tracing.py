@@ -150,10 +150,13 @@ def trace_layers(model: nn.Module, image_shape: tuple[int, int, int, int]) -> fx
 
 
 def input_channels(model: nn.Module) -> int:
-    """Channels of the image that a net takes: those of its first convolution."""
+    """Channels of the image that a net takes: those of its first convolution.
+
+    Where these are 3 * b * b, as 12 or 48, the net folds blocks of b x b pixels into channels first, as TResNet does.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            return module.in_channels
+            return 3 if module.in_channels in {3 * b * b for b in range(1, 9)} else module.in_channels
     raise ArchitectureError(f"{type(model).__name__} has no convolution, so there is nothing to slide over an image")
 
 
