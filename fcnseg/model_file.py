@@ -16,7 +16,7 @@ from fcnseg.certificate import Certificate
 from fcnseg.errors import ModelFileError
 from fcnseg.geometry import Geometry
 from fcnseg.layers import Layer
-from fcnseg.types import LabelMap
+from fcnseg.types import LabelMap, Rgb
 
 METADATA_KEY = "fcnseg"
 INPUTS = ("image",)
@@ -73,8 +73,8 @@ class ModelInfo:
     geometry: Geometry
     global_context: tuple[str, ...]
     class_map_at: Literal["pixel", "cell"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Rgb
+    std: Rgb
     licence: str | None = None
     data_fingerprint: str | None = None
     metrics: dict[str, Annotated[float, Field(ge=0, le=1)]] = field(default_factory=dict)

@@ -17,6 +17,8 @@ from fcnseg.errors import UsageError
 ClassMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """(H, W) class ids: uint8 up to 256 classes, uint16 beyond."""
 
+Rgb: TypeAlias = tuple[float, float, float]
+"""A value for each of the channels red, green and blue."""
 Channel = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Channel, Channel, Channel]
 """Red, green, blue, each 0 to 255."""

@@ -8,11 +8,11 @@ import yaml
 
 from fcnseg.errors import UsageError
 from fcnseg.files import write_text
+from fcnseg.types import Rgb
 
 Variant: TypeAlias = Literal["fcn32s", "fcn16s", "fcn8s"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
-Channels: TypeAlias = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class TrainConfig:
     backbone: str
     variant: Variant = "fcn8s"
     weights: str | None = None
-    mean: Channels | None = None
-    std: Channels | None = None
+    mean: Rgb | None = None
+    std: Rgb | None = None
     epochs: int = 20
     batch_size: int = 8
     crop: int = 320

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from fcnseg.errors import ArchitectureError
 from fcnseg.geometry import AxisGeometry, Geometry
 from fcnseg.model_file import CELL_RESOLUTION_ABOVE
+from fcnseg.types import Rgb
 from training.config import Variant
 from training.fcn import build_fcn
 from training.grid import Lattice
 from training.net_grid import NetGrid
 from training.resample import PIXELS, enlarge_nearest, resample
 from training.tracing import input_channels
-from training.zoo import Classifier, Rgb, load_classifier
+from training.zoo import Classifier, load_classifier
 
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R BT.601, as OpenCV and Pillow have them)."""

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from fcnseg.errors import ModelFileError, UsageError
-from fcnseg.types import LabelMap
-from training.config import Channels, TrainConfig, as_plain, from_plain
+from fcnseg.types import LabelMap, Rgb
+from training.config import TrainConfig, as_plain, from_plain
 from training.model import SegmentationModel, build_model
 
 BEST = "best.ckpt"
@@ -48,8 +48,8 @@ class RunRecord:
 
     config: TrainConfig
     label_map: LabelMap
-    mean: Channels
-    std: Channels
+    mean: Rgb
+    std: Rgb
     data_fingerprint: str
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)

@@ -19,11 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fcnseg.errors import ArchitectureError, WeightsError
-from fcnseg.types import closest
+from fcnseg.types import Rgb, closest
 from training.net_file import build_net, is_net_file
 from training.refusal import refuse_transformers
 
-Rgb = tuple[float, float, float]
 TIMM_PREFIX = "timm/"
 _IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)

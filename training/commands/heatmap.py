@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from fcnseg.errors import UsageError
-from training.commands.options import Channels, read_size, weights_options
+from fcnseg.types import Rgb
+from training.commands.options import read_size, weights_options
 
 if TYPE_CHECKING:
     from fcnseg.types import LabelMap
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 def heatmap(
     arch: str,
     weights: Path | None,
-    mean: Channels | None,
-    std: Channels | None,
+    mean: Rgb | None,
+    std: Rgb | None,
     input_size: tuple[int, int] | None,
     rule: Literal["auto", "cam", "window"],
     labels: Path | None,

@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 import click
 
+from fcnseg.types import Rgb
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-Channels = tuple[float, float, float]
 
 
 def read_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -44,7 +45,7 @@ def weights_options(command: _Command) -> _Command:
     return command
 
 
-def _channels(_context: click.Context, parameter: click.Parameter, value: str | None) -> Channels | None:
+def _channels(_context: click.Context, parameter: click.Parameter, value: str | None) -> Rgb | None:
     """Read three comma-separated numbers, or one that stands for all three."""
     if value is None:
         return None

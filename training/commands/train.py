@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from fcnseg.errors import UsageError
-from training.commands.options import Channels, weights_options
+from fcnseg.types import Rgb
+from training.commands.options import weights_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,8 +60,8 @@ def train(
     variant: "Variant",
     run: Path,
     weights: Path | None,
-    mean: Channels | None,
-    std: Channels | None,
+    mean: Rgb | None,
+    std: Rgb | None,
     epochs: int,
     batch_size: int,
     crop: int | None,
