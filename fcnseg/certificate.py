@@ -57,6 +57,12 @@ class Certificate:
         """Share of the classifier's parameters that its Linear layers hold, 0..1."""
         return self.fc_parameters / self.parameters_before
 
+    def __str__(self) -> str:
+        """The rows as a table of plain text."""
+        rows = list(self.rows())
+        width = max(len(what) for what, _ in rows)
+        return "\n".join(f"{what:<{width}}  {value}" for what, value in rows)
+
     def rows(self) -> Iterator[tuple[str, str]]:
         """The certificate as (what, value) rows for a table."""
         means = {

@@ -182,6 +182,7 @@ def test_certificate_tells_shares_and_context() -> None:
     assert not convolutionalize(seeded(Residual), (64, 64)).certificate.global_context
     rows = dict(certificate.rows())
     assert rows["global context"].startswith("yes: 1")
+    assert str(certificate).splitlines()[0] == "identity          window: one cell at native size = logits"
 
 
 def test_dropout_in_place_does_not_spoil_the_gradient_of_what_it_now_follows() -> None:
