@@ -8,26 +8,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fcnseg.errors import UsageError
-from fcnseg.geometry import AxisGeometry, Geometry
+from fcnseg.geometry import Geometry
 from fcnseg.regions import MAX_LIMIT, Box, Region, RegionQuery, find_regions
 from fcnseg.resample import resample_to_pixels
 from fcnseg.types import LabelMap, Segmentation
+from tests.plain_geometry import plain_axis
 
 LABELS = LabelMap.from_names(["ground", "cat", "dog"])
-
-
-def axis(stride: int, offset: float) -> AxisGeometry:
-    return AxisGeometry(
-        stride=stride,
-        offset=offset,
-        field=9,
-        alignment=stride,
-        minimum=stride,
-        lead=0,
-        trail=0,
-        extra_cells=0,
-        margin=0,
-    )
 
 
 def segmented(scores: NDArray[np.float32], height: int, width: int) -> Segmentation:
@@ -97,7 +84,7 @@ def test_regions_are_the_components_of_the_thresholded_plane(
 ) -> None:
     """Their boxes are tight, and together they are where a class's plane reaches the threshold."""
     segmentation = segmented(scores, height, width)
-    geometry = Geometry(axis(stride_y, offset_y), axis(stride_x, offset_x))
+    geometry = Geometry(plain_axis(stride_y, offset_y), plain_axis(stride_x, offset_x))
     regions = find_regions(segmentation, geometry, RegionQuery(threshold=threshold, limit=MAX_LIMIT))
     expected = []
     for info in LABELS.classes:
@@ -124,7 +111,7 @@ def test_regions_are_the_components_of_the_thresholded_plane(
 def test_a_shift_by_whole_cells_moves_regions_by_the_stride(
     blob: NDArray[np.float32], down: int, right: int, stride_y: int, stride_x: int
 ) -> None:
-    geometry = Geometry(axis(stride_y, stride_y / 2 - 0.5), axis(stride_x, stride_x / 2 - 0.5))
+    geometry = Geometry(plain_axis(stride_y, stride_y / 2 - 0.5), plain_axis(stride_x, stride_x / 2 - 0.5))
     scores = np.zeros((3, 9, 9), np.float32)
     scores[0] = 10
     scores[1, 3:6, 3:6] = blob
@@ -141,7 +128,7 @@ def test_a_shift_by_whole_cells_moves_regions_by_the_stride(
 def test_a_square_of_cells_becomes_one_box_where_the_cells_look() -> None:
     cells = np.zeros((8, 8), bool)
     cells[2:5, 3:6] = True
-    geometry = Geometry(axis(8, 3.5), axis(8, 3.5))
+    geometry = Geometry(plain_axis(8, 3.5), plain_axis(8, 3.5))
     (region,) = find_regions(segmented(one_hot(cells), 64, 64), geometry, RegionQuery(("cat",)))
     assert region.info.name == "cat"
     assert region.box == Box(top=16, left=24, height=24, width=24)
@@ -152,7 +139,7 @@ def test_a_region_around_another_leaves_it_to_be_found_once() -> None:
     cells = np.ones((9, 9), bool)
     cells[1:8, 1:8] = False
     cells[4, 4] = True
-    geometry = Geometry(axis(8, 3.5), axis(8, 3.5))
+    geometry = Geometry(plain_axis(8, 3.5), plain_axis(8, 3.5))
     found = find_regions(segmented(one_hot(cells), 72, 72), geometry, RegionQuery(("cat",)))
     assert {region.box for region in found} == {Box(0, 0, 72, 72), Box(32, 32, 8, 8)}
     assert len(found) == 2
@@ -161,7 +148,7 @@ def test_a_region_around_another_leaves_it_to_be_found_once() -> None:
 @settings(deadline=None)
 @given(HEATMAPS, st.integers(1, 6))
 def test_a_limit_keeps_the_regions_with_the_highest_scores(scores: NDArray[np.float32], limit: int) -> None:
-    segmentation, geometry = segmented(scores, 12, 12), Geometry(axis(2, 0.5), axis(2, 0.5))
+    segmentation, geometry = segmented(scores, 12, 12), Geometry(plain_axis(2, 0.5), plain_axis(2, 0.5))
     everything = find_regions(segmentation, geometry, RegionQuery(threshold=0.2))
     assert [r.score for r in everything] == sorted((r.score for r in everything), reverse=True)
     assert find_regions(segmentation, geometry, RegionQuery(threshold=0.2, limit=limit)) == everything[:limit]
@@ -174,7 +161,7 @@ def test_equal_scores_are_ordered_by_class_and_place() -> None:
     scores[1] = scores[2]
     scores[2] = np.roll(scores[1], 1, axis=1)
     scores[0][scores[2] > 0] = 0
-    geometry = Geometry(axis(1, 0), axis(1, 0))
+    geometry = Geometry(plain_axis(1, 0), plain_axis(1, 0))
     found = find_regions(segmented(scores, 5, 9), geometry, RegionQuery(("dog", "cat"), threshold=0.4))
     keys = [(-r.score, r.info.id, r.box.top, r.box.left) for r in found]
     assert keys == sorted(keys)
@@ -184,13 +171,15 @@ def test_equal_scores_are_ordered_by_class_and_place() -> None:
 @pytest.mark.parametrize("names", [("cat",), ("CAT ", "1", "cat"), ("1",)])
 def test_classes_are_named_in_any_way_and_counted_once(names: tuple[str, ...]) -> None:
     scores = one_hot(np.eye(3, dtype=bool))
-    (region,) = find_regions(segmented(scores, 6, 6), Geometry(axis(2, 0.5), axis(2, 0.5)), RegionQuery(names))
+    (region,) = find_regions(
+        segmented(scores, 6, 6), Geometry(plain_axis(2, 0.5), plain_axis(2, 0.5)), RegionQuery(names)
+    )
     assert region.info == LABELS.classes[1]
 
 
 def test_without_a_name_every_class_is_searched() -> None:
     scores = one_hot(np.arange(6).reshape(1, 6) >= 3)
-    found = find_regions(segmented(scores, 2, 12), Geometry(axis(2, 0.5), axis(2, 0.5)))
+    found = find_regions(segmented(scores, 2, 12), Geometry(plain_axis(2, 0.5), plain_axis(2, 0.5)))
     assert {region.info.name for region in found} == {"ground", "cat"}
     assert sum(region.pixels for region in found) == 24
 
@@ -198,14 +187,16 @@ def test_without_a_name_every_class_is_searched() -> None:
 def test_cells_that_look_at_the_padding_alone_make_no_region() -> None:
     cells = np.zeros((4, 4), bool)
     cells[3, 3] = True
-    geometry = Geometry(axis(8, 3.5), axis(8, 3.5))
+    geometry = Geometry(plain_axis(8, 3.5), plain_axis(8, 3.5))
     assert find_regions(segmented(one_hot(cells), 5, 5), geometry, RegionQuery(("cat",))) == ()
 
 
 def test_an_unknown_class_is_answered_with_the_closest() -> None:
     with pytest.raises(UsageError, match=r"no class 'dgo' in the model; did you mean dog\?"):
         find_regions(
-            segmented(one_hot(np.eye(3, dtype=bool)), 6, 6), Geometry(axis(2, 0), axis(2, 0)), RegionQuery(("dgo",))
+            segmented(one_hot(np.eye(3, dtype=bool)), 6, 6),
+            Geometry(plain_axis(2, 0), plain_axis(2, 0)),
+            RegionQuery(("dgo",)),
         )
 
 
@@ -220,7 +211,7 @@ def test_small_regions_are_left_out_before_the_limit_counts() -> None:
     cells[1, 1] = cells[4:7, 3:7] = True
     scores = one_hot(cells)
     scores[1, 4:7, 3:7] = 1  # the large one is the less probable
-    segmentation, geometry = segmented(scores, 32, 32), Geometry(axis(4, 1.5), axis(4, 1.5))
+    segmentation, geometry = segmented(scores, 32, 32), Geometry(plain_axis(4, 1.5), plain_axis(4, 1.5))
     best, large = find_regions(segmentation, geometry, RegionQuery(("cat",)))
     assert best.pixels < large.pixels
     query = RegionQuery(("cat",), limit=1, min_pixels=best.pixels + 1)

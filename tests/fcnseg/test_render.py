@@ -6,25 +6,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fcnseg import render
-from fcnseg.geometry import AxisGeometry, Geometry
+from fcnseg.geometry import Geometry
 from fcnseg.regions import Box, Region
 from fcnseg.types import ClassArea, LabelMap, Segmentation
+from tests.plain_geometry import plain_axis
 
 LABELS = LabelMap.from_names(["background", "cat", "dog"], [(10, 20, 30), (250, 100, 0), (0, 90, 200)])
-
-
-def axis(stride: int, offset: float) -> AxisGeometry:
-    return AxisGeometry(
-        stride=stride,
-        offset=offset,
-        field=9,
-        alignment=stride,
-        minimum=stride,
-        lead=0,
-        trail=0,
-        extra_cells=0,
-        margin=0,
-    )
 
 
 def areas(class_map: NDArray[np.uint8], label_map: LabelMap = LABELS) -> tuple[ClassArea, ...]:
@@ -115,7 +102,7 @@ def test_a_legend_makes_room_and_counts_what_it_does_not_name() -> None:
 
 
 def test_the_hottest_pixel_of_a_heatmap_is_where_the_cell_looks() -> None:
-    geometry = Geometry(axis(8, 4.0), axis(8, 4.0))
+    geometry = Geometry(plain_axis(8, 4.0), plain_axis(8, 4.0))
     scores = np.zeros((5, 6), np.float32)
     scores[3, 1] = 7
     picture = render.heatmap(np.full((40, 48, 3), 90, np.uint8), scores, geometry)
@@ -126,7 +113,7 @@ def test_the_hottest_pixel_of_a_heatmap_is_where_the_cell_looks() -> None:
 @pytest.mark.parametrize("value", [0.0, -3.0, 1e30])
 def test_a_heatmap_of_equal_scores_is_drawn(value: float) -> None:
     picture = render.heatmap(
-        np.zeros((9, 9, 3), np.uint8), np.full((2, 2), value, np.float32), Geometry(axis(8, 4), axis(8, 4))
+        np.zeros((9, 9, 3), np.uint8), np.full((2, 2), value, np.float32), Geometry(plain_axis(8, 4), plain_axis(8, 4))
     )
     assert picture.shape == (9, 9, 3)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 1

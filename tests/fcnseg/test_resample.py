@@ -5,22 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fcnseg.geometry import AxisGeometry, Geometry
+from fcnseg.geometry import Geometry
 from fcnseg.resample import resample_to_pixels, resample_window, span
-
-
-def axis(stride: int, offset: float) -> AxisGeometry:
-    return AxisGeometry(
-        stride=stride,
-        offset=offset,
-        field=9,
-        alignment=stride,
-        minimum=stride,
-        lead=0,
-        trail=0,
-        extra_cells=0,
-        margin=0,
-    )
+from tests.plain_geometry import plain_axis
 
 
 @settings(deadline=None)
@@ -35,7 +22,7 @@ def test_scores_are_interpolated_between_the_cells_around_a_pixel(
     scores: NDArray[np.float32], stride_y: int, stride_x: int, offset_y: float, offset_x: float
 ) -> None:
     """The direct formula: the tent of each cell's distance, clamped to the outermost centres."""
-    geometry = Geometry(axis(stride_y, offset_y), axis(stride_x, offset_x))
+    geometry = Geometry(plain_axis(stride_y, offset_y), plain_axis(stride_x, offset_x))
     values = resample_to_pixels(scores, geometry, 11, 13)
     for y in range(11):
         for x in range(13):
@@ -48,7 +35,7 @@ def test_scores_are_interpolated_between_the_cells_around_a_pixel(
 
 def test_a_plane_stays_a_plane_on_the_pixel_grid() -> None:
     """Scores that tell their cell's centre tell every pixel's own coordinate: nothing is shifted or stretched."""
-    geometry = Geometry(axis(32, 15.5), axis(8, 3.5))
+    geometry = Geometry(plain_axis(32, 15.5), plain_axis(8, 3.5))
     centres = np.array([[geometry.x.centre(i) for i in range(12)]] * 3, np.float32)
     values = resample_to_pixels(centres, geometry, 70, 90)
     assert np.allclose(values[:, 4:90], np.arange(4, 90), atol=1e-4)
@@ -65,7 +52,7 @@ def test_a_plane_stays_a_plane_on_the_pixel_grid() -> None:
 def test_a_window_has_the_bits_of_the_whole(
     scores: NDArray[np.float32], stride: int, offset: float, rows: tuple[int, int], columns: tuple[int, int]
 ) -> None:
-    geometry = Geometry(axis(stride, offset), axis(8, 3.5))
+    geometry = Geometry(plain_axis(stride, offset), plain_axis(8, 3.5))
     down, right = slice(min(rows), max(rows)), slice(min(columns), max(columns))
     whole = resample_to_pixels(scores, geometry, 20, 20)
     assert np.array_equal(resample_window(scores, geometry, down, right), whole[down, right])
@@ -79,8 +66,8 @@ def test_cells_within_a_span_touch_no_pixel_outside_of_it(
     last = data.draw(st.integers(first, cells - 1))
     line = np.zeros((cells, 1), np.float32)
     line[0 if first == 0 else first + 1 : cells if last == cells - 1 else last] = 1
-    touched = resample_to_pixels(line, Geometry(axis(stride, offset), axis(1, 0)), size, 1)[:, 0] > 0
-    where = axis(stride, offset)
+    touched = resample_to_pixels(line, Geometry(plain_axis(stride, offset), plain_axis(1, 0)), size, 1)[:, 0] > 0
+    where = plain_axis(stride, offset)
     within = span(where, cells, size, first, last)
     between = [p for p in range(size) if where.centre(first) <= p <= where.centre(last)]
     assert set(between) <= set(range(size)[within])
