@@ -82,6 +82,18 @@ def write_config(path: Path, config: TrainConfig) -> None:
     write_text(path, yaml.safe_dump(as_plain(config), sort_keys=False))
 
 
+def read_config(path: Path) -> TrainConfig:
+    """Read what `write_config` wrote.
+
+    Raises:
+        UsageError: It is not that, or of another version.
+    """
+    try:
+        return from_plain(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is no configuration of this version's 'fcnseg train' ({error})") from error
+
+
 def as_plain(config: TrainConfig) -> dict[str, object]:
     """Return a configuration as values that YAML and a checkpoint hold without classes of ours."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}

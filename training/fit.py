@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from typing_extensions import override
 
 from fcnseg.files import replacing, write_text
@@ -29,6 +30,7 @@ from training.progress import TrainingProgress
 from training.run import BEST, CONFIG, LAST, METRICS, RunRecord
 from training.task import SegmentationTask, ignore_value
 
+_TERMINATED = 128 + signal.SIGTERM
 _PRECISIONS: dict[Precision, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -39,35 +41,43 @@ def fit(
     config: TrainConfig,
     folder: Path,
     console: Console,
+    *,
+    resume: bool = False,
 ) -> dict[str, float]:
     """Train a model and leave its checkpoints in a run folder.
+
+    Everything random is drawn anew from the seed and the epoch's number, so that a run that is resumed ends with the
+    weights that it would have had (with `workers` 0, on one device).
 
     Args:
         model: Trained in place.
         dataset: Has the splits `train` and `val`, checked already.
         data_fingerprint: Of those splits, for the checkpoints.
         config: How.
-        folder: The run's folder, without an earlier run (see `training.run.prepare_folder`).
+        folder: The run's folder, without an earlier run (see `training.run.prepare_folder`) unless it is resumed.
         console: Where progress is shown.
+        resume: Whether to go on behind the last finished epoch that the folder holds.
 
     Returns:
         The best epoch's `mean_iou` and `pixel_accuracy`.
 
     Raises:
         DeviceError: The device asked for is not there.
-        KeyboardInterrupt: The run was interrupted; the last checkpoint holds the weights at that moment.
+        KeyboardInterrupt: The run was interrupted; the last checkpoint is that of the last finished epoch, or holds the
+            weights of that moment where there is none.
+        SystemExit: As for an interrupt, by SIGTERM.
     """
     device = resolve_device(config.device)
     record = RunRecord(config, dataset.label_map, model.mean, model.std, data_fingerprint)
     write_config(folder / CONFIG, config)
-    writer = _RunWriter(folder)
+    writer, order = _RunWriter(folder), torch.Generator()
     with _quiet_lightning(), _sigint_restored():
         trainer = Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",
             devices=1,
             precision=_PRECISIONS[config.precision],
             max_epochs=config.epochs,
-            callbacks=[writer, TrainingProgress(console)],  # an epoch is told when it is kept
+            callbacks=[_EpochSeeds(config.seed, order), writer, TrainingProgress(console)],  # told when it is kept
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -76,17 +86,39 @@ def fit(
             use_distributed_sampler=False,
         )
         seed_everything(config.seed, verbose=False)
-        train_loader, val_loader = _loaders(dataset, config)
+        train_loader, val_loader = _loaders(dataset, config, order)
         task = SegmentationTask(model, record)
         task.train()  # Lightning leaves modules in the mode they are in, and a built model is in evaluation mode
         try:
-            trainer.fit(task, train_loader, val_loader)
+            checkpoint = folder / LAST if resume else None
+            trainer.fit(task, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
+        except SIGTERMException:
+            raise SystemExit(_TERMINATED) from None
         except SystemExit:
             # Lightning turns an interrupt into an exit.
             if trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
     return writer.best
+
+
+class _EpochSeeds(Callback):
+    """Makes what is random in an epoch follow from the run's seed and the epoch's number alone.
+
+    Args:
+        seed: The run's.
+        order: Draws the order of the samples.
+    """
+
+    def __init__(self, seed: int, order: torch.Generator) -> None:
+        self._seed = seed
+        self._order = order
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed what augmentation, dropout and the order of the samples draw from."""
+        seed = seed_everything(self._seed + trainer.current_epoch, verbose=False)
+        self._order.manual_seed(seed)
 
 
 class _RunWriter(Callback):
@@ -115,12 +147,22 @@ class _RunWriter(Callback):
         _save(trainer, self._folder / LAST, weights_only=False)
 
     @override
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know."""
+        return {"best": self.best, "rows": self._rows}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the run ended."""
+        self.best, self._rows = state_dict["best"], state_dict["rows"]
+        self._begun -= self._rows[-1]["seconds"]
+
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep the weights of an interrupted run; they are not those that were measured last."""
-        interrupted = isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0
-        if interrupted and isinstance(pl_module, SegmentationTask):
-            pl_module.record = dataclasses.replace(pl_module.record, metrics={})
-            _save(trainer, self._folder / LAST, weights_only=False)
+        """Keep the weights of a run that is interrupted in its first epoch; later ones have that of the last."""
+        interrupted = isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.global_step > 0
+        if interrupted and not self._rows:
+            _save(trainer, self._folder / LAST, weights_only=True)
 
 
 def _save(trainer: Trainer, path: Path, *, weights_only: bool) -> None:
@@ -136,7 +178,7 @@ def _to_csv(rows: list[dict[str, float]]) -> str:
     return text.getvalue()
 
 
-def _loaders(dataset: Dataset, config: TrainConfig) -> tuple[DataLoader[Any], DataLoader[Any]]:
+def _loaders(dataset: Dataset, config: TrainConfig, order: torch.Generator) -> tuple[DataLoader[Any], DataLoader[Any]]:
     samples = dataset.split("train")
     crops = TrainingCrops(samples, config.crop, ignore_value(dataset.label_map.ignore_id), config.scale_jitter)
     pinned = resolve_device(config.device) == "cuda"
@@ -144,12 +186,12 @@ def _loaders(dataset: Dataset, config: TrainConfig) -> tuple[DataLoader[Any], Da
         DataLoader(
             crops,
             batch_size=min(config.batch_size, len(samples)),
-            shuffle=True,
+            sampler=RandomSampler(crops, generator=order),
             drop_last=True,
             num_workers=config.workers,
             persistent_workers=config.workers > 0,
             pin_memory=pinned,
-            generator=torch.Generator().manual_seed(config.seed),
+            generator=torch.Generator().manual_seed(config.seed),  # seeds the workers, and none of what is seeded above
         ),
         # Images of one split may differ in size, so each is a batch of its own.
         DataLoader(WholeImages(dataset.split("val")), num_workers=min(config.workers, 2), pin_memory=pinned),

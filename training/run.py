@@ -3,7 +3,7 @@
     RUN/config.yaml    what the run was asked to do
     RUN/metrics.csv    one row an epoch
     RUN/best.ckpt      the epoch with the best validation mean IoU
-    RUN/last.ckpt      the last epoch, or where the run was interrupted
+    RUN/last.ckpt      the last epoch, or where the run was interrupted in the first
 
 A checkpoint is a Lightning checkpoint of plain types (it opens with `torch.load(..., weights_only=True)`) whose entry
 `fcnseg` holds all that rebuilding the model takes: no weights file, data folder or network is needed.
@@ -18,7 +18,7 @@ import torch
 
 from fcnseg.errors import ModelFileError, UsageError
 from fcnseg.types import LabelMap, Rgb
-from training.config import TrainConfig, as_plain, from_plain
+from training.config import TrainConfig, as_plain, from_plain, read_config
 from training.model import SegmentationModel, build_model
 
 BEST = "best.ckpt"
@@ -142,6 +142,25 @@ def find_checkpoint(path: Path) -> Path:
     raise UsageError(f"{path} holds neither {BEST} nor {LAST}; name a run folder made by 'fcnseg train -o RUN'")
 
 
+def can_resume(folder: Path, config: TrainConfig) -> bool:
+    """Whether a folder holds a finished epoch of a run that goes on with this configuration.
+
+    Raises:
+        UsageError: It holds a run with another configuration.
+    """
+    if not (folder / CONFIG).is_file() or not (folder / METRICS).is_file() or not (folder / LAST).is_file():
+        return False
+    begun = read_config(folder / CONFIG)
+    for name, value in as_plain(begun).items():
+        asked = as_plain(config)[name]
+        if asked != value and name not in {"device", "workers"}:
+            raise UsageError(
+                f"the run in {folder} was begun with {name} {value}, and {asked} was asked for; resume it with the same"
+                " options, or name another folder"
+            )
+    return True
+
+
 def prepare_folder(folder: Path, *, overwrite: bool) -> None:
     """Make a run's folder, and clear it of an earlier run if that was asked for.
 
@@ -152,7 +171,9 @@ def prepare_folder(folder: Path, *, overwrite: bool) -> None:
         raise UsageError(f"run folder {folder} is a file; name a folder")
     earlier = [folder / name for name in (BEST, LAST, CONFIG, METRICS) if (folder / name).exists()]
     if earlier and not overwrite:
-        raise UsageError(f"{folder} already holds a run ({earlier[0].name}); name another folder or add --overwrite")
+        raise UsageError(
+            f"{folder} already holds a run ({earlier[0].name}); name another folder, or add --resume or --overwrite"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for path in earlier:
         path.unlink()

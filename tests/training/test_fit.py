@@ -24,7 +24,7 @@ from training.data import Dataset, fingerprint, open_dataset
 from training.evaluation import measure, open_predictor
 from training.fit import fit
 from training.model import SegmentationModel, build_model
-from training.run import open_run, prepare_folder
+from training.run import can_resume, open_run, prepare_folder
 from training.scenes import LABEL_MAP, write_scenes
 from training.task import cross_entropy, rate_factor
 
@@ -189,29 +189,69 @@ def test_a_mean_without_a_std_is_refused(scenes: Path, tmp_path: Path) -> None:
     assert "--std" in str(result.exception)
 
 
-def test_an_interrupted_run_ends_cleanly_and_leaves_a_usable_checkpoint(scenes: Path, tmp_path: Path) -> None:
+def test_a_killed_run_that_is_resumed_ends_with_the_weights_that_it_would_have_had(
+    scenes: Path, tmp_path: Path
+) -> None:
+    options = [*train_arguments(scenes, tmp_path), "--epochs", "3", "--crop", "64", "--batch-size", "4"]
+    straight = CliRunner().invoke(train, [*options, "--device", "cpu", "-o", str(tmp_path / "straight")])
+    assert straight.exit_code == 0, straight.output
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "fcnseg", "train", *train_arguments(scenes, tmp_path), "-o", str(run)]
-    command += ["--epochs", "1000", "--crop", "64", "--batch-size", "4", "--device", "cpu"]
-    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with training_process([*options, "-o", str(run), "--resume"]) as process:
+        wait_for_epoch(process, 2)
+        process.kill()
+    resumed = CliRunner().invoke(train, [*options, "--device", "cpu", "-o", str(run), "--resume"])
+    assert resumed.exit_code == 0, resumed.output
+    expected, found = (weights_of(folder / "last.ckpt") for folder in (tmp_path / "straight", run))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    rows, others = read_rows(run), read_rows(tmp_path / "straight")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [(row["loss"], row["mean_iou"]) for row in rows] == [(row["loss"], row["mean_iou"]) for row in others]
+    assert open_run(run).epoch == open_run(tmp_path / "straight").epoch
+
+
+def test_a_run_is_not_resumed_with_other_options(run: Path, scenes: Path, config: TrainConfig) -> None:
+    assert can_resume(run, config)
+    assert can_resume(run, replace(config, workers=2))
+    assert not can_resume(scenes, config)
+    with pytest.raises(UsageError, match="was begun with lr 0.01, and 0.5 was asked for"):
+        can_resume(run, replace(config, lr=0.5))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_ends_cleanly_and_leaves_a_usable_checkpoint(
+    scenes: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    run = tmp_path / "run"
+    options = ["--epochs", "1000", "--crop", "64", "--batch-size", "4"]
+    with training_process([*train_arguments(scenes, tmp_path), *options, "-o", str(run)]) as process:
+        seen = wait_for_epoch(process, 1)
+        process.send_signal(number)
         assert process.stderr is not None
-        seen = []
-        for line in process.stderr:
-            seen.append(line)
-            if line.startswith("epoch"):
-                process.send_signal(signal.SIGINT)
-                break
         rest = process.stderr.read()
-        assert process.wait(timeout=60) == 130, "".join(seen) + rest
+        assert process.wait(timeout=60) == code, seen + rest
     assert "interrupted" in rest
+    assert "--resume" in rest
     assert "Traceback" not in rest
     last = open_run(run / "last.ckpt")
     assert last.epoch >= 1
-    assert last.metrics == {}
-    assert set(open_run(run).metrics) == {"mean_iou", "pixel_accuracy"}
+    assert set(last.metrics) == set(open_run(run).metrics) == {"mean_iou", "pixel_accuracy"}
+
+
+def training_process(arguments: list[str]) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "fcnseg", "train", *arguments, "--device", "cpu"]
+    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_epoch(process: "subprocess.Popen[str]", epoch: int) -> str:
+    """Read what a training says until it has finished an epoch."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if line.startswith("epoch") and line.split()[1].startswith(f"{epoch}/"):
+            return seen
+    raise AssertionError(seen)
 
 
 def train_arguments(scenes: Path, folder: Path) -> list[str]:

@@ -54,6 +54,9 @@ _CROP_STEP = 32
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace the run that RUN holds.")
+@click.option(
+    "--resume", is_flag=True, help="Go on behind the last epoch that RUN holds, with the same options; else begin it."
+)
 def train(
     data: Path,
     backbone: str,
@@ -73,11 +76,21 @@ def train(
     precision: "Precision",
     *,
     overwrite: bool,
+    resume: bool,
 ) -> None:
     """Fine-tune a classifier into a segmentation model on the images and masks of the folder DATA.
 
-    DATA holds train/ trainannot/ val/ valannot/, or images/ masks/ train.txt val.txt; classes.json says what the ids
-    in the masks mean.
+    \b
+    DATA has one of these layouts:
+      SegNet's CamVid  train/ trainannot/ val/ valannot/
+      folders          images/ masks/, with or without train.txt val.txt
+      PASCAL VOC       JPEGImages/ SegmentationClass/ ImageSets/Segmentation/
+      Cityscapes       leftImg8bit/ gtFine/
+      COCO             annotations/instances_train.json instances_val.json and
+                       images; also CVAT's and Label Studio's COCO exports
+
+    Masks are PNGs of ids, of palette indices, or of RGB colours; classes.json, or CVAT's labelmap.txt, says what they
+    mean, where the layout does not.
 
     \b
     Example: fcnseg train camvid/ --backbone mobilenet_v2 --variant fcn8s -o run/
@@ -99,7 +112,7 @@ def train(
     from training.device import resolve_device
     from training.fit import fit
     from training.model import build_model
-    from training.run import BEST, LAST, prepare_folder
+    from training.run import BEST, LAST, can_resume, prepare_folder
 
     config = TrainConfig(
         data=str(data),
@@ -120,7 +133,9 @@ def train(
     )
     used = resolve_device(device)
     model = build_model(backbone, variant, len(dataset.label_map), weights=weights, mean=mean, std=std)
-    prepare_folder(run, overwrite=overwrite)
+    goes_on = resume and can_resume(run, config)
+    if not goes_on:
+        prepare_folder(run, overwrite=overwrite or resume)
     console.print(
         f"normalisation: {model.normalisation}\n"
         f"training {variant} on {backbone}: {epochs} epochs, {batch_size} crops of {config.crop} pixels a step, {used}",
@@ -128,9 +143,9 @@ def train(
         soft_wrap=True,
     )
     try:
-        best = fit(model, dataset, data_fingerprint, config, run, console)
-    except KeyboardInterrupt:
-        kept = f"the weights so far are in {run / LAST}" if (run / LAST).is_file() else "no step was finished"
+        best = fit(model, dataset, data_fingerprint, config, run, console, resume=goes_on)
+    except (KeyboardInterrupt, SystemExit):
+        kept = f"{run / LAST} is kept; go on with --resume" if (run / LAST).is_file() else "no step was finished"
         console.print(f"training was interrupted; {kept}", highlight=False, soft_wrap=True)
         raise
     click.echo(
@@ -155,6 +170,8 @@ def _print_data(console: "Console", dataset: "Dataset", found: "dict[str, Conten
         f"{dataset.root}: " + ", ".join(f"{c.images} {split} images" for split, c in found.items()),
         f"{len(dataset.label_map)} classes: {shares}",
     ]
+    if dataset.note is not None:
+        lines.insert(0, dataset.note)
     if contents.ignored_pixels:
         share = contents.ignored_pixels / (contents.ignored_pixels + labelled)
         lines.append(f"{share:.1%} of the training pixels have no label (id {dataset.label_map.ignore_id})")
