@@ -10,7 +10,8 @@ from PIL import Image
 from fcnseg.errors import DatasetError
 from fcnseg.masks import Encoding, encode
 from fcnseg.types import LabelMap
-from training.data import Dataset, check_samples, fingerprint, open_dataset, read_sample
+from training.data import Dataset, Sample, check_samples, fingerprint, open_dataset, read_sample
+from training.mask_files import MaskFile
 
 LABELS = LabelMap.from_names(["ground", "thing", "other"], ignore_id=255)
 
@@ -242,14 +243,16 @@ def test_augmentation_keeps_image_and_mask_aligned(tmp_path: Path) -> None:
     import torch
 
     from training.augment import TrainingCrops
-    from training.data import Sample
 
     ids = np.zeros((60, 80), np.uint8)
     ids[20:45, 10:50] = 1
     write_mask(tmp_path / "m.png", ids)
     cv2.imwrite(str(tmp_path / "i.png"), np.repeat(255 * ids[..., None], 3, axis=2))
     crops = TrainingCrops(
-        [Sample("i", tmp_path / "i.png", tmp_path / "m.png")], crop=48, ignore_id=255, scale_jitter=(0.75, 1.5)
+        [Sample("i", tmp_path / "i.png", MaskFile(tmp_path / "m.png"))],
+        crop=48,
+        ignore_id=255,
+        scale_jitter=(0.75, 1.5),
     )
     torch.manual_seed(0)
     for _ in range(20):

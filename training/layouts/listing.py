@@ -1,0 +1,178 @@
+"""What the layouts share: what a layout is, images matched to masks by name, and splits where none are given."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from fcnseg.errors import DatasetError
+from fcnseg.types import LabelMap
+from training.labels import Labels
+from training.mask_files import MaskFile
+from training.samples import Sample
+
+_HELD_OUT = 0.1
+_ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+_YEAR = re.compile(r"(?<=[a-z])_?(19|20)\d\d$")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The samples of a data folder; nothing but lists and annotation files has been opened.
+
+    Attributes:
+        splits: Samples by split.
+        label_map: The classes that the layout or the data folder declares; None where only the masks can tell them.
+        note: What the user should know of how the splits came about; None where the folder says them.
+    """
+
+    splits: Mapping[str, Sequence[Sample]]
+    label_map: LabelMap | None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to lay out a data set.
+
+    Attributes:
+        name: What it is called.
+        shape: The files and folders that it consists of, for a message.
+        fits: Whether a folder has it, told by the names in it.
+        read: Lists a folder that has it, given what `classes.json` or `labelmap.txt` says.
+    """
+
+    name: str
+    shape: str
+    fits: Callable[[Path], bool]
+    read: Callable[[Path, Labels | None], Listing]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a folder.
+
+    Attributes:
+        folder: The folder.
+        by_stem: The files by their names without suffix, in the order of the names.
+    """
+
+    folder: Path
+    by_stem: Mapping[str, Path]
+
+
+def files_of(folder: Path) -> Files:
+    """List the files of a folder.
+
+    Raises:
+        DatasetError: Two files differ by their suffix alone.
+    """
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+    found: dict[str, Path] = {}
+    for path in (folder / name for name in names):
+        if path.stem in found:
+            raise DatasetError(f"{path} and {found[path.stem].name} share one name; images and masks match by it")
+        found[path.stem] = path
+    return Files(folder, found)
+
+
+def match_folders(image_folder: Path, mask_folder: Path, labels: Labels | None) -> Iterator[Sample]:
+    """Pair all images of a folder with all masks of another.
+
+    Raises:
+        DatasetError: An image has no mask, or a mask no image.
+    """
+    images, masks = files_of(image_folder).by_stem, files_of(mask_folder).by_stem
+    require_all(images.keys() - masks.keys(), "image", images, f"mask in {mask_folder}")
+    require_all(masks.keys() - images.keys(), "mask", masks, f"image in {image_folder}")
+    for stem, image in images.items():
+        yield Sample(image.name, image, MaskFile(masks[stem], labels))
+
+
+def match_list(path: Path, images: Files, masks: Files, labels: Labels | None) -> Iterator[Sample]:
+    """Pair the images that a split list names, one a line, with their masks.
+
+    Args:
+        path: The list.
+        images: The images that may be listed.
+        masks: Their masks, and perhaps others.
+        labels: The classes' colours, for masks drawn in them.
+
+    Raises:
+        DatasetError: The list is not text, an image or a mask is missing, or a line stands twice.
+    """
+    seen: dict[str, str] = {}
+    try:
+        names = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"split list {path} is not UTF-8 text ({error.reason}); write one image name a line"
+        ) from error
+    for name in filter(None, names):
+        stem = name if name in images.by_stem else Path(name).stem
+        for kind, found in (("image", images), ("mask", masks)):
+            if stem not in found.by_stem:
+                raise DatasetError(
+                    f"{path.name} lists {name!r}, but {found.folder} has no {kind} of that name; add it, or take the"
+                    " line out"
+                )
+        if stem in seen:
+            raise DatasetError(f"{path.name} lists {seen[stem]!r} and again {name!r}; take one line out")
+        seen[stem] = name
+        yield Sample(images.by_stem[stem].name, images.by_stem[stem], MaskFile(masks.by_stem[stem], labels))
+
+
+def require_all(lacking: Iterable[str], kind: str, found: Mapping[str, Path], other: str) -> None:
+    """Refuse images or masks without their other half.
+
+    Raises:
+        DatasetError: There are such; the message names the first.
+    """
+    names = [found[stem].name for stem in sorted(lacking)]
+    if names:
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        raise DatasetError(f"{kind} {names[0]} has no {other}{more}; add it, or take the {kind} out")
+
+
+def split_name(name: str) -> str:
+    """Return what a folder or file of a split stands for: `Training`, `train2017` and `train` are one."""
+    plain = _YEAR.sub("", name.casefold())
+    known = _ALIASES.get(plain, plain)
+    return known if known in {"train", "val", "test"} else name
+
+
+def held_out(samples: Sequence[Sample], remedy: str) -> tuple[dict[str, Sequence[Sample]], str]:
+    """Set about a tenth of the samples aside for validation, told by a hash of their names.
+
+    The side of a sample depends on its name alone, so that samples added later move none; only where no name falls to
+    validation does the one that comes nearest to it.
+
+    Args:
+        samples: All there are.
+        remedy: What a user who wants other splits has to write.
+
+    Returns:
+        The splits, and what was done as one line.
+
+    Raises:
+        DatasetError: There are fewer than two samples.
+    """
+    if len(samples) < 2:
+        raise DatasetError(f"{len(samples)} images cannot be split into train and val; add images, or {remedy}")
+    places = [_place(sample.name) for sample in samples]
+    limit = max(_HELD_OUT, min(places))
+    val = [sample for sample, place in zip(samples, places, strict=True) if place <= limit]
+    train = [sample for sample, place in zip(samples, places, strict=True) if place > limit]
+    if not train:
+        raise DatasetError(f"the names of all {len(samples)} images fall to val; add images, or {remedy}")
+    note = f"no splits are given: {len(train)} images train and {len(val)} val by a hash of their names; {remedy}"
+    return {"train": train, "val": val}, f"{note} to choose them"
+
+
+def _place(name: str) -> float:
+    """A name's place in [0, 1), the same on every machine; the suffix does not count."""
+    digest = hashlib.sha256(str(PurePosixPath(name).with_suffix("")).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,0 +1,53 @@
+"""PASCAL VOC: `JPEGImages/`, `SegmentationClass/` and the lists in `ImageSets/Segmentation/`; CVAT exports it too.
+
+Masks are PNGs of palette indices, or of the colours of `labelmap.txt`. Images without a mask are left alone: most of
+VOC's have none.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fcnseg.types import LabelMap
+from training.labels import IGNORE_ID, Labels
+from training.layouts.listing import Files, Layout, Listing, files_of, held_out, match_list, require_all
+from training.mask_files import MaskFile
+from training.samples import Sample
+
+_NAMES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+_VOID_COLOUR = (224, 224, 192)  # the outlines of objects, where masks are drawn in colours
+_LISTS = Path("ImageSets", "Segmentation")
+
+
+def _fits(root: Path) -> bool:
+    return (root / "JPEGImages").is_dir() and (root / "SegmentationClass").is_dir()
+
+
+def _read(root: Path, labels: Labels | None) -> Listing:
+    labels = labels or _voc_labels()
+    images, masks = files_of(root / "JPEGImages"), files_of(root / "SegmentationClass")
+    lists = sorted((root / _LISTS).glob("*.txt"))
+    splits = {path.stem: list(match_list(path, images, masks, labels)) for path in lists}
+    if splits and set(splits) != {"default"}:  # CVAT's name for what is in no split
+        return Listing(splits, labels.label_map)
+    samples = splits["default"] if splits else list(_match_masks(images, masks, labels))
+    parted, note = held_out(samples, f"write train.txt and val.txt in {root / _LISTS}")
+    return Listing(parted, labels.label_map, note)
+
+
+def _match_masks(images: Files, masks: Files, labels: Labels) -> Iterator[Sample]:
+    lacking = masks.by_stem.keys() - images.by_stem.keys()
+    require_all(lacking, "mask", masks.by_stem, f"image in {images.folder}")
+    for stem, path in masks.by_stem.items():
+        yield Sample(images.by_stem[stem].name, images.by_stem[stem], MaskFile(path, labels))
+
+
+def _voc_labels() -> Labels:
+    label_map = LabelMap.from_names(_NAMES, ignore_id=IGNORE_ID)
+    colours = [(info.colour, info.id) for info in label_map.classes]
+    return Labels(label_map, (*colours, (_VOID_COLOUR, IGNORE_ID)), "the classes of PASCAL VOC")
+
+
+VOC = Layout("PASCAL VOC", "JPEGImages/ SegmentationClass/ ImageSets/Segmentation/train.txt val.txt", _fits, _read)
