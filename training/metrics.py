@@ -1,30 +1,67 @@
-"""How well class maps match their masks: pixel accuracy and intersection over union, from one confusion matrix."""
+"""How well class maps match their masks, over all labelled pixels of all images.
+
+A pixel without a label counts nowhere. A class that occurs neither in a mask nor in a class map has no figure and is
+left out of the means; one that is only predicted has an IoU of 0, and no accuracy, as there is nothing of it to find.
+"""
 
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from fcnseg.types import ClassMap
+
+BOUNDARY_RATIO = 0.02
+"""Width of the boundary band as a share of the image's diagonal: the default of boundary IoU (arXiv 2103.16562)."""
+CALIBRATION_BINS = 15
+"""255 / 15 is whole, so that no bin's edge falls between two rounded values of a confidence."""
+_LEVELS = 256
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How well class maps match their masks, over all labelled pixels of all images.
+    """What a confusion matrix tells. Every figure lies in 0..1; a mean over nothing is 0.0.
 
     Attributes:
-        mean_iou: Mean of `per_class_iou` over the classes that occur; 0.0 when no pixel is labelled.
-        pixel_accuracy: Share of the labelled pixels whose class is right, in 0..1; 0.0 when no pixel is labelled.
-        per_class_iou: Intersection over union of each class in 0..1, in the order of the ids; None for a class that
-            occurs neither in a mask nor in a class map, which the mean leaves out.
+        mean_iou: Mean of `per_class_iou` over the classes that occur.
+        pixel_accuracy: Share of the labelled pixels whose class is right.
+        mean_accuracy: Mean over the classes that occur in the masks of the share of a class's pixels that was found.
+        frequency_weighted_iou: Mean of `per_class_iou`, each weighted by the class's pixels in the masks.
+        per_class_iou: Intersection over union of each class, in the order of the ids; None for a class that occurs
+            neither in a mask nor in a class map.
     """
 
     mean_iou: float
     pixel_accuracy: float
+    mean_accuracy: float
+    frequency_weighted_iou: float
     per_class_iou: tuple[float | None, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Measures(Scores):
+    """Everything that is measured on a set of images.
+
+    Attributes:
+        boundary_iou: Mean over the classes that occur of the IoU of their boundary bands, in 0..1.
+        calibration_error: Expected calibration error of the confidence, in 0..1; None when no pixel is labelled.
+        confusion: (K, K) int64 pixel counts, rows being true classes and columns predicted ones.
+        images: The scores of each image alone, in the order in which they were counted.
+    """
+
+    boundary_iou: float
+    calibration_error: float | None
+    confusion: NDArray[np.int64]
+    images: tuple[Scores, ...]
+
+
 class Meter:
-    """Gathers a confusion matrix image by image.
+    """Gathers a confusion matrix batch by batch, on any device: what a validation in training takes.
 
     Args:
         num_classes: Number of classes, K.
@@ -54,6 +91,56 @@ class Meter:
         self._matrix.reset()
 
 
+class FullMeter:
+    """Gathers everything that is measured, image by image, in memory that does not grow with the pixels.
+
+    Args:
+        num_classes: Number of classes, K.
+        ignore_id: The value of pixels without a label, which count for nothing.
+        boundary_ratio: Width of the boundary band as a share of each image's diagonal.
+    """
+
+    def __init__(self, num_classes: int, ignore_id: int | None, boundary_ratio: float = BOUNDARY_RATIO) -> None:
+        self._num_classes = num_classes
+        self._ignore_id = ignore_id
+        self._boundary_ratio = boundary_ratio
+        self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self._bands = np.zeros((2, num_classes), np.int64)  # intersections, unions
+        # torchmetrics' calibration error keeps every pixel; confidences of 256 values need no more than two counts.
+        self._levels = np.zeros((2, _LEVELS), np.int64)  # pixels, right ones
+        self._images: list[Scores] = []
+
+    def update(self, class_map: ClassMap, mask: NDArray[np.uint8], confidence: NDArray[np.uint8]) -> None:
+        """Count one image.
+
+        Args:
+            class_map: (H, W) predicted ids, 0 to K - 1.
+            mask: (H, W) true ids, 0 to K - 1 or the ignore id.
+            confidence: (H, W) uint8, the predicted class's probability times 255, rounded.
+        """
+        truth, predicted = torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(class_map.astype(np.int64))
+        confusion = multiclass_confusion_matrix(
+            predicted, truth, self._num_classes, ignore_index=self._ignore_id, validate_args=False
+        )
+        self._confusion += confusion
+        self._images.append(score(confusion))
+        labelled = mask != self._ignore_id if self._ignore_id is not None else np.ones(mask.shape, bool)
+        self._bands += band_overlaps(class_map, mask, labelled, self._num_classes, self._boundary_ratio)
+        levels, right = confidence[labelled], (class_map == mask)[labelled]
+        self._levels += [np.bincount(chosen, minlength=_LEVELS) for chosen in (levels, levels[right])]
+
+    def compute(self) -> Measures:
+        """Return the measures of everything counted so far."""
+        intersections, unions = self._bands
+        return Measures(
+            **vars(score(self._confusion)),
+            boundary_iou=_mean((intersections[unions > 0] / unions[unions > 0]).tolist()),
+            calibration_error=expected_calibration_error(*self._levels),
+            confusion=self._confusion.numpy().copy(),
+            images=tuple(self._images),
+        )
+
+
 def score(confusion: Tensor) -> Scores:
     """Compute the scores of a confusion matrix.
 
@@ -61,13 +148,84 @@ def score(confusion: Tensor) -> Scores:
         confusion: (K, K) pixel counts, rows being true classes and columns predicted ones.
     """
     counts = confusion.double()
-    hits = counts.diagonal()
-    union = counts.sum(0) + counts.sum(1) - hits
-    total = counts.sum().item()
-    per_class = tuple((hit / all_ if all_ else None) for hit, all_ in zip(hits.tolist(), union.tolist(), strict=True))
-    present = [iou for iou in per_class if iou is not None]
+    hits, true = counts.diagonal().tolist(), counts.sum(1).tolist()
+    unions = (counts.sum(0) + counts.sum(1) - counts.diagonal()).tolist()
+    total = sum(true)
+    per_class = tuple((hit / union if union else None) for hit, union in zip(hits, unions, strict=True))
+    weighted = [iou * pixels for iou, pixels in zip(per_class, true, strict=True) if iou is not None]
     return Scores(
-        mean_iou=sum(present) / len(present) if present else 0.0,
-        pixel_accuracy=hits.sum().item() / total if total else 0.0,
+        mean_iou=_mean([iou for iou in per_class if iou is not None]),
+        pixel_accuracy=sum(hits) / total if total else 0.0,
+        mean_accuracy=_mean([hit / pixels for hit, pixels in zip(hits, true, strict=True) if pixels]),
+        frequency_weighted_iou=sum(weighted) / total if total else 0.0,
         per_class_iou=per_class,
     )
+
+
+def band_overlaps(
+    class_map: ClassMap, mask: NDArray[np.uint8], labelled: NDArray[np.bool_], num_classes: int, ratio: float
+) -> NDArray[np.int64]:
+    """Count, for boundary IoU, where the boundary bands of each class meet and where either of them is.
+
+    A class's band holds its pixels that are within d pixels (along rows, columns and diagonals alike) of a pixel that
+    is not of the class, or of the image's edge, d being the rounded share of the diagonal and at least 1. Pixels
+    without a label are of no class in the mask nor in the class map, so that their edge bounds both alike.
+
+    Args:
+        class_map: (H, W) predicted ids, 0 to K - 1.
+        mask: (H, W) true ids, 0 to K - 1 where labelled.
+        labelled: (H, W) where the mask has a label.
+        num_classes: K.
+        ratio: The band's width as a share of the diagonal.
+
+    Returns:
+        (2, K) int64: pixels in both bands, and pixels in at least one.
+    """
+    width = max(1, round(ratio * float(np.hypot(*mask.shape))))
+    bands = [
+        _band(np.where(labelled, ids.astype(np.uint16), np.uint16(num_classes)), num_classes, width)
+        for ids in (mask, class_map)
+    ]
+    both = bands[0] & bands[1] & (mask == class_map)
+    true, predicted, common = (
+        np.bincount(ids[where], minlength=num_classes)
+        for ids, where in ((mask, bands[0]), (class_map, bands[1]), (mask, both))
+    )
+    return np.stack([common, true + predicted - common])
+
+
+def expected_calibration_error(pixels: NDArray[np.int64], right: NDArray[np.int64]) -> float | None:
+    """Mean distance of confidence and accuracy over bins of equal width, each weighted by its pixels.
+
+    The bins are those of arXiv 1706.04599, each with its upper edge and without its lower one.
+
+    Args:
+        pixels: (256,) pixels by confidence times 255.
+        right: (256,) those of them whose class is right.
+
+    Returns:
+        The error in 0..1; None without a pixel.
+    """
+    total = pixels.sum()
+    if not total:
+        return None
+    levels = np.arange(_LEVELS)
+    bins = np.maximum(levels - 1, 0) * CALIBRATION_BINS // (_LEVELS - 1)
+    gaps = np.bincount(bins, weights=right - pixels * levels / (_LEVELS - 1))
+    return float(np.abs(gaps).sum() / total)
+
+
+def _band(ids: NDArray[np.uint16], none: int, width: int) -> NDArray[np.bool_]:
+    """Mark the pixels of a class with another id, or the image's edge, within `width` of them."""
+    # Erosion of every class at once: a window around a pixel holds its class alone if the least id is the largest.
+    window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    least, largest = (
+        change(ids, window, borderType=cv2.BORDER_CONSTANT, borderValue=float(none))
+        for change in (cv2.erode, cv2.dilate)
+    )
+    band: NDArray[np.bool_] = (least != largest) & (ids != none)
+    return band
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
