@@ -9,36 +9,48 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from training.data import Sample, read_sample
+from training.samples import Sample, read_sample
 
 _PADDING_GREY = 128
-_JITTER = 0.25
 
 
 class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
-    """Random square crops of the samples, all of one size whatever the images' sizes.
+    """The samples, scaled, cropped, mirrored and lit at random.
 
-    Item i is (image, mask): (3, crop, crop) uint8 RGB, and (crop, crop) int64 ids. Where a crop reaches beyond its
-    image, the mask has `ignore_id`. The randomness is torch's, which a loader seeds in each of its workers.
+    Item i is (image, mask): (3, h, w) uint8 RGB, and (h, w) int64 ids. Where a crop reaches beyond its image, the mask
+    has `ignored`. The randomness is torch's, which a loader seeds in each of its workers.
 
     Args:
         samples: What to crop from.
-        crop: Height and width in pixels.
-        ignore_id: The value for pixels without a label.
+        ignored: The value for pixels without a label.
+        crop: (height, width) in pixels, the same for all whatever the images' sizes; None takes the images whole.
         scale_jitter: Range of the factor by which an image is resized first.
+        flip: Whether half of the images are mirrored, left to right.
+        colour_jitter: Largest relative change of brightness, contrast and saturation.
     """
 
-    def __init__(self, samples: Sequence[Sample], crop: int, ignore_id: int, scale_jitter: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        ignored: int,
+        *,
+        crop: tuple[int, int] | None,
+        scale_jitter: tuple[float, float] = (1.0, 1.0),
+        flip: bool = False,
+        colour_jitter: float = 0.0,
+    ) -> None:
         self._samples = samples
-        fill = {tv_tensors.Image: _PADDING_GREY, tv_tensors.Mask: ignore_id}
-        self._augment = v2.Compose(
-            [
-                RandomScale(*scale_jitter),
-                v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
-                v2.RandomHorizontalFlip(),
-                v2.ColorJitter(brightness=_JITTER, contrast=_JITTER, saturation=_JITTER),
-            ]
-        )
+        fill = {tv_tensors.Image: _PADDING_GREY, tv_tensors.Mask: ignored}
+        steps: list[Any] = []
+        if scale_jitter != (1.0, 1.0):
+            steps.append(RandomScale(*scale_jitter))
+        if crop is not None:
+            steps.append(v2.RandomCrop(crop, pad_if_needed=True, fill=fill))
+        if flip:
+            steps.append(v2.RandomHorizontalFlip())
+        if colour_jitter:
+            steps.append(v2.ColorJitter(brightness=colour_jitter, contrast=colour_jitter, saturation=colour_jitter))
+        self._augment = v2.Compose(steps or [v2.Identity()])
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -47,10 +59,10 @@ class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
         image, mask = read_sample(self._samples[index])
         pair = (
             tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
-            tv_tensors.Mask(torch.from_numpy(mask).long()),
+            tv_tensors.Mask(torch.from_numpy(mask).short()),  # -1 may stand for no label
         )
         cropped_image, cropped_mask = self._augment(*pair)
-        return cropped_image.as_subclass(Tensor), cropped_mask.as_subclass(Tensor)
+        return cropped_image.as_subclass(Tensor), cropped_mask.as_subclass(Tensor).long()
 
 
 class WholeImages(Dataset[tuple[Tensor, Tensor]]):

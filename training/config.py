@@ -1,84 +1,143 @@
 """What a training run was asked to do, as it is kept in the run's folder and in its checkpoints."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from fcnseg.errors import UsageError
 from fcnseg.files import write_text
-from fcnseg.types import Rgb
+from fcnseg.types import Rgb, closest
 
 Variant: TypeAlias = Literal["fcn32s", "fcn16s", "fcn8s"]
+Tail: TypeAlias = Literal["auto", "fc", "gap"]
+Upsampling: TypeAlias = Literal["bilinear", "learned"]
+RecipeName: TypeAlias = Literal["modern", "paper"]
+Optimiser: TypeAlias = Literal["adamw", "sgd"]
+Schedule: TypeAlias = Literal["cosine", "poly", "constant"]
+Reduction: TypeAlias = Literal["mean", "sum"]
+ClassWeights: TypeAlias = Literal["none", "median", "sqrt-median"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
+_Count: TypeAlias = Annotated[int, Field(ge=1)]
+_Pixels: TypeAlias = Annotated[int, Field(ge=32)]
+_Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+_NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class TrainConfig:
-    """One training run.
+    """One training run. The defaults are those of the modern recipe; `training.recipes` has the paper's.
 
     Attributes:
         data: The data folder.
-        backbone: torchvision or timm name of the classifier.
+        backbone: torchvision or timm name of the classifier, or FILE.py:NAME.
         variant: The finest map that scores are fused at: stride 32, 16 or 8.
+        tail: What the coarsest scores read: `fc` the classifier's fully connected layers as convolutions, `gap` its
+            last feature map, `auto` whatever stands before its last layer.
+        upsampling: How coarse scores are brought to finer ones: `bilinear`, or transposed convolutions that start so
+            and are `learned`. Pixels are always interpolated bilinearly.
+        skip_scale: What the first skip's features are multiplied by, and the second's by its square, before they are
+            scored (arXiv 1605.06211, section 4.3, trains all skips at once with 0.01).
+        start: A run folder or checkpoint of a coarser variant whose weights training starts from; None starts from the
+            classifier.
+        pretrained: Whether the classifier keeps its weights; False draws them at random.
         weights: File of the classifier's weights; None takes those its zoo publishes.
         mean: Channel means of the weights' normalisation, of values in 0..1; None takes the known ones.
         std: Channel deviations, as `mean`.
+        recipe: Where the defaults came from; for information.
         epochs: Passes over the training split.
         batch_size: Images a step.
-        crop: Height and width in pixels of the training crops.
+        crop: (height, width) in pixels of the training crops; None trains on whole images.
         scale_jitter: Range of the factor by which an image is resized before it is cropped.
+        flip: Whether half of the images are mirrored, left to right.
+        colour_jitter: Largest relative change of brightness, contrast and saturation.
+        optimiser: `adamw` or `sgd`.
         lr: Peak learning rate of the new layers.
         backbone_lr_factor: What it is multiplied by for the pretrained layers.
-        weight_decay: Of AdamW, on convolution and linear weights; biases and normalisation layers have none.
-        warmup: Share of the steps over which the rate climbs to its peak, before it falls to 0 as a cosine.
+        bias_lr_factor: What a bias's rate is multiplied by.
+        momentum: Of SGD.
+        weight_decay: On convolution and linear weights; biases and normalisation layers have none.
+        schedule: How the rate falls from its peak: `cosine` or `poly` (power 0.9) to 0, or not at all.
+        warmup: Share of the steps over which the rate climbs to its peak.
+        reduction: Whether the cross-entropy is the `mean` over the labelled pixels, or their `sum`.
+        class_weights: Weight of a class's pixels in the cross-entropy: its median frequency balancing
+            (arXiv 1411.4734), the square root of that, or none.
+        ohem: Share of the labelled pixels, those with the highest loss, that the cross-entropy counts.
+        dice: Weight of the Dice loss beside the cross-entropy.
+        lovasz: Weight of the Lovász-softmax loss (arXiv 1705.08790) beside the cross-entropy.
+        ema: Decay of the moving average of the weights, which is what is validated and kept; 0 keeps the weights.
         freeze_statistics: Whether BatchNorm layers keep the mean and variance that the classifier was trained with.
         seed: Of everything random.
         workers: Processes that prepare batches; 0 prepares them in the training process.
         device: Where to train; `auto` takes CUDA where there is a device.
         precision: Of the training steps; validation runs in fp32.
+        compile: Whether torch.compile makes code for the training step: slow to start, then faster.
     """
 
     data: str
     backbone: str
     variant: Variant = "fcn8s"
+    tail: Tail = "auto"
+    upsampling: Upsampling = "bilinear"
+    skip_scale: _Positive = 1.0
+    start: str | None = None
+    pretrained: bool = True
     weights: str | None = None
     mean: Rgb | None = None
     std: Rgb | None = None
-    epochs: int = 20
-    batch_size: int = 8
-    crop: int = 320
-    scale_jitter: tuple[float, float] = (0.75, 1.5)
-    lr: float = 1e-2
-    backbone_lr_factor: float = 0.07
-    weight_decay: float = 1e-2
-    warmup: float = 0.1
+    recipe: RecipeName = "modern"
+    epochs: _Count = 20
+    batch_size: _Count = 8
+    crop: tuple[_Pixels, _Pixels] | None = (320, 320)
+    scale_jitter: tuple[_Positive, _Positive] = (0.75, 1.5)
+    flip: bool = True
+    colour_jitter: _Share = 0.25
+    optimiser: Optimiser = "adamw"
+    lr: _Positive = 1e-2
+    backbone_lr_factor: _NotNegative = 0.07
+    bias_lr_factor: _NotNegative = 1.0
+    momentum: _Share = 0.9
+    weight_decay: _NotNegative = 1e-2
+    schedule: Schedule = "cosine"
+    warmup: _Share = 0.1
+    reduction: Reduction = "mean"
+    class_weights: ClassWeights = "none"
+    ohem: Annotated[float, Field(gt=0, le=1)] = 1.0
+    dice: _NotNegative = 0.0
+    lovasz: _NotNegative = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     freeze_statistics: bool = True
-    seed: int = 0
-    workers: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0)] = 0
     device: Device = "auto"
     precision: Precision = "fp32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.crop < 32:
-            raise UsageError(f"crop is {self.crop}; it must be at least 32 pixels")
-        if not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+        if self.scale_jitter[0] > self.scale_jitter[1]:
             raise UsageError(f"scale_jitter is {self.scale_jitter}; it must be two factors above 0, the least first")
-        if not self.lr > 0:
-            raise UsageError(f"lr is {self.lr}; it must be above 0")
-        if self.workers < 0:
-            raise UsageError(f"workers is {self.workers}; it must be at least 0")
         if (self.mean is None) != (self.std is None):
             raise UsageError("mean and std belong together; give both or neither")
+        if not self.pretrained and self.weights is not None:
+            raise UsageError("weights are given for a classifier that is not to be pretrained; give one of the two")
+        if self.reduction == "sum" and (self.dice or self.lovasz):
+            raise UsageError("a sum over the pixels would drown the Dice and Lovász losses; take reduction mean")
+
+
+_ADAPTER = TypeAdapter(TrainConfig)
+OPTIONS = tuple(TrainConfig.__dataclass_fields__)
+"""The names of all options."""
 
 
 def write_config(path: Path, config: TrainConfig) -> None:
     """Write a configuration as YAML."""
+    import yaml  # noqa: PLC0415  # comes with the train extra, without which 'fcnseg train --help' works
+
     write_text(path, yaml.safe_dump(as_plain(config), sort_keys=False))
 
 
@@ -88,10 +147,28 @@ def read_config(path: Path) -> TrainConfig:
     Raises:
         UsageError: It is not that, or of another version.
     """
+    return from_plain(read_values(path), str(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Read a YAML file of options, all of them or some.
+
+    Raises:
+        UsageError: The file cannot be read, is no YAML mapping, or holds an unknown option.
+    """
+    import yaml  # noqa: PLC0415
+
     try:
-        return from_plain(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is no configuration of this version's 'fcnseg train' ({error})") from error
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} cannot be read as a configuration ({reason}); name a run's config.yaml") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} holds no configuration; write 'option: value' lines, as in a run's config.yaml")
+    for name in values:
+        if name not in OPTIONS:
+            raise UsageError(f"{path}: unknown option {name!r}; {closest(str(name), OPTIONS)}")
+    return values
 
 
 def as_plain(config: TrainConfig) -> dict[str, object]:
@@ -99,10 +176,20 @@ def as_plain(config: TrainConfig) -> dict[str, object]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
 
 
-def from_plain(values: dict[str, object]) -> TrainConfig:
+def from_plain(values: dict[str, Any], source: str = "the configuration") -> TrainConfig:
     """Rebuild a configuration from what `as_plain` made of it.
 
+    Args:
+        values: Options by name; those left out have their defaults.
+        source: Where they come from, for the message.
+
     Raises:
-        TypeError: The values are of another version's configuration.
+        UsageError: An option is unknown, missing or has a value that it cannot have; the message names the first.
     """
-    return TrainConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})  # type: ignore[arg-type]
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "the document"
+        value = f" is {values[name]!r}" if name in values else ""
+        raise UsageError(f"{source}: {name}{value}: {first['msg']}; correct it") from error

@@ -18,10 +18,10 @@ from fcnseg.geometry import Geometry
 from fcnseg.resample import resample_to_pixels
 from fcnseg.types import ClassMap, LabelMap
 from training.config import Device
-from training.data import Sample, read_sample
 from training.device import resolve_device
 from training.metrics import FullMeter, Measures, Scores
 from training.run import Run, open_run
+from training.samples import Sample, read_sample
 
 _Value = TypeVar("_Value", np.uint8, np.float32)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import importlib.metadata
 import logging
 import os
 import warnings
@@ -23,6 +22,7 @@ from fcnseg.errors import ParityError, UsageError
 from fcnseg.files import replacing
 from fcnseg.model_file import METADATA_KEY, OUTPUTS, ModelInfo, ParityRecord, dump_info, parse_info
 from fcnseg.types import LabelMap
+from training.environment import package_versions
 from training.layers import derive_layers
 from training.model import SegmentationModel
 
@@ -33,7 +33,6 @@ PARITY_SIZES = ((97, 131), (224, 300), (33, 47), (1, 1))
 TOLERANCE = 1e-4
 _FLAG = "with_confidence"
 _TRACED_SIZE = (2, 203, 157)
-_PACKAGES = ("fcnseg", "torch", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime")
 
 
 def export(
@@ -81,7 +80,7 @@ def export(
         metrics=metrics or {},
         certificate=certificate,
         layers=derive_layers(model.net),
-        versions=_versions(),
+        versions=package_versions(),
     )
     parse_info(dump_info(info), "the new file")  # what could not be read back is not written
     proto = _trace(model)
@@ -276,11 +275,3 @@ def _far(confidence: NDArray[np.uint8], expected: NDArray[np.uint8]) -> bool:
     if confidence.shape != expected.shape:
         return True
     return bool((np.abs(confidence.astype(int) - expected.astype(int)) > 1).any())
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found

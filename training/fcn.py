@@ -7,17 +7,19 @@ finer map's own lattice, whatever the backbone's padding made of it.
 
 import copy
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from torch import Tensor, fx, nn
 
 from fcnseg.errors import ArchitectureError, UsageError
-from training.config import Variant
+from training.config import Tail, Upsampling, Variant
 from training.conversion import Trunk, dense_trunk, prepared_copy
 from training.grid import Grid, Lattice, lattices
 from training.grid_tracer import record_grids
 from training.net_grid import NetGrid, derive_net_grid
 from training.resample import resample
 from training.tracing import input_channels
+from training.upsampling import LearnedUpsampling
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,36 @@ class FCN(nn.Module):
     Score layers start at zero, so that training starts from the trunk alone and a skip adds nothing until it has
     learned to.
 
+    Args:
+        trunk: Answers with the maps of the taps.
+        taps: The maps to score, the coarsest first.
+        num_classes: K.
+        native: (height, width) at which the trunk is known to work.
+        upsampling: How scores are brought from one map to the next finer.
+        skip_scale: What the first skip's map is multiplied by, and the second's by its square.
+
     Attributes:
         net_grid: The grid of the scores, and how their size follows from the image's.
     """
 
-    def __init__(self, trunk: fx.GraphModule, taps: list[_Tap], num_classes: int, native: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        trunk: fx.GraphModule,
+        taps: list[_Tap],
+        num_classes: int,
+        native: tuple[int, int],
+        upsampling: Upsampling,
+        skip_scale: float,
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.scores = nn.ModuleList(_score_layer(tap.channels, num_classes) for tap in taps)
         self._lattices = [tap.lattice for tap in taps]
+        self._skip_scale = skip_scale
+        self.upscores = nn.ModuleList(
+            LearnedUpsampling(num_classes, coarse, fine)
+            for coarse, fine in pairwise(self._lattices if upsampling == "learned" else [])
+        )
         self.net_grid = _net_grid(derive_net_grid(trunk, native), taps, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -61,14 +84,31 @@ class FCN(nn.Module):
         """
         coarse, *finer = self.trunk(image)
         scores: Tensor = self.scores[0](coarse)
-        for index, features in enumerate(finer, start=1):
-            skip = self.scores[index](features)
-            size = (skip.shape[2], skip.shape[3])
-            scores = skip + resample(scores, self._lattices[index - 1], self._lattices[index], size)
+        for index, features in enumerate(finer):
+            if self._skip_scale != 1:
+                features = features * self._skip_scale ** (index + 1)  # noqa: PLW2901
+            skip = self.scores[index + 1](features)
+            scores = skip + self._refine(scores, index, (skip.shape[2], skip.shape[3]))
         return scores
 
+    def _refine(self, scores: Tensor, index: int, size: tuple[int, int]) -> Tensor:
+        """Bring the scores of map `index` to the next finer map."""
+        if self.upscores:
+            refined: Tensor = self.upscores[index](scores, size)
+            return refined
+        return resample(scores, self._lattices[index], self._lattices[index + 1], size)
 
-def build_fcn(classifier: nn.Module, variant: Variant, num_classes: int, input_size: tuple[int, int]) -> FCN:
+
+def build_fcn(
+    classifier: nn.Module,
+    variant: Variant,
+    num_classes: int,
+    input_size: tuple[int, int],
+    *,
+    tail: Tail = "auto",
+    upsampling: Upsampling = "bilinear",
+    skip_scale: float = 1.0,
+) -> FCN:
     """Make an FCN of a classifier: its trunk with its weights, and new score layers.
 
     Args:
@@ -76,14 +116,18 @@ def build_fcn(classifier: nn.Module, variant: Variant, num_classes: int, input_s
         variant: fcn32s, fcn16s or fcn8s: the stride of the scores.
         num_classes: Number of classes to score.
         input_size: Native (height, width) of the classifier.
+        tail: Whether the coarsest scores read the classifier's fully connected layers (`fc`), its last feature map
+            (`gap`), or whatever stands before its last layer (`auto`).
+        upsampling: How scores are brought from one map to the next finer.
+        skip_scale: What the first skip's map is multiplied by before it is scored, and the second's by its square.
 
     Raises:
         ArchitectureError: The classifier cannot become convolutional, or has no feature map at a stride.
-        UsageError: The classifier's own stride is finer than the variant's.
+        UsageError: The classifier's own stride is finer than the variant's, or it has no such tail.
     """
     model = prepared_copy(copy.deepcopy(classifier), input_size)
     trunk = dense_trunk(model, input_size, "cam")
-    coarse, finer = _taps(trunk, variant, input_size, input_channels(model))
+    coarse, finer = _taps(trunk, _scored_node(trunk, tail), variant, input_size, input_channels(model))
     taps = [coarse, *finer]
     graph = trunk.net.graph
     output = next(n for n in graph.nodes if n.op == "output")
@@ -91,7 +135,19 @@ def build_fcn(classifier: nn.Module, variant: Variant, num_classes: int, input_s
     graph.eliminate_dead_code()
     trunk.net.recompile()
     trunk.net.delete_all_unused_submodules()
-    return FCN(trunk.net, taps, num_classes, input_size)
+    return FCN(trunk.net, taps, num_classes, input_size, upsampling, skip_scale)
+
+
+def _scored_node(trunk: Trunk, tail: Tail) -> fx.Node:
+    """The node that the coarsest scores read."""
+    if tail == "gap":
+        return trunk.features
+    if tail == "fc" and len(trunk.linears) < 2:
+        raise UsageError(
+            "tail fc wants fully connected layers before the classifier's last, as VGG and AlexNet have them; this net"
+            " has none: take tail gap"
+        )
+    return trunk.hidden
 
 
 def _net_grid(trunk: NetGrid, taps: list[_Tap], num_classes: int) -> NetGrid:
@@ -111,9 +167,11 @@ def _score_layer(channels: int, num_classes: int) -> nn.Conv2d:
     return layer
 
 
-def _taps(trunk: Trunk, variant: Variant, input_size: tuple[int, int], channels: int) -> tuple[_Tap, list[_Tap]]:
+def _taps(
+    trunk: Trunk, scored: fx.Node, variant: Variant, input_size: tuple[int, int], channels: int
+) -> tuple[_Tap, list[_Tap]]:
     record_grids(trunk.net, input_size, channels)
-    coarse = _tap(trunk.hidden)
+    coarse = _tap(scored)
     wanted = int(variant.removeprefix("fcn").removesuffix("s"))
     stride = coarse.lattice[0].stride
     if stride < wanted or stride % wanted:

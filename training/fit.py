@@ -1,12 +1,9 @@
 """The training loop: data in, run folder out."""
 
 import contextlib
-import csv
-import dataclasses
-import io
+import json
 import logging
 import signal
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,19 +12,24 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
+from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 from typing_extensions import override
 
-from fcnseg.files import replacing, write_text
+from fcnseg.files import write_text
 from training.augment import TrainingCrops, WholeImages
+from training.averaging import MovingAverage
 from training.config import Precision, TrainConfig, write_config
 from training.data import Dataset
 from training.device import resolve_device
+from training.environment import describe_environment
 from training.model import SegmentationModel
 from training.progress import TrainingProgress
-from training.run import BEST, CONFIG, LAST, METRICS, RunRecord
+from training.run import CONFIG, ENVIRONMENT, LAST, TENSORBOARD, RunRecord
+from training.run_writer import RunWriter
 from training.task import SegmentationTask, ignore_value
 
 _TERMINATED = 128 + signal.SIGTERM
@@ -42,6 +44,7 @@ def fit(
     folder: Path,
     console: Console,
     *,
+    class_weights: Tensor | None = None,
     resume: bool = False,
 ) -> dict[str, float]:
     """Train a model and leave its checkpoints in a run folder.
@@ -56,6 +59,7 @@ def fit(
         config: How.
         folder: The run's folder, without an earlier run (see `training.run.prepare_folder`) unless it is resumed.
         console: Where progress is shown.
+        class_weights: (K,) weight of each class's pixels in the loss; None weighs all alike.
         resume: Whether to go on behind the last finished epoch that the folder holds.
 
     Returns:
@@ -70,15 +74,18 @@ def fit(
     device = resolve_device(config.device)
     record = RunRecord(config, dataset.label_map, model.mean, model.std, data_fingerprint)
     write_config(folder / CONFIG, config)
-    writer, order = _RunWriter(folder), torch.Generator()
+    environment = {**describe_environment(device), "data_fingerprint": data_fingerprint}
+    write_text(folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
+    writer, order = RunWriter(folder, dataset.split("val")), torch.Generator()
+    averages = [MovingAverage(config.ema)] if config.ema else []
     with _quiet_lightning(), _sigint_restored():
         trainer = Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",
             devices=1,
             precision=_PRECISIONS[config.precision],
             max_epochs=config.epochs,
-            callbacks=[_EpochSeeds(config.seed, order), writer, TrainingProgress(console)],  # told when it is kept
-            logger=False,
+            callbacks=[*averages, _EpochSeeds(config.seed, order), writer, TrainingProgress(console)],
+            logger=TensorBoardLogger(folder, name=TENSORBOARD, version="", default_hp_metric=False),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -87,7 +94,7 @@ def fit(
         )
         seed_everything(config.seed, verbose=False)
         train_loader, val_loader = _loaders(dataset, config, order)
-        task = SegmentationTask(model, record)
+        task = SegmentationTask(model, record, class_weights)
         task.train()  # Lightning leaves modules in the mode they are in, and a built model is in evaluation mode
         try:
             checkpoint = folder / LAST if resume else None
@@ -121,66 +128,16 @@ class _EpochSeeds(Callback):
         self._order.manual_seed(seed)
 
 
-class _RunWriter(Callback):
-    """Writes metrics.csv and the checkpoints as epochs end."""
-
-    def __init__(self, folder: Path) -> None:
-        self.best: dict[str, float] = {}
-        self._folder = folder
-        self._rows: list[dict[str, float]] = []
-        self._begun = time.perf_counter()
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the epoch: its row, last.ckpt, and best.ckpt if it is the best so far."""
-        if not isinstance(pl_module, SegmentationTask) or pl_module.scores is None:
-            return
-        scores, epoch = pl_module.scores, trainer.current_epoch + 1
-        metrics = {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy}
-        pl_module.record = dataclasses.replace(pl_module.record, epoch=epoch, metrics=metrics)
-        seconds = round(time.perf_counter() - self._begun, 2)
-        self._rows.append({"epoch": epoch, "loss": pl_module.mean_loss(), **metrics, "seconds": seconds})
-        write_text(self._folder / METRICS, _to_csv(self._rows))
-        if not self.best or metrics["mean_iou"] > self.best["mean_iou"]:
-            self.best = metrics
-            _save(trainer, self._folder / BEST, weights_only=True)
-        _save(trainer, self._folder / LAST, weights_only=False)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run has to know."""
-        return {"best": self.best, "rows": self._rows}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the run ended."""
-        self.best, self._rows = state_dict["best"], state_dict["rows"]
-        self._begun -= self._rows[-1]["seconds"]
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep the weights of a run that is interrupted in its first epoch; later ones have that of the last."""
-        interrupted = isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.global_step > 0
-        if interrupted and not self._rows:
-            _save(trainer, self._folder / LAST, weights_only=True)
-
-
-def _save(trainer: Trainer, path: Path, *, weights_only: bool) -> None:
-    with replacing(path) as temporary:
-        trainer.save_checkpoint(temporary, weights_only=weights_only)
-
-
-def _to_csv(rows: list[dict[str, float]]) -> str:
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()
-
-
 def _loaders(dataset: Dataset, config: TrainConfig, order: torch.Generator) -> tuple[DataLoader[Any], DataLoader[Any]]:
     samples = dataset.split("train")
-    crops = TrainingCrops(samples, config.crop, ignore_value(dataset.label_map.ignore_id), config.scale_jitter)
+    crops = TrainingCrops(
+        samples,
+        ignore_value(dataset.label_map.ignore_id),
+        crop=config.crop,
+        scale_jitter=config.scale_jitter,
+        flip=config.flip,
+        colour_jitter=config.colour_jitter,
+    )
     pinned = resolve_device(config.device) == "cuda"
     return (
         DataLoader(
@@ -201,7 +158,8 @@ def _loaders(dataset: Dataset, config: TrainConfig, order: torch.Generator) -> t
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keep Lightning's advice, on workers, loggers and its makers' other products, off the user's screen."""
-    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    noisy = ("lightning.pytorch", "lightning.fabric", "torch.utils.cpp_extension")  # the last looks for CUDA aloud
+    loggers = [logging.getLogger(name) for name in noisy]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -14,7 +14,7 @@ from fcnseg.errors import ArchitectureError
 from fcnseg.geometry import AxisGeometry, Geometry
 from fcnseg.model_file import CELL_RESOLUTION_ABOVE
 from fcnseg.types import Rgb
-from training.config import Variant
+from training.config import Tail, Upsampling, Variant
 from training.fcn import build_fcn
 from training.grid import Lattice
 from training.net_grid import NetGrid
@@ -161,6 +161,9 @@ def build_model(
     variant: Variant,
     num_classes: int,
     *,
+    tail: Tail = "auto",
+    upsampling: Upsampling = "bilinear",
+    skip_scale: float = 1.0,
     weights: Path | None = None,
     mean: Rgb | None = None,
     std: Rgb | None = None,
@@ -172,18 +175,29 @@ def build_model(
         architecture: A torchvision name, or `timm/NAME`.
         variant: fcn32s, fcn16s or fcn8s.
         num_classes: Number of classes to score.
+        tail: What the coarsest scores read; see `build_fcn`, as for the next two.
+        upsampling: How scores are brought from one map to the next finer.
+        skip_scale: What the first skip's map is multiplied by before it is scored.
         weights: A file with the classifier's state_dict; None takes the zoo's.
         mean: Channel means that go with the weights; None takes the zoo's.
         std: Channel deviations that go with the weights; None takes the zoo's.
-        pretrained: False leaves the weights random, for a checkpoint to be loaded into.
+        pretrained: False leaves the weights random, for a checkpoint to be loaded into, or to train from scratch.
 
     Raises:
         ArchitectureError: The architecture is unknown or cannot become convolutional.
         WeightsError: The weights cannot be had or do not fit.
-        UsageError: The variant does not suit the net's stride.
+        UsageError: The variant or the tail does not suit the net.
     """
     classifier = load_classifier(architecture, weights=weights, mean=mean, std=std, pretrained=pretrained)
-    fcn = build_fcn(classifier.net, variant, num_classes, classifier.input_size)
+    fcn = build_fcn(
+        classifier.net,
+        variant,
+        num_classes,
+        classifier.input_size,
+        tail=tail,
+        upsampling=upsampling,
+        skip_scale=skip_scale,
+    )
     return SegmentationModel(fcn, fcn.net_grid, classifier, variant)
 
 

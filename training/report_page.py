@@ -1,25 +1,18 @@
 """What an evaluation found, as one HTML page that needs no other file, no network and no script."""
 
-import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.resources import files
+from dataclasses import dataclass, replace
 from typing import Any
 
-import cv2
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-import fcnseg
-from fcnseg import render
 from fcnseg.types import ClassInfo, ClassMap, LabelMap
+from training.page import percent, render_page
+from training.pictures import data_uri, paint_ids, shrink
 
-_TEMPLATE = "report.html.jinja"
 _LONGER_SIDE = 360  # of the pictures: 24 of them keep the page below 5 MB
 _MATRIX_CLASSES = 24
-_STRIPES = ((176, 176, 176), (214, 214, 214))
-_STRIPE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +72,10 @@ def to_html(
     Returns:
         UTF-8 HTML.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["percent"] = _percent
+    shown = replace(label_map, ignore_id=ignore_id)
     names, rows = _matrix(found["classes"], np.array(found["confusion_matrix"]))
-    page = environment.from_string(files("training").joinpath(_TEMPLATE).read_text("utf-8")).render(
+    return render_page(
+        "report.html.jinja",
         found=found,
         headline=_headline(found),
         bars=_bars(label_map, found),
@@ -90,26 +83,23 @@ def to_html(
         rows=rows,
         classes=label_map.classes,
         groups=[
-            (title, [_pictures(example, label_map, ignore_id) for example in examples])
+            (title, [_pictures(example, shown) for example in examples])
             for title, examples in (("Best images", best), ("Worst images", worst))
             if examples
         ],
-        version=fcnseg.__version__,
     )
-    # A file's name need not be valid Unicode.
-    return page.encode("utf-8", "backslashreplace")
 
 
 def _headline(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value and meaning of the figures for the whole split."""
     error = found["calibration_error"]
     return [
-        ("Mean IoU", _percent(found["mean_iou"]), "over the classes that occur"),
-        ("Pixel accuracy", _percent(found["pixel_accuracy"]), "labelled pixels that are right"),
-        ("Mean accuracy", _percent(found["mean_accuracy"]), "share of a class that is found, over the classes"),
-        ("Frequency-weighted IoU", _percent(found["frequency_weighted_iou"]), "classes weighted by their pixels"),
-        ("Boundary IoU", _percent(found["boundary_iou"]), "within 2 % of the diagonal of a boundary"),
-        ("Calibration error", "none" if error is None else _percent(error), "confidence against accuracy; 0 is best"),
+        ("Mean IoU", percent(found["mean_iou"]), "over the classes that occur"),
+        ("Pixel accuracy", percent(found["pixel_accuracy"]), "labelled pixels that are right"),
+        ("Mean accuracy", percent(found["mean_accuracy"]), "share of a class that is found, over the classes"),
+        ("Frequency-weighted IoU", percent(found["frequency_weighted_iou"]), "classes weighted by their pixels"),
+        ("Boundary IoU", percent(found["boundary_iou"]), "within 2 % of the diagonal of a boundary"),
+        ("Calibration error", "none" if error is None else percent(error), "confidence against accuracy; 0 is best"),
     ]
 
 
@@ -134,36 +124,14 @@ def _matrix(names: Sequence[str], counts: NDArray[np.int64]) -> tuple[list[str],
     return list(names), [_Row(name, row) for name, row in zip(names, cells, strict=True)]
 
 
-def _pictures(example: Example, label_map: LabelMap, ignore_id: int | None) -> dict[str, Any]:
-    height, width = example.truth.shape
-    scale = min(1.0, _LONGER_SIDE / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = cv2.resize(example.image, size, interpolation=cv2.INTER_AREA)
-    truth, prediction = (
-        cv2.resize(ids.astype(np.uint16), size, interpolation=cv2.INTER_NEAREST_EXACT)
-        for ids in (example.truth, example.prediction)
-    )
-    painted = render.colour_mask(truth.astype(np.uint16), label_map)
-    if ignore_id is not None:
-        rows, columns = np.nonzero(truth == ignore_id)
-        painted[rows, columns] = np.array(_STRIPES, np.uint8)[(rows + columns) // _STRIPE % 2]
+def _pictures(example: Example, label_map: LabelMap) -> dict[str, Any]:
     return {
         "name": example.name,
         "mean_iou": example.mean_iou,
         "pixel_accuracy": example.pixel_accuracy,
         "pictures": [
-            ("image", _data_uri(image.astype(np.uint8), ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 85])),
-            ("truth", _data_uri(painted, ".png", [])),
-            ("prediction", _data_uri(render.colour_mask(prediction.astype(np.uint16), label_map), ".png", [])),
+            ("image", data_uri(shrink(example.image, _LONGER_SIDE), ".jpg")),
+            ("truth", data_uri(paint_ids(example.truth, label_map, _LONGER_SIDE), ".png")),
+            ("prediction", data_uri(paint_ids(example.prediction, label_map, _LONGER_SIDE), ".png")),
         ],
     }
-
-
-def _data_uri(picture: NDArray[np.uint8], suffix: str, options: list[int]) -> str:
-    encoded = cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)[1]
-    kind = {".jpg": "jpeg", ".png": "png"}[suffix]
-    return f"data:image/{kind};base64,{base64.b64encode(encoded.tobytes()).decode()}"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"

@@ -1,15 +1,20 @@
 """The folder that a training run leaves behind, and how a model comes back out of it.
 
-    RUN/config.yaml    what the run was asked to do
-    RUN/metrics.csv    one row an epoch
-    RUN/best.ckpt      the epoch with the best validation mean IoU
-    RUN/last.ckpt      the last epoch, or where the run was interrupted in the first
+    RUN/config.yaml         what the run was asked to do; 'fcnseg train --config' does it again
+    RUN/environment.json    machine, package versions, and the data's fingerprint
+    RUN/metrics.csv         one row an epoch
+    RUN/curves.png          the same as a picture
+    RUN/samples/            image, truth and prediction, every fifth epoch
+    RUN/tensorboard/        for TensorBoard: loss, rate, and every class's IoU
+    RUN/best.ckpt           the epoch with the best validation mean IoU
+    RUN/last.ckpt           the last epoch, or where the run was interrupted in the first
 
 A checkpoint is a Lightning checkpoint of plain types (it opens with `torch.load(..., weights_only=True)`) whose entry
 `fcnseg` holds all that rebuilding the model takes: no weights file, data folder or network is needed.
 """
 
 import pickle
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +30,14 @@ BEST = "best.ckpt"
 LAST = "last.ckpt"
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
+ENVIRONMENT = "environment.json"
+CURVES = "curves.png"
+SAMPLES = "samples"
+TENSORBOARD = "tensorboard"
 RECORD_KEY = "fcnseg"
 MODEL_PREFIX = "model."
 """What the names of the model's own tensors begin with in a checkpoint's `state_dict`."""
+_LEFT_BEHIND = (BEST, LAST, CONFIG, METRICS, ENVIRONMENT, CURVES, SAMPLES, TENSORBOARD)
 _FORMAT = 1
 
 
@@ -97,12 +107,15 @@ def open_run(path: Path) -> Run:
         raise ModelFileError(f"{refusal}; name a run folder, or a .ckpt file of one") from error
     try:
         record = record_from_plain(plain)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, UsageError) as error:
         raise ModelFileError(f"{refusal} of this version ({error!r}); train again with this one") from error
     model = build_model(
         record.config.backbone,
         record.config.variant,
         len(record.label_map),
+        tail=record.config.tail,
+        upsampling=record.config.upsampling,
+        skip_scale=record.config.skip_scale,
         mean=record.mean,
         std=record.std,
         pretrained=False,
@@ -169,14 +182,17 @@ def prepare_folder(folder: Path, *, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"run folder {folder} is a file; name a folder")
-    earlier = [folder / name for name in (BEST, LAST, CONFIG, METRICS) if (folder / name).exists()]
+    earlier = [folder / name for name in _LEFT_BEHIND if (folder / name).exists()]
     if earlier and not overwrite:
         raise UsageError(
             f"{folder} already holds a run ({earlier[0].name}); name another folder, or add --resume or --overwrite"
         )
     folder.mkdir(parents=True, exist_ok=True)
     for path in earlier:
-        path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def record_as_plain(record: RunRecord) -> dict[str, Any]:
@@ -199,7 +215,7 @@ def record_from_plain(plain: dict[str, Any]) -> RunRecord:
     """Rebuild a record from what `record_as_plain` made of it.
 
     Raises:
-        KeyError, TypeError, ValueError: It is not that, or of another format.
+        KeyError, TypeError, ValueError, UsageError: It is not that, or of another format.
     """
     if plain["format"] != _FORMAT:
         raise ValueError(f"format {plain['format']}")

@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnseg import images
+from fcnseg.errors import DatasetError, ImageError
 from training.mask_files import MaskSource
 
 
@@ -19,3 +24,37 @@ class Sample:
     name: str
     image: Path
     mask: MaskSource
+
+
+def read_sample(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read an image, (H, W, 3) uint8 RGB, through the runtime's own decoder, and its mask, (H, W) uint8 ids.
+
+    Raises:
+        DatasetError: A file cannot be read, the mask's pixels are no ids or colours of classes, or the sizes differ.
+    """
+    image, mask = read_image(sample), sample.mask.read()
+    if (fault := size_fault(sample, image, mask)) is not None:
+        raise DatasetError(fault)
+    return image, mask
+
+
+def read_image(sample: Sample) -> NDArray[np.uint8]:
+    """Read an image, (H, W, 3) uint8 RGB, through the runtime's own decoder.
+
+    Raises:
+        DatasetError: It cannot be read.
+    """
+    try:
+        return images.read(sample.image)
+    except ImageError as error:
+        raise DatasetError(f"{error}, or take it out of the data") from error
+
+
+def size_fault(sample: Sample, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> str | None:
+    """Tell how the sizes of an image and its mask differ, and the remedy; None where they do not."""
+    if mask.shape == image.shape[:2]:
+        return None
+    return (
+        f"mask {sample.mask} is {mask.shape[1]}x{mask.shape[0]} but its image {sample.image.name} is"
+        f" {image.shape[1]}x{image.shape[0]}; give both one size"
+    )

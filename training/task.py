@@ -1,26 +1,30 @@
 """One training step, one validation step and the optimiser, as Lightning runs them."""
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
+from training.losses import SegmentationLoss
 from training.metrics import Meter, Scores
 from training.model import SegmentationModel
+from training.optimisation import build_optimiser, rate_factor
 from training.run import RECORD_KEY, RunRecord, record_as_plain
 
 
 class SegmentationTask(LightningModule):
-    """Fits a model's pixel scores to masks by cross-entropy.
+    """Fits a model's pixel scores to masks.
 
     Args:
         model: What is trained, in place.
         record: What its checkpoints say; replaced as epochs end.
+        class_weights: (K,) weight of each class's pixels in the loss; None weighs all alike.
 
     Attributes:
         model: As given.
@@ -28,17 +32,19 @@ class SegmentationTask(LightningModule):
         scores: The latest validation's, or None before the first.
     """
 
-    def __init__(self, model: SegmentationModel, record: RunRecord) -> None:
+    def __init__(self, model: SegmentationModel, record: RunRecord, class_weights: Tensor | None = None) -> None:
         super().__init__()
         self.model = model
         self.record = record
         self.scores: Scores | None = None
-        self._loss = MeanMetric()
+        self._loss = SegmentationLoss(record.config, ignore_value(record.label_map.ignore_id), class_weights)
+        self._losses = MeanMetric()
         self._meter: Meter | None = None
+        self._pixel_scores: Callable[[Tensor], Tensor] = model.pixel_scores
 
     def mean_loss(self) -> float:
         """Mean training loss of the epoch so far."""
-        return float(self._loss.compute())
+        return float(self._losses.compute())
 
     @override
     def train(self, mode: bool = True) -> "SegmentationTask":
@@ -54,15 +60,20 @@ class SegmentationTask(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch: images (N, 3, H, W) uint8, masks (N, H, W) int64."""
         images, masks = batch
-        scores = self.model.pixel_scores(images.permute(0, 2, 3, 1))  # (N, K, H, W)
-        loss = cross_entropy(scores, masks, ignore_value(self.record.label_map.ignore_id))
-        self._loss.update(loss.detach())
+        loss: Tensor = self._loss(self._pixel_scores(images.permute(0, 2, 3, 1)), masks)
+        self._losses.update(loss.detach())
         return loss
+
+    @override
+    def on_fit_start(self) -> None:
+        """Compile the net, if that was asked for."""
+        if self.record.config.compile:
+            self._pixel_scores = torch.compile(self.model.pixel_scores)
 
     @override
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's mean loss."""
-        self._loss.reset()
+        self._losses.reset()
 
     @override
     def on_validation_start(self) -> None:
@@ -73,11 +84,17 @@ class SegmentationTask(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count a batch of one size: images (N, H, W, 3) uint8, masks (N, H, W) uint8."""
         images, masks = batch
-        # The exported graph computes in fp32, and what is measured here is meant to hold for it.
-        with torch.autocast(self.device.type, enabled=False):
-            class_map = self.model.pixel_scores(images).argmax(dim=1)
         if self._meter is not None:
-            self._meter.update(class_map, masks)
+            self._meter.update(self.predict(images), masks)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Return the class maps (N, H, W) int64 of images (N, H, W, 3) uint8.
+
+        The exported graph computes in fp32, and what is measured here is meant to hold for it.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            return self.model.pixel_scores(images.to(self.device)).argmax(dim=1)
 
     @override
     def on_validation_end(self) -> None:
@@ -87,12 +104,11 @@ class SegmentationTask(LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        """AdamW with a warm-up and a cosine; pretrained layers at a lower rate, no decay where it does harm."""
+        """The configuration's optimiser and schedule."""
         config = self.record.config
-        groups = _parameter_groups(self.model, config.lr, config.backbone_lr_factor, config.weight_decay)
-        optimiser = torch.optim.AdamW(groups)
+        optimiser = build_optimiser(self.model, config)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_factor(step, steps, config.warmup))
+        schedule = LambdaLR(optimiser, lambda step: rate_factor(step, steps, config.warmup, config.schedule))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @override
@@ -101,48 +117,6 @@ class SegmentationTask(LightningModule):
         checkpoint[RECORD_KEY] = record_as_plain(self.record)
 
 
-def cross_entropy(scores: Tensor, masks: Tensor, ignored: int) -> Tensor:
-    """Mean cross-entropy over the labelled pixels; 0 where there are none, instead of their 0 / 0.
-
-    Args:
-        scores: (N, K, H, W) float.
-        masks: (N, H, W) int64 ids.
-        ignored: The value of pixels without a label.
-    """
-    total = nn.functional.cross_entropy(scores.float(), masks, ignore_index=ignored, reduction="sum")
-    return total / (masks != ignored).sum().clamp(min=1)
-
-
 def ignore_value(ignore_id: int | None) -> int:
     """The value for pixels without a label in int64 masks: the ignore id, or -1 where the data has none."""
     return -1 if ignore_id is None else ignore_id
-
-
-def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """What the peak learning rate is multiplied by: a linear climb over the warm-up's share, then a cosine to 0."""
-    climb = max(1, round(steps * warmup))
-    if step < climb:
-        return (step + 1) / climb
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - climb) / max(1, steps - climb))))
-
-
-def _parameter_groups(
-    model: SegmentationModel, lr: float, backbone_lr_factor: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """Sort the parameters by learning rate (new or pretrained) and decay (weights, or biases and norm layers)."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((_is_new(name), parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": lr if new else lr * backbone_lr_factor,
-            "weight_decay": weight_decay if decays else 0.0,
-        }
-        for (new, decays), parameters in groups.items()
-    ]
-
-
-def _is_new(name: str) -> bool:
-    return any(part.startswith("score") for part in name.split("."))

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,10 +11,14 @@ from PIL import Image
 from fcnseg.errors import DatasetError
 from fcnseg.masks import Encoding, encode
 from fcnseg.types import LabelMap
-from training.data import Dataset, Sample, check_samples, fingerprint, open_dataset, read_sample
+from training.contents import check_samples
+from training.data import Dataset, fingerprint, open_dataset
 from training.mask_files import MaskFile
+from training.samples import Sample, read_sample
 
 LABELS = LabelMap.from_names(["ground", "thing", "other"], ignore_id=255)
+
+AUGMENTED: dict[str, Any] = {"scale_jitter": (0.75, 1.5), "flip": True, "colour_jitter": 0.25}
 
 
 def write_image(path: Path, height: int = 20, width: int = 30) -> None:
@@ -230,11 +235,11 @@ def test_crops_have_one_size_and_ids_that_the_mask_had_or_the_ignore_id(listed: 
 
     from training.augment import TrainingCrops
 
-    crops = TrainingCrops(open_dataset(listed).split("train"), crop=40, ignore_id=255, scale_jitter=(0.75, 1.5))
+    crops = TrainingCrops(open_dataset(listed).split("train"), 255, crop=(40, 48), **AUGMENTED)
     torch.manual_seed(0)
     pairs = [crops[i % 2] for i in range(20)]
-    assert {tuple(image.shape) for image, _ in pairs} == {(3, 40, 40)}
-    assert {tuple(mask.shape) for _, mask in pairs} == {(40, 40)}
+    assert {tuple(image.shape) for image, _ in pairs} == {(3, 40, 48)}
+    assert {tuple(mask.shape) for _, mask in pairs} == {(40, 48)}
     assert {int(i) for _, mask in pairs for i in mask.unique()} == {0, 1, 2, 255}
 
 
@@ -249,10 +254,7 @@ def test_augmentation_keeps_image_and_mask_aligned(tmp_path: Path) -> None:
     write_mask(tmp_path / "m.png", ids)
     cv2.imwrite(str(tmp_path / "i.png"), np.repeat(255 * ids[..., None], 3, axis=2))
     crops = TrainingCrops(
-        [Sample("i", tmp_path / "i.png", MaskFile(tmp_path / "m.png"))],
-        crop=48,
-        ignore_id=255,
-        scale_jitter=(0.75, 1.5),
+        [Sample("i", tmp_path / "i.png", MaskFile(tmp_path / "m.png"))], 255, crop=(48, 48), **AUGMENTED
     )
     torch.manual_seed(0)
     for _ in range(20):
@@ -269,7 +271,7 @@ def test_augmentation_repeats_with_torchs_seed_and_varies_without(listed: Path) 
 
     from training.augment import TrainingCrops
 
-    crops = TrainingCrops(open_dataset(listed).split("train"), crop=16, ignore_id=255, scale_jitter=(0.75, 1.5))
+    crops = TrainingCrops(open_dataset(listed).split("train"), 255, crop=(16, 16), **AUGMENTED)
     torch.manual_seed(3)
     first, second = crops[0], crops[0]
     torch.manual_seed(3)

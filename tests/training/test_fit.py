@@ -23,10 +23,11 @@ from training.config import TrainConfig, from_plain
 from training.data import Dataset, fingerprint, open_dataset
 from training.evaluation import measure, open_predictor
 from training.fit import fit
+from training.losses import cross_entropy
 from training.model import SegmentationModel, build_model
+from training.optimisation import rate_factor
 from training.run import can_resume, open_run, prepare_folder
 from training.scenes import LABEL_MAP, write_scenes
-from training.task import cross_entropy, rate_factor
 
 BACKBONE = "squeezenet1_1"
 HALVES = (0.5, 0.5, 0.5)
@@ -50,7 +51,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(scenes: Path) -> TrainConfig:
-    return TrainConfig(str(scenes), BACKBONE, epochs=3, batch_size=4, crop=64, device="cpu")
+    return TrainConfig(str(scenes), BACKBONE, epochs=3, batch_size=4, crop=(64, 64), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,10 @@ def test_a_run_leaves_its_configuration_and_one_row_an_epoch(run: Path, config: 
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert all(0 <= float(row[name]) <= 1 for row in rows for name in ("mean_iou", "pixel_accuracy"))
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.csv", "best.ckpt", "last.ckpt"}
+    assert {path.name for path in run.iterdir()} == {
+        *("config.yaml", "environment.json", "metrics.csv", "curves.png", "samples", "tensorboard"),
+        *("best.ckpt", "last.ckpt"),
+    }
 
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch(run: Path) -> None:

@@ -10,7 +10,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fcnseg.errors import DatasetError
-from training.data import Dataset, check_samples, fingerprint, open_dataset, read_sample
+from training.contents import check_samples
+from training.data import Dataset, fingerprint, open_dataset
+from training.samples import read_sample
 
 SIZE = (12, 18)
 CITYSCAPES_ROWS = {
@@ -176,7 +178,7 @@ def test_voc_without_lists_takes_what_has_a_mask(voc: Path) -> None:
 
 def test_a_voc_list_that_names_what_is_not_there_is_refused(voc: Path) -> None:
     write_lists(voc / "ImageSets" / "Segmentation", val="c\nfor_detection_only\n")
-    with pytest.raises(DatasetError, match=r"val\.txt lists 'for_detection_only', but .*SegmentationClass has no mask"):
+    with pytest.raises(DatasetError, match=r"'for_detection_only' in val\.txt has no mask .*SegmentationClass"):
         open_dataset(voc)
 
 

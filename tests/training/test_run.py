@@ -53,7 +53,7 @@ def test_a_configuration_with_a_normalisation_survives_yaml(tmp_path: Path) -> N
     [
         {"epochs": 0},
         {"batch_size": 0},
-        {"crop": 8},
+        {"crop": (8, 8)},
         {"lr": 0.0},
         {"lr": float("nan")},
         {"workers": -1},

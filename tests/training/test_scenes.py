@@ -6,7 +6,8 @@ import pytest
 
 from fcnseg.errors import UsageError
 from fcnseg.regions import Box
-from training.data import check_samples, open_dataset
+from training.contents import check_samples
+from training.data import open_dataset
 from training.scenes import CLASS_NAMES, LABEL_MAP, draw_scene, write_scenes
 
 

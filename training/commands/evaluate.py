@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from fcnseg.types import LabelMap
     from training.config import Device
-    from training.data import Sample
     from training.evaluation import Predictor
     from training.metrics import Measures
     from training.report_page import Example
+    from training.samples import Sample
 
 _SCALES = "--scales"
 _LARGEST_SCALE = 4.0
@@ -93,7 +93,8 @@ def evaluate(
 
     from fcnseg.errors import UsageError
     from fcnseg.files import require_place, write_bytes, write_text
-    from training.data import check_samples, open_dataset
+    from training.contents import check_samples
+    from training.data import open_dataset
     from training.evaluation import AveragedPredictor, extremes, open_predictor, require_same_classes, sha256_of
     from training.report import Subject, figures, to_json
     from training.report_page import to_html
@@ -140,8 +141,8 @@ def _measure(
 
 
 def _example(predictor: "Predictor", sample: "Sample", measures: "Measures", index: int) -> "Example":
-    from training.data import read_sample
     from training.report_page import Example
+    from training.samples import read_sample
 
     image, mask = read_sample(sample)
     scores = measures.images[index]

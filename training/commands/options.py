@@ -25,12 +25,15 @@ def weights_options(command: _Command) -> _Command:
     """Add --weights, --mean and --std: a classifier's weights and the normalisation that belongs to them."""
     for option in (
         click.option(
-            "--std", metavar="R,G,B", callback=_channels, help="Channel deviations that go with the weights; as --mean."
+            "--std",
+            metavar="R,G,B",
+            callback=read_channels,
+            help="Channel deviations that go with the weights; as --mean.",
         ),
         click.option(
             "--mean",
             metavar="R,G,B",
-            callback=_channels,
+            callback=read_channels,
             help="Channel means that go with the weights, of values in 0..1; one number stands for all three."
             "  [default: the zoo's for ARCH]",
         ),
@@ -45,7 +48,7 @@ def weights_options(command: _Command) -> _Command:
     return command
 
 
-def _channels(_context: click.Context, parameter: click.Parameter, value: str | None) -> Rgb | None:
+def read_channels(_context: click.Context, parameter: click.Parameter, value: str | None) -> Rgb | None:
     """Read three comma-separated numbers, or one that stands for all three."""
     if value is None:
         return None

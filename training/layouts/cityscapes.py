@@ -4,13 +4,12 @@ Of its 34 label ids, 19 are classes to train on, in the order and the colours th
 as pixels without a label. Images of a split without `gtFine` are left alone.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from fcnseg.errors import DatasetError
 from fcnseg.types import Colour, LabelMap
 from training.labels import IGNORE_ID, Labels
-from training.layouts.listing import Layout, Listing, require_all
+from training.layouts.listing import Layout, Listing, Pairs, unpaired
 from training.mask_files import MaskFile
 from training.samples import Sample
 
@@ -48,19 +47,26 @@ def _read(root: Path, labels: Labels | None) -> Listing:
     train_ids = {label_id: i for i, (label_id, _, _) in enumerate(_CLASSES)}
     renumbered = bytes(train_ids.get(i, IGNORE_ID) for i in range(256))
     folders = sorted(path for path in (root / "gtFine").iterdir() if (root / "leftImg8bit" / path.name).is_dir())
-    splits = {path.name: list(_match(root / "leftImg8bit" / path.name, path, renumbered)) for path in folders}
+    splits = {path.name: _match(root / "leftImg8bit" / path.name, path, renumbered) for path in folders}
     if not splits:
         raise DatasetError(f"gtFine/ and leftImg8bit/ of {root} have no split in common; unpack both for train and val")
     names, colours = [name for _, name, _ in _CLASSES], [colour for _, _, colour in _CLASSES]
-    return Listing(splits, LabelMap.from_names(names, colours, IGNORE_ID))
+    return Listing.of_pairs(splits, LabelMap.from_names(names, colours, IGNORE_ID))
 
 
-def _match(image_folder: Path, mask_folder: Path, renumbered: bytes) -> Iterator[Sample]:
+def _match(image_folder: Path, mask_folder: Path, renumbered: bytes) -> Pairs:
     images, masks = _by_scene(image_folder, _IMAGE_END), _by_scene(mask_folder, _MASK_END)
-    require_all(images.keys() - masks.keys(), "image", images, f"*{_MASK_END} in {mask_folder}")
-    require_all(masks.keys() - images.keys(), "mask", masks, f"*{_IMAGE_END} in {image_folder}")
-    for scene, image in images.items():
-        yield Sample(image.name, image, MaskFile(masks[scene], renumbered=renumbered))
+    return Pairs(
+        [
+            Sample(image.name, image, MaskFile(masks[scene], renumbered=renumbered))
+            for scene, image in images.items()
+            if scene in masks
+        ],
+        [
+            *unpaired("image", images, masks, f"*{_MASK_END} in {mask_folder}"),
+            *unpaired("mask", masks, images, f"*{_IMAGE_END} in {image_folder}"),
+        ],
+    )
 
 
 def _by_scene(folder: Path, end: str) -> dict[str, Path]:

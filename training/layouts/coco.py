@@ -18,7 +18,7 @@ from fcnseg.types import LabelMap
 from training.coco_masks import CocoMask, CocoObject
 from training.labels import CLASSES_FILE, IGNORE_ID, Labels
 from training.layouts.coco_file import CocoFile, CocoImage, read_coco
-from training.layouts.listing import Layout, Listing, held_out, split_name
+from training.layouts.listing import Layout, Listing, Pairs, Unpaired, split_name
 from training.samples import Sample
 
 _PLACES = ("*.json", "annotations/*.json", "*/_annotations.coco.json")
@@ -47,14 +47,12 @@ def _read(root: Path, labels: Labels | None) -> Listing:
         if other.categories != first.categories:
             raise DatasetError(f"{first.path} and {other.path} differ in their categories; give both the same")
     names, class_ids = _number(first)
-    splits = {split: _samples(root, file, class_ids) for split, file in files.items()}
+    splits = {split: _pairs(root, file, class_ids) for split, file in files.items()}
     label_map = LabelMap.from_names(names, ignore_id=IGNORE_ID)
     if len(splits) > 1 or not splits.keys().isdisjoint({"train", "val", "test"}):
-        return Listing(splits, label_map)
-    remedy = "write annotations/instances_train.json and instances_val.json"
-    (samples,) = splits.values()
-    parted, note = held_out(samples, remedy)
-    return Listing(parted, label_map, note)
+        return Listing.of_pairs(splits, label_map)
+    (pairs,) = splits.values()
+    return Listing.held_out(pairs, label_map, "write annotations/instances_train.json and instances_val.json")
 
 
 def _annotation_files(root: Path) -> list[Path]:
@@ -93,25 +91,25 @@ def _number(file: CocoFile) -> tuple[list[str], dict[int, int]]:
     return names, class_ids
 
 
-def _samples(root: Path, file: CocoFile, class_ids: Mapping[int, int]) -> list[Sample]:
+def _pairs(root: Path, file: CocoFile, class_ids: Mapping[int, int]) -> Pairs:
     name = _given_name(file.path)
     places = (root / "images" / name, root / name, file.path.parent, root / "images", root)
     folders = [folder for folder in dict.fromkeys(places) if folder.is_dir()]
+    looked = ", ".join(str(folder) for folder in folders)
     samples: dict[Path, Sample] = {}
+    lone = []
     for image in file.images:
         path = _find(image.file_name, folders)
         if path is None:
-            looked = ", ".join(str(folder) for folder in folders)
-            raise DatasetError(
-                f"{file.path} names the image {image.file_name!r}, which is not in {looked}; put the images there"
-            )
+            lone.append(Unpaired("name", f"{image.file_name!r} in {file.path.name}", f"image in {looked}"))
+            continue
         if path in samples:
             raise DatasetError(
                 f"{file.path} names the image {path} twice, as {samples[path].name!r} and {image.file_name!r};"
                 " take one out"
             )
         samples[path] = Sample(image.file_name, path, _mask(file, image, class_ids))
-    return list(samples.values())
+    return Pairs(list(samples.values()), lone)
 
 
 def _find(name: str, folders: list[Path]) -> Path | None:

@@ -8,11 +8,10 @@ from training.layouts.listing import (
     Layout,
     Listing,
     files_of,
-    held_out,
     match_folders,
     match_list,
-    require_all,
     split_name,
+    unpaired,
 )
 
 _NO_LISTS = {LABELMAP_FILE, "readme.txt", "license.txt"}
@@ -28,20 +27,23 @@ def _read(root: Path, labels: Labels | None) -> Listing:
     lists = sorted(path for path in root.glob("*.txt") if path.name.casefold() not in _NO_LISTS)
     if lists:
         found = files_of(images), files_of(masks)
-        return Listing({path.stem: list(match_list(path, *found, labels)) for path in lists}, label_map)
+        return Listing.of_pairs({path.stem: match_list(path, *found, labels) for path in lists}, label_map)
     image_folders, mask_folders = _folders(images), _folders(masks)
     if not image_folders and not mask_folders:
-        splits, note = held_out(list(match_folders(images, masks, labels)), f"write train.txt and val.txt in {root}")
-        return Listing(splits, label_map, note)
-    require_all(image_folders.keys() - mask_folders.keys(), "image folder", image_folders, f"namesake in {masks}")
-    require_all(mask_folders.keys() - image_folders.keys(), "mask folder", mask_folders, f"namesake in {images}")
+        return Listing.held_out(
+            match_folders(images, masks, labels), label_map, f"write train.txt and val.txt in {root}"
+        )
+    lone = [
+        *unpaired("image folder", image_folders, mask_folders, f"namesake in {masks}"),
+        *unpaired("mask folder", mask_folders, image_folders, f"namesake in {images}"),
+    ]
+    if lone:
+        raise DatasetError(f"{lone[0]}; add it, or take the folder out")
     loose = next((path for folder in (images, masks) for path in files_of(folder).by_stem.values()), None)
     if loose is not None:
         raise DatasetError(f"{loose} lies beside folders of splits; move it into one of them, or write split lists")
-    return Listing(
-        {split: list(match_folders(path, mask_folders[split], labels)) for split, path in image_folders.items()},
-        label_map,
-    )
+    splits = {split: match_folders(path, mask_folders[split], labels) for split, path in image_folders.items()}
+    return Listing.of_pairs(splits, label_map)
 
 
 def _folders(folder: Path) -> dict[str, Path]:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fcnseg.errors import DatasetError
@@ -19,6 +19,32 @@ _YEAR = re.compile(r"(?<=[a-z])_?(19|20)\d\d$")
 
 
 @dataclass(frozen=True)
+class Unpaired:
+    """Something that lacks its other half: an image, a mask, or a name in a list.
+
+    Attributes:
+        kind: What it is: `image`, `mask` or `name`.
+        name: Its file's name, or the name in the list.
+        lacks: What there is none of, such as `mask in DATA/masks`.
+    """
+
+    kind: str
+    name: str
+    lacks: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} has no {self.lacks}"
+
+
+@dataclass
+class Pairs:
+    """Images paired with their masks, and what could not be paired."""
+
+    samples: list[Sample] = field(default_factory=list)
+    unpaired: list[Unpaired] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Listing:
     """The samples of a data folder; nothing but lists and annotation files has been opened.
 
@@ -26,11 +52,25 @@ class Listing:
         splits: Samples by split.
         label_map: The classes that the layout or the data folder declares; None where only the masks can tell them.
         note: What the user should know of how the splits came about; None where the folder says them.
+        unpaired: What lacks its other half, in any split.
     """
 
     splits: Mapping[str, Sequence[Sample]]
     label_map: LabelMap | None
     note: str | None = None
+    unpaired: tuple[Unpaired, ...] = ()
+
+    @classmethod
+    def of_pairs(cls, splits: Mapping[str, Pairs], label_map: LabelMap | None) -> "Listing":
+        """Return the listing of splits that have been paired one by one."""
+        unpaired = tuple(lone for pairs in splits.values() for lone in pairs.unpaired)
+        return cls({name: pairs.samples for name, pairs in splits.items()}, label_map, unpaired=unpaired)
+
+    @classmethod
+    def held_out(cls, pairs: Pairs, label_map: LabelMap | None, remedy: str) -> "Listing":
+        """Return the listing of samples without splits, about a tenth of them set aside (see `held_out`)."""
+        splits, note = held_out(pairs.samples, remedy)
+        return cls(splits, label_map, note, tuple(pairs.unpaired))
 
 
 @dataclass(frozen=True)
@@ -79,20 +119,19 @@ def files_of(folder: Path) -> Files:
     return Files(folder, found)
 
 
-def match_folders(image_folder: Path, mask_folder: Path, labels: Labels | None) -> Iterator[Sample]:
-    """Pair all images of a folder with all masks of another.
-
-    Raises:
-        DatasetError: An image has no mask, or a mask no image.
-    """
+def match_folders(image_folder: Path, mask_folder: Path, labels: Labels | None) -> Pairs:
+    """Pair the images of a folder with the masks of another, by their names without suffix."""
     images, masks = files_of(image_folder).by_stem, files_of(mask_folder).by_stem
-    require_all(images.keys() - masks.keys(), "image", images, f"mask in {mask_folder}")
-    require_all(masks.keys() - images.keys(), "mask", masks, f"image in {image_folder}")
-    for stem, image in images.items():
-        yield Sample(image.name, image, MaskFile(masks[stem], labels))
+    return Pairs(
+        [Sample(image.name, image, MaskFile(masks[stem], labels)) for stem, image in images.items() if stem in masks],
+        [
+            *unpaired("image", images, masks, f"mask in {mask_folder}"),
+            *unpaired("mask", masks, images, f"image in {image_folder}"),
+        ],
+    )
 
 
-def match_list(path: Path, images: Files, masks: Files, labels: Labels | None) -> Iterator[Sample]:
+def match_list(path: Path, images: Files, masks: Files, labels: Labels | None) -> Pairs:
     """Pair the images that a split list names, one a line, with their masks.
 
     Args:
@@ -102,8 +141,9 @@ def match_list(path: Path, images: Files, masks: Files, labels: Labels | None) -
         labels: The classes' colours, for masks drawn in them.
 
     Raises:
-        DatasetError: The list is not text, an image or a mask is missing, or a line stands twice.
+        DatasetError: The list is not text, or a line stands twice.
     """
+    pairs = Pairs()
     seen: dict[str, str] = {}
     try:
         names = [line.strip() for line in path.read_text("utf-8").splitlines()]
@@ -113,28 +153,34 @@ def match_list(path: Path, images: Files, masks: Files, labels: Labels | None) -
         ) from error
     for name in filter(None, names):
         stem = name if name in images.by_stem else Path(name).stem
-        for kind, found in (("image", images), ("mask", masks)):
-            if stem not in found.by_stem:
-                raise DatasetError(
-                    f"{path.name} lists {name!r}, but {found.folder} has no {kind} of that name; add it, or take the"
-                    " line out"
-                )
         if stem in seen:
             raise DatasetError(f"{path.name} lists {seen[stem]!r} and again {name!r}; take one line out")
         seen[stem] = name
-        yield Sample(images.by_stem[stem].name, images.by_stem[stem], MaskFile(masks.by_stem[stem], labels))
+        lacks = [
+            f"{kind} of that name in {found.folder}"
+            for kind, found in (("image", images), ("mask", masks))
+            if stem not in found.by_stem
+        ]
+        if lacks:
+            pairs.unpaired.append(Unpaired("name", f"{name!r} in {path.name}", lacks[0]))
+        else:
+            pairs.samples.append(
+                Sample(images.by_stem[stem].name, images.by_stem[stem], MaskFile(masks.by_stem[stem], labels))
+            )
+    return pairs
 
 
-def require_all(lacking: Iterable[str], kind: str, found: Mapping[str, Path], other: str) -> None:
-    """Refuse images or masks without their other half.
+def unpaired(kind: str, found: Mapping[str, Path], others: Iterable[str], lacks: str) -> Iterator[Unpaired]:
+    """Tell the files that lack their other half.
 
-    Raises:
-        DatasetError: There are such; the message names the first.
+    Args:
+        kind: What the files are.
+        found: The files by what they are matched by.
+        others: What their other halves are matched by.
+        lacks: What those lack that have none.
     """
-    names = [found[stem].name for stem in sorted(lacking)]
-    if names:
-        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-        raise DatasetError(f"{kind} {names[0]} has no {other}{more}; add it, or take the {kind} out")
+    for key in sorted(found.keys() - set(others)):
+        yield Unpaired(kind, found[key].name, lacks)
 
 
 def split_name(name: str) -> str:

@@ -11,10 +11,8 @@ def _fits(root: Path) -> bool:
 
 
 def _read(root: Path, labels: Labels | None) -> Listing:
-    splits = {
-        _images_of(path).name: list(match_folders(_images_of(path), path, labels)) for path in _mask_folders(root)
-    }
-    return Listing(splits, None if labels is None else labels.label_map)
+    splits = {_images_of(path).name: match_folders(_images_of(path), path, labels) for path in _mask_folders(root)}
+    return Listing.of_pairs(splits, None if labels is None else labels.label_map)
 
 
 def _mask_folders(root: Path) -> list[Path]:

@@ -4,12 +4,11 @@ Masks are PNGs of palette indices, or of the colours of `labelmap.txt`. Images w
 VOC's have none.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from fcnseg.types import LabelMap
 from training.labels import IGNORE_ID, Labels
-from training.layouts.listing import Files, Layout, Listing, files_of, held_out, match_list, require_all
+from training.layouts.listing import Files, Layout, Listing, Pairs, files_of, match_list, unpaired
 from training.mask_files import MaskFile
 from training.samples import Sample
 
@@ -29,19 +28,22 @@ def _read(root: Path, labels: Labels | None) -> Listing:
     labels = labels or _voc_labels()
     images, masks = files_of(root / "JPEGImages"), files_of(root / "SegmentationClass")
     lists = sorted((root / _LISTS).glob("*.txt"))
-    splits = {path.stem: list(match_list(path, images, masks, labels)) for path in lists}
+    splits = {path.stem: match_list(path, images, masks, labels) for path in lists}
     if splits and set(splits) != {"default"}:  # CVAT's name for what is in no split
-        return Listing(splits, labels.label_map)
-    samples = splits["default"] if splits else list(_match_masks(images, masks, labels))
-    parted, note = held_out(samples, f"write train.txt and val.txt in {root / _LISTS}")
-    return Listing(parted, labels.label_map, note)
+        return Listing.of_pairs(splits, labels.label_map)
+    pairs = splits["default"] if splits else _match_masks(images, masks, labels)
+    return Listing.held_out(pairs, labels.label_map, f"write train.txt and val.txt in {root / _LISTS}")
 
 
-def _match_masks(images: Files, masks: Files, labels: Labels) -> Iterator[Sample]:
-    lacking = masks.by_stem.keys() - images.by_stem.keys()
-    require_all(lacking, "mask", masks.by_stem, f"image in {images.folder}")
-    for stem, path in masks.by_stem.items():
-        yield Sample(images.by_stem[stem].name, images.by_stem[stem], MaskFile(path, labels))
+def _match_masks(images: Files, masks: Files, labels: Labels) -> Pairs:
+    return Pairs(
+        [
+            Sample(images.by_stem[stem].name, images.by_stem[stem], MaskFile(path, labels))
+            for stem, path in masks.by_stem.items()
+            if stem in images.by_stem
+        ],
+        list(unpaired("mask", masks.by_stem, images.by_stem, f"image in {images.folder}")),
+    )
 
 
 def _voc_labels() -> Labels:

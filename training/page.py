@@ -1,0 +1,31 @@
+"""HTML pages that need no other file, no network and no script."""
+
+from typing import Any
+
+import jinja2
+
+import fcnseg
+
+
+def render_page(template: str, **values: Any) -> bytes:
+    """Fill a template of this package that extends `page.html.jinja`.
+
+    Args:
+        template: Its file name.
+        values: What it names.
+
+    Returns:
+        UTF-8 HTML.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("training", ""), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters["percent"] = percent
+    page = environment.get_template(template).render(version=fcnseg.__version__, **values)
+    # A file's name need not be valid Unicode.
+    return page.encode("utf-8", "backslashreplace")
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction as a percentage."""
+    return f"{100 * fraction:.1f} %"

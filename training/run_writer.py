@@ -1,0 +1,138 @@
+"""What a run leaves in its folder as its epochs end; `training.run` says what that is."""
+
+import csv
+import dataclasses
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from typing_extensions import override
+
+from fcnseg.files import replacing, write_bytes, write_text
+from training.curves import draw_curves
+from training.metrics import Scores
+from training.pictures import encode, paint_ids, shrink, tile
+from training.run import BEST, CURVES, LAST, METRICS, RECORD_KEY, SAMPLES
+from training.samples import Sample, read_sample
+from training.task import SegmentationTask
+
+_WEIGHTS_KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", RECORD_KEY)
+_SAMPLES_EVERY = 5
+_SHOWN = 4
+_LONGER_SIDE = 320
+
+
+class RunWriter(Callback):
+    """Writes checkpoints, metrics.csv, curves.png, and every few epochs what the model makes of some images.
+
+    Args:
+        folder: The run's folder.
+        samples: Validation images, of which the first four and those spread between them are shown.
+    """
+
+    def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
+        self.best: dict[str, float] = {}
+        self._folder = folder
+        self._samples = [samples[i * len(samples) // _SHOWN] for i in range(min(_SHOWN, len(samples)))]
+        self._rows: list[dict[str, float]] = []
+        self._begun = time.perf_counter()
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what the weights that are validated make of some images."""
+        if isinstance(pl_module, SegmentationTask) and self._is_shown(trainer):
+            picture = tile([_panel(pl_module, sample) for sample in self._samples])
+            write_bytes(self._folder / SAMPLES / f"epoch_{trainer.current_epoch + 1:04}.jpg", encode(picture, ".jpg"))
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the epoch: its row, its curves, last.ckpt, and best.ckpt if it is the best so far."""
+        if not isinstance(pl_module, SegmentationTask) or pl_module.scores is None:
+            return
+        scores, epoch = pl_module.scores, trainer.current_epoch + 1
+        metrics = {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy}
+        pl_module.record = dataclasses.replace(pl_module.record, epoch=epoch, metrics=metrics)
+        seconds = round(time.perf_counter() - self._begun, 2)
+        self._rows.append({"epoch": epoch, "loss": pl_module.mean_loss(), **metrics, "seconds": seconds})
+        write_text(self._folder / METRICS, _to_csv(self._rows))
+        draw_curves(self._rows, self._folder / CURVES)
+        _log(trainer, pl_module, scores)
+        is_best = not self.best or metrics["mean_iou"] > self.best["mean_iou"]
+        if is_best:
+            self.best = metrics
+        _save(trainer, self._folder / LAST)
+        if is_best:
+            _keep_weights(self._folder / LAST, self._folder / BEST)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know."""
+        return {"best": self.best, "rows": self._rows}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the run ended."""
+        self.best, self._rows = state_dict["best"], state_dict["rows"]
+        self._begun -= self._rows[-1]["seconds"]
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep the weights of a run that is interrupted in its first epoch; later ones have that of the last."""
+        interrupted = isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.global_step > 0
+        if interrupted and not self._rows:
+            _save(trainer, self._folder / LAST)
+
+    def _is_shown(self, trainer: Trainer) -> bool:
+        epoch = trainer.current_epoch + 1
+        return epoch == 1 or epoch % _SAMPLES_EVERY == 0 or epoch == trainer.max_epochs
+
+
+def _panel(task: SegmentationTask, sample: Sample) -> list[Any]:
+    """Image, truth and prediction."""
+    image, mask = read_sample(sample)
+    label_map = task.record.label_map
+    class_map = task.predict(torch.from_numpy(image)[None])[0].cpu().numpy()
+    return [
+        shrink(image, _LONGER_SIDE),
+        paint_ids(mask, label_map, _LONGER_SIDE),
+        paint_ids(class_map, label_map, _LONGER_SIDE),
+    ]
+
+
+def _log(trainer: Trainer, task: SegmentationTask, scores: Scores) -> None:
+    """Tell the loggers, TensorBoard among them."""
+    names = [info.name for info in task.record.label_map.classes]
+    values = {
+        "loss/train": task.mean_loss(),
+        "val/mean_iou": scores.mean_iou,
+        "val/pixel_accuracy": scores.pixel_accuracy,
+        "lr": max(float(group["lr"]) for group in trainer.optimizers[0].param_groups),
+        **{f"iou/{name}": iou for name, iou in zip(names, scores.per_class_iou, strict=True) if iou is not None},
+    }
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.current_epoch + 1)
+
+
+def _save(trainer: Trainer, path: Path) -> None:
+    with replacing(path) as temporary:
+        trainer.save_checkpoint(temporary, weights_only=False)
+
+
+def _keep_weights(checkpoint: Path, path: Path) -> None:
+    """Copy a checkpoint without what only a resumed run needs: optimiser, schedule, and weights before averaging."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    with replacing(path) as temporary:
+        torch.save({key: content[key] for key in _WEIGHTS_KEYS}, temporary)
+
+
+def _to_csv(rows: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
