@@ -1,82 +1,38 @@
 """`fcnseg train`: fine-tune a classifier per pixel."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fcnseg.errors import UsageError
-from fcnseg.types import Rgb
-from training.commands.options import weights_options
+from training.commands.train_options import config_options, given_options
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from training.config import Device, Precision, Variant
-    from training.data import Contents, Dataset
-
-_LARGEST_CROP = 320
-_CROP_STEP = 32
+    from training.doctor import Diagnosis
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--backbone", required=True, metavar="ARCH", help="torchvision name, or timm/NAME, of the classifier.")
-@click.option(
-    "--variant",
-    type=click.Choice(["fcn8s", "fcn16s", "fcn32s"]),
-    default="fcn8s",
-    show_default=True,
-    help="Stride of the finest scores: smaller is sharper.",
-)
+@click.argument("data", required=False, type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", "run", required=True, metavar="RUN", type=click.Path(path_type=Path), help="Run folder."
 )
-@weights_options
-@click.option("--epochs", default=20, show_default=True, type=click.IntRange(min=1))
-@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
 @click.option(
-    "--crop",
-    type=click.IntRange(min=32),
-    help=f"Pixels along a training crop.  [default: the images' median longer side, at most {_LARGEST_CROP}]",
+    "--config",
+    "config_path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="YAML of options, such as a run's config.yaml: reproduces the run, but for what is given beside it.",
 )
-@click.option(
-    "--scale-jitter",
-    nargs=2,
-    default=(0.75, 1.5),
-    show_default=True,
-    metavar="LEAST GREATEST",
-    help="Range of the factor by which an image is resized before it is cropped.",
-)
-@click.option("--lr", default=1e-2, show_default=True, help="Peak learning rate of the new layers.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0), help="Processes that read data.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@config_options
 @click.option("--overwrite", is_flag=True, help="Replace the run that RUN holds.")
 @click.option(
     "--resume", is_flag=True, help="Go on behind the last epoch that RUN holds, with the same options; else begin it."
 )
 def train(
-    data: Path,
-    backbone: str,
-    variant: "Variant",
-    run: Path,
-    weights: Path | None,
-    mean: Rgb | None,
-    std: Rgb | None,
-    epochs: int,
-    batch_size: int,
-    crop: int | None,
-    scale_jitter: tuple[float, float],
-    lr: float,
-    seed: int,
-    workers: int,
-    device: "Device",
-    precision: "Precision",
-    *,
-    overwrite: bool,
-    resume: bool,
+    data: Path | None, run: Path, config_path: Path | None, *, overwrite: bool, resume: bool, **options: Any
 ) -> None:
     """Fine-tune a classifier into a segmentation model on the images and masks of the folder DATA.
 
@@ -94,56 +50,53 @@ def train(
 
     \b
     Example: fcnseg train camvid/ --backbone mobilenet_v2 --variant fcn8s -o run/
+    Again:   fcnseg train --config run/config.yaml -o again/
     """
     from rich.console import Console
 
-    from training.config import TrainConfig
-    from training.data import check_samples, fingerprint, open_dataset
+    from training.contents import require_sound
+    from training.data import fingerprint, open_dataset
+    from training.doctor import examine
+    from training.recipes import resolve
 
-    if (mean is None) != (std is None):
-        raise UsageError(f"--{'mean' if std is None else 'std'} is missing: a normalisation needs --mean and --std")
+    given = _asked_for(data, config_path, options)
     console = Console(stderr=True)
-    dataset = open_dataset(data)
+    dataset = open_dataset(Path(given["data"]))
     with console.status("checking images and masks"):
-        found = {split: check_samples(dataset.split(split), dataset.label_map) for split in ("train", "val")}
+        diagnosis = examine(dataset, ("train", "val"))
+        found = diagnosis.contents
+        require_sound(diagnosis.faults, sum(len(dataset.split(split)) for split in found))
         data_fingerprint = fingerprint(dataset, found)
-    _print_data(console, dataset, found)
+    _print_data(console, diagnosis)
+    config = resolve(given, found["train"].size)
+    if config.crop is None and config.batch_size > 1 and not found["train"].one_size:
+        raise UsageError(
+            f"whole images of several sizes make no batch of {config.batch_size}; give --crop HxW or --batch-size 1"
+        )
 
+    # Torch is loaded when the data is known to be good.
     from training.device import resolve_device
     from training.fit import fit
-    from training.model import build_model
+    from training.losses import balance_classes
     from training.run import BEST, LAST, can_resume, prepare_folder
+    from training.stages import build_for
 
-    config = TrainConfig(
-        data=str(data),
-        backbone=backbone,
-        variant=variant,
-        weights=None if weights is None else str(weights),
-        mean=mean,
-        std=std,
-        epochs=epochs,
-        batch_size=batch_size,
-        crop=crop or _default_crop(found["train"].longer_side),
-        scale_jitter=scale_jitter,
-        lr=lr,
-        seed=seed,
-        workers=workers,
-        device=device,
-        precision=precision,
-    )
-    used = resolve_device(device)
-    model = build_model(backbone, variant, len(dataset.label_map), weights=weights, mean=mean, std=std)
+    used = resolve_device(config.device)
+    model = build_for(config, dataset.label_map)
     goes_on = resume and can_resume(run, config)
     if not goes_on:
         prepare_folder(run, overwrite=overwrite or resume)
+    size = "whole images" if config.crop is None else f"crops of {config.crop[0]}x{config.crop[1]} pixels"
     console.print(
         f"normalisation: {model.normalisation}\n"
-        f"training {variant} on {backbone}: {epochs} epochs, {batch_size} crops of {config.crop} pixels a step, {used}",
+        f"training {config.variant} on {config.backbone} ({config.recipe} recipe): {config.epochs} epochs,"
+        f" {config.batch_size} {size} a step, lr {config.lr:.3g}, {used}",
         highlight=False,
         soft_wrap=True,
     )
+    class_weights = balance_classes(found["train"], config.class_weights)
     try:
-        best = fit(model, dataset, data_fingerprint, config, run, console, resume=goes_on)
+        best = fit(model, dataset, data_fingerprint, config, run, console, class_weights=class_weights, resume=goes_on)
     except (KeyboardInterrupt, SystemExit):
         kept = f"{run / LAST} is kept; go on with --resume" if (run / LAST).is_file() else "no step was finished"
         console.print(f"training was interrupted; {kept}", highlight=False, soft_wrap=True)
@@ -154,20 +107,35 @@ def train(
     click.echo(f"next: fcnseg export {run} -o model.onnx")
 
 
-def _default_crop(longer_side: int) -> int:
-    """The images' usual size, in steps that no backbone has to pad."""
-    return min(_LARGEST_CROP, -(-longer_side // _CROP_STEP) * _CROP_STEP)
+def _asked_for(data: Path | None, config_path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of the file, overridden by those of the command line."""
+    from training.config import read_values
+
+    given = given_options(options)
+    if config_path is not None:
+        if "recipe" in given:
+            raise UsageError("--recipe does not go with --config, whose file has its recipe's options; take one")
+        given = {**read_values(config_path), **given}
+    if data is not None:
+        given["data"] = str(data)
+    for name, remedy in (("data", "name the data folder"), ("backbone", "give --backbone ARCH")):
+        if not given.get(name):
+            raise UsageError(f"{name} is missing: {remedy}, or a --config FILE that has it")
+    if (given.get("mean") is None) != (given.get("std") is None):
+        missing = "mean" if given.get("mean") is None else "std"
+        raise UsageError(f"--{missing} is missing: a normalisation needs --mean and --std")
+    return given
 
 
-def _print_data(console: "Console", dataset: "Dataset", found: "dict[str, Contents]") -> None:
-    contents = found["train"]
+def _print_data(console: "Console", diagnosis: "Diagnosis") -> None:
+    dataset, contents = diagnosis.dataset, diagnosis.contents["train"]
     labelled = max(1, sum(contents.class_pixels))
     shares = ", ".join(
         f"{info.name} {pixels / labelled:.1%}"
         for info, pixels in zip(dataset.label_map.classes, contents.class_pixels, strict=True)
     )
     lines = [
-        f"{dataset.root}: " + ", ".join(f"{c.images} {split} images" for split, c in found.items()),
+        f"{dataset.root}: " + ", ".join(f"{c.images} {split} images" for split, c in diagnosis.contents.items()),
         f"{len(dataset.label_map)} classes: {shares}",
     ]
     if dataset.note is not None:
@@ -175,10 +143,9 @@ def _print_data(console: "Console", dataset: "Dataset", found: "dict[str, Conten
     if contents.ignored_pixels:
         share = contents.ignored_pixels / (contents.ignored_pixels + labelled)
         lines.append(f"{share:.1%} of the training pixels have no label (id {dataset.label_map.ignore_id})")
-    lines.extend(
-        f"warning: no {split} mask has the class {info.name}"
-        for split, c in found.items()
-        for info, pixels in zip(dataset.label_map.classes, c.class_pixels, strict=True)
-        if pixels == 0
-    )
+    for finding in diagnosis.findings:
+        more = (
+            f" ({len(finding.messages) - 1} more: 'fcnseg check {dataset.root}')" if len(finding.messages) > 1 else ""
+        )
+        lines.append(f"warning: {finding.messages[0]}{more}")
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,94 @@
+"""`fcnseg check`: what is wrong with a data set, before it is trained on."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from training.doctor import Diagnosis
+
+_SHOWN = 5
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--report",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write an HTML page there: all findings, the classes' shares, and samples with their masks.",
+)
+@click.option("--all", "show_all", is_flag=True, help=f"Print every case, not {_SHOWN} of each sort.")
+def check(data: Path, report: Path | None, *, show_all: bool) -> None:
+    """Examine the images and masks of the folder DATA, in any layout that 'fcnseg train' reads.
+
+    Errors are files that cannot be read, images without masks and masks without images, sizes that differ, ids that are
+    no class, 0/255 binaries, masks in colours that are no class's. Warnings are classes that no mask has and near
+    duplicates across the splits, told by a perceptual hash.
+
+    The exit code is 1 where there are errors, and 0 otherwise. 'fcnseg train' examines its data in the same way.
+
+    \b
+    Example: fcnseg check camvid/ --report camvid.html
+    """
+    from rich.console import Console
+
+    from fcnseg.files import require_place, write_bytes
+    from training.doctor import diagnose
+
+    if report is not None:
+        require_place(report)
+    with Console(stderr=True).status("examining images and masks"):
+        diagnosis = diagnose(data)
+    console = Console()
+    _print_splits(console, diagnosis)
+    _print_findings(console, diagnosis, None if show_all else _SHOWN)
+    if report is not None:
+        from training.doctor_page import to_html
+
+        write_bytes(report, to_html(diagnosis))
+    if diagnosis.errors:
+        sys.exit(1)
+
+
+def _print_splits(console: "Console", diagnosis: "Diagnosis") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if diagnosis.dataset.note is not None:
+        console.print(diagnosis.dataset.note, highlight=False, markup=False, soft_wrap=True)
+    table = Table("class", box=None)
+    for split, contents in diagnosis.contents.items():
+        table.add_column(f"{split} ({contents.images} images)", justify="right")
+    labelled = {split: max(1, sum(contents.class_pixels)) for split, contents in diagnosis.contents.items()}
+    for info in diagnosis.dataset.label_map.classes:
+        shares = [found.class_pixels[info.id] / labelled[split] for split, found in diagnosis.contents.items()]
+        table.add_row(escape(info.name), *(f"{share:.2%}" for share in shares))
+    unlabelled = [
+        found.ignored_pixels / max(1, labelled[split] + found.ignored_pixels)
+        for split, found in diagnosis.contents.items()
+    ]
+    if any(unlabelled):
+        table.add_row("[dim](no label)[/dim]", *(f"[dim]{share:.2%}[/dim]" for share in unlabelled))
+    console.print(table)
+
+
+def _print_findings(console: "Console", diagnosis: "Diagnosis", shown: int | None) -> None:
+    from rich.text import Text
+
+    for finding in diagnosis.findings:
+        colour = "red" if finding.severity == "error" else "yellow"
+        where = "" if finding.split is None else f" in {finding.split}"
+        title = Text(f"{finding.severity}: {finding.kind}{where}: {len(finding.messages)}", style=f"bold {colour}")
+        console.print(title)
+        for message in finding.messages[:shown]:
+            console.print(f"  {message}", highlight=False, markup=False, soft_wrap=True)
+        if shown is not None and len(finding.messages) > shown:
+            console.print(f"  ... and {len(finding.messages) - shown} more: --all prints them", style="dim")
+    errors = sum(len(finding.messages) for finding in diagnosis.errors)
+    warnings = sum(len(finding.messages) for finding in diagnosis.findings) - errors
+    console.print(f"{errors} errors, {warnings} warnings", highlight=False)

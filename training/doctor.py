@@ -1,0 +1,156 @@
+"""The dataset doctor: everything that is wrong with a data set, or may be, before a run is spent on it.
+
+Errors are what training refuses or would learn nonsense from; warnings are what its figures would suffer from in
+silence.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.contents import Contents, Fault, look_into
+from training.data import Dataset, open_dataset
+
+Severity: TypeAlias = Literal["error", "warning"]
+NEAR_BITS = 4
+"""Perceptual hashes of 64 bits that differ in at most so many belong to near duplicates."""
+_COMPARED = ("train", "val")
+_MOSTLY = 0.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sort of thing that is wrong.
+
+    Attributes:
+        severity: Whether it must be mended, or should be known.
+        kind: What sort, in a few words.
+        split: Where; None where it concerns the whole folder.
+        messages: One line for each case, with the file's name and the remedy.
+    """
+
+    severity: Severity
+    kind: str
+    split: str | None
+    messages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the doctor found.
+
+    Attributes:
+        dataset: What could be opened.
+        contents: What its files hold, by split.
+        findings: What is wrong, errors first.
+    """
+
+    dataset: Dataset
+    contents: Mapping[str, Contents]
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that must be mended."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What is wrong with single samples."""
+        return tuple(fault for contents in self.contents.values() for fault in contents.faults)
+
+
+def diagnose(root: Path) -> Diagnosis:
+    """Open a data folder and examine all its splits.
+
+    Raises:
+        DatasetError: The folder cannot be opened at all, so that there is nothing to examine.
+    """
+    dataset = open_dataset(root, lenient=True)
+    return examine(dataset, tuple(dataset.splits))
+
+
+def examine(dataset: Dataset, splits: Sequence[str]) -> Diagnosis:
+    """Examine some splits of a data set: every image and mask is opened.
+
+    Raises:
+        DatasetError: There is no such split.
+    """
+    contents = {split: look_into(dataset.split(split), dataset.label_map) for split in splits}
+    findings = [*_unpaired(dataset), *_faults(contents), *_classes(dataset, contents), *_duplicates(dataset, contents)]
+    findings.sort(key=lambda finding: finding.severity)
+    return Diagnosis(dataset, contents, tuple(findings))
+
+
+def near_pairs(first: Sequence[int | None], second: Sequence[int | None]) -> Iterator[tuple[int, int]]:
+    """Find near duplicates by their hashes: (place in `first`, place in `second`) of each pair of NEAR_BITS or less."""
+    known = [place for place, value in enumerate(second) if value is not None]
+    hashes = np.array([second[place] for place in known], np.uint64)
+    for i, value in enumerate(first):
+        if value is None:
+            continue
+        distance: NDArray[np.uint8] = np.bitwise_count(hashes ^ np.uint64(value))
+        for j in np.flatnonzero(distance <= NEAR_BITS):
+            yield i, known[int(j)]
+
+
+def _unpaired(dataset: Dataset) -> Iterator[Finding]:
+    by_kind = defaultdict(list)
+    for lone in dataset.unpaired:
+        by_kind[lone.kind].append(f"{lone}; add it, or take the {lone.kind} out")
+    for kind, messages in by_kind.items():
+        yield Finding("error", f"{kind} without its other half", None, tuple(messages))
+
+
+def _faults(contents: Mapping[str, Contents]) -> Iterator[Finding]:
+    for split, found in contents.items():
+        by_kind = defaultdict(list)
+        for fault in found.faults:
+            by_kind[fault.kind].append(fault.message)
+        for kind, messages in by_kind.items():
+            yield Finding("error", kind, split, tuple(messages))
+
+
+def _classes(dataset: Dataset, contents: Mapping[str, Contents]) -> Iterator[Finding]:
+    for split, found in contents.items():
+        if not found.images:
+            continue
+        absent = [
+            info.name for info, pixels in zip(dataset.label_map.classes, found.class_pixels, strict=True) if pixels == 0
+        ]
+        if absent:
+            cannot = "learned" if split == "train" else "measured"
+            messages = tuple(
+                f"no {split} mask has the class {name}, which cannot be {cannot}: add images of it, or drop the class"
+                for name in absent
+            )
+            yield Finding("warning", "class never seen", split, messages)
+        labelled = sum(found.class_pixels)
+        if found.ignored_pixels > _MOSTLY * (labelled + found.ignored_pixels):
+            share = found.ignored_pixels / (labelled + found.ignored_pixels)
+            message = (
+                f"{share:.0%} of the {split} pixels have id {dataset.label_map.ignore_id}, which counts as no label;"
+                " give them classes, if they have some"
+            )
+            yield Finding("warning", "mostly no label", split, (message,))
+
+
+def _duplicates(dataset: Dataset, contents: Mapping[str, Contents]) -> Iterator[Finding]:
+    """Compare the images of the splits, each with all later ones; lists such as VOC's trainval repeat others."""
+    splits = [split for split in _COMPARED if split in contents] + (["test"] if "test" in contents else [])
+    for i, first in enumerate(splits):
+        for second in splits[i + 1 :]:
+            pairs = near_pairs(contents[second].hashes, contents[first].hashes)
+            here, there = dataset.split(second), dataset.split(first)
+            messages = tuple(
+                f"{second} image {here[a].name} is nearly {first} image {there[b].name}; keep a scene in one split, or"
+                f" {second} measures what was learned by heart"
+                for a, b in pairs
+            )
+            if messages:
+                yield Finding("warning", "duplicates across splits", second, messages)
