@@ -1,0 +1,65 @@
+"""What the dataset doctor found, as one HTML page that needs no other file, no network and no script."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from fcnseg.errors import DatasetError
+from fcnseg.types import LabelMap
+from training.doctor import Diagnosis
+from training.page import render_page
+from training.pictures import data_uri, paint_ids, shrink
+from training.samples import Sample, read_sample
+
+_LONGER_SIDE = 360
+_EXAMPLES = 6
+_MESSAGES = 1000  # of one sort; beyond, they are counted
+
+
+def to_html(diagnosis: Diagnosis) -> bytes:
+    """Lay out findings, the classes' shares, and samples of each split with their masks as a page.
+
+    Returns:
+        UTF-8 HTML.
+    """
+    dataset = diagnosis.dataset
+    splits = {
+        split: {
+            "images": found.images,
+            "size": found.size,
+            "one_size": found.one_size,
+            "shares": [pixels / max(1, sum(found.class_pixels)) for pixels in found.class_pixels],
+            "unlabelled": found.ignored_pixels / max(1, sum(found.class_pixels) + found.ignored_pixels),
+            "examples": _examples(dataset.split(split), dataset.label_map),
+        }
+        for split, found in diagnosis.contents.items()
+    }
+    return render_page(
+        "doctor.html.jinja",
+        root=dataset.root,
+        note=dataset.note,
+        classes=dataset.label_map.classes,
+        splits=splits,
+        findings=diagnosis.findings,
+        errors=sum(len(finding.messages) for finding in diagnosis.errors),
+        cases=sum(len(finding.messages) for finding in diagnosis.findings),
+        most=_MESSAGES,
+    )
+
+
+def _examples(samples: tuple[Sample, ...], label_map: LabelMap) -> list[dict[str, Any]]:
+    """Pictures of some samples that can be read, spread over the split."""
+    found = []
+    for sample in [samples[i * len(samples) // _EXAMPLES] for i in range(min(_EXAMPLES, len(samples)))]:
+        try:
+            image, mask = read_sample(sample)
+        except DatasetError:
+            continue
+        if mask[mask != label_map.ignore_id].max(initial=0) >= len(label_map):
+            continue
+        small, painted = shrink(image, _LONGER_SIDE), paint_ids(mask, label_map, _LONGER_SIDE)
+        tinted = cv2.addWeighted(small, 0.5, painted, 0.5, 0).astype(np.uint8, copy=False)
+        pictures = [("image", data_uri(small, ".jpg")), ("mask", data_uri(painted, ".png"))]
+        found.append({"name": sample.name, "pictures": [*pictures, ("both", data_uri(tinted, ".jpg"))]})
+    return found
