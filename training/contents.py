@@ -1,5 +1,6 @@
 """What the files of a data set hold, found by opening every one: sizes, pixels of each class, and what is wrong."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from training.samples import Sample, read_image, size_fault
 _SHOWN = 5
 _THREADS = 8
 _BINARY = {0, 255}
+_VOC_OUTLINE = (224, 224, 192)  # of PASCAL VOC's objects, which has no label
 _LUMA = (0.299, 0.587, 0.114)  # grey as OpenCV and Pillow make it (ITU-R BT.601)
 _FLAT = 2.0  # grey levels: below, an image has no structure to be known by
 _In = TypeVar("_In")
@@ -171,10 +173,11 @@ def _unknown_ids(sample: Sample, counts: NDArray[np.int64], unknown: list[int], 
 
 
 def _grey_colours(label_map: LabelMap) -> set[int]:
-    """The grey values that a picture of the classes' colours, or of PASCAL VOC's, turns to."""
-    colours = [info.colour for info in label_map.classes] + [voc_colour(i) for i in range(len(label_map))]
+    """The grey values that a picture of the classes' colours, or of PASCAL VOC's, turns to, rounded up or down."""
+    voc_colours = [*(voc_colour(i) for i in range(len(label_map))), _VOC_OUTLINE]
+    colours = [*(info.colour for info in label_map.classes), *voc_colours]
     greys = [sum(part * c for part, c in zip(_LUMA, colour, strict=True)) for colour in colours]
-    return {round(grey) for grey in greys} | {int(grey) for grey in greys} | {0, 255}
+    return {math.floor(grey) for grey in greys} | {math.ceil(grey) for grey in greys} | {0, 255}
 
 
 def _are_binary(counts: NDArray[np.int64], label_map: LabelMap) -> bool:

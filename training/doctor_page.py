@@ -50,8 +50,8 @@ def to_html(diagnosis: Diagnosis) -> bytes:
 
 def _examples(samples: tuple[Sample, ...], label_map: LabelMap) -> list[dict[str, Any]]:
     """Pictures of some samples that can be read, spread over the split."""
-    found = []
-    for sample in [samples[i * len(samples) // _EXAMPLES] for i in range(min(_EXAMPLES, len(samples)))]:
+    found, count = [], min(_EXAMPLES, len(samples))
+    for sample in [samples[i * len(samples) // count] for i in range(count)]:
         try:
             image, mask = read_sample(sample)
         except DatasetError:

@@ -60,18 +60,15 @@ def _print_splits(console: "Console", diagnosis: "Diagnosis") -> None:
     from rich.table import Table
 
     if diagnosis.dataset.note is not None:
-        console.print(diagnosis.dataset.note, highlight=False, markup=False, soft_wrap=True)
+        console.print(_printable(diagnosis.dataset.note), highlight=False, markup=False, soft_wrap=True)
     table = Table("class", box=None)
-    for split, contents in diagnosis.contents.items():
-        table.add_column(f"{split} ({contents.images} images)", justify="right")
-    labelled = {split: max(1, sum(contents.class_pixels)) for split, contents in diagnosis.contents.items()}
+    for split, found in diagnosis.contents.items():
+        table.add_column(escape(f"{_printable(split)} ({found.images} images)"), justify="right")
+    contents = diagnosis.contents.values()
     for info in diagnosis.dataset.label_map.classes:
-        shares = [found.class_pixels[info.id] / labelled[split] for split, found in diagnosis.contents.items()]
+        shares = [found.class_pixels[info.id] / max(1, sum(found.class_pixels)) for found in contents]
         table.add_row(escape(info.name), *(f"{share:.2%}" for share in shares))
-    unlabelled = [
-        found.ignored_pixels / max(1, labelled[split] + found.ignored_pixels)
-        for split, found in diagnosis.contents.items()
-    ]
+    unlabelled = [found.ignored_pixels / max(1, sum(found.class_pixels) + found.ignored_pixels) for found in contents]
     if any(unlabelled):
         table.add_row("[dim](no label)[/dim]", *(f"[dim]{share:.2%}[/dim]" for share in unlabelled))
     console.print(table)
@@ -82,13 +79,20 @@ def _print_findings(console: "Console", diagnosis: "Diagnosis", shown: int | Non
 
     for finding in diagnosis.findings:
         colour = "red" if finding.severity == "error" else "yellow"
-        where = "" if finding.split is None else f" in {finding.split}"
+        where = "" if finding.split is None else f" in {_printable(finding.split)}"
         title = Text(f"{finding.severity}: {finding.kind}{where}: {len(finding.messages)}", style=f"bold {colour}")
         console.print(title)
         for message in finding.messages[:shown]:
-            console.print(f"  {message}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  {_printable(message)}", highlight=False, markup=False, soft_wrap=True)
         if shown is not None and len(finding.messages) > shown:
             console.print(f"  ... and {len(finding.messages) - shown} more: --all prints them", style="dim")
     errors = sum(len(finding.messages) for finding in diagnosis.errors)
     warnings = sum(len(finding.messages) for finding in diagnosis.findings) - errors
-    console.print(f"{errors} errors, {warnings} warnings", highlight=False)
+    console.print(
+        f"{errors} error{'' if errors == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}", highlight=False
+    )
+
+
+def _printable(text: str) -> str:
+    """Spell out what cannot be printed: a file's name need not be valid Unicode."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
