@@ -16,6 +16,7 @@ from fcnseg.certificate import Certificate
 from fcnseg.errors import ModelFileError
 from fcnseg.geometry import Geometry
 from fcnseg.layers import Layer
+from fcnseg.model_card import ModelCard
 from fcnseg.types import LabelMap, Rgb
 
 METADATA_KEY = "fcnseg"
@@ -62,6 +63,7 @@ class ModelInfo:
         metrics: Validation metrics by name, each in 0..1.
         certificate: What the conversion of the classifier proved; None for trained nets, which no longer compute it.
         parity: The proofs made on the way to this file.
+        card: Where a trained model comes from and what it can be trusted with; None in files that do not tell it.
         layers: The net's layers, in the order in which they run; empty in files that do not tell them.
         versions: Versions of the packages that made the file.
         format: Version of this metadata.
@@ -80,6 +82,7 @@ class ModelInfo:
     metrics: dict[str, Annotated[float, Field(ge=0, le=1)]] = field(default_factory=dict)
     certificate: Certificate | None = None
     parity: tuple[ParityRecord, ...] = ()
+    card: ModelCard | None = None
     layers: tuple[Layer, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     format: Annotated[int, Field(ge=1, le=1)] = 1

@@ -97,7 +97,7 @@ class TorchNet:
         self._device = torch.device(device)
         self._model = run.model.to(self._device)
         self.file = run.checkpoint
-        self.label_map = run.label_map
+        self.label_map = run.record.label_map
         self.geometry = self._model.geometry
 
     @torch.inference_mode()

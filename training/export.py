@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx
@@ -20,12 +21,15 @@ from torch import Tensor, nn
 from fcnseg.certificate import Certificate
 from fcnseg.errors import ParityError, UsageError
 from fcnseg.files import replacing
+from fcnseg.model_card import ModelCard
 from fcnseg.model_file import METADATA_KEY, OUTPUTS, ModelInfo, ParityRecord, dump_info, parse_info
 from fcnseg.types import LabelMap
 from training.environment import package_versions
+from training.half_weights import round_weights, store_half
 from training.layers import derive_layers
 from training.model import SegmentationModel
 
+Store: TypeAlias = Literal["fp32", "fp16"]
 OPSET = 20
 IR_VERSION = 10
 """What onnxruntime 1.18 and later read."""
@@ -43,6 +47,8 @@ def export(
     metrics: dict[str, float] | None = None,
     data_fingerprint: str | None = None,
     certificate: Certificate | None = None,
+    card: ModelCard | None = None,
+    store: Store = "fp32",
 ) -> ModelInfo:
     """Write a model file, after proving that onnxruntime computes what PyTorch does.
 
@@ -53,6 +59,9 @@ def export(
         metrics: Validation metrics to carry, by name, each in 0..1.
         data_fingerprint: Fingerprint of the training data to carry.
         certificate: What the conversion of the classifier proved, to carry along.
+        card: The model card to carry.
+        store: How weights are stored: as they are, or rounded to 16 bits, which halves the file. They are computed
+            with as 32-bit floats in either case.
 
     Returns:
         The metadata written, the export's own proof included.
@@ -60,6 +69,7 @@ def export(
     Raises:
         UsageError: The label map does not fit the model.
         ModelFileError: A metric is no number from 0 to 1.
+        WeightsError: A weight cannot be rounded to 16 bits.
         ParityError: At some size the scores differ by more than 1e-4 of their range, or a class map differs where the
             two best scores are further apart than that.
     """
@@ -79,13 +89,18 @@ def export(
         data_fingerprint=data_fingerprint,
         metrics=metrics or {},
         certificate=certificate,
+        card=card,
         layers=derive_layers(model.net),
         versions=package_versions(),
     )
     parse_info(dump_info(info), "the new file")  # what could not be read back is not written
+    if store == "fp16":
+        model = round_weights(model)
     proto = _trace(model)
     _declare(proto, model.num_classes)
     _guard_confidence(proto)
+    if store == "fp16":
+        store_half(proto)
     with replacing(path) as temporary:
         error = _write_proved(proto, model, temporary, info)
         info = replace(info, parity=(ParityRecord("onnxruntime with PyTorch", error),))

@@ -26,6 +26,7 @@ from training.config import Precision, TrainConfig, write_config
 from training.data import Dataset
 from training.device import resolve_device
 from training.environment import describe_environment
+from training.memory import keep_freed_memory
 from training.model import SegmentationModel
 from training.progress import TrainingProgress
 from training.run import CONFIG, ENVIRONMENT, LAST, TENSORBOARD, RunRecord
@@ -72,12 +73,15 @@ def fit(
         SystemExit: As for an interrupt, by SIGTERM.
     """
     device = resolve_device(config.device)
-    record = RunRecord(config, dataset.label_map, model.mean, model.std, data_fingerprint)
+    images = {split: len(dataset.split(split)) for split in ("train", "val")}
+    record = RunRecord(config, dataset.label_map, model.mean, model.std, data_fingerprint, images=images)
     write_config(folder / CONFIG, config)
     environment = {**describe_environment(device), "data_fingerprint": data_fingerprint}
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
     writer, order = RunWriter(folder, dataset.split("val")), torch.Generator()
     averages = [MovingAverage(config.ema)] if config.ema else []
+    if device == "cpu":
+        keep_freed_memory()
     with _quiet_lightning(), _sigint_restored():
         trainer = Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",

@@ -52,8 +52,10 @@ class RunRecord:
         std: Channel deviations.
         data_fingerprint: SHA-256 of the data trained and validated on.
         epoch: Epochs done; 0 before the end of the first.
-        metrics: `mean_iou` and `pixel_accuracy` of these weights on the validation split; empty where they were not
-            measured, before the first epoch's end or at an interrupt.
+        images: Number of images of the splits trained and validated on.
+        metrics: `mean_iou`, `pixel_accuracy`, `mean_accuracy` and `frequency_weighted_iou` of these weights on the
+            validation split; empty where they were not measured, before the first epoch's end or at an interrupt.
+        class_iou: Validation IoU of each class by name, None for those that occur nowhere; empty as `metrics`.
     """
 
     config: TrainConfig
@@ -62,7 +64,9 @@ class RunRecord:
     std: Rgb
     data_fingerprint: str
     epoch: int = 0
+    images: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    class_iou: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,20 +76,12 @@ class Run:
     Attributes:
         checkpoint: The file that it came from.
         model: The model in evaluation mode, on the CPU.
-        label_map: Its classes.
-        config: What the run was asked to do.
-        metrics: `mean_iou` and `pixel_accuracy` of these weights on the validation split; empty if not measured.
-        data_fingerprint: SHA-256 of the data trained and validated on.
-        epoch: Epochs done when the checkpoint was written.
+        record: What the checkpoint says of it.
     """
 
     checkpoint: Path
     model: SegmentationModel
-    label_map: LabelMap
-    config: TrainConfig
-    metrics: dict[str, float]
-    data_fingerprint: str
-    epoch: int
+    record: RunRecord
 
 
 def open_run(path: Path) -> Run:
@@ -126,15 +122,9 @@ def open_run(path: Path) -> Run:
         raise ModelFileError(
             f"{refusal} of this version ({' '.join(str(error).split())[:200]}); train again"
         ) from error
-    return Run(
-        checkpoint=checkpoint,
-        model=model.eval(),
-        label_map=record.label_map,
-        config=record.config,
-        metrics=record.metrics,
-        data_fingerprint=record.data_fingerprint,
-        epoch=record.epoch,
-    )
+    if record.config.weights is not None or record.config.start is not None or not record.config.pretrained:
+        model.licence = None  # that of the zoo's weights, which were not used
+    return Run(checkpoint, model.eval(), record)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -207,7 +197,9 @@ def record_as_plain(record: RunRecord) -> dict[str, Any]:
         "std": list(record.std),
         "data_fingerprint": record.data_fingerprint,
         "epoch": record.epoch,
+        "images": dict(record.images),
         "metrics": dict(record.metrics),
+        "class_iou": dict(record.class_iou),
     }
 
 
@@ -228,5 +220,7 @@ def record_from_plain(plain: dict[str, Any]) -> RunRecord:
         std=(std[0], std[1], std[2]),
         data_fingerprint=plain["data_fingerprint"],
         epoch=plain["epoch"],
+        images=plain.get("images", {}),
         metrics=plain["metrics"],
+        class_iou=plain.get("class_iou", {}),
     )

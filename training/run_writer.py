@@ -22,6 +22,7 @@ from training.samples import Sample, read_sample
 from training.task import SegmentationTask
 
 _WEIGHTS_KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", RECORD_KEY)
+_METRICS = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
 _SAMPLES_EVERY = 5
 _SHOWN = 4
 _LONGER_SIDE = 320
@@ -55,8 +56,10 @@ class RunWriter(Callback):
         if not isinstance(pl_module, SegmentationTask) or pl_module.scores is None:
             return
         scores, epoch = pl_module.scores, trainer.current_epoch + 1
-        metrics = {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy}
-        pl_module.record = dataclasses.replace(pl_module.record, epoch=epoch, metrics=metrics)
+        metrics = {name: float(getattr(scores, name)) for name in _METRICS}
+        names = [info.name for info in pl_module.record.label_map.classes]
+        class_iou = dict(zip(names, scores.per_class_iou, strict=True))
+        pl_module.record = dataclasses.replace(pl_module.record, epoch=epoch, metrics=metrics, class_iou=class_iou)
         seconds = round(time.perf_counter() - self._begun, 2)
         self._rows.append({"epoch": epoch, "loss": pl_module.mean_loss(), **metrics, "seconds": seconds})
         write_text(self._folder / METRICS, _to_csv(self._rows))

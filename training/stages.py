@@ -54,7 +54,8 @@ def start_from(model: SegmentationModel, config: TrainConfig, label_map: LabelMa
         UsageError: There is no checkpoint, or its run is not one that this one can follow.
         ModelFileError: The file is not a checkpoint of `fcnseg train`.
     """
-    earlier = open_run(path)
+    run = open_run(path)
+    earlier = run.record
     for name in ("backbone", "tail", "upsampling"):
         begun, asked = getattr(earlier.config, name), getattr(config, name)
         if begun != asked:
@@ -65,7 +66,7 @@ def start_from(model: SegmentationModel, config: TrainConfig, label_map: LabelMa
         raise UsageError(
             f"{config.variant} cannot start from {earlier.config.variant}, which is finer; train the coarser one first"
         )
-    unfit = model.load_state_dict(earlier.model.state_dict(), strict=False)
+    unfit = model.load_state_dict(run.model.state_dict(), strict=False)
     strange = [*unfit.unexpected_keys, *(key for key in unfit.missing_keys if not key.startswith(_NEW))]
     if strange:
         raise RuntimeError(f"{config.variant} and {earlier.config.variant} share no trunk: {strange[:3]}")

@@ -31,6 +31,7 @@ from training.scenes import LABEL_MAP, write_scenes
 
 BACKBONE = "squeezenet1_1"
 HALVES = (0.5, 0.5, 0.5)
+METRICS = {"mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,18 +99,18 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(run: Path) -> None:
     rows = read_rows(run)
     best = max(rows, key=lambda row: float(row["mean_iou"]))
     opened = open_run(run)
-    assert opened.epoch == int(best["epoch"])
-    assert opened.metrics["mean_iou"] == float(best["mean_iou"])
-    assert open_run(run / "last.ckpt").epoch == 3
+    assert opened.record.epoch == int(best["epoch"])
+    assert opened.record.metrics["mean_iou"] == float(best["mean_iou"])
+    assert open_run(run / "last.ckpt").record.epoch == 3
 
 
 def test_a_checkpoint_rebuilds_the_model_with_all_that_it_means(run: Path, scenes: Path, config: TrainConfig) -> None:
     opened = open_run(run)
-    assert opened.label_map == LABEL_MAP
-    assert opened.config == config
+    assert opened.record.label_map == LABEL_MAP
+    assert opened.record.config == config
     assert (opened.model.mean, opened.model.std) == (HALVES, HALVES)
     assert (opened.model.architecture, opened.model.variant) == (BACKBONE, "fcn8s")
-    assert opened.data_fingerprint == fingerprint(open_dataset(scenes), ["train", "val"])
+    assert opened.record.data_fingerprint == fingerprint(open_dataset(scenes), ["train", "val"])
     assert not opened.model.training
 
 
@@ -117,7 +118,9 @@ def test_a_checkpoint_rebuilds_the_model_with_all_that_it_means(run: Path, scene
 def test_evaluating_a_checkpoint_reproduces_its_validation_exactly(run: Path, scenes: Path, name: str) -> None:
     samples = open_dataset(scenes).split("val")
     *_, scores = measure(open_predictor(run / name, "cpu"), samples, LABEL_MAP.ignore_id)
-    assert {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy} == open_run(run / name).metrics
+    record = open_run(run / name).record
+    assert {metric: getattr(scores, metric) for metric in METRICS} == record.metrics
+    assert scores.per_class_iou == tuple(record.class_iou.values())
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
@@ -146,7 +149,7 @@ def test_frozen_statistics_stay_and_others_follow_the_data(
 def test_a_net_with_dropout_in_place_trains(scenes: Path, config: TrainConfig, tmp_path: Path) -> None:
     """MNASNet's dropout would overwrite the output of the ReLU before it, which the gradient needs."""
     train_from_noise(open_dataset(scenes), replace(config, backbone="mnasnet0_5", epochs=1), tmp_path / "run")
-    assert open_run(tmp_path / "run").epoch == 1
+    assert open_run(tmp_path / "run").record.epoch == 1
 
 
 def test_the_loss_is_the_mean_over_labelled_pixels_alone() -> None:
@@ -210,7 +213,7 @@ def test_a_killed_run_that_is_resumed_ends_with_the_weights_that_it_would_have_h
     rows, others = read_rows(run), read_rows(tmp_path / "straight")
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [(row["loss"], row["mean_iou"]) for row in rows] == [(row["loss"], row["mean_iou"]) for row in others]
-    assert open_run(run).epoch == open_run(tmp_path / "straight").epoch
+    assert open_run(run).record == replace(open_run(tmp_path / "straight").record, config=open_run(run).record.config)
 
 
 def test_a_run_is_not_resumed_with_other_options(run: Path, scenes: Path, config: TrainConfig) -> None:
@@ -236,9 +239,9 @@ def test_an_interrupted_run_ends_cleanly_and_leaves_a_usable_checkpoint(
     assert "interrupted" in rest
     assert "--resume" in rest
     assert "Traceback" not in rest
-    last = open_run(run / "last.ckpt")
+    last = open_run(run / "last.ckpt").record
     assert last.epoch >= 1
-    assert set(last.metrics) == set(open_run(run).metrics) == {"mean_iou", "pixel_accuracy"}
+    assert set(last.metrics) == set(open_run(run).record.metrics) == METRICS
 
 
 def training_process(arguments: list[str]) -> "subprocess.Popen[str]":

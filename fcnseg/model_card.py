@@ -1,0 +1,99 @@
+"""The model card: where a model comes from and what it can be trusted with, as JSON in its file and as Markdown.
+
+The headings follow Mitchell et al., Model Cards for Model Reporting (arXiv 1810.03993).
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from fcnseg.model_file import ModelInfo
+
+Option: TypeAlias = str | bool | int | float | list[float] | None
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What the other metadata of a model file does not say of its training.
+
+    Attributes:
+        data: Name of the data set.
+        images: Number of images of each split that training has seen.
+        data_licence: Licence of the data; None where it was not told.
+        weights: What the training started from.
+        recipe: The options of the run, by the names that `fcnseg train --config` takes.
+        epoch: The epoch whose weights these are.
+        class_iou: Validation IoU of each class by name; None for classes that occur nowhere; empty if not measured.
+        limits: What the model should not be trusted with, a sentence each.
+        reproduce: Commands that make the model again, given `recipe` as config.yaml.
+    """
+
+    data: str
+    images: dict[str, int]
+    data_licence: str | None
+    weights: str
+    recipe: dict[str, Option]
+    epoch: int
+    class_iou: dict[str, Annotated[float, Field(ge=0, le=1)] | None] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
+    reproduce: tuple[str, ...] = ()
+
+
+def to_markdown(info: "ModelInfo", card: ModelCard, name: str) -> str:
+    """Write a model's card for people.
+
+    Args:
+        info: The model file's metadata.
+        card: Its card.
+        name: What the model is called.
+    """
+    names = ", ".join(found.name for found in info.label_map.classes)
+    about = (
+        f"{info.variant} of {info.architecture}, {len(info.label_map)} classes: {names}. It takes RGB images of any"
+        " size, and answers with a class for every pixel."
+    )
+    recipe = "".join(f"{option}: {json.dumps(value)}\n" for option, value in card.recipe.items())
+    sections = {
+        "Data": _data(info, card),
+        "Metrics": _metrics(info, card),
+        "Limits": "\n".join(f"- {limit}" for limit in card.limits),
+        "Licence": _licence(info, card),
+        "Recipe": f"```yaml\n{recipe}```",
+        "How to reproduce": _reproduce(info, card),
+    }
+    parts = [f"# {name}", about, *(f"## {title}\n\n{text}" for title, text in sections.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _data(info: "ModelInfo", card: ModelCard) -> str:
+    counts = ", ".join(f"{count} images for {split}" for split, count in card.images.items())
+    return f"{card.data}: {counts}. SHA-256 of labels, images and masks: `{info.data_fingerprint}`."
+
+
+def _metrics(info: "ModelInfo", card: ModelCard) -> str:
+    if not info.metrics:
+        return "Not measured: training was interrupted before its first validation."
+    lines = ["On the validation split:", "", "| metric | value |", "|---|---|"]
+    lines += [f"| {key.replace('_', ' ')} | {value:.4f} |" for key, value in info.metrics.items()]
+    if card.class_iou:
+        lines += ["", "| class | IoU |", "|---|---|"]
+        lines += [
+            f"| {key} | {'not present' if iou is None else f'{iou:.4f}'} |" for key, iou in card.class_iou.items()
+        ]
+    return "\n".join(lines)
+
+
+def _licence(info: "ModelInfo", card: ModelCard) -> str:
+    return (
+        f"- Weights that training started from ({card.weights}): {info.licence or 'not known'}\n"
+        f"- Training data ({card.data}): {card.data_licence or 'not told; find out before you share the model'}"
+    )
+
+
+def _reproduce(info: "ModelInfo", card: ModelCard) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in info.versions.items())
+    commands = "\n".join(f"    {command}" for command in card.reproduce)
+    return f"With the recipe above as `config.yaml`:\n\n{commands}\n\nMade with {versions}."

@@ -1,0 +1,83 @@
+"""The model card of a run: what its checkpoint tells of data, recipe and limits."""
+
+from pathlib import Path
+
+from fcnseg.model_card import ModelCard, Option
+from training.config import TrainConfig, as_plain
+from training.export import Store
+from training.run import Run
+
+_POOR = 0.5
+
+
+def make_card(run: Run, file_name: str, *, data_licence: str | None = None, store: Store = "fp32") -> ModelCard:
+    """Make the card of a run's model.
+
+    Folders of this machine are left out: files are named, not their paths.
+
+    Args:
+        run: The run.
+        file_name: What the model file is called.
+        data_licence: Licence of the training data; None where it is not known.
+        store: How the file stores the weights.
+    """
+    config = run.record.config
+    stored = "" if store == "fp32" else f" --store {store}"
+    return ModelCard(
+        data=Path(config.data).name,
+        images=run.record.images,
+        data_licence=data_licence,
+        weights=_describe_weights(config),
+        recipe=_recipe(config),
+        epoch=run.record.epoch,
+        class_iou=run.record.class_iou,
+        limits=tuple(_limits(run, store)),
+        reproduce=(
+            "fcnseg train --config config.yaml -o run",
+            f"fcnseg export run -o {file_name}{stored}",
+            f"fcnseg evaluate {file_name} {Path(config.data).name} --split val",
+        ),
+    )
+
+
+def _describe_weights(config: TrainConfig) -> str:
+    if config.start is not None:
+        return f"those of the run {Path(config.start).name}"
+    if config.weights is not None:
+        return Path(config.weights).name
+    return f"pretrained weights of {config.backbone}" if config.pretrained else "random"
+
+
+def _recipe(config: TrainConfig) -> dict[str, Option]:
+    """The options of the run without the folders that its files lay in."""
+    plain = as_plain(config)
+    for name in ("data", "weights", "start"):
+        value = getattr(config, name)
+        plain[name] = None if value is None else Path(value).name
+    return plain
+
+
+def _limits(run: Run, store: Store) -> list[str]:
+    record, config = run.record, run.record.config
+    low, high = config.scale_jitter
+    seen = "whole images" if config.crop is None else "crops of {}x{} pixels (height x width)".format(*config.crop)
+    limits = [
+        "It knows its classes alone, and gives every pixel one of them, whatever the image shows.",
+        f"It has seen {seen}, of images scaled by {low:g} to {high:g}; what appears much larger or smaller is untried.",
+    ]
+    if record.metrics:
+        limits.append(
+            "The validation images chose the epoch, so that these figures are somewhat too high for new images, and"
+            " more so for other cameras and places."
+        )
+    poor = [f"{name} ({iou:.2f})" for name, iou in record.class_iou.items() if iou is not None and iou < _POOR]
+    if poor:
+        limits.append(f"Classes with a validation IoU below {_POOR}: {', '.join(poor)}.")
+    unseen = [name for name, iou in record.class_iou.items() if iou is None]
+    if unseen:
+        limits.append(f"Classes that were not measured, since no validation image shows them: {', '.join(unseen)}.")
+    if run.model.global_context:
+        limits.append("Each answer depends on the whole image: tiles of an image do not give its answer exactly.")
+    if store == "fp16":
+        limits.append("Its weights are rounded to 16 bits; the figures above were measured before that.")
+    return limits

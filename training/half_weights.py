@@ -1,0 +1,94 @@
+"""Weights stored as 16-bit floats and computed with as 32-bit ones: half the file, and the answers of rounded weights.
+
+The rounding is done to the torch model, before it is exported, so that the file is proved against the very weights that
+it holds. BatchNorm is folded into the convolutions before it first, since the exporter would fold it afterwards into
+weights that are rounded already.
+"""
+
+import copy
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from fcnseg.errors import WeightsError
+from training.fcn import FCN
+from training.model import SegmentationModel
+
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+def round_weights(model: SegmentationModel) -> SegmentationModel:
+    """Return a copy of a model in eval mode whose convolutions' weights are 16-bit floats, kept as 32-bit ones.
+
+    Raises:
+        WeightsError: A weight is beyond what 16 bits can hold.
+    """
+    rounded = copy.deepcopy(model).eval()
+    trunk = rounded.net.trunk if isinstance(rounded.net, FCN) else rounded.net
+    if isinstance(trunk, fx.GraphModule):
+        _fold_batch_norms(trunk)
+    for name, module in rounded.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            weight = module.weight.detach()
+            if float(weight.abs().max()) > _LARGEST:
+                raise WeightsError(
+                    f"the weights of {name} are beyond {_LARGEST:g}, which 16 bits cannot hold; store fp32"
+                )
+            module.weight = nn.Parameter(weight.half().float())
+    return rounded
+
+
+def store_half(proto: onnx.ModelProto) -> None:
+    """Store those 32-bit initialisers of a graph as 16-bit ones that are the same numbers, each behind a Cast."""
+    graph = proto.graph
+    casts = []
+    for initializer in graph.initializer:
+        values = numpy_helper.to_array(initializer)
+        if initializer.data_type != TensorProto.FLOAT or values.ndim < 2:
+            continue
+        half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            continue
+        name = initializer.name
+        initializer.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
+        casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _fold_batch_norms(trunk: fx.GraphModule) -> None:
+    """Fold each BatchNorm into the convolution before it, where nothing else reads that; activations stay."""
+    for node in trunk.graph.nodes:
+        norm = _module(trunk, node)
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
+            continue
+        source = node.all_input_nodes[0]
+        conv = _module(trunk, source)
+        if (
+            not isinstance(conv, nn.Conv2d)
+            or len(source.users) > 1
+            or _uses(trunk, source) > 1
+            or _uses(trunk, node) > 1
+        ):
+            continue
+        with torch.no_grad():
+            conv.weight, conv.bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+        # timm's BatchNorm carries its activation.
+        rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+        parent, _, name = str(node.target).rpartition(".")
+        setattr(trunk.get_submodule(parent), name, nn.Sequential(*rest))
+
+
+def _module(trunk: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return trunk.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _uses(trunk: fx.GraphModule, node: fx.Node) -> int:
+    return sum(other.op == "call_module" and other.target == node.target for other in trunk.graph.nodes)
