@@ -85,7 +85,7 @@ def look_into(samples: Sequence[Sample], label_map: LabelMap) -> Contents:
             Fault(
                 "0/255 binary",
                 f"mask {sample.mask} holds 0 and 255 alone, and so do all others, but 255 counts as no label; write 1"
-                f" for 255, or name the classes in {CLASSES_FILE}",
+                f" for 255, or, where it does mean no label, add masks with the class {label_map.classes[1].name}",
             )
             for sample, look in zip(samples, looks, strict=True)
             if isinstance(look, _Found) and look.counts[255]

@@ -290,6 +290,21 @@ def test_the_same_picture_as_jpeg_and_in_another_size_is_found_in_two_splits(dat
     ]
 
 
+def test_pictures_are_known_again_behind_coarser_compression(tmp_path: Path) -> None:
+    root = write_data(tmp_path)
+    for seed in range(12):
+        save(root / "images" / f"{seed}.png", picture(seed))
+        Image.fromarray(picture(seed)).save(root / "images" / f"{seed}_again.jpg", quality=50)
+        for name in (f"{seed}.png", f"{seed}_again.png"):
+            save(root / "masks" / name, some_ids())
+    (root / "train.txt").write_text("".join(f"{seed}\n" for seed in range(12)))
+    (root / "val.txt").write_text("".join(f"{seed}_again\n" for seed in range(12)))
+    messages = only(root, "duplicates across splits", "val", severity="warning")
+    assert [message.split(";")[0] for message in messages] == [
+        f"val image {seed}_again.jpg is nearly train image {seed}.png" for seed in range(12)
+    ]
+
+
 def test_duplicates_are_sought_in_the_test_split_too_and_not_in_lists_that_repeat_others(data: Path) -> None:
     save(data / "images" / "d.png", picture(2))
     save(data / "masks" / "d.png", some_ids())
@@ -434,10 +449,11 @@ def test_the_report_escapes_names_and_needs_nothing_from_elsewhere(tmp_path: Pat
 def test_a_report_that_cannot_stand_in_its_place_is_refused_and_leaves_nothing(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UsageError, match="is a folder; name a file in it"):
-        run_check(data, "--report", data)
-    with pytest.raises(UsageError, match="is not a folder; choose another place"):
-        run_check(data, "--report", tmp_path / "file" / "page.html")
+    for place, told in ((data, "is a folder; name a file"), (tmp_path / "file" / "x.html", "is not a folder; choose")):
+        result = CliRunner().invoke(check, [str(data), "--report", str(place)])
+        assert isinstance(result.exception, UsageError)
+        assert told in str(result.exception)
+        assert result.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
 
 
