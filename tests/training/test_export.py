@@ -9,14 +9,16 @@ from torch import nn
 
 import fcnseg
 from fcnseg.engine import Engine
-from fcnseg.errors import ParityError, UsageError
+from fcnseg.errors import ParityError, UsageError, WeightsError
 from fcnseg.layers import count_parameters
 from fcnseg.model_file import read_model_info
 from fcnseg.types import LabelMap
 from tests.training.small_nets import Pooled, Residual, seeded
-from tests.training.test_model import CLASSES, VggLike, fcn_model, heatmap_model
+from tests.training.test_model import CLASSES, VggLike, classifier_of, fcn_model, heatmap_model
 from training import export as exporting
 from training.export import export
+from training.fcn import build_fcn
+from training.half_weights import round_weights
 from training.layers import derive_layers
 from training.model import SegmentationModel
 
@@ -154,3 +156,52 @@ def test_a_graph_that_answers_differently_is_not_written(
 def test_labels_must_fit_the_model(fcn: SegmentationModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 labels"):
         export(fcn, LabelMap.from_names(["a", "b"]), tmp_path / "x.onnx")
+
+
+def test_weights_stored_in_16_bits_halve_the_file_and_answer_as_the_rounded_model(tmp_path: Path) -> None:
+    model = fcn_model(seeded(VggLike), (128, 128))
+    export(model, LABELS, tmp_path / "whole.onnx")
+    export(model, LABELS, tmp_path / "half.onnx", store="fp16")
+    check_answers(round_weights(model), tmp_path / "half.onnx")
+    whole, half = (weight_bytes(tmp_path / name) for name in ("whole.onnx", "half.onnx"))
+    assert half < 0.55 * whole
+
+
+def test_batch_norms_are_folded_before_the_weights_are_rounded(fcn: SegmentationModel, tmp_path: Path) -> None:
+    net = fcn_model(seeded(lambda: Pooled(nn.Linear(16, 7))), (64, 64))
+    rounded = round_weights(net)
+    images = torch.from_numpy(random_images(1, 64, 80))
+    with torch.no_grad():
+        before, after = net.pixel_scores(images), rounded.pixel_scores(images)
+    spread = float(before.max() - before.min())
+    assert 0 < float((before - after).abs().max()) < 5e-3 * spread
+    assert any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    export(net, LABELS, tmp_path / "half.onnx", store="fp16")
+    stored = onnx.load(tmp_path / "half.onnx").graph.initializer
+    weights = [tensor for tensor in stored if len(tensor.dims) == 4]
+    assert weights
+    assert all(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in weights)
+
+
+def test_a_weight_that_16_bits_cannot_hold_is_refused(tmp_path: Path) -> None:
+    model = fcn_model(seeded(VggLike), (128, 128))
+    with torch.no_grad():
+        model.net.scores[0].weight[0, 0] = 1e6
+    with pytest.raises(WeightsError, match="16 bits cannot hold"):
+        export(model, LABELS, tmp_path / "half.onnx", store="fp16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_learned_upsampling_is_exported_for_any_size(tmp_path: Path) -> None:
+    net, size = seeded(VggLike), (128, 128)
+    fcn = build_fcn(net, "fcn8s", CLASSES, size, upsampling="learned")
+    generator = torch.Generator().manual_seed(3)
+    for parameter in (*fcn.scores.parameters(), *fcn.upscores.parameters()):
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+    model = SegmentationModel(fcn, fcn.net_grid, classifier_of(net, size), "fcn8s").eval()
+    export(model, LABELS, tmp_path / "learned.onnx")
+    check_answers(model, tmp_path / "learned.onnx")
+
+
+def weight_bytes(path: Path) -> int:
+    return sum(len(tensor.raw_data) for tensor in onnx.load(path).graph.initializer)

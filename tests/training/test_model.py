@@ -163,6 +163,47 @@ def test_vggs_fully_connected_layers_become_part_of_the_fcn() -> None:
     assert sum(isinstance(m, nn.Dropout) for m in fcn.trunk.modules()) == 2
 
 
+def test_a_gap_tail_scores_the_last_features_without_the_fully_connected_layers() -> None:
+    net, size = seeded(VggLike), (128, 128)
+    with_fc, without = (build_fcn(net, "fcn32s", CLASSES, size, tail=tail) for tail in ("fc", "gap"))
+    assert (with_fc.scores[0].in_channels, without.scores[0].in_channels) == (12, 12)
+    assert "tail.0.weight" in dict(with_fc.trunk.named_parameters())
+    assert not any(name.startswith("tail") for name, _ in without.trunk.named_parameters())
+    assert without.net_grid.grid.y.field < with_fc.net_grid.grid.y.field
+
+
+def test_a_net_without_fully_connected_layers_has_no_fc_tail() -> None:
+    with pytest.raises(UsageError, match="take tail gap"):
+        build_fcn(seeded(Residual), "fcn8s", CLASSES, (64, 64), tail="fc")
+
+
+def test_scaled_skips_start_with_smaller_features() -> None:
+    net, size = seeded(Residual), (64, 64)
+    plain, scaled = (build_fcn(net, "fcn8s", CLASSES, size, skip_scale=scale).eval() for scale in (1.0, 0.1))
+    for fcn in (plain, scaled):
+        nn.init.constant_(fcn.scores[1].weight, 0.01)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(scaled(image), plain(image) * 0.1)
+
+
+@pytest.mark.parametrize("make", [Residual, VggLike])
+def test_learned_upsampling_starts_as_the_bilinear_one(make: type[nn.Module]) -> None:
+    size = (64, 64) if make is Residual else (128, 128)
+    models = []
+    for upsampling in ("bilinear", "learned"):
+        net = seeded(make)
+        fcn = build_fcn(net, "fcn8s", CLASSES, size, upsampling=upsampling)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(3)
+        for layer in fcn.scores:
+            nn.init.normal_(layer.weight, std=0.3, generator=generator)
+        models.append(SegmentationModel(fcn, fcn.net_grid, classifier_of(net, size), "fcn8s").eval())
+    for height, width in ((64, 64), (97, 131), (33, 47)):
+        image = image_of(height, width)
+        with torch.no_grad():
+            torch.testing.assert_close(*(m.pixel_scores(image) for m in models), atol=1e-4, rtol=1e-4)
+
+
 def test_a_variant_coarser_than_the_net_is_refused() -> None:
     with pytest.raises(UsageError, match="fcn16s"):
         build_model("squeezenet1_1", "fcn32s", CLASSES, pretrained=False)
