@@ -20,7 +20,7 @@ Schedule: TypeAlias = Literal["cosine", "poly", "constant"]
 Reduction: TypeAlias = Literal["mean", "sum"]
 ClassWeights: TypeAlias = Literal["none", "median", "sqrt-median"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
-Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 
 _Count: TypeAlias = Annotated[int, Field(ge=1)]
 _Pixels: TypeAlias = Annotated[int, Field(ge=32)]
@@ -75,7 +75,8 @@ class TrainConfig:
         seed: Of everything random.
         workers: Processes that prepare batches; 0 prepares them in the training process.
         device: Where to train; `auto` takes CUDA where there is a device.
-        precision: Of the training steps; validation runs in fp32.
+        precision: Of the training steps: `auto` mixes in bf16 on CUDA devices that have it, and is fp32 on the CPU;
+            validation runs in fp32.
         compile: Whether torch.compile makes code for the training step: slow to start, then faster.
     """
 
@@ -106,16 +107,16 @@ class TrainConfig:
     schedule: Schedule = "cosine"
     warmup: _Share = 0.1
     reduction: Reduction = "mean"
-    class_weights: ClassWeights = "none"
+    class_weights: ClassWeights = "sqrt-median"
     ohem: Annotated[float, Field(gt=0, le=1)] = 1.0
-    dice: _NotNegative = 0.0
+    dice: _NotNegative = 0.5
     lovasz: _NotNegative = 0.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     freeze_statistics: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 0
     device: Device = "auto"
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -126,7 +127,7 @@ class TrainConfig:
         if not self.pretrained and self.weights is not None:
             raise UsageError("weights are given for a classifier that is not to be pretrained; give one of the two")
         if self.reduction == "sum" and (self.dice or self.lovasz):
-            raise UsageError("a sum over the pixels would drown the Dice and Lovász losses; take reduction mean")
+            raise UsageError("a sum over the pixels would drown the Dice and Lovász losses; take reduction mean, or dice 0 and lovasz 0")
 
 
 _ADAPTER = TypeAdapter(TrainConfig)

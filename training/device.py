@@ -3,7 +3,7 @@
 import torch
 
 from fcnseg.errors import DeviceError
-from training.config import Device
+from training.config import Device, Precision
 
 
 def resolve_device(device: Device) -> str:
@@ -19,3 +19,12 @@ def resolve_device(device: Device) -> str:
             f"device cuda was asked for, but torch {torch.__version__} sees no CUDA device; use --device cpu"
         )
     return device
+
+
+def resolve_precision(precision: Precision, device: str) -> Precision:
+    """Return what `auto` stands for: bf16 on CUDA devices that have it, fp16 on older ones, fp32 on the CPU."""
+    if precision != "auto":
+        return precision
+    if device == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"

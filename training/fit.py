@@ -24,7 +24,7 @@ from training.augment import TrainingCrops, WholeImages
 from training.averaging import MovingAverage
 from training.config import Precision, TrainConfig, write_config
 from training.data import Dataset
-from training.device import resolve_device
+from training.device import resolve_device, resolve_precision
 from training.environment import describe_environment
 from training.memory import keep_freed_memory
 from training.model import SegmentationModel
@@ -86,7 +86,7 @@ def fit(
         trainer = Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",
             devices=1,
-            precision=_PRECISIONS[config.precision],
+            precision=_PRECISIONS[resolve_precision(config.precision, device)],
             max_epochs=config.epochs,
             callbacks=[*averages, _EpochSeeds(config.seed, order), writer, TrainingProgress(console)],
             logger=TensorBoardLogger(folder, name=TENSORBOARD, version="", default_hp_metric=False),

@@ -92,7 +92,10 @@ def _paper(given: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, A
         "schedule": "constant",
         "warmup": 0.0,
         "reduction": reduction,
+        "class_weights": "none",
+        "dice": 0.0,
         "ema": 0.0,
+        "precision": "fp32",
     }
 
 

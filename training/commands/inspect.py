@@ -197,7 +197,11 @@ def _file_rows(info: "ModelInfo") -> Iterator[tuple[str, str]]:
     for name, value in info.metrics.items():
         yield name, f"{value:.4f}"
     if info.data_fingerprint is not None:
-        yield "training data", info.data_fingerprint[:12]
+        name = "" if info.card is None else f"{info.card.data}, "
+        yield "training data", f"{name}{info.data_fingerprint[:12]}"
+    if info.card is not None:
+        yield "its licence", info.card.data_licence or "not told"
+        yield "began from", info.card.weights
     yield "licence", info.licence or "not known"
     yield "made with", ", ".join(f"{package} {version}" for package, version in info.versions.items())
 
