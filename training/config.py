@@ -127,7 +127,9 @@ class TrainConfig:
         if not self.pretrained and self.weights is not None:
             raise UsageError("weights are given for a classifier that is not to be pretrained; give one of the two")
         if self.reduction == "sum" and (self.dice or self.lovasz):
-            raise UsageError("a sum over the pixels would drown the Dice and Lovász losses; take reduction mean, or dice 0 and lovasz 0")
+            raise UsageError(
+                "a sum over the pixels would drown the Dice and Lovász losses; take reduction mean, or 0 for both"
+            )
 
 
 _ADAPTER = TypeAdapter(TrainConfig)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fcnseg.errors import DatasetError
 from fcnseg.types import LabelMap, closest
@@ -55,7 +56,8 @@ def open_dataset(root: Path, *, lenient: bool = False) -> Dataset:
 
     Args:
         root: The folder.
-        lenient: Whether to leave images without a mask, and masks without an image, out instead of refusing them.
+        lenient: Whether to leave images without a mask, masks without an image, and masks that cannot be read, out
+            instead of refusing them.
 
     Raises:
         DatasetError: The folder has none of the layouts or several, an image or mask is missing, a split is empty, or a
@@ -65,13 +67,15 @@ def open_dataset(root: Path, *, lenient: bool = False) -> Dataset:
         raise DatasetError(f"data folder {root} {'is a file' if root.exists() else 'does not exist'}; name a folder")
     listing = find_layout(root).read(root, find_labels(root))
     splits = {name: tuple(samples) for name, samples in listing.splits.items()}
-    if listing.unpaired and not lenient:
+    if listing.unpaired and not (lenient and all(splits.values())):
         more = f" ({len(listing.unpaired) - 1} more lack their other half)" if len(listing.unpaired) > 1 else ""
         raise DatasetError(f"{listing.unpaired[0]}; add it, or take the {listing.unpaired[0].kind} out{more}")
     for name, samples in splits.items():
         if not samples:
             raise DatasetError(f"split {name!r} of {root} is empty; add images or remove the split")
-    return Dataset(root, listing.label_map or _count_classes(root, splits), splits, listing.note, listing.unpaired)
+    return Dataset(
+        root, listing.label_map or _count_classes(root, splits, lenient=lenient), splits, listing.note, listing.unpaired
+    )
 
 
 def fingerprint(dataset: Dataset, splits: Iterable[str]) -> str:
@@ -87,12 +91,19 @@ def fingerprint(dataset: Dataset, splits: Iterable[str]) -> str:
     return total.hexdigest()
 
 
-def _count_classes(root: Path, splits: dict[str, tuple[Sample, ...]]) -> LabelMap:
+def _count_classes(root: Path, splits: dict[str, tuple[Sample, ...]], *, lenient: bool) -> LabelMap:
     if "train" not in splits:
         raise DatasetError(f"{root} has neither {CLASSES_FILE} nor a train split whose masks would tell the classes")
-    counts = np.zeros(256, np.int64)
-    for count in in_threads(lambda sample: count_ids(sample.mask.read()), splits["train"]):
-        counts += count
+
+    def count(sample: Sample) -> NDArray[np.int64]:
+        try:
+            return count_ids(sample.mask.read())
+        except DatasetError:
+            if lenient:
+                return np.zeros(256, np.int64)
+            raise
+
+    counts = np.sum(list(in_threads(count, splits["train"])), axis=0)
     present = [int(i) for i in np.flatnonzero(counts) if i != IGNORE_ID]
     if not present or max(present) == 0:
         binary = " (0/255 binary masks? write 1 for 255)" if counts[IGNORE_ID] else ""
@@ -105,4 +116,4 @@ def _count_classes(root: Path, splits: dict[str, tuple[Sample, ...]]) -> LabelMa
 
 def _fingerprint_line(sample: Sample) -> bytes:
     digests = [hashlib.sha256(data).hexdigest() for data in (sample.image.read_bytes(), sample.mask.content())]
-    return "\n".join([sample.image.name, sample.mask.name, *digests, ""]).encode()
+    return "\n".join([sample.image.name, sample.mask.name, *digests, ""]).encode("utf-8", "surrogateescape")

@@ -6,7 +6,7 @@ silence.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -82,6 +82,12 @@ def examine(dataset: Dataset, splits: Sequence[str]) -> Diagnosis:
         DatasetError: There is no such split.
     """
     contents = {split: look_into(dataset.split(split), dataset.label_map) for split in splits}
+    if dataset.label_map.ignore_id == 255 and any(sum(found.class_pixels[1:]) for found in contents.values()):
+        # Some split has the other class, so that 255 means no label in one that has only background.
+        contents = {
+            split: replace(found, faults=tuple(fault for fault in found.faults if fault.kind != "0/255 binary"))
+            for split, found in contents.items()
+        }
     findings = [*_unpaired(dataset), *_faults(contents), *_classes(dataset, contents), *_duplicates(dataset, contents)]
     findings.sort(key=lambda finding: finding.severity)
     return Diagnosis(dataset, contents, tuple(findings))

@@ -74,7 +74,9 @@ def fit(
     """
     device = resolve_device(config.device)
     images = {split: len(dataset.split(split)) for split in ("train", "val")}
-    record = RunRecord(config, dataset.label_map, model.mean, model.std, data_fingerprint, images=images)
+    record = RunRecord(
+        config, dataset.label_map, model.mean, model.std, data_fingerprint, model.classifier_classes, images=images
+    )
     write_config(folder / CONFIG, config)
     environment = {**describe_environment(device), "data_fingerprint": data_fingerprint}
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")

@@ -42,6 +42,7 @@ class SegmentationModel(nn.Module):
         std: Channel deviations divided by.
         normalisation_source: Where mean and std come from, in a phrase.
         licence: What is known of the weights' licence.
+        classifier_classes: Number of classes that the classifier told apart: some nets keep a layer for each of them.
         geometry: How an image of any size is brought to the net and back.
         global_context: Modules through which a cell depends on the whole image.
         num_classes: K.
@@ -65,6 +66,7 @@ class SegmentationModel(nn.Module):
         self.std = classifier.std
         self.normalisation_source = classifier.normalisation_source
         self.licence = classifier.licence
+        self.classifier_classes = classifier.num_classes
         self.global_context = net_grid.global_context
         self.num_classes = net_grid.channels
         self.geometry = _geometry(net_grid)
@@ -167,6 +169,7 @@ def build_model(
     weights: Path | None = None,
     mean: Rgb | None = None,
     std: Rgb | None = None,
+    classifier_classes: int | None = None,
     pretrained: bool = True,
 ) -> SegmentationModel:
     """Make an FCN of a classifier by name, ready to be trained.
@@ -181,6 +184,7 @@ def build_model(
         weights: A file with the classifier's state_dict; None takes the zoo's.
         mean: Channel means that go with the weights; None takes the zoo's.
         std: Channel deviations that go with the weights; None takes the zoo's.
+        classifier_classes: Number of the classifier's classes where its weights are random; None takes the zoo's.
         pretrained: False leaves the weights random, for a checkpoint to be loaded into, or to train from scratch.
 
     Raises:
@@ -188,7 +192,9 @@ def build_model(
         WeightsError: The weights cannot be had or do not fit.
         UsageError: The variant or the tail does not suit the net.
     """
-    classifier = load_classifier(architecture, weights=weights, mean=mean, std=std, pretrained=pretrained)
+    classifier = load_classifier(
+        architecture, weights=weights, mean=mean, std=std, num_classes=classifier_classes, pretrained=pretrained
+    )
     fcn = build_fcn(
         classifier.net,
         variant,

@@ -13,6 +13,7 @@ A checkpoint is a Lightning checkpoint of plain types (it opens with `torch.load
 `fcnseg` holds all that rebuilding the model takes: no weights file, data folder or network is needed.
 """
 
+import json
 import pickle
 import shutil
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ class RunRecord:
         mean: Channel means of the normalisation, of values in 0..1.
         std: Channel deviations.
         data_fingerprint: SHA-256 of the data trained and validated on.
+        classifier_classes: Number of classes that the classifier told apart; None for the zoo's.
         epoch: Epochs done; 0 before the end of the first.
         images: Number of images of the splits trained and validated on.
         metrics: `mean_iou`, `pixel_accuracy`, `mean_accuracy` and `frequency_weighted_iou` of these weights on the
@@ -63,6 +65,7 @@ class RunRecord:
     mean: Rgb
     std: Rgb
     data_fingerprint: str
+    classifier_classes: int | None = None
     epoch: int = 0
     images: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -114,6 +117,7 @@ def open_run(path: Path) -> Run:
         skip_scale=record.config.skip_scale,
         mean=record.mean,
         std=record.std,
+        classifier_classes=record.classifier_classes,
         pretrained=False,
     )
     try:
@@ -145,11 +149,11 @@ def find_checkpoint(path: Path) -> Path:
     raise UsageError(f"{path} holds neither {BEST} nor {LAST}; name a run folder made by 'fcnseg train -o RUN'")
 
 
-def can_resume(folder: Path, config: TrainConfig) -> bool:
-    """Whether a folder holds a finished epoch of a run that goes on with this configuration.
+def can_resume(folder: Path, config: TrainConfig, data_fingerprint: str) -> bool:
+    """Whether a folder holds a finished epoch of a run that goes on with this configuration on this data.
 
     Raises:
-        UsageError: It holds a run with another configuration.
+        UsageError: It holds a run with another configuration, or on other data.
     """
     if not (folder / CONFIG).is_file() or not (folder / METRICS).is_file() or not (folder / LAST).is_file():
         return False
@@ -161,6 +165,18 @@ def can_resume(folder: Path, config: TrainConfig) -> bool:
                 f"the run in {folder} was begun with {name} {value}, and {asked} was asked for; resume it with the same"
                 " options, or name another folder"
             )
+    try:
+        trained_on = json.loads((folder / ENVIRONMENT).read_text("utf-8"))["data_fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{folder / ENVIRONMENT} does not tell what data the run was begun on ({error!r}); begin it anew in another"
+            " folder"
+        ) from error
+    if trained_on != data_fingerprint:
+        raise UsageError(
+            f"the run in {folder} was begun on other data: its images, masks or classes have changed since; put them"
+            " back as they were, or name another folder"
+        )
     return True
 
 
@@ -196,6 +212,7 @@ def record_as_plain(record: RunRecord) -> dict[str, Any]:
         "mean": list(record.mean),
         "std": list(record.std),
         "data_fingerprint": record.data_fingerprint,
+        "classifier_classes": record.classifier_classes,
         "epoch": record.epoch,
         "images": dict(record.images),
         "metrics": dict(record.metrics),
@@ -219,6 +236,7 @@ def record_from_plain(plain: dict[str, Any]) -> RunRecord:
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
         data_fingerprint=plain["data_fingerprint"],
+        classifier_classes=plain.get("classifier_classes"),
         epoch=plain["epoch"],
         images=plain.get("images", {}),
         metrics=plain["metrics"],

@@ -33,13 +33,13 @@ class RunWriter(Callback):
 
     Args:
         folder: The run's folder.
-        samples: Validation images, of which the first four and those spread between them are shown.
+        samples: Validation images, four of which are shown.
     """
 
     def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
         self.best: dict[str, float] = {}
         self._folder = folder
-        self._samples = [samples[i * len(samples) // _SHOWN] for i in range(min(_SHOWN, len(samples)))]
+        self._samples = [samples[i] for i in dict.fromkeys(i * len(samples) // _SHOWN for i in range(_SHOWN))]
         self._rows: list[dict[str, float]] = []
         self._begun = time.perf_counter()
 

@@ -79,6 +79,11 @@ class Classifier:
     labels: tuple[str, ...] | None
     licence: str | None
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that it tells apart."""
+        return _output_count(self.net)
+
 
 def list_architectures() -> list[str]:
     """Names of all the classifiers that can be asked for; timm's begin with `timm/`."""
@@ -92,6 +97,7 @@ def load_classifier(
     mean: Rgb | None = None,
     std: Rgb | None = None,
     input_size: tuple[int, int] | None = None,
+    num_classes: int | None = None,
     pretrained: bool = True,
 ) -> Classifier:
     """Load a classifier by name.
@@ -103,6 +109,7 @@ def load_classifier(
         mean: Channel means that go with the weights; None takes the zoo's.
         std: Channel deviations that go with the weights; None takes the zoo's.
         input_size: Native (height, width); None takes the zoo's, and 224 for a net of one's own.
+        num_classes: Number of classes where the weights are random; None takes the zoo's. A file's weights tell it.
         pretrained: False leaves the weights random.
 
     Raises:
@@ -134,7 +141,7 @@ def load_classifier(
     elif pretrained:
         net, source = entry.pretrained()
     else:
-        net, source = entry.make(None), "random"
+        net, source = entry.make(num_classes), "random"
     return Classifier(
         net=net.eval(),
         architecture=architecture,

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
 
-from fcnseg.errors import DatasetError, FcnsegError, ModelFileError, UsageError, WeightsError
+from fcnseg.errors import DatasetError, FcnsegError, UsageError, WeightsError
 from fcnseg.geometry import Geometry
 from training.commands.check import check
 from training.commands.evaluate import evaluate
@@ -194,11 +194,6 @@ def test_weights_of_another_number_of_classes_are_told_with_both_numbers(scenes:
     assert "seven.pth score 7 classes where SqueezeNet scores 3" in message
 
 
-@pytest.mark.xfail(
-    raises=ModelFileError,
-    strict=True,
-    reason="open_run builds the net with the zoo's 1000 classes, whatever the weights had",
-)
 def test_a_classifier_of_any_number_of_classes_becomes_a_net_of_those_of_the_data(scenes: Path, tmp_path: Path) -> None:
     torch.save(own_weights(7), tmp_path / "seven.pth")
     options: list[str | Path] = ["--weights", tmp_path / "seven.pth", "--pretrained"]
@@ -236,9 +231,6 @@ def test_a_run_does_not_start_from_one_on_other_classes(data: Path, run: Path, t
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, strict=True, reason="can_resume compares the options alone, not the classes or the data"
-)
 def test_a_run_is_not_resumed_on_other_classes(data: Path, tmp_path: Path) -> None:
     options = arguments(data, tmp_path / "run")
     succeed(train, *options)

@@ -1,6 +1,8 @@
 import csv
+import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +16,13 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from fcnseg.errors import UsageError
+from training.averaging import MovingAverage
 from training.commands.train import train
 from training.config import TrainConfig, from_plain
 from training.data import Dataset, fingerprint, open_dataset
@@ -93,6 +98,66 @@ def test_a_run_leaves_its_configuration_and_one_row_an_epoch(run: Path, config: 
         *("config.yaml", "environment.json", "metrics.csv", "curves.png", "samples", "tensorboard"),
         *("best.ckpt", "last.ckpt"),
     }
+
+
+def test_a_run_shows_its_course_as_pictures_and_to_tensorboard(run: Path, scenes: Path) -> None:
+    with Image.open(run / "curves.png") as curves, Image.open(run / "samples" / "epoch_0003.jpg") as samples:
+        assert curves.size[0] > 500
+        assert samples.size == (3 * 48 + 2 * 4, 3 * 48 + 2 * 4)  # three images of 48 pixels: image, truth, prediction
+    assert {path.name for path in (run / "samples").iterdir()} == {"epoch_0001.jpg", "epoch_0003.jpg"}
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    logged = [event.value for event in events.Scalars("val/mean_iou")]
+    assert logged == pytest.approx([float(row["mean_iou"]) for row in read_rows(run)], abs=1e-6)
+    assert {"loss/train", "lr", "val/pixel_accuracy", "iou/background"} <= set(events.Tags()["scalars"])
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["data_fingerprint"] == fingerprint(open_dataset(scenes), ["train", "val"])
+    assert "torch" in environment["packages"]
+
+
+def test_a_runs_configuration_repeats_it(scenes: Path, tmp_path: Path) -> None:
+    options = [*train_arguments(scenes, tmp_path), "--epochs", "1", "--crop", "48x64", "--batch-size", "4"]
+    first = CliRunner().invoke(train, [*options, "--device", "cpu", "-o", str(tmp_path / "first")])
+    assert first.exit_code == 0, first.output
+    again = CliRunner().invoke(
+        train, ["--config", str(tmp_path / "first" / "config.yaml"), "-o", str(tmp_path / "again")]
+    )
+    assert again.exit_code == 0, again.output
+    a, b = (weights_of(tmp_path / name / "best.ckpt") for name in ("first", "again"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    other = CliRunner().invoke(
+        train, ["--config", str(tmp_path / "first" / "config.yaml"), "--recipe", "paper", "-o", str(tmp_path / "other")]
+    )
+    assert isinstance(other.exception, UsageError)
+    assert "--recipe does not go with --config" in str(other.exception)
+
+
+def test_the_best_checkpoint_holds_the_averaged_weights_and_nothing_that_only_resuming_needs(run: Path) -> None:
+    best, last = (torch.load(run / name, weights_only=True) for name in ("best.ckpt", "last.ckpt"))
+    assert set(best) == {"epoch", "global_step", "pytorch-lightning_version", "state_dict", "fcnseg"}
+    current, averaged = last["current_model_state"], last["state_dict"]
+    assert current.keys() == averaged.keys()
+    assert any(not torch.equal(current[name], averaged[name]) for name in current)
+
+
+def test_the_average_begins_with_few_steps_and_keeps_its_decay_later() -> None:
+    average = MovingAverage(0.99)._kwargs["avg_fn"]
+    zero, one = torch.zeros(()), torch.ones(())
+    assert average(zero, one, 0).item() == pytest.approx(0.9)
+    assert average(zero, one, 10**6).item() == pytest.approx(0.01)
+
+
+def test_whole_images_of_several_sizes_are_no_batch(scenes: Path, tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(scenes, mixed)
+    image = next((mixed / "images").glob("train_*"))
+    for path in (image, mixed / "masks" / f"{image.stem}.png"):
+        with Image.open(path) as picture:
+            picture.crop((0, 0, 40, 48)).save(path)
+    options = [*train_arguments(mixed, tmp_path), "--crop", "whole", "-o", str(tmp_path / "run")]
+    result = CliRunner().invoke(train, options)
+    assert isinstance(result.exception, UsageError)
+    assert "--batch-size 1" in str(result.exception)
 
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch(run: Path) -> None:
@@ -216,12 +281,15 @@ def test_a_killed_run_that_is_resumed_ends_with_the_weights_that_it_would_have_h
     assert open_run(run).record == replace(open_run(tmp_path / "straight").record, config=open_run(run).record.config)
 
 
-def test_a_run_is_not_resumed_with_other_options(run: Path, scenes: Path, config: TrainConfig) -> None:
-    assert can_resume(run, config)
-    assert can_resume(run, replace(config, workers=2))
-    assert not can_resume(scenes, config)
+def test_a_run_is_not_resumed_with_other_options_or_on_other_data(run: Path, scenes: Path, config: TrainConfig) -> None:
+    data = fingerprint(open_dataset(scenes), ["train", "val"])
+    assert can_resume(run, config, data)
+    assert can_resume(run, replace(config, workers=2), data)
+    assert not can_resume(scenes, config, data)
     with pytest.raises(UsageError, match="was begun with lr 0.01, and 0.5 was asked for"):
-        can_resume(run, replace(config, lr=0.5))
+        can_resume(run, replace(config, lr=0.5), data)
+    with pytest.raises(UsageError, match="begun on other data"):
+        can_resume(run, config, "0" * 64)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

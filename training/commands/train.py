@@ -83,7 +83,7 @@ def train(
 
     used = resolve_device(config.device)
     model = build_for(config, dataset.label_map)
-    goes_on = resume and can_resume(run, config)
+    goes_on = resume and can_resume(run, config, data_fingerprint)
     if not goes_on:
         prepare_folder(run, overwrite=overwrite or resume)
     size = "whole images" if config.crop is None else f"crops of {config.crop[0]}x{config.crop[1]} pixels"

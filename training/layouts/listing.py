@@ -69,6 +69,8 @@ class Listing:
     @classmethod
     def held_out(cls, pairs: Pairs, label_map: LabelMap | None, remedy: str) -> "Listing":
         """Return the listing of samples without splits, about a tenth of them set aside (see `held_out`)."""
+        if pairs.unpaired and len(pairs.samples) < 2:  # what is unpaired is the trouble, not their number
+            return cls({"train": pairs.samples}, label_map, None, tuple(pairs.unpaired))
         splits, note = held_out(pairs.samples, remedy)
         return cls(splits, label_map, note, tuple(pairs.unpaired))
 
@@ -220,5 +222,5 @@ def held_out(samples: Sequence[Sample], remedy: str) -> tuple[dict[str, Sequence
 
 def _place(name: str) -> float:
     """A name's place in [0, 1), the same on every machine; the suffix does not count."""
-    digest = hashlib.sha256(str(PurePosixPath(name).with_suffix("")).encode()).digest()
+    digest = hashlib.sha256(str(PurePosixPath(name).with_suffix("")).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
