@@ -5,7 +5,7 @@ the box of what is to be seen of it; a region stands for one shape at most. Scen
 out: where such shapes touch, they are one region.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -73,15 +73,6 @@ def train_and_serve(folder: Path, epochs: int) -> Found:
             regions += len(answer.regions)
             matches += count_matches(scene.shapes, answer.regions)
     return Found(matches / shapes, matches / regions)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Nets this small are slower with more, by far where something else is running."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_after_one_epoch_most_shapes_are_found(tmp_path: Path, one_thread: None) -> None:

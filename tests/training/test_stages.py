@@ -18,6 +18,8 @@ BACKBONE = "mobilenet_v2"
 HALVES = (0.5, 0.5, 0.5)
 SIZES = ((64, 64), (97, 131), (33, 47))
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
