@@ -73,7 +73,8 @@ class TrainConfig:
         ema: Decay of the moving average of the weights, which is what is validated and kept; 0 keeps the weights.
         freeze_statistics: Whether BatchNorm layers keep the mean and variance that the classifier was trained with.
         seed: Of everything random.
-        workers: Processes that prepare batches; 0 prepares them in the training process.
+        workers: Processes that prepare batches; 0 prepares them in the training process, which resumes exactly; None
+            takes 0 on the CPU, whose cores are busy, and one a core, at most 8, on CUDA.
         device: Where to train; `auto` takes CUDA where there is a device.
         precision: Of the training steps: `auto` mixes in bf16 on CUDA devices that have it, and is fp32 on the CPU;
             validation runs in fp32.
@@ -114,7 +115,7 @@ class TrainConfig:
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     freeze_statistics: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0)] | None = None
     device: Device = "auto"
     precision: Precision = "auto"
     compile: bool = False

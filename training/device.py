@@ -1,9 +1,13 @@
 """Where torch computes: the device that was asked for, or an error; never another one."""
 
+import os
+
 import torch
 
 from fcnseg.errors import DeviceError
 from training.config import Device, Precision
+
+_MOST_WORKERS = 8
 
 
 def resolve_device(device: Device) -> str:
@@ -28,3 +32,10 @@ def resolve_precision(precision: Precision, device: str) -> Precision:
     if device == "cpu":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def resolve_workers(workers: int | None, device: str) -> int:
+    """Return how many processes prepare batches: none on the CPU, whose cores are busy, and one a core on CUDA."""
+    if workers is not None:
+        return workers
+    return 0 if device == "cpu" else min(_MOST_WORKERS, os.cpu_count() or 1)

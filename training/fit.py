@@ -24,7 +24,7 @@ from training.augment import TrainingCrops, WholeImages
 from training.averaging import MovingAverage
 from training.config import Precision, TrainConfig, write_config
 from training.data import Dataset
-from training.device import resolve_device, resolve_precision
+from training.device import resolve_device, resolve_precision, resolve_workers
 from training.environment import describe_environment
 from training.memory import keep_freed_memory
 from training.model import SegmentationModel
@@ -144,20 +144,21 @@ def _loaders(dataset: Dataset, config: TrainConfig, order: torch.Generator) -> t
         flip=config.flip,
         colour_jitter=config.colour_jitter,
     )
-    pinned = resolve_device(config.device) == "cuda"
+    device = resolve_device(config.device)
+    workers, pinned = resolve_workers(config.workers, device), device == "cuda"
     return (
         DataLoader(
             crops,
             batch_size=min(config.batch_size, len(samples)),
             sampler=RandomSampler(crops, generator=order),
             drop_last=True,
-            num_workers=config.workers,
-            persistent_workers=config.workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=pinned,
             generator=torch.Generator().manual_seed(config.seed),  # seeds the workers, and none of what is seeded above
         ),
         # Images of one split may differ in size, so each is a batch of its own.
-        DataLoader(WholeImages(dataset.split("val")), num_workers=min(config.workers, 2), pin_memory=pinned),
+        DataLoader(WholeImages(dataset.split("val")), num_workers=min(workers, 2), pin_memory=pinned),
     )
 
 

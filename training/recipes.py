@@ -14,6 +14,7 @@ from training.config import RecipeName, Reduction, TrainConfig, Variant, from_pl
 
 LARGEST_CROP = 320
 _CROP_STEP = 32
+_UNTRAINED_LR_FACTOR = 0.2
 _PAPER_PIXELS = 500 * 375
 """Of PASCAL VOC's usual image, which the paper's rates for a sum go with."""
 _STAGED_RATES: dict[Variant, float] = {"fcn32s": 1e-10, "fcn16s": 1e-12, "fcn8s": 1e-14}
@@ -43,6 +44,9 @@ def resolve(given: Mapping[str, Any], image_size: tuple[int, int]) -> TrainConfi
     """
     recipe: RecipeName = given.get("recipe", "modern")
     defaults = _paper(given, image_size) if recipe == "paper" else {"crop": _default_crop(image_size)}
+    if not given.get("pretrained", True) and given.get("start") is None:
+        # There are no statistics to keep, and nothing to be careful with.
+        defaults = {"backbone_lr_factor": _UNTRAINED_LR_FACTOR, "freeze_statistics": False, **defaults}
     return from_plain({**defaults, **given})
 
 

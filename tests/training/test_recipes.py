@@ -85,6 +85,13 @@ def test_the_modern_recipe_is_the_configurations_defaults_but_for_a_crop_that_su
     assert resolve(GIVEN, (1024, 2048)).crop == (320, 320)
 
 
+def test_a_net_that_is_not_pretrained_learns_its_statistics_and_faster() -> None:
+    config = resolve({**GIVEN, "pretrained": False}, VOC_IMAGE)
+    assert (config.freeze_statistics, config.backbone_lr_factor) == (False, 0.2)
+    assert resolve({**GIVEN, "pretrained": False, "freeze_statistics": True}, VOC_IMAGE).freeze_statistics
+    assert resolve({**GIVEN, "pretrained": False, "recipe": "paper"}, VOC_IMAGE).backbone_lr_factor == 1.0
+
+
 def test_biases_learn_at_their_own_rate_and_without_decay() -> None:
     model = nn.ModuleDict({"net": nn.ModuleDict({"trunk": nn.Conv2d(3, 4, 1), "scores": nn.Conv2d(4, 2, 1)})})
     config = from_plain({**GIVEN, "optimiser": "sgd", "lr": 1.0, "backbone_lr_factor": 0.5, "bias_lr_factor": 2.0})

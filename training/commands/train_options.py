@@ -72,7 +72,11 @@ def _options() -> list[Callable[[Any], Any]]:
         _number("ema", _SHARE, "Decay of the weights' moving average, which is validated and kept; 0 for none."),
         _flag("freeze_statistics", "Keep BatchNorm's means and variances as the classifier has them."),
         _number("seed", click.IntRange(min=0), "Of everything random."),
-        _number("workers", click.IntRange(min=0), "Processes that read data."),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            help="Processes that read data.  [default: 0 on the CPU; on CUDA one a core, at most 8]",
+        ),
         _choice("device", config.Device, "Where to train."),
         _choice("precision", config.Precision, "Of the training steps."),
         _flag("compile", "Let torch.compile make code for the training step: a minute or two first, then faster."),
