@@ -1,0 +1,243 @@
+"""How much of a bare PyTorch loop's speed does `fcnseg train` keep, and how long does it wait for data?
+
+Run it: python benchmarks/train_step.py DATA [--backbone ARCH] [--weights FILE] [--steps N] [--rounds N]
+        python benchmarks/train_step.py DATA --memory
+
+One side is `training.fit` as the command runs it: Lightning's Trainer with all its callbacks, on the command's default
+options. The other is the loop that one would write by hand on the same net, crops, loss, optimiser, schedule and weight
+average (torch's own, which updates all tensors at once). Both start a round from the same weights and the same seed, so
+that with the data read in this process they train on the same crops. Sides alternate, and so does which goes first; the
+table has medians and the range of the middle half, and tells how far the mean losses of the two sides lie apart. What
+`training.memory` tells the C library's allocator holds for the whole process, so that the bare loop has it too.
+
+Timed are the training steps alone, from the start of the epoch to the end of its last step: building the trainer,
+validation and checkpoints stand outside. Waiting for data is the time inside next(loader).
+
+--memory runs the command itself for one epoch in a process of its own and prints its peak resident memory.
+"""
+
+import argparse
+import copy
+import csv
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+from unittest import mock
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.profilers import SimpleProfiler
+from rich.console import Console
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, RandomSampler
+
+from training import fit as fit_module
+from training.augment import TrainingCrops
+from training.config import TrainConfig
+from training.contents import look_into
+from training.data import Dataset, open_dataset
+from training.losses import SegmentationLoss, balance_classes
+from training.model import SegmentationModel
+from training.optimisation import build_optimiser, rate_factor
+from training.recipes import resolve
+from training.run import METRICS
+from training.samples import read_sample
+from training.stages import build_for
+from training.task import ignore_value
+
+WAITS = "[_TrainingEpochLoop].train_dataloader_next"
+COMMAND, BARE = "fcnseg train", "bare loop"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One side's round: seconds of its steps, those of them spent in next(loader), and the mean loss."""
+
+    seconds: float
+    waited: float
+    loss: float
+
+
+class Clock(Callback):
+    """Times the training steps of one epoch; the first of the callbacks, so that the others' work is inside."""
+
+    def __init__(self) -> None:
+        self.began = self.ended = 0.0
+
+    def on_train_epoch_start(self, *_: object) -> None:
+        self.began = time.perf_counter()
+
+    def on_validation_start(self, *_: object) -> None:
+        self.ended = time.perf_counter()
+
+
+def run_command(model: SegmentationModel, dataset: Dataset, config: TrainConfig, weights: Tensor | None) -> Epoch:
+    clock, profiler = Clock(), SimpleProfiler()
+
+    def timed(*, callbacks: list[Callback], **options: Any) -> Trainer:
+        return Trainer(callbacks=[clock, *callbacks], profiler=profiler, **options)
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(fit_module, "Trainer", timed):
+        fit_module.fit(model, dataset, "", config, Path(folder), Console(quiet=True), class_weights=weights)
+        (row,) = csv.DictReader((Path(folder) / METRICS).read_text().splitlines())
+    return Epoch(clock.ended - clock.began, sum(profiler.recorded_durations[WAITS]), float(row["loss"]))
+
+
+def run_bare(model: SegmentationModel, dataset: Dataset, config: TrainConfig, weights: Tensor | None) -> Epoch:
+    samples, ignored = dataset.split("train"), ignore_value(dataset.label_map.ignore_id)
+    crops = TrainingCrops(
+        samples,
+        ignored,
+        crop=config.crop,
+        scale_jitter=config.scale_jitter,
+        flip=config.flip,
+        colour_jitter=config.colour_jitter,
+    )
+    order = torch.Generator().manual_seed(config.seed)
+    loader = DataLoader(
+        crops,
+        batch_size=config.batch_size,
+        sampler=RandomSampler(crops, generator=order),
+        drop_last=True,
+        num_workers=config.workers,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    loss_of = SegmentationLoss(config, ignored, weights)
+    optimiser = build_optimiser(model, config)
+    schedule = LambdaLR(optimiser, lambda step: rate_factor(step, len(loader), config.warmup, config.schedule))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+    model.train()
+    for module in model.modules():
+        if config.freeze_statistics and isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    seed_everything(config.seed, verbose=False)
+    batches = iter(loader)  # workers start here, as Lightning starts them before the epoch
+    waited, total = 0.0, torch.zeros(())
+    began = time.perf_counter()
+    for _ in range(len(loader)):
+        asked = time.perf_counter()
+        images, masks = next(batches)
+        waited += time.perf_counter() - asked
+        optimiser.zero_grad()
+        loss = loss_of(model.pixel_scores(images.permute(0, 2, 3, 1)), masks)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if average is not None:
+            average.update_parameters(model)
+        total += loss.detach()
+    return Epoch(time.perf_counter() - began, waited, float(total) / len(loader))
+
+
+Side: TypeAlias = Callable[[SegmentationModel, Dataset, TrainConfig, Tensor | None], Epoch]
+SIDES: dict[str, Side] = {COMMAND: run_command, BARE: run_bare}
+
+
+def race(dataset: Dataset, config: TrainConfig, rounds: int) -> dict[str, list[Epoch]]:
+    model = build_for(config, dataset.label_map)
+    weights = balance_classes(look_into(dataset.split("train"), dataset.label_map), config.class_weights)
+    epochs: dict[str, list[Epoch]] = {side: [] for side in SIDES}
+    for index in range(-1, rounds):  # the first, which warms up, is left out
+        for side in list(SIDES)[:: 1 if index % 2 else -1]:
+            epoch = SIDES[side](copy.deepcopy(model), dataset, config, weights)
+            if index >= 0:
+                epochs[side].append(epoch)
+    return epochs
+
+
+def report(epochs: dict[str, list[Epoch]], images: int) -> None:
+    rates = {side: [images / epoch.seconds for epoch in found] for side, found in epochs.items()}
+    base = float(np.median(rates[BARE]))
+    print(f"{'median of ' + str(len(rates[BARE])):16}{'images/s (middle half)':>26}{'ratio':>8}{'waits for data':>18}")
+    for side, found in epochs.items():
+        low, median, high = np.percentile(rates[side], (25, 50, 75))
+        waits = float(np.median([epoch.waited / epoch.seconds for epoch in found]))
+        print(f"{side:16}{f'{median:.2f} ({low:.2f}-{high:.2f})':>26}{median / base:8.3f}{waits:18.1%}")
+    pairs = list(zip(epochs[COMMAND], epochs[BARE], strict=True))
+    ratios = np.percentile([bare.seconds / command.seconds for command, bare in pairs], (25, 50, 75))
+    apart = max(abs(command.loss - bare.loss) / bare.loss for command, bare in pairs)
+    print("ratio within a round: {1:.3f} ({0:.3f}-{2:.3f})".format(*ratios))
+    print(f"mean losses of the two sides differ by at most {apart:.1e} of their value")
+
+
+def peak_memory(command: list[str]) -> float:
+    """Peak resident memory of a command, in GiB.
+
+    Linux counts what this process held when it started the other: call it before anything large is loaded.
+    """
+    print("$ " + " ".join(["fcnseg", *command[3:]]), flush=True)
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, as TrainConfig has them."""
+    values = {
+        name: getattr(options, name) for name in ("backbone", "weights", "mean", "std", "batch_size", "crop", "workers")
+    }
+    values = {name: value for name, value in values.items() if value is not None}
+    for name in ("mean", "std"):
+        if name in values:
+            numbers = [float(part) for part in values[name].split(",")]
+            values[name] = tuple(numbers * 3 if len(numbers) == 1 else numbers)
+    if values.get("crop") == "whole":
+        values["crop"] = None
+    elif "crop" in values:
+        parts = values["crop"].split("x")
+        values["crop"] = (int(parts[0]), int(parts[-1]))
+    return values
+
+
+def as_arguments(options: argparse.Namespace) -> list[str]:
+    """The same options, as `fcnseg train` takes them."""
+    names = ("backbone", "weights", "mean", "std", "batch_size", "crop", "workers")
+    found = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return [part for name, value in found.items() for part in ("--" + name.replace("_", "-"), str(value))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="fcnseg train against a bare PyTorch loop.")
+    parser.add_argument("data", type=Path, help="data folder, as fcnseg train takes it")
+    parser.add_argument("--backbone", default="mobilenet_v2")
+    for name in ("--weights", "--mean", "--std", "--crop"):
+        parser.add_argument(name, help="as fcnseg train has it")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=20, help="a round (20)")
+    parser.add_argument("--rounds", type=int, default=7, help="of both sides (7)")
+    parser.add_argument("--memory", action="store_true", help="peak memory of the command alone, one epoch")
+    options = parser.parse_args()
+    if options.memory:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = [str(options.data), *as_arguments(options), "--epochs", "1", "--device", "cpu"]
+            peak = peak_memory([sys.executable, "-m", "fcnseg", "train", *arguments, "-o", f"{folder}/run"])
+        print(f"peak resident memory: {peak:.2f} GiB")
+        return
+    dataset = open_dataset(options.data)
+    train, count = dataset.split("train"), options.steps * options.batch_size
+    samples = (train * -(-count // len(train)))[:count]
+    dataset = replace(dataset, splits={"train": samples, "val": dataset.split("val")[:1]})
+    asked = {"data": str(options.data), "epochs": 1, "device": "cpu", **given(options)}
+    config = resolve(asked, read_sample(train[0])[1].shape)
+    size = "whole images" if config.crop is None else f"crops of {config.crop[0]}x{config.crop[1]}"
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, float32")
+    print(f"{config.variant} on {config.backbone}: {options.steps} steps of {config.batch_size} {size}", flush=True)
+    report(race(dataset, config, options.rounds), count)
+
+
+if __name__ == "__main__":
+    main()
