@@ -49,6 +49,7 @@ class TrainConfig:
         weights: File of the classifier's weights; None takes those its zoo publishes.
         mean: Channel means of the weights' normalisation, of values in 0..1; None takes the known ones.
         std: Channel deviations, as `mean`.
+        input_size: Native (height, width) that the classifier was made for; None takes the zoo's.
         recipe: Where the defaults came from; for information.
         epochs: Passes over the training split.
         batch_size: Images a step.
@@ -92,6 +93,7 @@ class TrainConfig:
     weights: str | None = None
     mean: Rgb | None = None
     std: Rgb | None = None
+    input_size: tuple[_Count, _Count] | None = None
     recipe: RecipeName = "modern"
     epochs: _Count = 20
     batch_size: _Count = 8

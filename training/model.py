@@ -169,6 +169,7 @@ def build_model(
     weights: Path | None = None,
     mean: Rgb | None = None,
     std: Rgb | None = None,
+    input_size: tuple[int, int] | None = None,
     classifier_classes: int | None = None,
     pretrained: bool = True,
 ) -> SegmentationModel:
@@ -184,6 +185,7 @@ def build_model(
         weights: A file with the classifier's state_dict; None takes the zoo's.
         mean: Channel means that go with the weights; None takes the zoo's.
         std: Channel deviations that go with the weights; None takes the zoo's.
+        input_size: Native (height, width); None takes the zoo's.
         classifier_classes: Number of the classifier's classes where its weights are random; None takes the zoo's.
         pretrained: False leaves the weights random, for a checkpoint to be loaded into, or to train from scratch.
 
@@ -193,7 +195,13 @@ def build_model(
         UsageError: The variant or the tail does not suit the net.
     """
     classifier = load_classifier(
-        architecture, weights=weights, mean=mean, std=std, num_classes=classifier_classes, pretrained=pretrained
+        architecture,
+        weights=weights,
+        mean=mean,
+        std=std,
+        input_size=input_size,
+        num_classes=classifier_classes,
+        pretrained=pretrained,
     )
     fcn = build_fcn(
         classifier.net,

@@ -117,6 +117,7 @@ def open_run(path: Path) -> Run:
         skip_scale=record.config.skip_scale,
         mean=record.mean,
         std=record.std,
+        input_size=record.config.input_size,
         classifier_classes=record.classifier_classes,
         pretrained=False,
     )

@@ -11,6 +11,7 @@ from fcnseg.errors import UsageError
 from fcnseg.types import LabelMap
 from training.config import TrainConfig
 from training.model import SegmentationModel, build_model
+from training.net_file import is_net_file
 from training.run import open_run
 
 _STRIDES = ("fcn32s", "fcn16s", "fcn8s")
@@ -23,6 +24,13 @@ def build_for(config: TrainConfig, label_map: LabelMap) -> SegmentationModel:
     Raises:
         ArchitectureError, WeightsError, UsageError, ModelFileError: As for `build_model` and `start_from`.
     """
+    if is_net_file(config.backbone):
+        if config.mean is None:
+            raise UsageError(
+                f"the normalisation of {config.backbone} is not known; give the --mean and --std of its training"
+            )
+        if not config.pretrained:
+            raise UsageError(f"{config.backbone} decides itself what weights it begins with; take --no-pretrained out")
     torch.manual_seed(config.seed)
     model = build_model(
         config.backbone,
@@ -34,6 +42,7 @@ def build_for(config: TrainConfig, label_map: LabelMap) -> SegmentationModel:
         weights=None if config.weights is None else Path(config.weights),
         mean=config.mean,
         std=config.std,
+        input_size=config.input_size,
         pretrained=config.pretrained,
     )
     if config.start is not None:

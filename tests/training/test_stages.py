@@ -5,7 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fcnseg.errors import UsageError
+from fcnseg.errors import ArchitectureError, UsageError
 from fcnseg.types import LabelMap
 from training.config import TrainConfig
 from training.data import open_dataset
@@ -92,3 +92,36 @@ def test_a_run_on_other_classes_or_of_a_finer_variant_is_refused(
     fine = train(replace(config, variant="fcn16s"), tmp_path / "fine")
     with pytest.raises(UsageError, match="cannot start from fcn16s, which is finer"):
         build_for(replace(config, start=str(fine)), LABEL_MAP)
+
+
+OWN_NET = """
+from torch import Tensor, nn
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 6, 8, 8, 8, 8)
+        stages = [
+            nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+            for before, after in zip(widths, widths[1:])
+        ]
+        self.features = nn.Sequential(*stages)
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(8 * 2 * 2, 10), nn.ReLU(), nn.Dropout(), nn.Linear(10, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+"""
+
+
+def test_a_net_of_ones_own_trains_at_its_native_size(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "small.py").write_text(OWN_NET)
+    own = replace(config, backbone=f"{tmp_path}/small.py:Small", variant="fcn8s", tail="fc", pretrained=True)
+    with pytest.raises(ArchitectureError, match="give its native size"):
+        build_for(own, LABEL_MAP)
+    run = train(replace(own, input_size=(64, 64)), tmp_path / "run")
+    assert open_run(run).model.net.scores[0].in_channels == 10
+    with pytest.raises(UsageError, match="take --no-pretrained out"):
+        build_for(replace(own, pretrained=False), LABEL_MAP)
+    with pytest.raises(UsageError, match="give the --mean and --std"):
+        build_for(replace(own, mean=None, std=None), LABEL_MAP)

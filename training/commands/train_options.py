@@ -38,6 +38,12 @@ def _options() -> list[Callable[[Any], Any]]:
         _flag("pretrained", "Keep the classifier's weights, or draw them at random."),
         _channels("mean", "Channel means that go with the weights, of values in 0..1.  [default: the zoo's for ARCH]"),
         _channels("std", "Channel deviations that go with the weights; as --mean."),
+        click.option(
+            "--input-size",
+            metavar="HxW",
+            callback=read_size,
+            help="Native size of the classifier, for one of your own.  [default: the zoo's; 224 for FILE.py]",
+        ),
         _number("epochs", click.IntRange(min=1), "Passes over the training images."),
         _number("batch_size", click.IntRange(min=1), "Images a step."),
         click.option(
