@@ -177,7 +177,7 @@ def read_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def as_plain(config: TrainConfig) -> dict[str, object]:
+def as_plain(config: TrainConfig) -> dict[str, Any]:
     """Return a configuration as values that YAML and a checkpoint hold without classes of ours."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
 
