@@ -200,9 +200,9 @@ def _file_rows(info: "ModelInfo") -> Iterator[tuple[str, str]]:
         name = "" if info.card is None else f"{info.card.data}, "
         yield "training data", f"{name}{info.data_fingerprint[:12]}"
     if info.card is not None:
-        yield "its licence", info.card.data_licence or "not told"
+        yield "licence of the data", info.card.data_licence or "not told"
         yield "began from", info.card.weights
-    yield "licence", info.licence or "not known"
+    yield "licence of the weights", info.licence or "not known"
     yield "made with", ", ".join(f"{package} {version}" for package, version in info.versions.items())
 
 
