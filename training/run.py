@@ -18,9 +18,10 @@ import pickle
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fcnseg.errors import ModelFileError, UsageError
 from fcnseg.types import LabelMap, Rgb
@@ -87,8 +88,22 @@ class Run:
     record: RunRecord
 
 
-def open_run(path: Path) -> Run:
-    """Rebuild the model of a run.
+class Checkpoint(NamedTuple):
+    """A checkpoint's content.
+
+    Attributes:
+        path: The file.
+        record: What it says beside its weights.
+        weights: The model's `state_dict`.
+    """
+
+    path: Path
+    record: RunRecord
+    weights: dict[str, Tensor]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the checkpoint of a run, without building its model.
 
     Args:
         path: A run folder (its best checkpoint, or the last one where no epoch was finished) or a checkpoint file.
@@ -108,6 +123,21 @@ def open_run(path: Path) -> Run:
         record = record_from_plain(plain)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise ModelFileError(f"{refusal} of this version ({error!r}); train again with this one") from error
+    weights = {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in tensors.items()}
+    return Checkpoint(checkpoint, record, weights)
+
+
+def open_run(path: Path) -> Run:
+    """Rebuild the model of a run.
+
+    Args:
+        path: As for `read_checkpoint`.
+
+    Raises:
+        UsageError: There is no checkpoint.
+        ModelFileError: The file is not a checkpoint of `fcnseg train`.
+    """
+    checkpoint, record, weights = read_checkpoint(path)
     model = build_model(
         record.config.backbone,
         record.config.variant,
@@ -122,10 +152,11 @@ def open_run(path: Path) -> Run:
         pretrained=False,
     )
     try:
-        model.load_state_dict({name.removeprefix(MODEL_PREFIX): tensor for name, tensor in tensors.items()})
+        model.load_state_dict(weights)
     except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
         raise ModelFileError(
-            f"{refusal} of this version ({' '.join(str(error).split())[:200]}); train again"
+            f"{checkpoint} is not a checkpoint of 'fcnseg train' of this version ({reason}); train again"
         ) from error
     if record.config.weights is not None or record.config.start is not None or not record.config.pretrained:
         model.licence = None  # that of the zoo's weights, which were not used

@@ -12,7 +12,7 @@ from fcnseg.types import LabelMap
 from training.config import TrainConfig
 from training.model import SegmentationModel, build_model
 from training.net_file import is_net_file
-from training.run import open_run
+from training.run import Checkpoint, RunRecord, read_checkpoint
 
 _STRIDES = ("fcn32s", "fcn16s", "fcn8s")
 _NEW = ("net.scores.", "net.upscores.")
@@ -22,9 +22,10 @@ def build_for(config: TrainConfig, label_map: LabelMap) -> SegmentationModel:
     """Build the model of a configuration, with the weights that it asks to start from.
 
     Raises:
-        ArchitectureError, WeightsError, UsageError, ModelFileError: As for `build_model` and `start_from`.
+        ArchitectureError, WeightsError, UsageError, ModelFileError: The net cannot be built, its weights cannot be
+            had, or the run in `start` is not one that this one can follow.
     """
-    if is_net_file(config.backbone):
+    if is_net_file(config.backbone) and config.start is None:
         if config.mean is None:
             raise UsageError(
                 f"the normalisation of {config.backbone} is not known; give the --mean and --std of its training"
@@ -32,39 +33,36 @@ def build_for(config: TrainConfig, label_map: LabelMap) -> SegmentationModel:
         if not config.pretrained:
             raise UsageError(f"{config.backbone} decides itself what weights it begins with; take --no-pretrained out")
     torch.manual_seed(config.seed)
-    model = build_model(
+    if config.start is not None:
+        start = _read_start(Path(config.start), config, label_map)
+        model = _build(config, label_map, start.record)
+        _take_over(model, start)
+        return model
+    return _build(config, label_map, None)
+
+
+def _build(config: TrainConfig, label_map: LabelMap, earlier: RunRecord | None) -> SegmentationModel:
+    """Build a model; one that is to take over an earlier run's weights has its normalisation, unless told otherwise."""
+    return build_model(
         config.backbone,
         config.variant,
         len(label_map),
         tail=config.tail,
         upsampling=config.upsampling,
         skip_scale=config.skip_scale,
-        weights=None if config.weights is None else Path(config.weights),
-        mean=config.mean,
-        std=config.std,
+        weights=None if config.weights is None or earlier is not None else Path(config.weights),
+        mean=earlier.mean if earlier is not None and config.mean is None else config.mean,
+        std=earlier.std if earlier is not None and config.std is None else config.std,
         input_size=config.input_size,
-        pretrained=config.pretrained,
+        classifier_classes=None if earlier is None else earlier.classifier_classes,
+        pretrained=config.pretrained and earlier is None,
     )
-    if config.start is not None:
-        start_from(model, config, label_map, Path(config.start))
-    return model
 
 
-def start_from(model: SegmentationModel, config: TrainConfig, label_map: LabelMap, path: Path) -> None:
-    """Give a model the weights of a run of a coarser variant, or of its own.
-
-    Args:
-        model: Built for `config`; changed in place.
-        config: The run that is to be trained.
-        label_map: Its classes.
-        path: The earlier run's folder or checkpoint.
-
-    Raises:
-        UsageError: There is no checkpoint, or its run is not one that this one can follow.
-        ModelFileError: The file is not a checkpoint of `fcnseg train`.
-    """
-    run = open_run(path)
-    earlier = run.record
+def _read_start(path: Path, config: TrainConfig, label_map: LabelMap) -> Checkpoint:
+    """Read the run that another is to start from, if it is of a coarser variant, or the same, of the same net."""
+    checkpoint = read_checkpoint(path)
+    earlier = checkpoint.record
     for name in ("backbone", "tail", "upsampling"):
         begun, asked = getattr(earlier.config, name), getattr(config, name)
         if begun != asked:
@@ -75,7 +73,12 @@ def start_from(model: SegmentationModel, config: TrainConfig, label_map: LabelMa
         raise UsageError(
             f"{config.variant} cannot start from {earlier.config.variant}, which is finer; train the coarser one first"
         )
-    unfit = model.load_state_dict(run.model.state_dict(), strict=False)
+    return checkpoint
+
+
+def _take_over(model: SegmentationModel, start: Checkpoint) -> None:
+    """Give a model the weights of an earlier run; what that does not have stays as it is built."""
+    unfit = model.load_state_dict(start.weights, strict=False)
     strange = [*unfit.unexpected_keys, *(key for key in unfit.missing_keys if not key.startswith(_NEW))]
     if strange:
-        raise RuntimeError(f"{config.variant} and {earlier.config.variant} share no trunk: {strange[:3]}")
+        raise RuntimeError(f"{model.variant} and {start.record.config.variant} share no trunk: {strange[:3]}")

@@ -83,6 +83,11 @@ def test_a_run_that_cannot_be_followed_is_refused(
         build_for(replace(config, start=str(coarse_run), **changed), LABEL_MAP)  # type: ignore[arg-type]
 
 
+def test_the_normalisation_of_the_earlier_run_goes_on(config: TrainConfig, coarse_run: Path) -> None:
+    silent = replace(config, variant="fcn16s", start=str(coarse_run), mean=None, std=None)
+    assert build_for(silent, LABEL_MAP).mean == HALVES
+
+
 def test_a_run_on_other_classes_or_of_a_finer_variant_is_refused(
     config: TrainConfig, coarse_run: Path, tmp_path: Path
 ) -> None:
