@@ -97,6 +97,7 @@ def export(
     if store == "fp16":
         model = round_weights(model)
     proto = _trace(model)
+    _forget_traces(proto.graph)
     _declare(proto, model.num_classes)
     _guard_confidence(proto)
     if store == "fp16":
@@ -162,6 +163,14 @@ def quiet_exporter() -> Iterator[None]:
             yield
         finally:
             logging.disable(level)
+
+
+def _forget_traces(graph: onnx.GraphProto) -> None:
+    """Take out where in the source each node came from: it tells the folders of the machine that exported."""
+    del graph.metadata_props[:]
+    for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def _declare(proto: onnx.ModelProto, num_classes: int) -> None:

@@ -56,6 +56,10 @@ def check_answers(model: SegmentationModel, path: Path) -> None:
         assert np.abs(output.confidence.astype(int) - confidence).max() <= 1
 
 
+def test_the_file_tells_no_folder_of_the_machine_that_made_it(fcn_file: Path) -> None:
+    assert str(Path(exporting.__file__).parent).encode() not in fcn_file.read_bytes()
+
+
 def test_the_file_answers_as_the_model_does_at_any_size(fcn: SegmentationModel, fcn_file: Path) -> None:
     check_answers(fcn, fcn_file)
 
