@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx
@@ -168,7 +168,8 @@ def quiet_exporter() -> Iterator[None]:
 def _forget_traces(graph: onnx.GraphProto) -> None:
     """Take out where in the source each node came from: it tells the folders of the machine that exported."""
     del graph.metadata_props[:]
-    for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+    parts: list[Any] = [*graph.node, *graph.initializer, *graph.input, *graph.output]
+    for part in parts:
         del part.metadata_props[:]
         part.doc_string = ""
 
