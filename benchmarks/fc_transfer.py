@@ -148,7 +148,7 @@ def transfer(plan: Plan, data: Path, folder: Path, epochs: int) -> Result:
         weights=None if config.weights is None else Path(config.weights),
         mean=config.mean,
         std=config.std,
-        input_size=NATIVE,  # which the command has no option for
+        input_size=NATIVE,
         pretrained=config.pretrained,
     )
     fcn = build_fcn(classifier.net, config.variant, len(dataset.label_map), NATIVE, tail=config.tail)
