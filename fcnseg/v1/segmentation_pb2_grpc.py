@@ -40,6 +40,11 @@ class SegmentationServiceStub(object):
                 request_serializer=fcnseg_dot_v1_dot_segmentation__pb2.SegmentRequest.SerializeToString,
                 response_deserializer=fcnseg_dot_v1_dot_segmentation__pb2.SegmentResponse.FromString,
                 _registered_method=True)
+        self.SegmentStream = channel.stream_stream(
+                '/fcnseg.v1.SegmentationService/SegmentStream',
+                request_serializer=fcnseg_dot_v1_dot_segmentation__pb2.SegmentStreamRequest.SerializeToString,
+                response_deserializer=fcnseg_dot_v1_dot_segmentation__pb2.SegmentStreamResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/fcnseg.v1.SegmentationService/ListModels',
                 request_serializer=fcnseg_dot_v1_dot_segmentation__pb2.ListModelsRequest.SerializeToString,
@@ -61,6 +66,18 @@ class SegmentationServiceServicer(object):
 
         INVALID_ARGUMENT, with google.rpc.BadRequest naming the field: the image cannot be read, is beyond a limit, or a
         field has no valid value. NOT_FOUND: there is no such model or version; the message names those there are.
+        RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: the server has as much to do or to hold as it may, or would not
+        answer before the deadline. DEADLINE_EXCEEDED: the deadline passed on the way; nothing more is computed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SegmentStream(self, request_iterator, context):
+        """Segments images one after another: the frames of a video, a folder. Answers come in the order of the requests. An
+        image that cannot be answered becomes a `failure` and does not end the stream. The server reads only a few images
+        ahead, so that a sender that is faster than the model is held back by HTTP/2's flow control and never refused for
+        overload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +104,11 @@ def add_SegmentationServiceServicer_to_server(servicer, server):
                     servicer.Segment,
                     request_deserializer=fcnseg_dot_v1_dot_segmentation__pb2.SegmentRequest.FromString,
                     response_serializer=fcnseg_dot_v1_dot_segmentation__pb2.SegmentResponse.SerializeToString,
+            ),
+            'SegmentStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SegmentStream,
+                    request_deserializer=fcnseg_dot_v1_dot_segmentation__pb2.SegmentStreamRequest.FromString,
+                    response_serializer=fcnseg_dot_v1_dot_segmentation__pb2.SegmentStreamResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -127,6 +149,33 @@ class SegmentationService(object):
             '/fcnseg.v1.SegmentationService/Segment',
             fcnseg_dot_v1_dot_segmentation__pb2.SegmentRequest.SerializeToString,
             fcnseg_dot_v1_dot_segmentation__pb2.SegmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SegmentStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fcnseg.v1.SegmentationService/SegmentStream',
+            fcnseg_dot_v1_dot_segmentation__pb2.SegmentStreamRequest.SerializeToString,
+            fcnseg_dot_v1_dot_segmentation__pb2.SegmentStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
