@@ -1,8 +1,10 @@
 """The engine: one onnxruntime session on the device that was asked for."""
 
 import ctypes
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime
@@ -10,9 +12,39 @@ from numpy.typing import NDArray
 
 from fcnseg.errors import DeviceError, ModelFileError
 from fcnseg.model_file import ModelInfo, read_info
+from fcnseg.placement import Probe, probe, require_device
 from fcnseg.types import ClassMap
 
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # what fails raises; onnxruntime would print it too
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+CudnnSearch = Literal["heuristic", "exhaustive", "default"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a session runs; none of it changes a class map on the CPU.
+
+    Attributes:
+        threads: CPU threads within an operator; 0 takes one per physical core.
+        spinning: Whether idle CPU threads spin for a moment, which answers sooner and heats the machine.
+        arena: Whether memory that a run frees is kept for the next; on CUDA it always is.
+        cudnn_search: How cuDNN chooses an algorithm for a new shape: by its heuristic, by trying all (seconds a shape),
+            or its default, which is slow.
+        tf32: Whether CUDA may round the factors of products to 10 bits: faster, and scores differ in the third digit.
+        prove: Whether to run the model on small images when it is opened, to tell what runs where and what a pixel
+            costs. On CUDA it is done in any case.
+    """
+
+    threads: int = 0
+    spinning: bool = True
+    arena: bool = True
+    cudnn_search: CudnnSearch = "heuristic"
+    tf32: bool = False
+    prove: bool = False
+
+
+DEFAULT_OPTIONS = EngineOptions()
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,32 +68,49 @@ class Engine:
     Args:
         path: The model file.
         device: `cpu`, `cuda`, `cuda:N`, or `auto` (the first CUDA device where there is one, else the CPU).
-        threads: Threads within an operator on the CPU; 0 takes one per physical core.
+        options: How it runs.
 
     Attributes:
         info: What the model file says of itself.
         device: Where it runs: `cpu` or `cuda:N`.
+        options: How it runs.
+        probe: What ran where at start, and what a pixel costs; None where it was not asked for.
 
     Raises:
         ModelFileError: The file is not a valid fcnseg model.
-        DeviceError: The device is not there or cannot run the model; the engine never falls back to another.
+        DeviceError: The device is not there or cannot run the whole model; the engine never falls back to another.
     """
 
     info: ModelInfo
     device: str
+    options: EngineOptions
+    probe: Probe | None
 
-    def __init__(self, path: str | Path, device: str = "auto", threads: int = 0) -> None:
+    def __init__(self, path: str | Path, device: str = "auto", options: EngineOptions = DEFAULT_OPTIONS) -> None:
         path = Path(path)
-        self.device = _resolve_device(device)
+        self.options = options
+        self.device = resolve_device(device)
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
             raise ModelFileError(f"model file {path} {what}; make one with 'fcnseg heatmap' or 'fcnseg export'")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = _ERRORS_ONLY
-        self._session = _open_session(path, options, self.device)
-        self._session.disable_fallback()
-        self.info = read_info(self._session, path)
+        proving = options.prove or self.device != "cpu"
+        with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
+            self._session = _open_session(path, self.device, options, Path(folder) if proving else None)
+            self._session.disable_fallback()
+            self.info = read_info(self._session, path)
+            self.probe = self._prove(path) if proving else None
+        if self.probe is not None and self.device != "cpu":
+            require_device(self.probe.placements, self.provider, self.device)
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that was asked for."""
+        return CPU if self.device == "cpu" else CUDA
+
+    @property
+    def precision(self) -> str:
+        """Precision of the arithmetic: `fp32`, or `tf32` where products may be rounded to it."""
+        return "tf32" if self.options.tf32 and self.device != "cpu" else "fp32"
 
     def run(self, images: NDArray[np.uint8], *, confidence: bool = False) -> EngineOutput:
         """Segment a batch of images of one size.
@@ -79,8 +128,23 @@ class Engine:
         class_map, heatmap, confidences = self._session.run(None, feed)
         return EngineOutput(class_map, heatmap, confidences if confidence else None)
 
+    def _prove(self, path: Path) -> Probe:
+        try:
+            return probe(self._session, self.info.geometry, lambda image, asked: self.run(image, confidence=asked))
+        except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+            reason = " ".join(str(error).split())
+            raise ModelFileError(f"{path} cannot be run: {reason}; export the model again") from error
 
-def _resolve_device(device: str) -> str:
+
+def resolve_device(device: str) -> str:
+    """Return the device that a name stands for: `cpu` or `cuda:N`.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:N`, or `auto` (the first CUDA device where there is one, else the CPU).
+
+    Raises:
+        DeviceError: It is none of these.
+    """
     kind, _, number = device.partition(":")
     if kind == "auto" and not number:
         return "cuda:0" if _has_cuda() and _cuda_device_count() else "cpu"
@@ -91,25 +155,35 @@ def _resolve_device(device: str) -> str:
     raise DeviceError(f"unknown device {device!r}; use cpu, cuda, cuda:N or auto")
 
 
-def _open_session(path: Path, options: onnxruntime.SessionOptions, device: str) -> onnxruntime.InferenceSession:
-    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+def _open_session(
+    path: Path, device: str, options: EngineOptions, profile_folder: Path | None
+) -> onnxruntime.InferenceSession:
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads = options.threads
+    session_options.log_severity_level = _FATAL_ONLY
+    session_options.enable_cpu_mem_arena = options.arena
+    session_options.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+    if profile_folder is not None:
+        session_options.enable_profiling = True
+        session_options.profile_file_prefix = str(profile_folder / "profile")
+    providers: list[str | tuple[str, dict[str, str]]] = [CPU]
     if device != "cpu":
         _require_cuda(device)
-        # HEURISTIC: the default search runs every new image shape through a slow fallback plan first.
         cuda = {
             "device_id": device.partition(":")[2],
-            "cudnn_conv_algo_search": "HEURISTIC",
+            "cudnn_conv_algo_search": options.cudnn_search.upper(),
             "arena_extend_strategy": "kSameAsRequested",
+            "use_tf32": str(int(options.tf32)),
         }
-        providers.insert(0, ("CUDAExecutionProvider", cuda))
+        providers.insert(0, (CUDA, cuda))
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(path), session_options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         reason = " ".join(str(error).split())
         if device != "cpu" and "CUDA" in reason:
             raise DeviceError(f"device {device} cannot run {path}: {reason}; use --device cpu") from error
         raise ModelFileError(f"{path} is not an ONNX file that onnxruntime can open: {reason}") from error
-    if device != "cpu" and "CUDAExecutionProvider" not in session.get_providers():
+    if device != "cpu" and CUDA not in session.get_providers():
         raise DeviceError(
             f"device {device} was asked for, but onnxruntime {onnxruntime.__version__} could not load its CUDA"
             " libraries; install 'onnxruntime-gpu[cuda,cudnn]' or use --device cpu"
@@ -131,7 +205,7 @@ def _require_cuda(device: str) -> None:
 
 def _has_cuda() -> bool:
     """Whether this build of onnxruntime knows CUDA at all."""
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return CUDA in onnxruntime.get_available_providers()
 
 
 def _cuda_device_count() -> int:
@@ -145,3 +219,14 @@ def _cuda_device_count() -> int:
         if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
             return count.value
     return 0
+
+
+def cudnn_version() -> str:
+    """Return the version of the cuDNN that is loaded or can be, such as `9.10.2`; empty where there is none."""
+    for name in ("libcudnn.so.9", "cudnn64_9.dll"):
+        try:
+            number = int(ctypes.CDLL(name).cudnnGetVersion())
+        except (OSError, AttributeError):
+            continue
+        return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+    return ""

@@ -70,10 +70,12 @@ class ImageLimits:
     Attributes:
         max_bytes: Most bytes of an encoded image.
         max_pixels: Most pixels (height times width).
+        max_side: Most rows, and most columns.
     """
 
     max_bytes: int = 64 * 2**20
     max_pixels: int = 2**27
+    max_side: int = 2**16
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -90,24 +92,77 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint
         (H, W, 3) uint8 RGB, upright.
 
     Raises:
-        ImageTooLargeError: There are more bytes or pixels than the limits allow.
+        ImageTooLargeError: There are more bytes, pixels, rows or columns than the limits allow.
         ImageError: The format is not accepted, or the file is damaged or cut short.
     """
-    if not data:
-        raise ImageError(f"the image is empty (0 bytes); give the bytes of a {_ACCEPTED} file")
-    _check_bytes(len(data), limits)
-    stream = io.BytesIO(data)
-    header = _read_header(stream, data, limits)
-    width, height = header.size
-    if width < 1 or height < 1:
-        raise ImageError(f"the {header.format} image has no pixels ({width} x {height}); store it again")
+    return EncodedImage(data, limits).decode()
+
+
+class EncodedImage:
+    """An image file whose header has been read and is within limits, and whose pixels have not been touched.
+
+    Args:
+        data: A JPEG, PNG, WebP, TIFF or BMP file's bytes.
+        limits: What is refused.
+
+    Raises:
+        ImageTooLargeError: There are more bytes, pixels, rows or columns than the limits allow.
+        ImageError: The format is not accepted, or the header is damaged or cut short.
+    """
+
+    def __init__(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> None:
+        if not data:
+            raise ImageError(f"the image is empty (0 bytes); give the bytes of a {_ACCEPTED} file")
+        _check_bytes(len(data), limits)
+        self._data = data
+        self._stream = io.BytesIO(data)
+        self._header = _read_header(self._stream, data, limits)
+        width, height = self._header.size
+        name = f"the {self._header.format} image"
+        if width < 1 or height < 1:
+            raise ImageError(f"{name} has no pixels ({width} x {height}); store it again")
+        require_within(limits, height, width, name)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) as stored; an EXIF orientation may swap them."""
+        return self._header.height, self._header.width
+
+    def decode(self) -> NDArray[np.uint8]:
+        """Decode the pixels, once.
+
+        Returns:
+            (H, W, 3) uint8 RGB, upright.
+
+        Raises:
+            ImageError: The file is damaged or cut short.
+        """
+        image = _decode_with_opencv(self._header, self._stream, self._data)
+        return _decode_with_pillow(self._header) if image is None else image
+
+
+def require_within(limits: ImageLimits, height: int, width: int, name: str) -> None:
+    """Check an image's size.
+
+    Args:
+        limits: The limits.
+        height: Its rows.
+        width: Its columns.
+        name: What to call it in the message.
+
+    Raises:
+        ImageTooLargeError: It has more pixels, rows or columns than the limits allow.
+    """
     if width * height > limits.max_pixels:
         raise ImageTooLargeError(
-            f"the {header.format} image has {width} x {height} = {width * height} pixels, more than the limit of"
-            f" {limits.max_pixels}; {_SMALLER}"
+            f"{name} has {width} x {height} = {width * height} pixels, more than the limit of {limits.max_pixels};"
+            f" {_SMALLER}"
         )
-    image = _decode_with_opencv(header, stream, data)
-    return _decode_with_pillow(header) if image is None else image
+    if max(width, height) > limits.max_side:
+        raise ImageTooLargeError(
+            f"{name} has {width} x {height} pixels, and its longer side is beyond the limit of {limits.max_side};"
+            f" {_SMALLER}"
+        )
 
 
 def read(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:

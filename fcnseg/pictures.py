@@ -18,8 +18,9 @@ from fcnseg.files import write_bytes, write_text
 from fcnseg.regions import Region, RegionQuery
 from fcnseg.types import ClassInfo, LabelMap
 
-_JPEG_QUALITY = 92
-_JPEG_LARGEST = 65500  # libjpeg ends a little before the format does
+JPEG_QUALITY = 92
+JPEG_LARGEST = 65500
+"""Most pixels a side: libjpeg ends a little before the format does."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,22 @@ def require_drawable(image: NDArray[np.uint8], path: Path) -> None:
     Raises:
         ImageError: It has more rows or columns than a JPEG file can.
     """
-    if max(image.shape) > _JPEG_LARGEST:
+    if max(image.shape) > JPEG_LARGEST:
         raise ImageError(
             f"{path}: its pictures would have {image.shape[1]} x {image.shape[0]} pixels, and JPEG ends at"
-            f" {_JPEG_LARGEST}; leave out overlay and heatmaps"
+            f" {JPEG_LARGEST}; leave out overlay and heatmaps"
         )
 
 
 def write_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write an (H, W, 3) uint8 RGB picture whole or not at all."""
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    write_bytes(path, data.tobytes())
+    write_bytes(path, encode_jpeg(picture))
+
+
+def encode_jpeg(picture: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
+    """Return an (H, W, 3) uint8 RGB picture, at most `JPEG_LARGEST` pixels a side, as JPEG of a quality of 1 to 100."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return data.tobytes()
 
 
 def write_regions(path: Path, regions: Iterable[Region], size: tuple[int, int]) -> None:

@@ -1,6 +1,7 @@
 """The one path from an image to its segmentation, for the Python API, the folder command and the server alike."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg import images as image_files
-from fcnseg.engine import Engine
+from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions
 from fcnseg.model_file import ModelInfo
 from fcnseg.types import Segmentation
 
@@ -16,23 +17,27 @@ from fcnseg.types import Segmentation
 class Segmenter:
     """Segments images of any size with one model.
 
-    Images are edge-padded to the largest size that the net would pad to the same shape anyway, so that the engine
-    sees few shapes and images of one padded shape can share a batch. The graph's own padding repeats the same edge
-    pixels, hence the answer is that of the image alone.
+    Images are edge-padded to the largest size that the net would pad to the same shape anyway, so that images of one
+    padded shape can share a batch and CUDA, which prepares for every new shape, sees few. The graph's own padding
+    repeats the same edge pixels, hence the answer is that of the image alone. On the CPU, images of equal size are left
+    as they are.
+
+    Attributes:
+        engine: Runs the model.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
 
     @property
     def info(self) -> ModelInfo:
         """What the model file says of itself."""
-        return self._engine.info
+        return self.engine.info
 
     @property
     def device(self) -> str:
         """Where the model runs: `cpu` or `cuda:N`."""
-        return self._engine.device
+        return self.engine.device
 
     def segment(self, image: str | Path | bytes | NDArray[np.uint8], *, confidence: bool = False) -> Segmentation:
         """Segment one image.
@@ -65,19 +70,20 @@ class Segmenter:
         if len(shapes) != 1:
             raise ValueError(f"a batch needs images of one canonical shape; got {sorted(shapes)}")
         (shape,) = shapes
-        batch = np.stack([_edge_pad(image, shape) for image in images])
-        output = self._engine.run(batch, confidence=confidence)
+        if self.device == "cpu" and len({image.shape for image in images}) == 1:
+            shape = (images[0].shape[0], images[0].shape[1])
+        padded = [_edge_pad(image, shape) for image in images]
+        batch = np.stack(padded) if len(padded) > 1 else padded[0][None]
+        output = self.engine.run(batch, confidence=confidence)
         answers = []
         for i, image in enumerate(images):
             height, width = image.shape[:2]
-            answers.append(
-                Segmentation(
-                    class_map=output.class_map[i, :height, :width].copy(),
-                    heatmap=output.heatmap[i],
-                    confidence=None if output.confidence is None else output.confidence[i, :height, :width].copy(),
-                    label_map=self.info.label_map,
-                )
-            )
+            class_map, heatmap = output.class_map[i, :height, :width], output.heatmap[i]
+            confidence_map = None if output.confidence is None else output.confidence[i, :height, :width]
+            if len(images) > 1:  # what is kept of one image must not keep the others
+                class_map, heatmap = class_map.copy(), heatmap.copy()
+                confidence_map = None if confidence_map is None else confidence_map.copy()
+            answers.append(Segmentation(class_map, heatmap, confidence_map, self.info.label_map))
         return answers
 
     def canonical_shape(self, image: NDArray[np.uint8]) -> tuple[int, int]:
@@ -90,19 +96,22 @@ class Segmenter:
         return self.info.geometry.canonical(*image.shape[:2])
 
 
-def load(path: str | Path, device: str = "auto", threads: int = 0) -> Segmenter:
+def load(
+    path: str | Path, device: str = "auto", threads: int = 0, options: EngineOptions = DEFAULT_OPTIONS
+) -> Segmenter:
     """Open a model file.
 
     Args:
         path: A file made by `fcnseg heatmap` or `fcnseg export`.
         device: `cpu`, `cuda`, `cuda:N`, or `auto`.
-        threads: CPU threads within an operator; 0 takes one per physical core.
+        threads: CPU threads within an operator; 0 takes those of `options`, which by default is one per physical core.
+        options: How it runs.
 
     Raises:
         ModelFileError: The file is not a valid fcnseg model.
         DeviceError: The device cannot run it.
     """
-    return Segmenter(Engine(path, device, threads))
+    return Segmenter(Engine(path, device, replace(options, threads=threads or options.threads)))
 
 
 def _edge_pad(image: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:

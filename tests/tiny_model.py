@@ -36,6 +36,7 @@ def write_tiny_model(
     class_names: tuple[str, ...] | None = None,
     licence: str | None = None,
     fails: bool = False,
+    fails_on_magenta: bool = False,
     work_rounds: int = 0,
 ) -> Path:
     """Write a tiny model file and return its path.
@@ -46,6 +47,7 @@ def write_tiny_model(
         class_names: Names of the K classes; the default is red, green, blue, or `class 0`, `class 1`, ...
         licence: The metadata's licence note.
         fails: Whether every run fails inside the graph, at a Reshape that cannot fit.
+        fails_on_magenta: Whether a run fails inside the graph where the first pixel of an image is (255, 0, 255).
         work_rounds: Matrix products to compute for nothing, to make a run last (about 0.1 ms each on one core).
     """
     graph = _Graph()
@@ -53,6 +55,8 @@ def write_tiny_model(
     if fails:
         graph.add("Reshape", [graph.add("Cast", ["image"], to=TensorProto.FLOAT), graph.constant([7])], "seven")
         scores = graph.add("Add", [scores, graph.add("Mul", [_sum(graph, "seven"), graph.constant(np.float32(0))])])
+    if fails_on_magenta:
+        scores = graph.add("Add", [scores, _fail_on_magenta(graph)])
     if work_rounds:
         scores = graph.add("Add", [scores, _idle_work(graph, work_rounds)])
     graph.add("Identity", [scores], "heatmap")
@@ -212,6 +216,17 @@ def _crop(graph: _Graph, maps: str) -> str:
 
 def _sum(graph: _Graph, tensor: str) -> str:
     return graph.add("ReduceSum", [tensor], keepdims=0)
+
+
+def _fail_on_magenta(graph: _Graph) -> str:
+    """Add a Reshape that cannot fit where an image's first pixel is magenta, and return a scalar zero behind it."""
+    corner = graph.add("Slice", ["image", graph.constant([0, 0]), graph.constant([1, 1]), graph.constant([1, 2])])
+    magenta = graph.constant(np.array([255, 0, 255], np.uint8))
+    same = graph.add("Cast", [graph.add("Equal", [corner, magenta])], to=TensorProto.INT64)
+    whole = graph.add("ReduceMin", [same, graph.constant([3])], keepdims=0)
+    found = graph.add("Reshape", [graph.add("ReduceMax", [whole], keepdims=0), graph.constant([1])])
+    shape = graph.add("Add", [found, graph.constant([1])])
+    return _sum(graph, graph.add("Reshape", [graph.constant(np.zeros(1, np.float32)), shape]))
 
 
 def _idle_work(graph: _Graph, rounds: int) -> str:

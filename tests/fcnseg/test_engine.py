@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from fcnseg import engine as engine_module
-from fcnseg.engine import Engine
+from fcnseg.engine import Engine, EngineOptions
 from fcnseg.errors import DeviceError, ModelFileError
 from tests.tiny_model import write_tiny_model
 
@@ -63,12 +63,12 @@ def test_with_a_gpu_auto_takes_it_and_gives_the_cpus_classes(tiny_model: Path) -
 
 @pytest.mark.parametrize(("class_count", "dtype"), [(3, np.uint8), (300, np.uint16)])
 def test_ids_have_the_dtype_of_their_number(tmp_path: Path, class_count: int, dtype: type[np.generic]) -> None:
-    engine = Engine(write_tiny_model(tmp_path / "m.onnx", class_count=class_count), "cpu", threads=1)
+    engine = Engine(write_tiny_model(tmp_path / "m.onnx", class_count=class_count), "cpu", EngineOptions(threads=1))
     assert engine.run(np.zeros((1, 5, 6, 3), np.uint8)).class_map.dtype == dtype
 
 
 def test_confidence_is_computed_when_asked_for(tiny_model: Path) -> None:
-    engine = Engine(tiny_model, "cpu", threads=1)
+    engine = Engine(tiny_model, "cpu", EngineOptions(threads=1))
     images = np.full((1, 6, 8, 3), (200, 10, 10), np.uint8)
     assert engine.run(images).confidence is None
     confidence = engine.run(images, confidence=True).confidence
@@ -79,7 +79,7 @@ def test_confidence_is_computed_when_asked_for(tiny_model: Path) -> None:
 
 
 def test_threads_may_share_an_engine(tiny_model: Path) -> None:
-    engine = Engine(tiny_model, "cpu", threads=1)
+    engine = Engine(tiny_model, "cpu", EngineOptions(threads=1))
     rng = np.random.default_rng(1)
     batches = [rng.integers(0, 256, (1, 20 + i, 30, 3), dtype=np.uint8) for i in range(16)]
     alone = [engine.run(batch).class_map for batch in batches]

@@ -1,0 +1,148 @@
+"""Where each node of a graph ran, and what a pixel costs: read from onnxruntime's own profile of runs.
+
+What a session was asked for says little: a node that its provider does not know goes to the CPU without a word, and
+with it the image there and back. A profile tells of every node that ran who ran it, and the shapes that went in and
+out.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from fcnseg.errors import DeviceError
+from fcnseg.geometry import Geometry
+
+_PROBE_SIDE = 128
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The nodes of one operator that ran on one execution provider.
+
+    Attributes:
+        provider: The provider, such as `CUDAExecutionProvider`.
+        operator: The operator, such as `Conv`.
+        nodes: How many nodes, at least 1.
+        image_sized: Whether they touch data whose size grows with the image's height and with its width; the others
+            compute shapes and the like.
+    """
+
+    provider: str
+    operator: str
+    nodes: int
+    image_sized: bool
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a few runs on small images showed.
+
+    Attributes:
+        placements: What ran where, by provider, operator and kind of data.
+        bytes_per_pixel: Working memory of a run at its peak, for each pixel of the padded image.
+    """
+
+    placements: tuple[Placement, ...]
+    bytes_per_pixel: float
+
+
+def probe(
+    session: onnxruntime.InferenceSession, geometry: Geometry, run: Callable[[NDArray[np.uint8], bool], object]
+) -> Probe:
+    """Run a session that was opened with profiling on three sizes, one grown in each direction, and read its profile.
+
+    Args:
+        session: The session; its profiling has ended afterwards.
+        geometry: The model's.
+        run: Runs the session on an image, (1, H, W, 3) uint8, with or without the confidence map.
+    """
+    padded_y, padded_x = geometry.y.padded(_PROBE_SIDE), geometry.x.padded(_PROBE_SIDE)
+    height, width = geometry.canonical(_PROBE_SIDE, _PROBE_SIDE)
+    sizes = [(height, width), (height + geometry.y.alignment, width), (height, width + geometry.x.alignment)]
+    run(np.zeros((1, height, width, 3), np.uint8), False)  # the branch that is not taken with confidence
+    for h, w in sizes:
+        run(np.zeros((1, h, w, 3), np.uint8), True)
+    path = Path(session.end_profiling())
+    try:
+        events = json.loads(path.read_text())
+    finally:
+        path.unlink()
+    runs = _split_into_runs(events)
+    pixels = [padded_y * padded_x, padded_y * padded_x]
+    pixels += [(padded_y + geometry.y.alignment) * padded_x, padded_y * (padded_x + geometry.x.alignment)]
+    peaks = [max(int(event["args"].get("mem_in_use_peak", 0)) for event in nodes) for nodes in runs]
+    return Probe(_read_placements(runs), max(peak / count for peak, count in zip(peaks, pixels, strict=True)))
+
+
+def require_device(placements: Iterable[Placement], provider: str, device: str) -> None:
+    """Check that every node that touches data of the image's size ran on a provider.
+
+    Raises:
+        DeviceError: Some ran elsewhere; the message names them.
+    """
+    elsewhere = [p for p in placements if p.image_sized and p.provider != provider]
+    if elsewhere:
+        named = ", ".join(f"{p.nodes} {p.operator} on {p.provider}" for p in elsewhere)
+        raise DeviceError(
+            f"device {device} does not run the whole model: {named} touch data of the image's size; update onnxruntime,"
+            " or use --device cpu"
+        )
+
+
+_Event = Mapping[str, Any]
+
+
+def _split_into_runs(events: Sequence[_Event]) -> list[list[_Event]]:
+    """Return the node events of each run, in their order; a run's own event ends it."""
+    runs: list[list[_Event]] = []
+    nodes: list[_Event] = []
+    for event in sorted(events, key=lambda event: int(event["ts"]) + int(event["dur"])):
+        if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):
+            nodes.append(event)
+        elif event.get("name") == "model_run":
+            runs.append(nodes)
+            nodes = []
+    return runs
+
+
+def _read_placements(runs: Sequence[Sequence[_Event]]) -> tuple[Placement, ...]:
+    """Read what ran where in four runs: small without confidence, then small, higher and wider with it."""
+    plain, small, higher, wider = map(_tensor_sizes, runs)
+    counts: Counter[tuple[str, str, bool]] = Counter()
+    for node, sizes in {**plain, **small}.items():
+        grown = zip(sizes, higher.get(node, sizes), wider.get(node, sizes), strict=True)
+        image_sized = any(high > size and wide > size for size, high, wide in grown)
+        counts[node.provider, node.operator, image_sized] += 1
+    return tuple(Placement(*key[:2], nodes, key[2]) for key, nodes in sorted(counts.items()))
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A node of a run: `number` tells those of one name apart."""
+
+    provider: str
+    operator: str
+    name: str
+    number: int
+
+
+def _tensor_sizes(events: Iterable[_Event]) -> dict[_Node, list[int]]:
+    """Return the number of elements of every input and output of every node."""
+    seen: Counter[str] = Counter()
+    sizes = {}
+    for event in events:
+        args, name = event["args"], event["name"]
+        tensors = (*args["input_type_shape"], *args["output_type_shape"])
+        sizes[_Node(args["provider"], args["op_name"], name, seen[name])] = [
+            prod(shape) for tensor in tensors for shape in tensor.values()
+        ]
+        seen[name] += 1
+    return sizes
