@@ -25,20 +25,22 @@ class Encoding(StrEnum):
     RAW: row-major without padding, one byte an id, or two in little-endian order.
     ZSTD: the RAW bytes as one Zstandard frame.
     PNG: 8-bit indexed with the classes' colours, or 16-bit greyscale; index or grey value is the id.
+    COCO_RLE: run lengths of each class's mask (`rle`), which are no single sequence of bytes.
     """
 
     RAW = "raw"
     ZSTD = "zstd"
     PNG = "png"
+    COCO_RLE = "coco_rle"
 
 
-def encode(class_map: ClassMap, encoding: Encoding, label_map: LabelMap) -> bytes:
+def encode(class_map: ClassMap, encoding: Encoding, label_map: LabelMap | None) -> bytes:
     """Write a class map into bytes; the same map always gives the same bytes.
 
     Args:
         class_map: (H, W) uint8 or uint16 ids.
-        encoding: How.
-        label_map: Gives the palette of an indexed PNG.
+        encoding: How; not as COCO_RLE.
+        label_map: Gives the palette of an indexed PNG; None for values that are no ids, whose PNG is greyscale.
     """
     match encoding:
         case Encoding.RAW:
@@ -47,6 +49,8 @@ def encode(class_map: ClassMap, encoding: Encoding, label_map: LabelMap) -> byte
             return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(_to_little_endian(class_map))
         case Encoding.PNG:
             return _encode_png(class_map, label_map)
+        case Encoding.COCO_RLE:
+            raise ValueError("run lengths are no single sequence of bytes; use fcnseg.rle")
 
 
 def decode(data: bytes, encoding: Encoding, *, shape: tuple[int, int], dtype: DTypeLike) -> ClassMap:
@@ -54,7 +58,7 @@ def decode(data: bytes, encoding: Encoding, *, shape: tuple[int, int], dtype: DT
 
     Args:
         data: What `encode` returned.
-        encoding: How it was written.
+        encoding: How it was written; not as COCO_RLE.
         shape: (H, W).
         dtype: uint8 or uint16.
 
@@ -64,6 +68,8 @@ def decode(data: bytes, encoding: Encoding, *, shape: tuple[int, int], dtype: DT
     Raises:
         MaskError: The bytes do not hold exactly a class map of that shape and dtype.
     """
+    if encoding is Encoding.COCO_RLE:
+        raise ValueError("run lengths are no single sequence of bytes; use fcnseg.rle")
     dtype = np.dtype(dtype)
     if encoding is Encoding.PNG:
         return _decode_png(data, expected=(shape, dtype))
@@ -118,9 +124,9 @@ def _decompress(data: bytes, expected_bytes: int) -> bytes:
         raise MaskError(f"a zstd class map cannot be decompressed ({error}): ask for it again") from error
 
 
-def _encode_png(class_map: ClassMap, label_map: LabelMap) -> bytes:
+def _encode_png(class_map: ClassMap, label_map: LabelMap | None) -> bytes:
     picture = Image.fromarray(np.ascontiguousarray(class_map))
-    if class_map.dtype == np.uint8:
+    if class_map.dtype == np.uint8 and label_map is not None:
         # All 256 entries: with a short palette Pillow packs ids into 1, 2 or 4 bits, which some readers misread.
         picture.putpalette(label_map.palette[:256].tobytes())
     file = io.BytesIO()

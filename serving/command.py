@@ -1,13 +1,37 @@
 """`fcnseg serve`: answer with the masks of models over gRPC."""
 
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from fcnseg.images import ImageLimits
 
+if TYPE_CHECKING:
+    from serving.models import ServedModel
+
 # A net's working memory is some hundred times its image: what one machine can hold, not what a file may contain.
-_LIMITS = ImageLimits(max_pixels=2**25)
+_LIMITS = ImageLimits(max_pixels=2**25, max_side=2**14)
+# On the CPU a batch takes as long as its images one by one, and a second run fills the gaps of the first.
+_CPU_BATCH, _CUDA_BATCH = 1, 8
+_CPU_RUNNERS, _CUDA_RUNNERS = 2, 1
+
+
+class _Size(click.ParamType[tuple[int, int]]):
+    """Rows and columns, such as 480x640."""
+
+    name = "HxW"
+
+    def convert(
+        self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", value)
+        if match is None:
+            self.fail(f"{value!r} is not HEIGHTxWIDTH in pixels, such as 480x640", param, ctx)
+        return int(match[1]), int(match[2])
 
 
 @click.command()
@@ -18,11 +42,42 @@ _LIMITS = ImageLimits(max_pixels=2**25)
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--threads",
-    default=0,
+    "--warm",
+    "warm_sizes",
+    multiple=True,
+    type=_Size(),
+    help="Image size to be ready for: it is run, alone and in a full batch, before the server reports SERVING. May be"
+    " repeated.",
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, 1024),
+    help=f"Images in one run at most. [default: {_CUDA_BATCH} on CUDA, {_CPU_BATCH} on the CPU]",
+)
+@click.option(
+    "--max-delay-ms",
+    default=0.0,
     show_default=True,
+    type=click.FloatRange(0, 60_000),
+    help="How long an idle model waits for more images of one padded size.",
+)
+@click.option(
+    "--max-queue",
+    default=64,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Refuse images when so many of a model's are under way.",
+)
+@click.option(
+    "--runners",
+    type=click.IntRange(1, 64),
+    help=f"Runs of a model at a time. [default: {_CUDA_RUNNERS} on CUDA, {_CPU_RUNNERS} on the CPU]",
+)
+@click.option(
+    "--max-memory",
+    default=0,
     type=click.IntRange(min=0),
-    help="CPU threads within an operator; 0 takes one per physical core.",
+    help="Bytes that all images under way may take together, their runs included. [default: half of the memory]",
 )
 @click.option(
     "--max-image-bytes",
@@ -39,6 +94,37 @@ _LIMITS = ImageLimits(max_pixels=2**25)
     help="Refuse images of more pixels.",
 )
 @click.option(
+    "--max-image-side",
+    default=_LIMITS.max_side,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Refuse images of more rows or columns.",
+)
+@click.option(
+    "--threads",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="CPU threads within an operator; 0 takes one per physical core.",
+)
+@click.option(
+    "--spinning/--no-spinning",
+    default=False,
+    show_default=True,
+    help="Let idle CPU threads spin: takes the cores from decoding and encoding.",
+)
+@click.option("--arena/--no-arena", default=True, show_default=True, help="Keep memory that a CPU run frees.")
+@click.option(
+    "--cudnn-search",
+    default="heuristic",
+    show_default=True,
+    type=click.Choice(["heuristic", "exhaustive", "default"]),
+    help="How cuDNN chooses algorithms for a new size; exhaustive takes seconds each.",
+)
+@click.option(
+    "--tf32/--no-tf32", default=False, show_default=True, help="Let CUDA round products: faster, and masks may differ."
+)
+@click.option(
     "--grace",
     "grace_s",
     default=30.0,
@@ -47,35 +133,58 @@ _LIMITS = ImageLimits(max_pixels=2**25)
     help="Seconds that requests under way may take after SIGTERM.",
 )
 def serve(
+    *,
     models: tuple[Path, ...],
     host: str,
     port: int,
     device: str,
-    threads: int,
+    warm_sizes: tuple[tuple[int, int], ...],
+    max_batch: int | None,
+    max_delay_ms: float,
+    max_queue: int,
+    runners: int | None,
+    max_memory: int,
     max_image_bytes: int,
     max_image_pixels: int,
+    max_image_side: int,
+    threads: int,
+    spinning: bool,
+    arena: bool,
+    cudnn_search: Literal["heuristic", "exhaustive", "default"],
+    tf32: bool,
     grace_s: float,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C.
 
-    A model file's name is its stem and its version 1; a repository is a folder of NAME/VERSION/model.onnx.
+    A model file's name is its stem and its version 1; a repository is a folder of NAME/VERSION/model.onnx. Clients of
+    the Open Inference Protocol (KServe, Triton) are answered at the same port.
 
-    Example: fcnseg serve cat.onnx --port 50051
+    Example: fcnseg serve cat.onnx --port 50051 --warm 480x640
     """
     import asyncio
 
-    from serving.models import open_models
+    from fcnseg.engine import EngineOptions, resolve_device
+    from serving.batcher import BatchingConfig
+    from serving.models import ModelConfig, ModelRegistry
     from serving.server import ServerConfig, serve_until_stopped
 
-    registry = open_models(models, device, threads)
+    device = resolve_device(device)
+    default_batch, default_runners = (_CPU_BATCH, _CPU_RUNNERS) if device == "cpu" else (_CUDA_BATCH, _CUDA_RUNNERS)
+    engine = EngineOptions(threads, spinning, arena, cudnn_search, tf32)
+    batching = BatchingConfig(max_batch or default_batch, max_delay_ms / 1000, max_queue, runners or default_runners)
+    registry = ModelRegistry(models, ModelConfig(device, engine, batching, max_memory, warm_sizes))
 
     def announce(address: str) -> None:
         for model in registry.models:
-            click.echo(
-                f"serving {model.name} (version {model.version}, {model.info.variant} of {model.info.architecture},"
-                f" {len(model.info.label_map)} classes) on {model.device}"
-            )
+            click.echo(f"serving {_describe(model)}")
         click.echo(f"listening on {address}")
 
-    config = ServerConfig(host, port, ImageLimits(max_image_bytes, max_image_pixels), grace_s)
-    asyncio.run(serve_until_stopped(registry, config, announce))
+    limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)
+    asyncio.run(serve_until_stopped(registry, ServerConfig(host, port, limits, grace_s), announce))
+
+
+def _describe(model: "ServedModel") -> str:
+    return (
+        f"{model.name} (version {model.version}, {model.info.variant} of {model.info.architecture},"
+        f" {len(model.info.label_map)} classes) on {model.device}"
+    )

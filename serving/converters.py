@@ -1,46 +1,43 @@
 """Between the wire's messages and fcnseg's types: the only place in the server that knows both."""
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
+from typing import cast
 
-from fcnseg import images, masks
-from fcnseg.errors import ImageError, UsageError
+import numpy as np
+import onnxruntime
+
+from fcnseg import masks, rle
+from fcnseg.engine import CUDA, Engine, cudnn_version
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
-from fcnseg.types import ClassInfo, Segmentation
+from fcnseg.types import ClassInfo, ClassMap, LabelMap, Segmentation
 from fcnseg.v1 import segmentation_pb2 as pb
+from serving.batcher import Executed
+from serving.errors import InvalidFieldError
 from serving.models import ServedModel
+from serving.sources import EncodedSource, RawSource, Source
+from serving.statistics import Stages
 
 _MAX_UINT8_CLASSES = 256
+_OTHER_UINT8, _OTHER_UINT16 = 255, 65535
 
 _ENCODINGS: dict[int, Encoding] = {
     pb.CLASS_MAP_ENCODING_UNSPECIFIED: Encoding.PNG,
     pb.CLASS_MAP_ENCODING_RAW: Encoding.RAW,
     pb.CLASS_MAP_ENCODING_ZSTD: Encoding.ZSTD,
     pb.CLASS_MAP_ENCODING_PNG: Encoding.PNG,
+    pb.CLASS_MAP_ENCODING_COCO_RLE: Encoding.COCO_RLE,
 }
 _ON_WIRE: dict[Encoding, pb.ClassMapEncoding] = {
     Encoding.RAW: pb.CLASS_MAP_ENCODING_RAW,
     Encoding.ZSTD: pb.CLASS_MAP_ENCODING_ZSTD,
     Encoding.PNG: pb.CLASS_MAP_ENCODING_PNG,
+    Encoding.COCO_RLE: pb.CLASS_MAP_ENCODING_COCO_RLE,
 }
 _TYPES: dict[np.dtype[np.generic], pb.ClassMapType] = {
     np.dtype(np.uint8): pb.CLASS_MAP_TYPE_UINT8,
     np.dtype(np.uint16): pb.CLASS_MAP_TYPE_UINT16,
 }
-
-
-class InvalidFieldError(UsageError):
-    """A request's field has no valid value.
-
-    Args:
-        field: The field, as in the contract, such as `raw.rgb`.
-        message: One line for a user.
-    """
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 def read_encoding(request: pb.SegmentRequest) -> Encoding:
@@ -56,73 +53,98 @@ def read_encoding(request: pb.SegmentRequest) -> Encoding:
     return encoding
 
 
-def read_image(request: pb.SegmentRequest, limits: ImageLimits) -> NDArray[np.uint8]:
-    """Return a request's image as (H, W, 3) uint8 RGB.
+def read_source(request: pb.SegmentRequest) -> Source:
+    """Return where a request's pixels come from.
 
     Raises:
-        InvalidFieldError: There is no image, it cannot be read, or it is beyond a limit.
+        InvalidFieldError: The request has no image.
     """
-    source = request.WhichOneof("image")
-    if source == "encoded":
-        try:
-            return images.decode(request.encoded, limits)
-        except ImageError as error:
-            raise InvalidFieldError("encoded", str(error)) from error
-    if source == "raw":
-        return _read_raw(request.raw, limits)
+    kind = request.WhichOneof("image")
+    if kind == "encoded":
+        return EncodedSource(request.encoded)
+    if kind == "raw":
+        return RawSource(request.raw.rgb, request.raw.height, request.raw.width)
     raise InvalidFieldError("image", "the request has no image; set 'encoded' to a file's bytes or 'raw' to pixels")
 
 
-def _read_raw(raw: pb.RawImage, limits: ImageLimits) -> NDArray[np.uint8]:
-    for name, size in (("height", raw.height), ("width", raw.width)):
-        if size == 0:
-            raise InvalidFieldError(f"raw.{name}", f"a raw image's {name} is 0; it must be at least 1")
-    if raw.height * raw.width > limits.max_pixels:
-        raise InvalidFieldError(
-            "raw",
-            f"the raw image has {raw.height} x {raw.width} pixels where at most {limits.max_pixels} are allowed;"
-            " send a smaller one",
-        )
-    expected = raw.height * raw.width * 3
-    rgb = raw.rgb  # every access copies
-    if len(rgb) != expected:
-        raise InvalidFieldError(
-            "raw.rgb",
-            f"a raw image of {raw.height} x {raw.width} pixels has {expected} bytes of RGB; got {len(rgb)}",
-        )
-    return np.frombuffer(rgb, np.uint8).reshape(raw.height, raw.width, 3)
-
-
-def write_segmentation(segmentation: Segmentation, encoding: Encoding, model: ServedModel) -> pb.SegmentResponse:
-    """Return the answer to a Segment request, but for its timings.
+def write_answer(
+    executed: Executed, encoding: Encoding, model: ServedModel, only: Sequence[ClassInfo] = ()
+) -> pb.SegmentResponse:
+    """Return the answer to a Segment request, but for its timings and extras.
 
     Args:
-        segmentation: The answer.
-        encoding: How to write its class map.
+        executed: What the run gave.
+        encoding: How to write the class map.
         model: The model that answered.
+        only: The classes that the class map tells apart; empty stands for all.
     """
-    height, width = segmentation.class_map.shape
+    segmentation = executed.segmentation
+    label_map = segmentation.label_map
+    other_id = other_id_of(label_map) if only else None
     return pb.SegmentResponse(
-        class_map=pb.ClassMap(
-            height=height,
-            width=width,
-            type=_TYPES[segmentation.class_map.dtype],
-            encoding=_ON_WIRE[encoding],
-            data=masks.encode(segmentation.class_map, encoding, segmentation.label_map),
-        ),
+        class_map=write_class_map(select(segmentation, only), encoding, label_map, other_id),
         classes=[
             pb.ClassArea(id=a.info.id, name=a.info.name, pixel_count=a.pixels, fraction=a.fraction)
             for a in segmentation.classes
+            if not only or a.info in only
         ],
-        label_map_hash=segmentation.label_map.hash,
+        label_map_hash=label_map.hash,
         model_name=model.name,
         model_version=model.version,
+        batch_size=executed.batch_size,
     )
 
 
-def write_model(model: ServedModel, limits: ImageLimits) -> pb.Model:
+def other_id_of(label_map: LabelMap) -> int:
+    """Return the id of pixels whose class was not asked for."""
+    return _OTHER_UINT8 if len(label_map) <= _OTHER_UINT8 else _OTHER_UINT16
+
+
+def select(segmentation: Segmentation, only: Sequence[ClassInfo]) -> ClassMap:
+    """Return the class map with only these classes, and the others' pixels as `other_id_of` says; all where empty."""
+    if not only:
+        return segmentation.class_map
+    other = other_id_of(segmentation.label_map)
+    table = np.full(len(segmentation.label_map), other, np.uint8 if other == _OTHER_UINT8 else np.uint16)
+    ids = [info.id for info in only]
+    table[ids] = ids
+    return cast("ClassMap", table[segmentation.class_map])
+
+
+def write_class_map(
+    class_map: ClassMap, encoding: Encoding, label_map: LabelMap, other_id: int | None = None
+) -> pb.ClassMap:
+    """Return a class map in an encoding."""
+    height, width = class_map.shape
+    message = pb.ClassMap(
+        height=height,
+        width=width,
+        type=_TYPES[class_map.dtype],
+        encoding=_ON_WIRE[encoding],
+        other_id=other_id,
+    )
+    if encoding is Encoding.COCO_RLE:
+        message.runs.extend(
+            pb.ClassRuns(id=id_, counts=counts) for id_, counts in rle.encode(class_map, other_id).items()
+        )
+    else:
+        message.data = masks.encode(class_map, encoding, label_map)
+    return message
+
+
+def write_stages(stages: Stages) -> pb.Timings:
+    """Return what the stages of an answer took."""
+    return pb.Timings(
+        decode_ms=stages.decode_s * 1000,
+        queue_ms=stages.queue_s * 1000,
+        infer_ms=stages.infer_s * 1000,
+        encode_ms=stages.encode_s * 1000,
+    )
+
+
+def write_model(model: ServedModel, limits: ImageLimits, max_request_bytes: int) -> pb.Model:
     """Return a model's description."""
-    info = model.info
+    info, batcher = model.info, model.batcher
     return pb.Model(
         name=model.name,
         version=model.version,
@@ -135,7 +157,36 @@ def write_model(model: ServedModel, limits: ImageLimits) -> pb.Model:
         licence=info.licence or "",
         metrics=info.metrics,
         output_stride=pb.Stride(y=info.geometry.y.stride, x=info.geometry.x.stride),
-        image_limits=pb.ImageLimits(max_bytes=limits.max_bytes, max_pixels=limits.max_pixels),
+        image_limits=pb.ImageLimits(max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_side=limits.max_side),
+        execution=_write_execution(model.engine),
+        batching=pb.Batching(
+            max_batch=batcher.config.max_batch,
+            max_delay_ms=batcher.config.max_delay_s * 1000,
+            max_queue=batcher.config.max_queue,
+            runners=batcher.config.runners,
+        ),
+        memory_limits=pb.MemoryLimits(
+            max_request_bytes=max_request_bytes,
+            max_admitted_bytes=model.admission.memory.total,
+            bytes_per_pixel=batcher.bytes_per_pixel,
+        ),
+        warm_sizes=[pb.ImageSize(height=height, width=width) for height, width in batcher.warm_sizes],
+        cold_sizes=batcher.cold_sizes,
+    )
+
+
+def _write_execution(engine: Engine) -> pb.Execution:
+    placements = engine.probe.placements if engine.probe else ()
+    return pb.Execution(
+        runtime=onnxruntime.__version__,
+        provider=engine.provider,
+        placements=[
+            pb.Placement(provider=p.provider, operator=p.operator, nodes=p.nodes, image_sized=p.image_sized)
+            for p in placements
+        ],
+        cudnn=cudnn_version() if engine.provider == CUDA else "",
+        precision=engine.precision,
+        threads=engine.options.threads,
     )
 
 

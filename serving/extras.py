@@ -1,4 +1,4 @@
-"""Heatmaps and regions: what a request asks for beside the class map, and the messages that answer it."""
+"""Heatmaps, regions, confidence, overlay: what a request asks for beside the class map, and what answers it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnseg import masks, render
 from fcnseg.errors import UsageError
 from fcnseg.geometry import Geometry
+from fcnseg.masks import Encoding
+from fcnseg.pictures import JPEG_LARGEST, JPEG_QUALITY, encode_jpeg
 from fcnseg.regions import (
     DEFAULT_LIMIT,
     DEFAULT_THRESHOLD,
@@ -20,10 +23,25 @@ from fcnseg.regions import (
 )
 from fcnseg.types import ClassInfo, LabelMap, Segmentation
 from fcnseg.v1 import segmentation_pb2 as pb
-from serving.converters import InvalidFieldError, write_class
+from serving.converters import other_id_of, select, write_class
+from serving.errors import InvalidFieldError
 
 # A refusal quotes the name, and gRPC's trailers end at 8 kB.
 _LONGEST_NAME = 200
+_OPACITY = 0.5
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """How an overlay is drawn.
+
+    Attributes:
+        opacity: Share of the class's colour, 0 to 1.
+        quality: JPEG quality, 1 to 100.
+    """
+
+    opacity: float
+    quality: int
 
 
 @dataclass(frozen=True)
@@ -31,12 +49,28 @@ class Extras:
     """What a request asks for beside the class map.
 
     Attributes:
+        classes: The classes that the class map is to tell apart, each once; empty stands for all.
         heatmaps: Classes whose heatmaps are wanted, each once.
         regions: Which regions are wanted; None for none.
+        confidence: Whether the confidence map is wanted.
+        overlay: How the overlay is drawn; None for none.
     """
 
+    classes: tuple[ClassInfo, ...] = ()
     heatmaps: tuple[ClassInfo, ...] = ()
     regions: RegionQuery | None = None
+    confidence: bool = False
+    overlay: Overlay | None = None
+
+    @property
+    def instant(self) -> bool:
+        """Whether they take no time worth a thread."""
+        return not self.heatmaps and self.regions is None and self.overlay is None
+
+
+def names_classes(request: pb.SegmentRequest) -> bool:
+    """Tell whether a request names classes, which takes a while where a name is unknown."""
+    return bool(request.classes or request.heatmap_classes or request.regions.classes)
 
 
 def read_extras(request: pb.SegmentRequest, label_map: LabelMap) -> Extras:
@@ -47,12 +81,24 @@ def read_extras(request: pb.SegmentRequest, label_map: LabelMap) -> Extras:
         label_map: The model's.
 
     Raises:
-        InvalidFieldError: A class is unknown, there are more names than classes, or a threshold or limit is out of
-            range.
+        InvalidFieldError: A class is unknown, there are more names than classes, or a number is out of range.
     """
-    heatmaps = _read_classes("heatmap_classes", request.heatmap_classes, label_map)
-    regions = _read_regions(request.regions, label_map) if request.HasField("regions") else None
-    return Extras(heatmaps, regions)
+    return Extras(
+        classes=_read_classes("classes", request.classes, label_map),
+        heatmaps=_read_classes("heatmap_classes", request.heatmap_classes, label_map),
+        regions=_read_regions(request.regions, label_map) if request.HasField("regions") else None,
+        confidence=request.confidence,
+        overlay=_read_overlay(request.overlay) if request.HasField("overlay") else None,
+    )
+
+
+def _read_overlay(query: pb.OverlayQuery) -> Overlay:
+    opacity = query.opacity if query.HasField("opacity") else _OPACITY
+    if not 0 <= opacity <= 1:
+        raise InvalidFieldError("overlay.opacity", f"the overlay's opacity is {opacity:g}; it must be from 0 to 1")
+    if query.quality > 100:
+        raise InvalidFieldError("overlay.quality", f"the JPEG quality is {query.quality}; it must be from 1 to 100")
+    return Overlay(opacity, query.quality or JPEG_QUALITY)
 
 
 def _read_regions(query: pb.RegionQuery, label_map: LabelMap) -> RegionQuery:
@@ -91,26 +137,66 @@ def _naming(field: str) -> Iterator[None]:
         raise InvalidFieldError(field, str(error)) from error
 
 
-def write_extras(response: pb.SegmentResponse, extras: Extras, segmentation: Segmentation, geometry: Geometry) -> None:
+def write_extras(
+    response: pb.SegmentResponse,
+    extras: Extras,
+    image: NDArray[np.uint8],
+    segmentation: Segmentation,
+    geometry: Geometry,
+) -> None:
     """Add what a request asks for beside the class map to its answer.
 
     Args:
-        response: The answer.
+        response: The answer, with its class map.
         extras: What is asked for; where it is nothing, nothing is computed.
+        image: (H, W, 3) uint8 RGB.
         segmentation: The image's.
         geometry: The model's.
+
+    Raises:
+        InvalidFieldError: The image is too large for an overlay.
     """
-    if not extras.heatmaps and extras.regions is None:
-        return
-    response.heatmap_grid.CopyFrom(_write_grid(segmentation, geometry))
+    if segmentation.confidence is not None:
+        wire = response.class_map.encoding
+        grey = wire in {pb.CLASS_MAP_ENCODING_PNG, pb.CLASS_MAP_ENCODING_COCO_RLE}
+        response.confidence.CopyFrom(
+            _write_confidence(segmentation.confidence, pb.CLASS_MAP_ENCODING_PNG if grey else wire)
+        )
+    if extras.heatmaps or extras.regions is not None:
+        response.heatmap_grid.CopyFrom(_write_grid(segmentation, geometry))
     for info in extras.heatmaps:
         response.heatmaps.add(
             info=write_class(info),
             scores=_write_floats(segmentation.heatmap[info.id]),
             probabilities=_write_floats(segmentation.probabilities[info.id]),
         )
-    if extras.regions is not None:
-        response.regions.extend(map(_write_region, find_regions(segmentation, geometry, extras.regions)))
+    regions = find_regions(segmentation, geometry, extras.regions) if extras.regions is not None else ()
+    response.regions.extend(map(_write_region, regions))
+    if extras.overlay is not None:
+        response.overlay = _draw(extras.overlay, image, segmentation, extras.classes, regions)
+
+
+def _write_confidence(confidence: NDArray[np.uint8], wire: pb.ClassMapEncoding) -> pb.ConfidenceMap:
+    encoding = {pb.CLASS_MAP_ENCODING_RAW: Encoding.RAW, pb.CLASS_MAP_ENCODING_ZSTD: Encoding.ZSTD}
+    height, width = confidence.shape
+    data = masks.encode(confidence, encoding.get(wire, Encoding.PNG), None)
+    return pb.ConfidenceMap(height=height, width=width, encoding=wire, data=data)
+
+
+def _draw(
+    overlay: Overlay,
+    image: NDArray[np.uint8],
+    segmentation: Segmentation,
+    only: Sequence[ClassInfo],
+    regions: Sequence[Region],
+) -> bytes:
+    if max(image.shape) > JPEG_LARGEST:
+        raise InvalidFieldError("overlay", f"JPEG ends at {JPEG_LARGEST} pixels a side; leave out the overlay")
+    picture = render.overlay(image, segmentation.class_map, segmentation.label_map, overlay.opacity)
+    if only:
+        other = select(segmentation, only) == other_id_of(segmentation.label_map)
+        picture[other] = image[other]
+    return encode_jpeg(render.boxes(picture, regions) if regions else picture, overlay.quality)
 
 
 def _write_grid(segmentation: Segmentation, geometry: Geometry) -> pb.HeatmapGrid:

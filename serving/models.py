@@ -1,17 +1,23 @@
 """The models that a server holds, by name and version."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fcnseg.errors import ModelFileError, ModelNotFoundError, UsageError
+from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions
+from fcnseg.errors import FcnsegError, ModelFileError, ModelNotFoundError, UsageError
 from fcnseg.model_file import ModelInfo
 from fcnseg.segmenter import Segmenter, load
-from serving.executor import ModelExecutor
+from serving.admission import Admission
+from serving.batcher import DEFAULT_BATCHING, Batcher, BatchingConfig
+from serving.memory import MemoryBudget, machine_memory
+from serving.statistics import Statistics
 
 _FILE_NAME = "model.onnx"
 _VERSION = re.compile(r"[1-9][0-9]*")
+_LONGEST_DRAIN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -36,16 +42,51 @@ class ServedModel:
     Attributes:
         name: What clients call it.
         version: A positive number in decimal.
-        info: What its file says of itself.
-        device: Where it runs: `cpu` or `cuda:N`.
-        executor: Runs it.
+        engine: The open file.
+        batcher: Runs it.
+        admission: Lets requests in.
+        statistics: What it has done.
     """
 
     name: str
     version: str
-    info: ModelInfo
-    device: str
-    executor: ModelExecutor
+    engine: Engine
+    batcher: Batcher
+    admission: Admission
+    statistics: Statistics
+
+    @property
+    def info(self) -> ModelInfo:
+        """What its file says of itself."""
+        return self.engine.info
+
+    @property
+    def device(self) -> str:
+        """Where it runs: `cpu` or `cuda:N`."""
+        return self.engine.device
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """How models are opened and run.
+
+    Attributes:
+        device: `cpu`, `cuda`, `cuda:N`, or `auto`.
+        options: How their sessions run.
+        batching: How requests share runs.
+        max_memory: Bytes that all images under way may take together, half of them for images that wait and answers
+            that are written, half for runs; 0 takes half of the machine's memory.
+        warm_sizes: (height, width) of the images that are run before serving.
+    """
+
+    device: str = "auto"
+    options: EngineOptions = DEFAULT_OPTIONS
+    batching: BatchingConfig = DEFAULT_BATCHING
+    max_memory: int = 0
+    warm_sizes: tuple[tuple[int, int], ...] = ()
+
+
+DEFAULT_CONFIG = ModelConfig()
 
 
 def find_sources(paths: Sequence[Path]) -> list[ModelSource]:
@@ -86,22 +127,50 @@ def _sources_in(repository: Path) -> Iterator[ModelSource]:
 
 
 class ModelRegistry:
-    """Open models, found by name and version.
+    """Open models, found by name and version; threads may share it.
 
     Args:
-        models: At least one, no two of one name and version.
+        paths: Model files and repositories, as for `find_sources`; all of their models are opened.
+        config: How they are opened and run.
+        open_segmenter: Opens a model file, as `fcnseg.segmenter.load`.
+
+    Raises:
+        ModelFileError: One of them is not a valid model.
+        UsageError: Two paths stand for the same model and version.
+        DeviceError: The device cannot run one of them.
     """
 
-    def __init__(self, models: Sequence[ServedModel]) -> None:
-        self._models = sorted(models, key=lambda m: (m.name, int(m.version)))
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        config: ModelConfig = DEFAULT_CONFIG,
+        open_segmenter: Callable[..., Segmenter] = load,
+    ) -> None:
+        budget = (config.max_memory or machine_memory() // 2) // 2
+        self._held, self._running = MemoryBudget(budget), MemoryBudget(budget)
+        self._paths = tuple(paths)
+        self._config = config
+        self._open_segmenter = open_segmenter
+        self._changing = threading.Lock()
+        self._models: tuple[ServedModel, ...] = ()
+        try:
+            for source in self.sources():
+                self._add(self._open(source))
+        except FcnsegError:
+            self.close()
+            raise
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
-        """All models by name, then by ascending version."""
-        return tuple(self._models)
+        """All open models by name, then by ascending version."""
+        return self._models
+
+    def sources(self) -> list[ModelSource]:
+        """Return the models that the paths stand for now, open or not."""
+        return find_sources(self._paths)
 
     def find(self, name: str, version: str) -> ServedModel:
-        """Return a model.
+        """Return an open model.
 
         Args:
             name: Its name; empty where all models have one name.
@@ -110,39 +179,71 @@ class ModelRegistry:
         Raises:
             ModelNotFoundError: There is no such model; the message lists those there are.
         """
-        names = list(dict.fromkeys(m.name for m in self._models))
-        if not name and len(names) > 1:
-            raise ModelNotFoundError(f"no model was named and there are several; name one of {', '.join(names)}")
+        models = self._models
+        names = list(dict.fromkeys(m.name for m in models))
+        listed = ", ".join(names) or "none"
+        if not name and len(names) != 1:
+            raise ModelNotFoundError(f"no model was named and there is not exactly one; there are {listed}")
         wanted = name or names[0]
-        versions = {m.version: m for m in self._models if m.name == wanted}  # ascending
+        versions = {m.version: m for m in models if m.name == wanted}  # ascending
         if not versions:
-            raise ModelNotFoundError(f"no model {name!r} on this server; there are {', '.join(names)}")
+            raise ModelNotFoundError(f"no model {name!r} on this server; there are {listed}")
         if version and version not in versions:
             raise ModelNotFoundError(f"no version {version!r} of model {wanted!r}; there are {', '.join(versions)}")
         return versions[version or list(versions)[-1]]
 
-    def close(self) -> None:
-        """Stop the models' executors."""
+    def warm(self) -> None:
+        """Run every model on its declared sizes, so that the first requests are as fast as the later ones."""
         for model in self._models:
-            model.executor.close()
+            model.batcher.warm(self._config.warm_sizes)
 
+    def load(self, name: str) -> None:
+        """Open and warm the versions of a model that are not open.
 
-def open_models(paths: Sequence[Path], device: str = "auto", threads: int = 0) -> ModelRegistry:
-    """Open model files and repositories.
+        Raises:
+            ModelNotFoundError: The paths hold no such model.
+            ModelFileError: One of its files is not a valid model.
+            DeviceError: The device cannot run it.
+        """
+        with self._changing:
+            found = [source for source in self.sources() if source.name == name]
+            if not found:
+                raise ModelNotFoundError(f"no model {name!r} in the repository")
+            opened = {model.version for model in self._models if model.name == name}
+            for source in found:
+                if source.version not in opened:
+                    model = self._open(source)
+                    model.batcher.warm(self._config.warm_sizes)
+                    self._add(model)
 
-    Args:
-        paths: Model files and repositories, as for `find_sources`.
-        device: `cpu`, `cuda`, `cuda:N`, or `auto`.
-        threads: CPU threads within an operator; 0 takes one per physical core.
+    def unload(self, name: str) -> None:
+        """Take all versions of a model from service, and close them when what is under way is done.
 
-    Raises:
-        ModelFileError: One of them is not a valid model.
-        UsageError: Two paths stand for the same model and version.
-        DeviceError: The device cannot run one of them.
-    """
-    return ModelRegistry([_serve(source, load(source.path, device, threads)) for source in find_sources(paths)])
+        Raises:
+            ModelNotFoundError: There is no such model.
+        """
+        with self._changing:
+            leaving = [model for model in self._models if model.name == name]
+            if not leaving:
+                self.find(name, "")
+            self._models = tuple(model for model in self._models if model.name != name)
+        for model in leaving:
+            model.admission.wait_until_idle(_LONGEST_DRAIN_S)
+            model.batcher.close()
 
+    def close(self) -> None:
+        """Stop the models' batchers; what waits is refused."""
+        for model in self._models:
+            model.batcher.close()
 
-def _serve(source: ModelSource, segmenter: Segmenter) -> ServedModel:
-    executor = ModelExecutor(segmenter, f"{source.name}-{source.version}")
-    return ServedModel(source.name, source.version, segmenter.info, segmenter.device, executor)
+    def _add(self, model: ServedModel) -> None:
+        self._models = tuple(sorted((*self._models, model), key=lambda m: (m.name, int(m.version))))
+
+    def _open(self, source: ModelSource) -> ServedModel:
+        options = replace(self._config.options, prove=True)
+        segmenter = self._open_segmenter(source.path, self._config.device, options=options)
+        statistics = Statistics()
+        name = f"{source.name}-{source.version}"
+        batcher = Batcher(segmenter, self._config.batching, self._running, name, statistics.ran)
+        admission = Admission(batcher, self._held)
+        return ServedModel(source.name, source.version, segmenter.engine, batcher, admission, statistics)

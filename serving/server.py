@@ -3,11 +3,9 @@
 import asyncio
 import errno
 import logging
-import os
 import signal
 import socket
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,11 +23,16 @@ from fcnseg.v1.segmentation_pb2_grpc import add_SegmentationServiceServicer_to_s
 from serving.drain import CallCounter
 from serving.interceptor import ErrorInterceptor
 from serving.models import ModelRegistry
+from serving.oip.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
+from serving.oip.servicer import InferenceServicer
+from serving.pipeline import Pipeline
 from serving.servicer import SegmentationServicer
 
 _log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
+_SERVICES = ("", SERVICE, INFERENCE_SERVICE)
 _RAW_BYTES_PER_PIXEL = 3
 # Room beside the image: an image just beyond its limit still reaches the check that names the field.
 _MESSAGE_SLACK_BYTES = 1 << 20
@@ -72,19 +75,25 @@ class Server:
     def __init__(self, registry: ModelRegistry, config: ServerConfig) -> None:
         self._registry = registry
         self._config = config
-        self._codecs = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="codec")
+        self._pipeline = Pipeline(config.limits)
         self._calls = CallCounter()
         self._health = health_aio.HealthServicer()
         self._server = grpc.aio.server(
             interceptors=[self._calls, ErrorInterceptor()], options=_channel_options(config.limits)
         )
-        servicer = SegmentationServicer(registry, config.limits, self._codecs)
+        servicer = SegmentationServicer(registry, self._pipeline, self._calls, largest_request(config.limits))
         add_SegmentationServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call] # generated
+        inference = InferenceServicer(registry, self._pipeline, self._calls, self._health)
+        add_GRPCInferenceServiceServicer_to_server(inference, self._server)  # type: ignore[no-untyped-call] # generated
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection([SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME], self._server)
+        reflection.enable_server_reflection(
+            [SERVICE, INFERENCE_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME], self._server
+        )
 
     async def start(self) -> str:
-        """Listen, accept requests and report SERVING; return the address as HOST:PORT.
+        """Listen, warm the models, report SERVING, and return the address as HOST:PORT.
+
+        Until the models are warm, health is NOT_SERVING.
 
         Raises:
             UsageError: The port cannot be listened on; the message says why.
@@ -96,8 +105,12 @@ class Server:
             port = self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
             raise UsageError(f"cannot listen on {host}:{port}; choose another with --host and --port") from error
-        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        for service in _SERVICES:
+            await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
+        await asyncio.to_thread(self._registry.warm)
+        for service in _SERVICES:
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         return f"{host}:{port}"
 
     async def stop(self) -> None:
@@ -107,6 +120,7 @@ class Server:
         """
         with suppress(TimeoutError):  # a watcher that does not read must not hold up the end
             await asyncio.wait_for(self._health.enter_graceful_shutdown(), _ANNOUNCE_S)
+        self._calls.stopping.set()
         ended = asyncio.create_task(self._server.stop(self._config.grace_s))
         await asyncio.wait([ended], timeout=_SETTLE_S)
         idle = asyncio.create_task(self._calls.wait_until_idle())
@@ -116,7 +130,7 @@ class Server:
         await self._server.stop(None)
         await ended
         await asyncio.to_thread(self._registry.close)
-        self._codecs.shutdown(wait=False, cancel_futures=True)
+        self._pipeline.close()
 
 
 async def serve_until_stopped(registry: ModelRegistry, config: ServerConfig, announce: Callable[[str], None]) -> None:
@@ -146,10 +160,15 @@ async def serve_until_stopped(registry: ModelRegistry, config: ServerConfig, ann
         await server.stop()
 
 
-def _channel_options(limits: ImageLimits) -> list[tuple[str, int]]:
+def largest_request(limits: ImageLimits) -> int:
+    """Return the bytes of the largest message that is received."""
     largest_image = max(limits.max_bytes, limits.max_pixels * _RAW_BYTES_PER_PIXEL)
+    return min(largest_image + _MESSAGE_SLACK_BYTES, _LARGEST_MESSAGE_BYTES)
+
+
+def _channel_options(limits: ImageLimits) -> list[tuple[str, int]]:
     return [
-        ("grpc.max_receive_message_length", min(largest_image + _MESSAGE_SLACK_BYTES, _LARGEST_MESSAGE_BYTES)),
+        ("grpc.max_receive_message_length", largest_request(limits)),
         # An answer is as large as its image, which has been admitted.
         ("grpc.max_send_message_length", -1),
         # Without this, two servers share a port without a word and clients reach either.

@@ -1,22 +1,30 @@
 """The segmentation service: convert, call, convert."""
 
 import asyncio
-import time
-from collections.abc import Callable
-from concurrent.futures import Executor
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
-from fcnseg.images import ImageLimits
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnseg.masks import Encoding
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceServicer
 from serving import converters
-from serving.extras import read_extras, write_extras
+from serving.batcher import Executed
+from serving.drain import CallCounter
+from serving.errors import InvalidFieldError, OverloadedError
+from serving.extras import names_classes, read_extras, write_extras
 from serving.models import ModelRegistry
+from serving.pipeline import Pipeline
+from serving.statuses import refuse
+from serving.streams import answer_in_order
 
 if TYPE_CHECKING:
     from serving.unary import Context
 
-_Result = TypeVar("_Result")
+_LONGEST_ID = 256
+_LONGEST_PAUSE_S = 0.1
 
 
 class SegmentationServicer(SegmentationServiceServicer):
@@ -24,38 +32,28 @@ class SegmentationServicer(SegmentationServiceServicer):
 
     Args:
         registry: The models.
-        limits: Images beyond these are refused.
-        codecs: Threads that decode images and encode class maps, so that the event loop never waits for them.
+        pipeline: Answers images.
+        calls: Knows when the server stops, and waits for streams.
+        max_request_bytes: Bytes of the largest message that is received, to be told.
     """
 
-    def __init__(self, registry: ModelRegistry, limits: ImageLimits, codecs: Executor) -> None:
+    def __init__(self, registry: ModelRegistry, pipeline: Pipeline, calls: CallCounter, max_request_bytes: int) -> None:
         self._registry = registry
-        self._limits = limits
-        self._codecs = codecs
+        self._pipeline = pipeline
+        self._calls = calls
+        self._max_request_bytes = max_request_bytes
 
     async def Segment(  # noqa: N802 - gRPC calls methods by the contract's names
         self, request: pb.SegmentRequest, context: "Context"
     ) -> pb.SegmentResponse:
         """Segment one image."""
-        del context
-        model = self._registry.find(request.model_name, request.model_version)
-        encoding = converters.read_encoding(request)
-        (wanted, image), decode_ms = await self._timed(
-            lambda: (read_extras(request, model.info.label_map), converters.read_image(request, self._limits))
-        )
-        executed = await model.executor.segment(image)
+        return await self._segment(request, context.time_remaining())
 
-        def encode() -> pb.SegmentResponse:
-            response = converters.write_segmentation(executed.segmentation, encoding, model)
-            write_extras(response, wanted, executed.segmentation, model.info.geometry)
-            return response
-
-        response, encode_ms = await self._timed(encode)
-        timings = pb.Timings(
-            decode_ms=decode_ms, queue_ms=executed.queue_ms, infer_ms=executed.infer_ms, encode_ms=encode_ms
-        )
-        response.timings.CopyFrom(timings)
-        return response
+    async def SegmentStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.SegmentStreamRequest], context: "Context"
+    ) -> None:
+        """Segment images as they come, and answer in their order."""
+        await answer_in_order(request_iterator, self._segment_item, context, self._calls, "SegmentStream")
 
     async def ListModels(  # noqa: N802
         self,
@@ -64,7 +62,8 @@ class SegmentationServicer(SegmentationServiceServicer):
     ) -> pb.ListModelsResponse:
         """List the models there are."""
         del request, context
-        models = [converters.write_model(model, self._limits) for model in self._registry.models]
+        limits = self._pipeline.limits
+        models = [converters.write_model(model, limits, self._max_request_bytes) for model in self._registry.models]
         return pb.ListModelsResponse(models=models)
 
     async def GetModel(  # noqa: N802
@@ -73,10 +72,49 @@ class SegmentationServicer(SegmentationServiceServicer):
         """Describe one model."""
         del context
         model = self._registry.find(request.model_name, request.model_version)
-        return pb.GetModelResponse(model=converters.write_model(model, self._limits))
+        return pb.GetModelResponse(model=converters.write_model(model, self._pipeline.limits, self._max_request_bytes))
 
-    async def _timed(self, work: Callable[[], _Result]) -> tuple[_Result, float]:
-        """Do work in a codec thread; return its result and the milliseconds it took, waiting for a thread included."""
-        started = time.perf_counter()
-        result = await asyncio.get_running_loop().run_in_executor(self._codecs, work)
-        return result, (time.perf_counter() - started) * 1000
+    async def _segment(self, request: pb.SegmentRequest, patience_s: float | None) -> pb.SegmentResponse:
+        model = self._registry.find(request.model_name, request.model_version)
+        encoding = converters.read_encoding(request)
+        if names_classes(request):  # an unknown name is compared with all others
+            wanted = await self._pipeline.in_thread(read_extras, request, model.info.label_map)
+        else:
+            wanted = read_extras(request, model.info.label_map)
+
+        def write(image: NDArray[np.uint8], executed: Executed) -> pb.SegmentResponse:
+            response = converters.write_answer(executed, encoding, model, wanted.classes)
+            write_extras(response, wanted, image, executed.segmentation, model.info.geometry)
+            return response
+
+        response, stages = await self._pipeline.answer(
+            model,
+            converters.read_source(request),
+            write,
+            confidence=wanted.confidence,
+            patience_s=patience_s,
+            instant=encoding is Encoding.RAW and wanted.instant,
+        )
+        response.timings.CopyFrom(converters.write_stages(stages))
+        return response
+
+    async def _segment_item(self, item: pb.SegmentStreamRequest) -> pb.SegmentStreamResponse:
+        """Answer one image of a stream; where there is no room it waits, and its sender with it."""
+        try:
+            _require_id(item.id)
+            while True:
+                try:
+                    response = await self._segment(item.request, None)
+                    return pb.SegmentStreamResponse(id=item.id, response=response)
+                except OverloadedError as error:
+                    await asyncio.sleep(min(error.retry_after_s, _LONGEST_PAUSE_S))
+        except Exception as error:  # noqa: BLE001 - one image's failure is told in its place
+            refusal = refuse(error, "an image of SegmentStream")
+            number: int = refusal.code.value[0]
+            failure = pb.Failure(code=number, message=refusal.message, field=refusal.field or "")
+            return pb.SegmentStreamResponse(id=item.id[:_LONGEST_ID], failure=failure)
+
+
+def _require_id(item_id: str) -> None:
+    if len(item_id) > _LONGEST_ID:
+        raise InvalidFieldError("id", f"an id has {len(item_id)} characters; use at most {_LONGEST_ID}")

@@ -7,9 +7,11 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.models import ModelRegistry, open_models
+from fcnseg.engine import EngineOptions
+from serving.models import ModelConfig, ModelRegistry
 from serving.server import Server, ServerConfig
 
+CPU_CONFIG = ModelConfig("cpu", EngineOptions(threads=1))
 _START_S = 20.0
 _STOP_S = 30.0
 
@@ -60,7 +62,7 @@ def running_server(
     """Serve model files, or the models of a registry, on the CPU."""
     if isinstance(models, Path):
         models = [models]
-    registry = open_models(models, "cpu", threads=1) if isinstance(models, list) else models
+    registry = ModelRegistry(models, CPU_CONFIG) if isinstance(models, list) else models
     server = RunningServer(registry, config or ServerConfig())
     try:
         yield server

@@ -14,8 +14,8 @@ from fcnseg.errors import RequestError
 from fcnseg.images import ImageLimits
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
-from serving.interceptor import INTERNAL_ERROR
 from serving.server import ServerConfig
+from serving.statuses import INTERNAL_ERROR
 from tests.running_server import running_server
 from tests.tiny_model import write_tiny_model
 
@@ -49,8 +49,12 @@ def ask_regions(classes: Sequence[str] = (), threshold: float | None = None, lim
         (pb.SegmentRequest(raw=pb.RawImage(height=1, width=0)), "raw.width", "0"),
         (pb.SegmentRequest(raw=pb.RawImage(height=1, width=2, rgb=bytes(5))), "raw.rgb", "6 bytes of RGB; got 5"),
         (pb.SegmentRequest(raw=pb.RawImage(height=1, width=2, rgb=bytes(7))), "raw.rgb", "got 7"),
-        (pb.SegmentRequest(raw=pb.RawImage(height=51, width=100, rgb=bytes(15_300))), "raw", "at most 5000"),
-        (pb.SegmentRequest(raw=pb.RawImage(height=2**32 - 1, width=2**32 - 1)), "raw", "at most 5000"),
+        (
+            pb.SegmentRequest(raw=pb.RawImage(height=51, width=100, rgb=bytes(15_300))),
+            "raw",
+            "limit of 5000",
+        ),
+        (pb.SegmentRequest(raw=pb.RawImage(height=2**32 - 1, width=2**32 - 1)), "raw", "limit of 5000"),
         (pb.SegmentRequest(raw=TWO_PIXELS, encoding=99), "encoding", "99"),  # type: ignore[arg-type] # on purpose
         (ask_heatmaps("red", "gren"), "heatmap_classes[1]", "no class 'gren' in the model; did you mean green or red?"),
         (ask_heatmaps("3"), "heatmap_classes[0]", "there are red, green, blue"),
@@ -143,14 +147,14 @@ def test_not_found_lists_what_there_is(tmp_path: Path, ask: Callable[[Client], o
 def test_a_fault_of_the_server_is_logged_whole_and_told_in_a_fixed_text(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = write_tiny_model(tmp_path / "broken.onnx", fails=True)
+    path = write_tiny_model(tmp_path / "broken.onnx", fails_on_magenta=True)
     with (
         caplog.at_level(logging.ERROR, "serving"),
         running_server(path) as server,
         Client(server.address) as client,
         pytest.raises(RequestError) as caught,
     ):
-        client.segment(PNG)
+        client.segment(np.full((4, 4, 3), (255, 0, 255), np.uint8))
     assert caught.value.code == "INTERNAL"
     assert str(caught.value) == f"server {server.address}: {INTERNAL_ERROR}"
     (record,) = caplog.records

@@ -5,8 +5,8 @@ import pytest
 
 from fcnseg.client import Client
 from fcnseg.errors import ModelFileError, ModelNotFoundError, UsageError
-from serving.models import ModelSource, find_sources, open_models
-from tests.running_server import running_server
+from serving.models import ModelRegistry, ModelSource, find_sources
+from tests.running_server import CPU_CONFIG, running_server
 from tests.tiny_model import write_tiny_model
 
 
@@ -28,19 +28,19 @@ def test_repository_holds_names_and_versions_in_number_order(repository: Path) -
     (repository / "cat" / "notes").mkdir()
     (repository / "cat" / "03").mkdir()
     shutil.copy(repository / "cat" / "1" / "model.onnx", repository / "cat" / "03")
-    registry = open_models([repository], "cpu", 1)
+    registry = ModelRegistry([repository], CPU_CONFIG)
     assert [(m.name, m.version) for m in registry.models] == [("cat", "1"), ("cat", "2"), ("cat", "10"), ("dog", "3")]
 
 
 def test_empty_version_is_the_highest_and_each_version_is_its_own_file(repository: Path) -> None:
-    registry = open_models([repository], "cpu", 1)
+    registry = ModelRegistry([repository], CPU_CONFIG)
     assert registry.find("cat", "").version == "10"
     assert [registry.find("cat", v).info.licence for v in ("1", "2", "10")] == ["cat 1", "cat 2", "cat 10"]
 
 
 def test_empty_name_is_the_only_model(repository: Path) -> None:
     shutil.rmtree(repository / "dog")
-    registry = open_models([repository], "cpu", 1)
+    registry = ModelRegistry([repository], CPU_CONFIG)
     assert (registry.find("", "").name, registry.find("", "2").version) == ("cat", "2")
 
 
@@ -48,7 +48,7 @@ def test_empty_name_is_the_only_model(repository: Path) -> None:
     ("name", "version", "words"),
     [
         ("cow", "", "no model 'cow' on this server; there are cat, dog"),
-        ("", "", "there are several; name one of cat, dog"),
+        ("", "", "there is not exactly one; there are cat, dog"),
         ("cat", "3", "no version '3' of model 'cat'; there are 1, 2, 10"),
         ("cat", "01", "no version '01'"),
         ("Cat", "", "no model 'Cat'"),
@@ -56,7 +56,7 @@ def test_empty_name_is_the_only_model(repository: Path) -> None:
 )
 def test_unknown_model_is_told_with_those_there_are(repository: Path, name: str, version: str, words: str) -> None:
     with pytest.raises(ModelNotFoundError, match=words):
-        open_models([repository], "cpu", 1).find(name, version)
+        ModelRegistry([repository], CPU_CONFIG).find(name, version)
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_model_without_a_version_is_told(repository: Path) -> None:
 
 def test_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="does not exist"):
-        open_models([tmp_path / "gone.onnx"], "cpu")
+        ModelRegistry([tmp_path / "gone.onnx"], CPU_CONFIG)
 
 
 def test_clients_reach_every_model_and_version(repository: Path) -> None:

@@ -1,5 +1,4 @@
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,17 +8,15 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from numpy.typing import NDArray
 
 from fcnseg.client import Client
-from fcnseg.engine import Engine
+from fcnseg.engine import EngineOptions
 from fcnseg.errors import RequestError, UsageError
-from fcnseg.segmenter import Segmenter
-from fcnseg.types import Segmentation
-from serving.executor import ModelExecutor
-from serving.models import ModelRegistry, ServedModel
+from fcnseg.segmenter import Segmenter, load
+from serving.models import ModelRegistry
 from serving.server import SERVICE, ServerConfig
-from tests.running_server import RunningServer, running_server
+from tests.gated_segmenter import GatedSegmenter, registry_of
+from tests.running_server import CPU_CONFIG, RunningServer, running_server
 from tests.tiny_model import write_tiny_model
 
 IMAGE = np.full((4, 4, 3), (255, 0, 0), np.uint8)
@@ -27,30 +24,9 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class GatedSegmenter(Segmenter):
-    """A real segmenter that tells how many inferences have begun, and waits for a gate within each."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(Engine(path, "cpu", threads=1))
-        self.begun = threading.Semaphore(0)
-        self.runs = 0
-        self.gate = threading.Event()
-
-    def segment(self, image: str | Path | bytes | NDArray[np.uint8], *, confidence: bool = False) -> Segmentation:
-        self.runs += 1
-        self.begun.release()
-        assert self.gate.wait(20)
-        return super().segment(image, confidence=confidence)
-
-
 @pytest.fixture
 def segmenter(tiny_model: Path) -> GatedSegmenter:
     return GatedSegmenter(tiny_model)
-
-
-def registry_of(segmenter: Segmenter) -> ModelRegistry:
-    executor = ModelExecutor(segmenter, "gated")
-    return ModelRegistry([ServedModel("gated", "1", segmenter.info, segmenter.device, executor)])
 
 
 def test_health_check_answers_for_the_server_and_the_service(tiny_model: Path) -> None:
@@ -95,9 +71,11 @@ def test_reflection_lists_and_describes_the_services(tiny_model: Path) -> None:
     assert b"SegmentRequest" in described.file_descriptor_response.file_descriptor_proto[0]
 
 
-def test_request_under_way_is_finished_and_new_ones_are_refused_when_stopping(segmenter: GatedSegmenter) -> None:
+def test_request_under_way_is_finished_and_new_ones_are_refused_when_stopping(
+    segmenter: GatedSegmenter, tiny_model: Path
+) -> None:
     with (
-        running_server(registry_of(segmenter), ServerConfig(grace_s=20)) as server,
+        running_server(registry_of(segmenter, tiny_model), ServerConfig(grace_s=20)) as server,
         Client(server.address) as client,
         ThreadPoolExecutor(1) as thread,
     ):
@@ -125,9 +103,9 @@ def wait_until_refused(address: str) -> None:
     pytest.fail("the stopping server still took requests")
 
 
-def test_request_that_outlasts_the_grace_is_cut_off(segmenter: GatedSegmenter) -> None:
+def test_request_that_outlasts_the_grace_is_cut_off(segmenter: GatedSegmenter, tiny_model: Path) -> None:
     with (
-        running_server(registry_of(segmenter), ServerConfig(grace_s=0.3)) as server,
+        running_server(registry_of(segmenter, tiny_model), ServerConfig(grace_s=0.3)) as server,
         Client(server.address) as client,
         ThreadPoolExecutor(1) as thread,
     ):
@@ -140,9 +118,9 @@ def test_request_that_outlasts_the_grace_is_cut_off(segmenter: GatedSegmenter) -
         assert error.code in {"UNAVAILABLE", "CANCELLED"}
 
 
-def test_request_whose_deadline_passes_while_it_waits_is_never_run(segmenter: GatedSegmenter) -> None:
+def test_request_whose_deadline_passes_while_it_waits_is_never_run(segmenter: GatedSegmenter, tiny_model: Path) -> None:
     with (
-        running_server(registry_of(segmenter)) as server,
+        running_server(registry_of(segmenter, tiny_model)) as server,
         Client(server.address) as client,
         Client(server.address, timeout_s=0.3) as hasty,
         ThreadPoolExecutor(1) as thread,
@@ -156,12 +134,14 @@ def test_request_whose_deadline_passes_while_it_waits_is_never_run(segmenter: Ga
         segmenter.gate.set()
         first.result(10)
         client.segment(IMAGE)
-    assert segmenter.runs == 2
+    assert len(segmenter.batches) == 2
 
 
-def test_request_cancelled_by_its_client_while_it_waits_is_never_run(segmenter: GatedSegmenter) -> None:
+def test_request_cancelled_by_its_client_while_it_waits_is_never_run(
+    segmenter: GatedSegmenter, tiny_model: Path
+) -> None:
     with (
-        running_server(registry_of(segmenter)) as server,
+        running_server(registry_of(segmenter, tiny_model)) as server,
         Client(server.address) as client,
         ThreadPoolExecutor(2) as threads,
     ):
@@ -178,28 +158,28 @@ def test_request_cancelled_by_its_client_while_it_waits_is_never_run(segmenter: 
         segmenter.gate.set()
         first.result(10)
         client.segment(IMAGE)
-    assert segmenter.runs == 2
+    assert len(segmenter.batches) == 2
 
 
-def test_models_answer_side_by_side(tmp_path: Path, segmenter: GatedSegmenter) -> None:
+def test_models_answer_side_by_side(tmp_path: Path, segmenter: GatedSegmenter, tiny_model: Path) -> None:
     """A model that is busy holds up nobody else's."""
     path = write_tiny_model(tmp_path / "free.onnx")
-    free = Segmenter(Engine(path, "cpu", threads=1))
-    models = [
-        ServedModel(name, "1", s.info, s.device, ModelExecutor(s, name))
-        for name, s in (("gated", segmenter), ("free", free))
-    ]
+
+    def open_segmenter(opened: Path, device: str, *, options: EngineOptions) -> Segmenter:
+        return load(path, device, options=options) if opened == path else segmenter
+
+    registry = ModelRegistry([tiny_model, path], CPU_CONFIG, open_segmenter)
     with (
-        running_server(ModelRegistry(models)) as server,
+        running_server(registry) as server,
         Client(server.address) as client,
         ThreadPoolExecutor(1) as thread,
     ):
-        held = thread.submit(client.segment, IMAGE, model="gated")
+        held = thread.submit(client.segment, IMAGE, model="tiny")
         assert segmenter.begun.acquire(timeout=10)
         assert client.segment(IMAGE, model="free").model_name == "free"
         assert not held.done()
         segmenter.gate.set()
-        assert held.result(10).model_name == "gated"
+        assert held.result(10).model_name == "tiny"
 
 
 def test_many_clients_at_once_get_their_own_answers(tiny_model: Path) -> None:
@@ -212,11 +192,11 @@ def test_many_clients_at_once_get_their_own_answers(tiny_model: Path) -> None:
         assert np.unique(answer.class_map).tolist() == [i % 3]
 
 
-def test_port_in_use_is_told_with_the_remedy(segmenter: GatedSegmenter) -> None:
+def test_port_in_use_is_told_with_the_remedy(segmenter: GatedSegmenter, tiny_model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=rf"port {port} of 127\.0\.0\.1 is in use; .*--port 0"):
-            RunningServer(registry_of(segmenter), ServerConfig(port=port))
+            RunningServer(registry_of(segmenter, tiny_model), ServerConfig(port=port))
 
 
 def test_two_servers_never_share_a_port(tiny_model: Path) -> None:
@@ -226,6 +206,6 @@ def test_two_servers_never_share_a_port(tiny_model: Path) -> None:
             pass
 
 
-def test_host_that_is_no_address_is_told(segmenter: GatedSegmenter) -> None:
+def test_host_that_is_no_address_is_told(segmenter: GatedSegmenter, tiny_model: Path) -> None:
     with pytest.raises(UsageError, match=r"host 'no\.such\.host\.invalid'"):
-        RunningServer(registry_of(segmenter), ServerConfig(host="no.such.host.invalid"))
+        RunningServer(registry_of(segmenter, tiny_model), ServerConfig(host="no.such.host.invalid"))

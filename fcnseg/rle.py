@@ -1,0 +1,166 @@
+"""Class maps as COCO's run-length encoding: a mask for each class, read column by column.
+
+A mask's counts are the lengths of alternating runs of pixels outside and inside it, beginning outside. In their text
+form each count but the first three stands as the difference from the count two before it, in groups of 5 bits with
+the lowest first: an ASCII character a group, 48 + the bits, + 32 where another group follows. The last group's highest
+bit is the sign (https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c).
+
+Text is written by pycocotools and read here: pycocotools reads beyond the end of text that is cut short, and returns
+memory that it has not written where counts end before the mask does.
+"""
+
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from pycocotools import mask as coco_mask
+
+from fcnseg.errors import MaskError
+from fcnseg.types import ClassMap
+
+# With more pixels, a few counts may fill pycocotools' buffer to the last byte, and its end mark comes to lie beyond.
+_MOST_PIXELS = 1 << 26
+_MOST_GROUPS = 7  # a count of up to 2^31 and its sign
+_FIRST_CHARACTER = 48
+_MORE = 0x20
+_SIGN = 0x10
+
+
+def encode(class_map: ClassMap, other_id: int | None = None) -> dict[int, bytes]:
+    """Write a class map as a mask for each class present, as `pycocotools.mask.encode` would write each.
+
+    Args:
+        class_map: (H, W) ids, uint8 or uint16; at most 2^26 pixels.
+        other_id: An id that gets no mask.
+
+    Returns:
+        Compressed counts by ascending id; each belongs to a size of [H, W].
+
+    Raises:
+        MaskError: There are too many pixels.
+    """
+    height, width = class_map.shape
+    if class_map.size > _MOST_PIXELS:
+        raise MaskError(
+            f"a class map of {height} x {width} pixels is beyond what COCO's tools encode ({_MOST_PIXELS} pixels); take"
+            " another encoding"
+        )
+    if class_map.size == 0:
+        return {}
+    starts, ends, ids = _find_runs(class_map)
+    order = np.argsort(ids, kind="stable")
+    ids = ids[order]
+    edges = np.stack([starts[order], ends[order]], axis=1)
+    firsts = _starts_of_runs(ids)
+    masks = {}
+    for first, last in zip(firsts, np.append(firsts[1:], ids.size), strict=True):
+        if ids[first] == other_id:
+            continue
+        counts = np.diff(edges[first:last].reshape(-1), prepend=0)
+        if edges[last - 1, 1] < class_map.size:
+            counts = np.append(counts, class_map.size - edges[last - 1, 1])
+        written = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+        masks[int(ids[first])] = bytes(written["counts"])
+    return masks
+
+
+def decode(
+    runs: Mapping[int, bytes], *, shape: tuple[int, int], dtype: DTypeLike, other_id: int | None = None
+) -> ClassMap:
+    """Read the masks of a class map; memory is bounded by its shape, whatever the bytes say.
+
+    Args:
+        runs: Compressed counts by id.
+        shape: (H, W).
+        dtype: uint8 or uint16.
+        other_id: The id of pixels in no mask; None where every pixel must be in one.
+
+    Returns:
+        (H, W) ids of that dtype, writable.
+
+    Raises:
+        MaskError: A mask is not of that shape or its bytes are not counts, two masks overlap, or a pixel is in none.
+    """
+    height, width = shape
+    pixels = height * width
+    if pixels >= 1 << 31:
+        raise MaskError(f"run lengths of {height} x {width} pixels are beyond the limit of 2^31 - 1; send fewer pixels")
+    dtype = np.dtype(dtype)
+    starts, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    ids = [np.zeros(0, dtype)]
+    covered = 0
+    for class_id, text in runs.items():
+        if not 0 <= class_id <= np.iinfo(dtype).max or class_id == other_id:
+            raise MaskError(f"run lengths of id {class_id}, which is no class of {dtype.name} ids: ask for them again")
+        counts = _read_counts(text, pixels, f"run lengths of id {class_id}")
+        inside = counts[1::2]
+        covered += int(inside.sum())
+        if covered > pixels:
+            raise MaskError(f"run lengths of id {class_id} overlap those of other ids: ask for them again")
+        starts.append(np.cumsum(counts)[: 2 * inside.size : 2])
+        lengths.append(inside)
+        ids.append(np.full(inside.size, class_id, dtype))
+    if covered < pixels and other_id is None:
+        raise MaskError(f"run lengths leave {pixels - covered} of {pixels} pixels without a class: ask for them again")
+    if pixels == 0:
+        return np.zeros(shape, dtype)
+    filler = dtype.type(0 if other_id is None else other_id)
+    columns = _paint(np.concatenate(starts), np.concatenate(lengths), np.concatenate(ids), filler, pixels)
+    class_map: ClassMap = cv2.transpose(columns.reshape(width, height))  # type: ignore[assignment]
+    return class_map
+
+
+def _find_runs(class_map: ClassMap) -> tuple[NDArray[np.int64], NDArray[np.int64], ClassMap]:
+    """Return start, end and id of each run of equal ids, column by column."""
+    columns: NDArray[np.generic] = np.asarray(cv2.transpose(np.ascontiguousarray(class_map))).reshape(-1)
+    starts = _starts_of_runs(columns)
+    ids: ClassMap = columns[starts]  # type: ignore[assignment]
+    return starts, np.append(starts[1:], columns.size), ids
+
+
+def _starts_of_runs(values: NDArray[np.generic]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
+
+
+def _read_counts(text: bytes, pixels: int, what: str) -> NDArray[np.int64]:
+    """Read one mask's counts, of which only the first may be 0."""
+    if not 0 < len(text) <= _MOST_GROUPS * (pixels + 1):
+        raise MaskError(f"{what} have {len(text)} bytes, which no mask of {pixels} pixels has: ask for them again")
+    groups = np.frombuffer(text, np.uint8) - np.uint8(_FIRST_CHARACTER)  # what is below wraps beyond 63
+    ends = np.flatnonzero(groups & _MORE == 0)
+    if groups.max() > 63 or ends.size == 0 or ends[-1] != groups.size - 1:
+        raise MaskError(f"{what} are not COCO's text, or are cut short: ask for them again")
+    sizes = np.diff(ends, prepend=-1)
+    if sizes.max() > _MOST_GROUPS:
+        raise MaskError(f"{what} hold a number beyond all images: ask for them again")
+    first_groups = ends - sizes + 1
+    places = np.arange(groups.size) - np.repeat(first_groups, sizes)
+    counts: NDArray[np.int64] = np.add.reduceat((groups & 0x1F).astype(np.int64) << 5 * places, first_groups)
+    counts -= (groups[ends] & _SIGN != 0) * (np.int64(1) << 5 * sizes)
+    if np.abs(counts).max() <= pixels:  # else the sums might overflow
+        counts[1::2] = np.cumsum(counts[1::2])
+        counts[2::2] = np.cumsum(counts[2::2])
+        if counts[0] >= 0 and (counts[1:] > 0).all() and counts.max() <= pixels and counts.sum() == pixels:
+            return counts
+    raise MaskError(f"{what} are not those of a mask of {pixels} pixels: ask for them again")
+
+
+def _paint(
+    starts: NDArray[np.int64], lengths: NDArray[np.int64], ids: ClassMap, filler: np.generic, pixels: int
+) -> ClassMap:
+    """Return `pixels` ids: those of the runs, and the filler between them."""
+    order = np.argsort(starts, kind="stable")
+    starts, lengths, ids = starts[order], lengths[order], ids[order]
+    ends = starts + lengths
+    gaps = np.diff(starts, prepend=0)
+    gaps[1:] -= lengths[:-1]
+    if (gaps < 0).any():
+        raise MaskError("run lengths of different ids overlap: ask for them again")
+    values = np.full(2 * ids.size + 1, filler, ids.dtype)
+    values[1::2] = ids
+    repeats = np.empty(values.size, np.int64)
+    repeats[0:-1:2], repeats[1::2] = gaps, lengths
+    repeats[-1] = pixels - (ends[-1] if ends.size else 0)
+    painted: ClassMap = np.repeat(values, repeats)
+    return painted

@@ -1,0 +1,152 @@
+"""One model's door: who is let in, so that whoever is will be answered in time and memory stays bounded."""
+
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from serving.batcher import Batcher
+from serving.errors import OverloadedError
+from serving.memory import MemoryBudget
+from serving.pace import MovingAverage
+
+_SHORTEST_RETRY_S, _LONGEST_RETRY_S = 0.02, 10.0
+
+
+class Admission:
+    """Lets requests in while there are few enough, memory for their images, and time for their answers.
+
+    Args:
+        batcher: The model's.
+        memory: What the images of all models' requests may take together.
+    """
+
+    def __init__(self, batcher: Batcher, memory: MemoryBudget) -> None:
+        self.batcher = batcher
+        self.memory = memory
+        self._lock = threading.Condition()
+        self._count = 0
+        self._pixels = 0
+        self._finishing_s = MovingAverage()
+
+    @property
+    def pending(self) -> int:
+        """Images under way, from their arrival to the end of their run."""
+        return self._count
+
+    def enter(self) -> "Ticket":
+        """Let a request in whose image has not been looked at.
+
+        Raises:
+            OverloadedError: There are as many as there may be.
+        """
+        with self._lock:
+            if self._count >= self.batcher.config.max_queue:
+                raise OverloadedError(
+                    f"{self._count} images are under way, as many as there may be; ask again later",
+                    self.retry_after_s(),
+                )
+            self._count += 1
+        return Ticket(self)
+
+    def retry_after_s(self) -> float:
+        """Return in how many seconds half of what is under way will be done."""
+        half = self._pixels * self.batcher.seconds_per_pixel.value / self.batcher.config.runners / 2
+        return min(_LONGEST_RETRY_S, max(_SHORTEST_RETRY_S, half))
+
+    def schedule(self, pixels: int, patience_s: float | None) -> None:
+        """Count an image of so many padded pixels as under way.
+
+        Raises:
+            OverloadedError: Its answer would come after its patience.
+        """
+        with self._lock:
+            pace, config = self.batcher.seconds_per_pixel.value, self.batcher.config
+            # Its batch may be as large as what waits; an idle model takes whatever comes, or it would never learn.
+            together = min(config.max_batch, self._count)
+            expected = (self._pixels / config.runners + pixels * together) * pace + self._finishing_s.value
+            if self._pixels and patience_s is not None and expected > patience_s:
+                raise OverloadedError(
+                    f"the answer would take about {expected * 1000:.0f} ms and the deadline leaves"
+                    f" {max(0.0, patience_s) * 1000:.0f} ms; ask again later or allow more time",
+                    self.retry_after_s(),
+                )
+            self._pixels += pixels
+
+    def end_run(self, pixels: int) -> None:
+        """Count an image of so many padded pixels as under way no more."""
+        with self._lock:
+            self._count -= 1
+            self._pixels -= pixels
+            if not self._count:
+                self._lock.notify_all()
+
+    def wait_until_idle(self, timeout_s: float) -> None:
+        """Return when no image is under way, or after a time."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._count == 0, timeout_s)
+
+    def finished(self, seconds: float) -> None:
+        """Take in how long the answer to an image took from the end of its run."""
+        with self._lock:
+            self._finishing_s.add(seconds)
+
+
+class Ticket:
+    """A request that was let in, from its arrival to its answer; to be closed."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._pixels = 0
+        self._bytes = 0
+        self._ran_at: float | None = None
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def reserve(self, height: int, width: int, byte_count: int, patience_s: float | None) -> None:
+        """Reserve memory and time for an image whose size is known now.
+
+        Args:
+            height: Its rows.
+            width: Its columns.
+            byte_count: What the request and its answer hold until the end.
+            patience_s: Seconds until the answer is of no use; None for no limit.
+
+        Raises:
+            OverloadedError: There is no memory for it now, or the answer would come too late.
+        """
+        admission = self._admission
+        if not admission.memory.try_take(byte_count):
+            raise OverloadedError(
+                f"images under way hold {admission.memory.taken} of {admission.memory.total} bytes and this one needs"
+                f" {byte_count}; ask again later",
+                admission.retry_after_s(),
+            )
+        self._bytes = byte_count
+        pixels = admission.batcher.padded_pixels(height, width)
+        admission.schedule(pixels, patience_s)
+        self._pixels = pixels
+
+    def ran(self) -> None:
+        """Note that the image's run has ended: it is under way no more, though its answer is not written."""
+        if self._ran_at is None:
+            self._ran_at = time.monotonic()
+            self._admission.end_run(self._pixels)
+
+    def close(self) -> None:
+        """Give back what was reserved; more than once does no harm."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._ran_at is None:
+            self.ran()
+        else:
+            self._admission.finished(time.monotonic() - self._ran_at)
+        self._admission.memory.give_back(self._bytes)

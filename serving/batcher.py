@@ -1,0 +1,282 @@
+"""Greedy batching: a model's threads run what waits as soon as they are free, images of one padded size together.
+
+An answer does not depend on the batch it was computed in: the geometry is that of one image, and on the CPU the bytes
+are the same. A job carries its own future, which is looked at when the job is taken from the queue and again when it is
+done: a caller that has gone away costs no run, and takes nothing from its neighbours.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnseg.errors import UsageError
+from fcnseg.segmenter import Segmenter
+from fcnseg.types import Segmentation
+from serving.errors import StoppingError, TooLateError
+from serving.memory import MemoryBudget
+from serving.pace import MovingAverage
+
+_LONGEST_DELAY_S = 60.0
+_MOST_SIZES_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True)
+class BatchingConfig:
+    """How requests share runs.
+
+    Attributes:
+        max_batch: Images in one run at most.
+        max_delay_s: How long an idle model waits for more images of one padded size, in seconds.
+        max_queue: Images that may be under way at a time, from their arrival to the end of their run.
+        runners: Runs at a time. On the CPU a second one fills the cores while the first is in a part that one core
+            does, or is handed over; on CUDA runs follow each other anyway.
+    """
+
+    max_batch: int = 8
+    max_delay_s: float = 0.0
+    max_queue: int = 64
+    runners: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in (("batch", self.max_batch), ("queue", self.max_queue), ("number of runners", self.runners)):
+            if value < 1:
+                raise UsageError(f"the largest {name} is {value}; it must be at least 1")
+        if not 0 <= self.max_delay_s <= _LONGEST_DELAY_S:
+            raise UsageError(f"the delay is {self.max_delay_s:g} s; it must be from 0 to {_LONGEST_DELAY_S:g}")
+
+
+DEFAULT_BATCHING = BatchingConfig()
+
+
+@dataclass(frozen=True, eq=False)
+class Executed:
+    """An answer and what it took.
+
+    Attributes:
+        segmentation: The answer.
+        queue_s: Seconds from submission to the start of the run.
+        infer_s: Seconds of the run.
+        batch_size: Images in the run.
+    """
+
+    segmentation: Segmentation
+    queue_s: float
+    infer_s: float
+    batch_size: int
+
+
+@dataclass(eq=False)
+class _Job:
+    image: NDArray[np.uint8]
+    confidence: bool
+    padded: tuple[int, int]
+    deadline: float
+    submitted: float = field(default_factory=time.monotonic)
+    future: Future[Executed] = field(default_factory=Future)
+
+    @property
+    def kind(self) -> tuple[tuple[int, int], bool]:
+        """Jobs of one kind can share a run."""
+        return self.padded, self.confidence
+
+    @property
+    def pixels(self) -> int:
+        return self.padded[0] * self.padded[1]
+
+
+class Batcher:
+    """Runs one model's inferences in threads of its own.
+
+    Args:
+        segmenter: The model.
+        config: How requests share runs.
+        memory: What runs may take together, those of other models included; a run takes `bytes_per_pixel` for each
+            padded pixel, and no batch is larger than the whole.
+        name: Names the threads, for logs and debuggers.
+        observe: Called after every run with its images and seconds, in the thread that ran it.
+
+    Attributes:
+        memory: What runs may take together.
+        config: How requests share runs.
+        seconds_per_pixel: Moving average over the runs.
+        warm_sizes: Image sizes that were run before serving.
+        cold_sizes: How many padded sizes have come beside those.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        config: BatchingConfig,
+        memory: MemoryBudget,
+        name: str,
+        observe: Callable[[int, float], None] = lambda _size, _seconds: None,
+    ) -> None:
+        self._segmenter = segmenter
+        self.config = config
+        self.memory = memory
+        self._observe = observe
+        self._waiting: list[_Job] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self.seconds_per_pixel = MovingAverage()
+        self.warm_sizes: tuple[tuple[int, int], ...] = ()
+        self.cold_sizes = 0
+        self._sizes_seen: set[tuple[int, int]] = set()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"infer-{name}-{i}", daemon=True) for i in range(config.runners)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def bytes_per_pixel(self) -> float:
+        """Working memory of a run for each padded pixel, measured when the model was opened; 0 where it was not."""
+        probe = self._segmenter.engine.probe
+        return probe.bytes_per_pixel if probe else 0.0
+
+    def run_bytes(self, height: int, width: int) -> int:
+        """Return the working memory that an image takes in a run, in bytes."""
+        padded_height, padded_width = self._segmenter.info.geometry.padded(height, width)
+        return math.ceil(padded_height * padded_width * self.bytes_per_pixel)
+
+    def padded_pixels(self, height: int, width: int) -> int:
+        """Return the pixels of the padded image that the net sees."""
+        padded_height, padded_width = self._segmenter.info.geometry.padded(height, width)
+        return padded_height * padded_width
+
+    def warm(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Run the model on images of these (height, width), alone and in a full batch, so that none is new to it."""
+        for height, width in sizes:
+            image = np.zeros((height, width, 3), np.uint8)
+            for count in sorted({1, self._largest_batch(self._pixels(image))}):
+                for _ in range(2):  # the first prepares, the second tells the pace
+                    self._segment([image] * count, confidence=False)
+            self._sizes_seen.add(self._padded(image))
+        self.warm_sizes = tuple(sizes)
+
+    def submit(
+        self, image: NDArray[np.uint8], *, confidence: bool = False, deadline: float = math.inf
+    ) -> Future[Executed]:
+        """Let an image wait for its turn.
+
+        Args:
+            image: (H, W, 3) uint8 RGB; `run_bytes` of it must fit into the memory there is.
+            confidence: Whether to compute the confidence map too.
+            deadline: When the answer is of no use any more, on the monotonic clock.
+
+        Returns:
+            Its answer, or TooLateError, StoppingError, or what the run failed with. Cancelling it takes the image from
+            the queue; once its run has begun, that ends and the answer is dropped.
+        """
+        job = _Job(image, confidence, self._padded(image), deadline)
+        with self._changed:
+            if self._closing:
+                raise StoppingError("the model is being closed; ask again")
+            self._waiting.append(job)
+            self._changed.notify()
+        job.future.add_done_callback(lambda future: self._drop(job) if future.cancelled() else None)
+        return job.future
+
+    def close(self) -> None:
+        """Refuse what waits, and return when the runs under way have ended."""
+        with self._changed:
+            self._closing = True
+            dropped, self._waiting = self._waiting, []
+            self._changed.notify_all()
+        for job in dropped:
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(StoppingError("the server stopped before the request's turn came; ask again"))
+        for thread in self._threads:
+            thread.join()
+
+    def _padded(self, image: NDArray[np.uint8]) -> tuple[int, int]:
+        return self._segmenter.info.geometry.padded(*image.shape[:2])
+
+    def _pixels(self, image: NDArray[np.uint8]) -> int:
+        return self.padded_pixels(*image.shape[:2])
+
+    def _largest_batch(self, pixels: int) -> int:
+        """Return how many images of so many padded pixels a run may take."""
+        fitting = self.memory.total / max(1.0, pixels * self.bytes_per_pixel)
+        return max(1, min(self.config.max_batch, int(fitting)))
+
+    def _drop(self, job: _Job) -> None:
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+
+    def _work(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            live = [job for job in batch if self._begin(job)]
+            if live:
+                self._run(live)
+            del batch, live  # they hold images, which must not stay until the next request comes
+
+    def _next_batch(self) -> list[_Job] | None:
+        """Take the oldest job and others of its kind from the queue, in their order; None when no more will come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            while self._waiting:
+                oldest = self._waiting[0]
+                most = self._largest_batch(oldest.pixels)
+                batch = [job for job in self._waiting if job.kind == oldest.kind][:most]
+                patience = oldest.submitted + self.config.max_delay_s - time.monotonic()
+                if len(batch) == most or patience <= 0 or self._closing:
+                    taken = set(map(id, batch))
+                    self._waiting = [job for job in self._waiting if id(job) not in taken]
+                    return batch
+                self._changed.wait(patience)
+            return None if self._closing else []
+
+    @staticmethod
+    def _begin(job: _Job) -> bool:
+        """Tell whether a job is still worth running."""
+        if not job.future.set_running_or_notify_cancel():
+            return False
+        if time.monotonic() >= job.deadline:
+            job.future.set_exception(TooLateError("the deadline passed while the request waited for its turn"))
+            return False
+        return True
+
+    def _run(self, jobs: list[_Job]) -> None:
+        self._count_size(jobs[0].padded)
+        size = len(jobs)
+        began = time.monotonic()
+        try:
+            answers = self._segment([job.image for job in jobs], confidence=jobs[0].confidence)
+        except Exception as error:  # noqa: BLE001 - onnxruntime's have no base; they belong to the callers
+            if size == 1:
+                jobs[0].future.set_exception(error)
+            else:
+                for job in jobs:  # alone, so that one that cannot be computed does not take others with it
+                    self._run([job])
+            return
+        seconds = time.monotonic() - began
+        self._observe(size, seconds)
+        for job, answer in zip(jobs, answers, strict=True):
+            job.future.set_result(Executed(answer, began - job.submitted, seconds, size))
+
+    def _segment(self, images: list[NDArray[np.uint8]], *, confidence: bool) -> list[Segmentation]:
+        pixels = len(images) * self._pixels(images[0])
+        needed = math.ceil(pixels * self.bytes_per_pixel)
+        self.memory.take(needed)
+        try:
+            began = time.monotonic()
+            answers = self._segmenter.segment_batch(images, confidence=confidence)
+            with self._changed:
+                self.seconds_per_pixel.add((time.monotonic() - began) / pixels)
+        finally:
+            self.memory.give_back(needed)
+        return answers
+
+    def _count_size(self, padded: tuple[int, int]) -> None:
+        with self._changed:
+            if padded not in self._sizes_seen and len(self._sizes_seen) < _MOST_SIZES_REMEMBERED:
+                self._sizes_seen.add(padded)
+                self.cold_sizes += 1

@@ -1,0 +1,62 @@
+"""Memory that requests take before it is there: bounded in bytes, whatever the number and size of images."""
+
+import os
+import threading
+from pathlib import Path
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+class MemoryBudget:
+    """A number of bytes that many threads take from and give back to.
+
+    Args:
+        total: The bytes there are.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @property
+    def taken(self) -> int:
+        """The bytes taken at present."""
+        return self._taken
+
+    def try_take(self, count: int) -> bool:
+        """Take bytes if they are there, and tell whether they were."""
+        with self._changed:
+            if self._taken + count > self.total:
+                return False
+            self._taken += count
+            return True
+
+    def take(self, count: int) -> None:
+        """Take bytes as soon as they are there.
+
+        Raises:
+            ValueError: There will never be as many.
+        """
+        if count > self.total:
+            raise ValueError(f"{count} bytes were asked of a budget of {self.total}")
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + count <= self.total)
+            self._taken += count
+
+    def give_back(self, count: int) -> None:
+        """Give back bytes that were taken."""
+        with self._changed:
+            self._taken -= count
+            self._changed.notify_all()
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or its container's where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in _CGROUP_LIMITS:
+        try:
+            total = min(total, int(path.read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return total

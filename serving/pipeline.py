@@ -1,0 +1,135 @@
+"""The path of every image through the server, whatever the protocol: let in, decoded, run, written."""
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnseg.images import ImageLimits
+from serving.admission import Ticket
+from serving.batcher import Executed
+from serving.errors import InvalidFieldError
+from serving.models import ServedModel
+from serving.sources import Source
+from serving.statistics import Stages
+
+_Answer = TypeVar("_Answer")
+
+
+class Pipeline:
+    """Takes images from their bytes to their answers.
+
+    Decoding and writing are done in threads, as many at a time as there are cores, so that the event loop never waits
+    for them; running in the model's own.
+
+    Args:
+        limits: Images beyond these are refused.
+    """
+
+    def __init__(self, limits: ImageLimits) -> None:
+        self.limits = limits
+        self._codecs = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="codec")
+
+    async def answer(
+        self,
+        model: ServedModel,
+        source: Source,
+        write: Callable[[NDArray[np.uint8], Executed], _Answer],
+        *,
+        confidence: bool = False,
+        patience_s: float | None = None,
+        instant: bool = False,
+    ) -> tuple[_Answer, Stages]:
+        """Answer one image; when the awaiting task is cancelled, what has not begun is not done.
+
+        Args:
+            model: The model.
+            source: The image.
+            write: Makes the answer of the image, (H, W, 3) uint8 RGB, and what the run gave.
+            confidence: Whether the confidence map is wanted.
+            patience_s: Seconds until the answer is of no use; None for no limit.
+            instant: Whether `write` takes no time worth a thread.
+
+        Returns:
+            The answer, and what its stages took.
+
+        Raises:
+            InvalidFieldError: The image cannot be read or is beyond a limit.
+            OverloadedError: There is no room for it, or no time.
+            TooLateError: The patience ended before its turn came.
+            StoppingError: The model is being closed.
+        """
+        arrived = time.monotonic()
+        deadline = math.inf if patience_s is None else arrived + patience_s
+        ticket = model.admission.enter()
+        work: Future[Any] | None = None
+        try:
+            if source.instant:
+                image = self._read(model, source, ticket, deadline)
+            else:
+                work = self._codecs.submit(self._read, model, source, ticket, deadline)
+                image = await asyncio.wrap_future(work)
+            decoded = time.monotonic()
+            work = running = model.batcher.submit(image, confidence=confidence, deadline=deadline)
+            executed = await asyncio.wrap_future(running)
+            ticket.ran()
+            ran = time.monotonic()
+            if instant:
+                answer = write(image, executed)
+            else:
+                work = writing = self._codecs.submit(write, image, executed)
+                answer = await asyncio.wrap_future(writing)
+            written = time.monotonic()
+        except BaseException:
+            model.statistics.failed(time.monotonic() - arrived)
+            raise
+        finally:
+            # A caller that has gone away leaves its work behind: what it holds is held until that is done.
+            if work is None:
+                ticket.close()
+            else:
+                work.add_done_callback(lambda _: ticket.close())
+        stages = Stages(decoded - arrived, executed.queue_s, executed.infer_s, written - ran, executed.batch_size)
+        model.statistics.answered(stages)
+        return answer, stages
+
+    async def in_thread(self, work: Callable[..., _Answer], *arguments: Any) -> _Answer:
+        """Do work in one of the threads for decoding and writing."""
+        return await asyncio.wrap_future(self._codecs.submit(work, *arguments))
+
+    def close(self) -> None:
+        """Drop what waits for a thread."""
+        self._codecs.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, model: ServedModel, source: Source, ticket: Ticket, deadline: float) -> NDArray[np.uint8]:
+        height, width = source.open(self.limits)
+        needed = source.byte_count + _held_bytes(model, height, width)
+        for kind, count, most in (
+            ("to be held", needed, model.admission.memory.total),
+            ("to be computed", model.batcher.run_bytes(height, width), model.batcher.memory.total),
+        ):
+            if count > most:
+                raise InvalidFieldError(
+                    source.field,
+                    f"an image of {width} x {height} pixels needs about {count} bytes {kind} by model {model.name!r},"
+                    f" more than the limit of {most}; scale it down or cut it into tiles",
+                )
+        patience_s = None if deadline == math.inf else deadline - time.monotonic()
+        ticket.reserve(height, width, needed, patience_s)
+        return source.decode()
+
+
+def _held_bytes(model: ServedModel, height: int, width: int) -> int:
+    """Return what an image holds beside its message from its decoding to its answer, in bytes."""
+    label_map, geometry = model.info.label_map, model.info.geometry
+    ids = 1 if len(label_map) <= 256 else 2
+    pixels = height * width
+    cells = geometry.y.cells(height) * geometry.x.cells(width)
+    # Red, green, blue and confidence, the ids and their encoding, the heatmap.
+    return pixels * (4 + 2 * ids) + cells * len(label_map) * 4

@@ -1,0 +1,85 @@
+"""What an error becomes over gRPC: the one place where exceptions turn into status codes."""
+
+import logging
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+from fcnseg.errors import ModelNotFoundError
+from serving.errors import InvalidFieldError, OverloadedError, StoppingError, TooLateError
+
+_log = logging.getLogger(__name__)
+
+INTERNAL_ERROR = "internal error; the server's log tells more"
+# gRPC's own clients wait so long before they retry: https://github.com/grpc/proposal/blob/master/A6-client-retries.md
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is not answered, as a client sees it.
+
+    Attributes:
+        code: The status code.
+        message: One line for a user.
+        field: The request's field that has no valid value, where it is about one.
+        retry_after_s: When to ask again, in seconds, where that helps.
+    """
+
+    code: grpc.StatusCode
+    message: str
+    field: str | None = None
+    retry_after_s: float | None = None
+
+    @property
+    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """The metadata that tells what code and message do not: `google.rpc.BadRequest` and `RetryInfo`."""
+        details: list[Message] = []
+        if self.field is not None:
+            violation = BadRequest.FieldViolation(field=self.field, description=self.message)
+            details.append(BadRequest(field_violations=[violation]))
+        pushback: tuple[tuple[str, str], ...] = ()
+        if self.retry_after_s is not None:
+            milliseconds = round(self.retry_after_s * 1000)
+            delay = Duration()
+            delay.FromMilliseconds(milliseconds)
+            details.append(RetryInfo(retry_delay=delay))
+            pushback = ((_PUSHBACK_KEY, str(milliseconds)),)
+        if not details:
+            return ()
+        packed = [AnyMessage() for _ in details]
+        for detail, message in zip(packed, details, strict=True):
+            detail.Pack(message)
+        status = Status(code=self.code.value[0], message=self.message, details=packed)
+        return (*rpc_status.to_status(status).trailing_metadata, *pushback)
+
+
+def refuse(error: Exception, what: str) -> Refusal:
+    """Return what an error becomes.
+
+    A fault of the server is logged whole, and the client gets a fixed text, since a message may name files.
+
+    Args:
+        error: What was raised.
+        what: What failed, for the log.
+    """
+    message = str(error)
+    match error:
+        case InvalidFieldError():
+            return Refusal(grpc.StatusCode.INVALID_ARGUMENT, message, field=error.field)
+        case ModelNotFoundError():
+            return Refusal(grpc.StatusCode.NOT_FOUND, message)
+        case OverloadedError():
+            return Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, message, retry_after_s=error.retry_after_s)
+        case TooLateError():
+            return Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message)
+        case StoppingError():
+            return Refusal(grpc.StatusCode.UNAVAILABLE, message)
+    _log.error("%s failed", what, exc_info=error)
+    return Refusal(grpc.StatusCode.INTERNAL, INTERNAL_ERROR)

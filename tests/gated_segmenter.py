@@ -1,0 +1,42 @@
+"""A real segmenter behind a gate, to see what happens while a run is under way."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnseg.engine import Engine, EngineOptions
+from fcnseg.segmenter import Segmenter
+from fcnseg.types import Segmentation
+from serving.models import ModelConfig, ModelRegistry
+from tests.running_server import CPU_CONFIG
+
+
+class GatedSegmenter(Segmenter):
+    """Tells how many runs have begun, and waits for a gate within each.
+
+    Attributes:
+        begun: Released when a run begins.
+        batches: The images of every run that has begun.
+        gate: Runs go on when it is set.
+    """
+
+    def __init__(self, path: Path, options: EngineOptions = CPU_CONFIG.options) -> None:
+        super().__init__(Engine(path, "cpu", options))
+        self.begun = threading.Semaphore(0)
+        self.batches: list[list[NDArray[np.uint8]]] = []
+        self.gate = threading.Event()
+
+    def segment_batch(self, images: Sequence[NDArray[np.uint8]], *, confidence: bool = False) -> list[Segmentation]:
+        """Segment a batch when the gate is open."""
+        self.batches.append(list(images))
+        self.begun.release()
+        assert self.gate.wait(20)
+        return super().segment_batch(images, confidence=confidence)
+
+
+def registry_of(segmenter: Segmenter, path: Path, config: ModelConfig = CPU_CONFIG) -> ModelRegistry:
+    """Return a registry whose one model, opened at `path`, is run by a segmenter."""
+    return ModelRegistry([path], config, lambda *_args, **_options: segmenter)

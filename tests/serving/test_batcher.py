@@ -1,0 +1,259 @@
+import math
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fcnseg.engine import Engine, EngineOptions
+from fcnseg.errors import UsageError
+from fcnseg.segmenter import Segmenter, load
+from serving.batcher import Batcher, BatchingConfig, Executed
+from serving.errors import StoppingError, TooLateError
+from serving.memory import MemoryBudget
+from tests.gated_segmenter import GatedSegmenter
+from tests.tiny_model import write_tiny_model
+
+MEMORY = MemoryBudget(2**30)
+PROVED = EngineOptions(threads=1, prove=True)
+RED = np.full((4, 4, 3), (255, 0, 0), np.uint8)
+MAGENTA = np.full((4, 4, 3), (255, 0, 255), np.uint8)
+
+
+def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+@contextmanager
+def batching(
+    segmenter: Segmenter, memory: MemoryBudget = MEMORY, *, max_batch: int = 8, delay_s: float = 0, runners: int = 1
+) -> Iterator[Batcher]:
+    batcher = Batcher(segmenter, BatchingConfig(max_batch, delay_s, runners=runners), memory, "test")
+    try:
+        yield batcher
+    finally:
+        batcher.close()
+
+
+def sizes(segmenter: GatedSegmenter) -> list[int]:
+    return [len(batch) for batch in segmenter.batches]
+
+
+@pytest.fixture
+def gated(tiny_model: Path) -> GatedSegmenter:
+    return GatedSegmenter(tiny_model, PROVED)
+
+
+def hold(batcher: Batcher, gated: GatedSegmenter) -> Future[Executed]:
+    """Submit an image whose run has begun and waits for the gate, so that what follows has to queue."""
+    first = batcher.submit(RED)
+    assert gated.begun.acquire(timeout=10)
+    return first
+
+
+def test_an_idle_model_runs_an_image_at_once_and_a_busy_one_takes_what_waits_together(gated: GatedSegmenter) -> None:
+    with batching(gated, max_batch=4) as batcher:
+        futures = [hold(batcher, gated)] + [batcher.submit(noise(4, 4, i)) for i in range(6)]
+        gated.gate.set()
+        answers = [future.result(10) for future in futures]
+    assert sizes(gated) == [1, 4, 2]
+    assert [answer.batch_size for answer in answers] == [1, 4, 4, 4, 4, 2, 2]
+    assert all(answer.queue_s >= 0 and answer.infer_s > 0 for answer in answers)
+
+
+def test_only_images_of_one_padded_size_share_a_run_and_the_oldest_goes_first(gated: GatedSegmenter) -> None:
+    with batching(gated) as batcher:
+        held = hold(batcher, gated)
+        images = [noise(8, 8), noise(4, 4), noise(7, 5), noise(3, 1), noise(8, 8)]  # padded to 8, 4, 8, 4, 8
+        futures = [batcher.submit(image) for image in images]
+        gated.gate.set()
+        wait([held, *futures], 10)
+    assert [[image.shape[:2] for image in batch] for batch in gated.batches[1:]] == [
+        [(8, 8), (7, 5), (8, 8)],
+        [(4, 4), (3, 1)],
+    ]
+
+
+def test_confidence_is_computed_for_those_who_asked_alone(gated: GatedSegmenter) -> None:
+    with batching(gated) as batcher:
+        held = hold(batcher, gated)
+        asked = [batcher.submit(RED, confidence=i % 2 == 0) for i in range(4)]
+        gated.gate.set()
+        answers = [future.result(10) for future in asked]
+        held.result(10)
+    assert [answer.segmentation.confidence is None for answer in answers] == [False, True, False, True]
+    assert sizes(gated) == [1, 2, 2]
+
+
+def test_a_batch_waits_for_more_images_no_longer_than_its_delay(gated: GatedSegmenter) -> None:
+    gated.gate.set()
+    with batching(gated, max_batch=3, delay_s=0.3) as batcher:
+        began = time.monotonic()
+        wait([batcher.submit(RED) for _ in range(3)], 10)
+        assert time.monotonic() - began < 0.25  # a full batch does not wait
+        began = time.monotonic()
+        assert batcher.submit(RED).result(10).batch_size == 1
+        assert time.monotonic() - began >= 0.3
+    assert sizes(gated) == [3, 1]
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_a_cancelled_image_is_not_run_and_takes_nothing_from_its_neighbours(
+    gated: GatedSegmenter, position: int
+) -> None:
+    with batching(gated, max_batch=4) as batcher:
+        held = hold(batcher, gated)
+        images = [noise(4, 4, i) for i in range(4)]
+        futures = [batcher.submit(image) for image in images]
+        assert futures[position].cancel()
+        gated.gate.set()
+        held.result(10)
+        for i, future in enumerate(futures):
+            if i == position:
+                with pytest.raises(CancelledError):
+                    future.result(10)
+            else:
+                alone = gated.segment(images[i]).class_map
+                assert np.array_equal(future.result(10).segmentation.class_map, alone)
+    assert sizes(gated)[:2] == [1, 3]
+
+
+def test_an_image_cannot_be_cancelled_once_its_run_has_begun_and_does_no_harm(gated: GatedSegmenter) -> None:
+    with batching(gated) as batcher:
+        first = hold(batcher, gated)
+        assert not first.cancel()
+        gated.gate.set()
+        assert first.result(10).batch_size == 1
+
+
+def test_an_image_whose_deadline_passed_in_the_queue_is_not_run(gated: GatedSegmenter) -> None:
+    with batching(gated) as batcher:
+        held = hold(batcher, gated)
+        late = batcher.submit(RED, deadline=time.monotonic() + 0.05)
+        patient = batcher.submit(RED, deadline=time.monotonic() + 60)
+        time.sleep(0.1)
+        gated.gate.set()
+        with pytest.raises(TooLateError, match="deadline passed while the request waited"):
+            late.result(10)
+        assert patient.result(10).batch_size == 1
+        held.result(10)
+    assert sizes(gated) == [1, 1]
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_a_poisoned_image_fails_alone(tmp_path: Path, position: int) -> None:
+    gated = GatedSegmenter(write_tiny_model(tmp_path / "m.onnx", fails_on_magenta=True), PROVED)
+    with batching(gated, max_batch=4) as batcher:
+        held = hold(batcher, gated)
+        images = [noise(4, 4, i) for i in range(4)]
+        images[position] = MAGENTA
+        futures = [batcher.submit(image) for image in images]
+        gated.gate.set()
+        held.result(10)
+        for i, future in enumerate(futures):
+            if i == position:
+                with pytest.raises(Exception, match="Reshape"):
+                    future.result(10)
+            else:
+                assert np.array_equal(future.result(10).segmentation.class_map, gated.segment(images[i]).class_map)
+        assert batcher.submit(RED).result(10).batch_size == 1  # and the model goes on
+
+
+def test_closing_refuses_what_waits_and_finishes_what_runs(gated: GatedSegmenter) -> None:
+    batcher = Batcher(gated, BatchingConfig(max_batch=2, max_queue=100), MEMORY, "test")
+    held = hold(batcher, gated)
+    waiting = [batcher.submit(RED) for _ in range(50)]
+    waiting[7].cancel()
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    for i, future in enumerate(waiting):
+        with pytest.raises(CancelledError if i == 7 else StoppingError):
+            future.result(10)
+    assert not held.done()
+    gated.gate.set()
+    assert held.result(10).batch_size == 1
+    closing.join(10)
+    assert not closing.is_alive()
+    with pytest.raises(StoppingError):
+        batcher.submit(RED)
+
+
+def test_two_runners_run_side_by_side(gated: GatedSegmenter) -> None:
+    with batching(gated, max_batch=1, runners=2) as batcher:
+        futures = [batcher.submit(RED) for _ in range(3)]
+        assert gated.begun.acquire(timeout=10)
+        assert gated.begun.acquire(timeout=10)
+        assert not gated.begun.acquire(timeout=0.1)
+        gated.gate.set()
+        wait(futures, 10)
+    assert sizes(gated) == [1, 1, 1]
+
+
+def test_a_batch_is_no_larger_than_the_memory_for_runs(gated: GatedSegmenter) -> None:
+    assert gated.engine.probe is not None
+    memory = MemoryBudget(math.ceil(2.5 * 64 * gated.engine.probe.bytes_per_pixel))
+    with batching(gated, memory) as batcher:
+        held = hold(batcher, gated)
+        futures = [batcher.submit(noise(8, 8, i)) for i in range(5)]
+        gated.gate.set()
+        wait([held, *futures], 10)
+    assert sizes(gated) == [1, 2, 2, 1]
+    assert memory.taken == 0
+
+
+def test_sizes_that_were_not_declared_are_counted_when_they_first_come(tiny_model: Path) -> None:
+    with batching(load(tiny_model, "cpu", options=PROVED)) as batcher:
+        batcher.warm([(8, 8), (480, 640)])
+        assert batcher.seconds_per_pixel.value > 0
+        for height, width in ((8, 8), (7, 6), (480, 640)):  # 7 x 6 is padded to 8 x 8
+            batcher.submit(noise(height, width)).result(10)
+        assert batcher.cold_sizes == 0
+        for _ in range(2):
+            batcher.submit(noise(9, 9)).result(10)
+        assert (batcher.cold_sizes, batcher.warm_sizes) == (1, ((8, 8), (480, 640)))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"max_batch": 0}, "largest batch is 0"),
+        ({"max_queue": 0}, "largest queue is 0"),
+        ({"runners": 0}, "number of runners is 0"),
+        ({"max_delay_s": -1.0}, "delay is -1 s"),
+        ({"max_delay_s": math.nan}, "delay is nan s"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(config: dict[str, float], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        BatchingConfig(**config)  # type: ignore[arg-type]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 24), st.integers(1, 24), st.booleans()), min_size=1, max_size=30),
+    st.integers(1, 8),
+    st.integers(1, 3),
+)
+def test_answers_under_load_are_those_of_each_image_alone(
+    tiny_model: Path, requests: list[tuple[int, int, bool]], max_batch: int, runners: int
+) -> None:
+    segmenter = Segmenter(Engine(tiny_model, "cpu", PROVED))
+    images = [noise(height, width, i) for i, (height, width, _) in enumerate(requests)]
+    with batching(segmenter, max_batch=max_batch, runners=runners) as batcher:
+        futures = [
+            batcher.submit(image, confidence=asked) for image, (_, _, asked) in zip(images, requests, strict=True)
+        ]
+        answers = [future.result(20).segmentation for future in futures]
+    for image, answer, (_, _, asked) in zip(images, answers, requests, strict=True):
+        alone = segmenter.segment(image, confidence=asked)
+        assert np.array_equal(answer.class_map, alone.class_map)
+        assert np.array_equal(answer.heatmap, alone.heatmap)
+        assert (answer.confidence is None) is not asked
+        assert answer.confidence is None or np.array_equal(answer.confidence, alone.confidence)
