@@ -21,6 +21,7 @@ from fcnseg.errors import DeviceError
 from fcnseg.geometry import Geometry
 
 _PROBE_SIDE = 128
+_SHAPE_READERS = {"Shape", "Size"}  # they look at no data, whatever its size
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ def _read_placements(runs: Sequence[Sequence[_Event]]) -> tuple[Placement, ...]:
     counts: Counter[tuple[str, str, bool]] = Counter()
     for node, sizes in {**plain, **small}.items():
         grown = zip(sizes, higher.get(node, sizes), wider.get(node, sizes), strict=True)
-        image_sized = any(high > size and wide > size for size, high, wide in grown)
+        image_sized = node.operator not in _SHAPE_READERS and any(
+            high > size and wide > size for size, high, wide in grown
+        )
         counts[node.provider, node.operator, image_sized] += 1
     return tuple(Placement(*key[:2], nodes, key[2]) for key, nodes in sorted(counts.items()))
 

@@ -1,0 +1,122 @@
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcnseg.engine import EngineOptions
+from fcnseg.segmenter import load
+from serving.admission import Admission
+from serving.batcher import Batcher, BatchingConfig
+from serving.errors import OverloadedError
+from serving.memory import MemoryBudget, machine_memory
+from serving.pace import MovingAverage
+
+RED = np.full((4, 4, 3), (255, 0, 0), np.uint8)
+
+
+@pytest.fixture
+def batcher(tiny_model: Path) -> Batcher:
+    return Batcher(load(tiny_model, "cpu"), BatchingConfig(max_batch=2, max_queue=3), MemoryBudget(2**30), "test")
+
+
+def test_no_more_images_are_let_in_than_the_queue_holds(batcher: Batcher) -> None:
+    admission = Admission(batcher, MemoryBudget(100))
+    tickets = [admission.enter() for _ in range(3)]
+    with pytest.raises(OverloadedError, match="3 images are under way, as many as there may be") as caught:
+        admission.enter()
+    assert 0 < caught.value.retry_after_s <= 10
+    tickets[0].ran()  # its answer is still being written
+    admission.enter().close()
+    assert admission.pending == 2
+    for ticket in tickets:
+        ticket.close()
+        ticket.close()
+    assert admission.pending == 0
+
+
+def test_no_more_bytes_are_let_in_than_the_memory_holds_until_answers_are_written(batcher: Batcher) -> None:
+    memory = MemoryBudget(100)
+    admission = Admission(batcher, memory)
+    with admission.enter() as first:
+        first.reserve(4, 4, 60, None)
+        words = "hold 60 of 100 bytes and this one needs 50"
+        with admission.enter() as second, pytest.raises(OverloadedError, match=words):
+            second.reserve(4, 4, 50, None)
+        first.ran()
+        assert memory.taken == 60
+    assert memory.taken == 0
+    with admission.enter() as third:
+        third.reserve(4, 4, 100, None)
+
+
+def test_an_image_that_would_be_answered_too_late_is_refused_on_arrival(batcher: Batcher) -> None:
+    admission = Admission(batcher, MemoryBudget(10**6))
+    batcher.seconds_per_pixel.add(1.0)  # 16 s an image of 4 x 4
+    with admission.enter() as first, admission.enter() as second:
+        first.reserve(4, 4, 1, 0.001)  # an idle model takes whatever comes
+        with pytest.raises(OverloadedError, match=r"would take about 48000 ms and the deadline leaves 47000 ms"):
+            second.reserve(4, 4, 1, 47.0)  # 16 s of the first, and up to two images in its own run
+        with admission.enter() as third:
+            third.reserve(4, 4, 1, 65.0)
+    with admission.enter() as alone:
+        alone.reserve(4, 4, 1, 0.001)
+
+
+def test_waiting_ends_when_nothing_is_under_way(batcher: Batcher) -> None:
+    admission = Admission(batcher, MemoryBudget(100))
+    ticket = admission.enter()
+    idle = threading.Event()
+
+    def wait() -> None:
+        admission.wait_until_idle(10)
+        idle.set()
+
+    threading.Thread(target=wait).start()
+    assert not idle.wait(0.1)
+    ticket.ran()
+    assert idle.wait(5)
+
+
+def test_a_budget_gives_what_there_is_and_takes_it_back() -> None:
+    budget = MemoryBudget(10)
+    budget.take(6)
+    assert not budget.try_take(5)
+    assert budget.try_take(4)
+    taken = threading.Event()
+    thread = threading.Thread(target=lambda: (budget.take(8), taken.set()))
+    thread.start()
+    assert not taken.wait(0.1)
+    budget.give_back(6)
+    assert not taken.wait(0.1)
+    budget.give_back(4)
+    assert taken.wait(5)
+    assert budget.taken == 8
+    with pytest.raises(ValueError, match="11 bytes were asked of a budget of 10"):
+        budget.take(11)
+
+
+def test_the_memory_of_this_machine_is_at_least_what_this_process_holds() -> None:
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    assert resident < machine_memory() < 2**50
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1))
+def test_a_moving_average_stays_within_its_values_and_begins_with_the_first(values: list[float]) -> None:
+    average = MovingAverage()
+    assert average.value == 0
+    for i, value in enumerate(values):
+        average.add(value)
+        assert min(values[: i + 1]) * (1 - 1e-9) <= average.value <= max(values[: i + 1]) * (1 + 1e-9)
+        assert i > 0 or average.value == value
+
+
+def test_what_a_run_takes_is_measured(tiny_model: Path) -> None:
+    segmenter = load(tiny_model, "cpu", options=EngineOptions(prove=True))
+    batcher = Batcher(segmenter, BatchingConfig(), MemoryBudget(2**30), "test")
+    # Three float channels of the image, and the scores at pixels: at least 24 bytes a pixel at once.
+    assert 24 * 64 <= batcher.run_bytes(7, 6) <= 2000 * 64
+    assert batcher.run_bytes(8, 8) == batcher.run_bytes(5, 5)
+    batcher.close()

@@ -1,0 +1,182 @@
+"""What clients see of a server that has more to do than it can."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc_status import rpc_status
+
+from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
+from serving.batcher import BatchingConfig
+from tests.gated_segmenter import GatedSegmenter, registry_of
+from tests.running_server import CPU_CONFIG, running_server
+
+RED = pb.SegmentRequest(
+    raw=pb.RawImage(height=4, width=4, rgb=bytes((255, 0, 0)) * 16), encoding=pb.CLASS_MAP_ENCODING_RAW
+)
+
+
+@pytest.fixture
+def gated(tiny_model: Path) -> GatedSegmenter:
+    return GatedSegmenter(tiny_model, replace(CPU_CONFIG.options, prove=True))
+
+
+@contextmanager
+def serving(
+    gated: GatedSegmenter, tiny_model: Path, *, max_queue: int = 64, max_memory: int = 2**30
+) -> Iterator[SegmentationServiceStub]:
+    config = replace(CPU_CONFIG, batching=BatchingConfig(max_queue=max_queue), max_memory=max_memory)
+    with (
+        running_server(registry_of(gated, tiny_model, config)) as server,
+        grpc.insecure_channel(server.address, options=[("grpc.enable_retries", 0)]) as channel,
+    ):
+        yield SegmentationServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+        gated.gate.set()
+
+
+def status(error: BaseException | None) -> tuple[grpc.StatusCode, str]:
+    assert isinstance(error, grpc.Call)
+    return error.code(), error.details()
+
+
+def test_a_full_queue_is_told_with_the_time_to_ask_again(gated: GatedSegmenter, tiny_model: Path) -> None:
+    with serving(gated, tiny_model, max_queue=2) as stub, ThreadPoolExecutor(2) as threads:
+        held = [threads.submit(stub.Segment, RED, timeout=20) for _ in range(2)]
+        assert gated.begun.acquire(timeout=10)
+        time.sleep(0.2)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Segment(RED, timeout=20)
+        gated.gate.set()
+        assert all(future.result(10).class_map.data == bytes(16) for future in held)
+    assert status(caught.value) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "2 images are under way, as many as there may be; ask again later",
+    )
+    assert isinstance(caught.value, grpc.Call)
+    (detail,) = rpc_status.from_call(caught.value).details
+    hint = RetryInfo()
+    assert detail.Unpack(hint)
+    assert 0 < hint.retry_delay.ToMilliseconds() <= 10_000
+    pushback = dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"]
+    assert int(pushback) == hint.retry_delay.ToMilliseconds()
+
+
+def test_images_that_fill_the_memory_keep_others_out_until_they_are_answered(
+    gated: GatedSegmenter, tiny_model: Path
+) -> None:
+    request = pb.SegmentRequest(raw=pb.RawImage(height=300, width=300, rgb=bytes(270_000)))
+    with serving(gated, tiny_model, max_memory=2 * 8_000_000) as stub, ThreadPoolExecutor(20) as threads:
+        futures = [threads.submit(stub.Segment, request, timeout=20) for _ in range(20)]
+        assert gated.begun.acquire(timeout=10)
+        time.sleep(0.5)
+        refused = [future.exception() for future in futures if future.done()]
+        gated.gate.set()
+        answered = sum(future.exception(10) is None for future in futures)
+        assert stub.Segment(request, timeout=20).class_map.height == 300
+    # Each holds its message, its pixels, ids and heatmap, about 13 bytes a pixel: some six or seven fit.
+    assert answered + len(refused) == 20
+    assert 5 <= answered <= 8
+    code, message = status(refused[0])
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "of 8000000 bytes and this one needs" in message
+
+
+def test_an_image_that_can_never_fit_is_the_clients_mistake(gated: GatedSegmenter, tiny_model: Path) -> None:
+    request = pb.SegmentRequest(raw=pb.RawImage(height=300, width=300, rgb=bytes(270_000)))
+    with serving(gated, tiny_model, max_memory=2 * 100_000) as stub, pytest.raises(grpc.RpcError) as caught:
+        stub.Segment(request, timeout=20)
+    code, message = status(caught.value)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "more than the limit of 100000; scale it down or cut it into tiles" in message
+
+
+def test_an_expired_request_leaves_the_queue_and_is_never_run(gated: GatedSegmenter, tiny_model: Path) -> None:
+    with serving(gated, tiny_model) as stub, ThreadPoolExecutor(1) as threads:
+        held = threads.submit(stub.Segment, RED, timeout=20)
+        assert gated.begun.acquire(timeout=10)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Segment(RED, timeout=0.2)
+        assert status(caught.value)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        time.sleep(0.2)
+        gated.gate.set()
+        held.result(10)
+        stub.Segment(RED, timeout=10)
+    assert [len(batch) for batch in gated.batches] == [1, 1]
+
+
+def test_a_stream_waits_where_a_call_is_refused(gated: GatedSegmenter, tiny_model: Path) -> None:
+    requests = [pb.SegmentStreamRequest(id=str(i), request=RED) for i in range(30)]
+    with serving(gated, tiny_model, max_queue=2) as stub:
+        threading.Timer(0.5, gated.gate.set).start()
+        answers = list(stub.SegmentStream(iter(requests), timeout=20))
+    assert [answer.id for answer in answers] == [str(i) for i in range(30)]
+    assert all(answer.response.class_map.data == bytes(16) for answer in answers)
+
+
+def test_a_stream_reads_no_more_than_a_few_images_ahead(gated: GatedSegmenter, tiny_model: Path) -> None:
+    large = pb.SegmentRequest(raw=pb.RawImage(height=400, width=400, rgb=bytes(480_000)))
+    sent = 0
+
+    def send() -> Iterator[pb.SegmentStreamRequest]:
+        nonlocal sent
+        for _ in range(60):
+            sent += 1
+            yield pb.SegmentStreamRequest(request=large)
+
+    with serving(gated, tiny_model) as stub:
+        answers = stub.SegmentStream(send(), timeout=30)
+        assert gated.begun.acquire(timeout=10)
+        time.sleep(1)
+        sent_while_held = sent
+        gated.gate.set()
+        assert len(list(answers)) == 60
+    assert 8 <= sent_while_held < 40  # what was read ahead, and what fits into the transport's windows
+
+
+def test_a_failure_in_a_stream_is_told_in_its_place(gated: GatedSegmenter, tiny_model: Path) -> None:
+    gated.gate.set()
+    requests = [
+        pb.SegmentStreamRequest(id="good", request=RED),
+        pb.SegmentStreamRequest(id="bad", request=pb.SegmentRequest(encoded=b"no image")),
+        pb.SegmentStreamRequest(id="x" * 257, request=RED),
+        pb.SegmentStreamRequest(id="lost", request=pb.SegmentRequest(model_name="nobody")),
+        pb.SegmentStreamRequest(id="good again", request=RED),
+    ]
+    with serving(gated, tiny_model) as stub:
+        answers = list(stub.SegmentStream(iter(requests), timeout=20))
+    assert [answer.WhichOneof("result") for answer in answers] == ["response", *["failure"] * 3, "response"]
+    assert [(a.id, a.failure.code, a.failure.field) for a in answers[1:4]] == [
+        ("bad", grpc.StatusCode.INVALID_ARGUMENT.value[0], "encoded"),
+        ("x" * 256, grpc.StatusCode.INVALID_ARGUMENT.value[0], "id"),
+        ("lost", grpc.StatusCode.NOT_FOUND.value[0], ""),
+    ]
+
+
+def test_a_stopping_server_answers_what_a_stream_has_sent_and_ends_it(gated: GatedSegmenter, tiny_model: Path) -> None:
+    more = threading.Event()
+
+    def send() -> Iterator[pb.SegmentStreamRequest]:
+        yield pb.SegmentStreamRequest(id="1", request=RED)
+        more.wait(20)
+
+    with running_server(registry_of(gated, tiny_model)) as server, grpc.insecure_channel(server.address) as channel:
+        stub = SegmentationServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+        answers = stub.SegmentStream(send(), timeout=20)
+        assert gated.begun.acquire(timeout=10)
+        server.begin_stop()
+        time.sleep(0.2)
+        gated.gate.set()
+        assert next(answers).id == "1"
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        more.set()
+        server.wait_stopped()
+    assert status(caught.value) == (grpc.StatusCode.UNAVAILABLE, "the server is stopping; go on with another")
