@@ -5,25 +5,35 @@
 (480, 640)
 """
 
+from fcnseg.async_client import AsyncClient
 from fcnseg.client import Client
 from fcnseg.errors import FcnsegError
+from fcnseg.masks import Encoding
 from fcnseg.model_file import ModelInfo
+from fcnseg.query import OverlayQuery
 from fcnseg.regions import Box, Region, RegionQuery, find_regions
+from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
 from fcnseg.segmenter import Segmenter, load
 from fcnseg.types import ClassArea, ClassInfo, LabelMap, Segmentation
 
 __all__ = [
+    "AsyncClient",
     "Box",
     "ClassArea",
     "ClassInfo",
     "Client",
+    "Encoding",
     "FcnsegError",
     "LabelMap",
     "ModelInfo",
+    "OverlayQuery",
     "Region",
     "RegionQuery",
+    "RemoteModel",
+    "RemoteSegmentation",
     "Segmentation",
     "Segmenter",
+    "StreamItem",
     "find_regions",
     "load",
 ]

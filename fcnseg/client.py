@@ -1,79 +1,65 @@
 """The gRPC client: an image goes to a server, its class map comes back as an array."""
 
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import NoReturn, Self, TypeVar
+from typing import Self, TypeVar
 
 import grpc
-import numpy as np
-from google.rpc.error_details_pb2 import BadRequest
-from grpc_status import rpc_status
-from numpy.typing import NDArray
 
-from fcnseg import masks
-from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, RequestError, UsageError
-from fcnseg.images import require_pixels
+from fcnseg.exchange import (
+    DEFAULT_IN_FLIGHT,
+    DEFAULT_RETRIES,
+    DEFAULT_TIMEOUT_S,
+    MAX_MESSAGE_BYTES,
+    Asked,
+    AskedItem,
+    Exchange,
+    require_stream,
+)
 from fcnseg.masks import Encoding
+from fcnseg.query import ImageSource, OverlayQuery, SegmentQuery, StreamSource
 from fcnseg.regions import RegionQuery
-from fcnseg.remote import HeatmapGrid, RemoteClassArea, RemoteHeatmap, RemoteModel, RemoteSegmentation, Timings
+from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
-from fcnseg.wire import read_grid, read_heatmaps, read_model, read_regions, write_query
+from fcnseg.wire import read_model, read_models
 
-_MAX_MESSAGE_BYTES = 1 << 30
-_LONGEST_TIMEOUT_S = 86400.0
 _Response = TypeVar("_Response")
-
-_TO_WIRE = {
-    Encoding.RAW: pb.CLASS_MAP_ENCODING_RAW,
-    Encoding.ZSTD: pb.CLASS_MAP_ENCODING_ZSTD,
-    Encoding.PNG: pb.CLASS_MAP_ENCODING_PNG,
-}
-_FROM_WIRE = {value: encoding for encoding, value in _TO_WIRE.items()}
-_DTYPES: dict[int, type[np.uint8] | type[np.uint16]] = {
-    pb.CLASS_MAP_TYPE_UINT8: np.uint8,
-    pb.CLASS_MAP_TYPE_UINT16: np.uint16,
-}
 
 
 class Client:
-    """A connection to a server; threads may share it.
+    """A connection to a server; threads may share it. `AsyncClient` is its like for asyncio.
 
     >>> with Client("127.0.0.1:50051") as client:               # doctest: +SKIP
     ...     client.segment("photo.jpg").class_map.shape
     (480, 640)
 
     Args:
-        target: The server's address, `HOST:PORT`.
-        timeout_s: How long a request may take, in seconds.
-        max_message_bytes: The largest request or answer, in bytes; gRPC's own default of 4 MB is less than one raw
-            photograph.
+        server: The server's address, `HOST:PORT`.
+        timeout_s: How long a request may take, its retries included, in seconds; of a stream, how long the next answer
+            may take.
+        retries: How often a request is sent again where the server does not answer or has no room, 0 to 4. The pauses
+            between are those the server asks for, or 0.4, 1, 2.5 and 6.25 s. Streams are not retried.
+        max_message_bytes: The largest request or answer, in bytes.
 
     Raises:
-        UsageError: The address or the timeout is not one.
+        UsageError: One of them has no valid value.
     """
 
-    def __init__(self, target: str, *, timeout_s: float = 30.0, max_message_bytes: int = _MAX_MESSAGE_BYTES) -> None:
-        host, _, port = target.rpartition(":")
-        if not host or host.startswith(("http:", "https:")) or not (port.isdecimal() and 0 < int(port) < 1 << 16):
-            raise UsageError(
-                f"server address {target!r} is not HOST:PORT with a port of 1 to 65535, such as 127.0.0.1:50051"
-            )
-        if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
-            raise UsageError(f"timeout is {timeout_s:g} s; it must be above 0 and at most {_LONGEST_TIMEOUT_S:g}")
-        self._target = target
-        self._timeout_s = timeout_s
-        self._max_message_bytes = max_message_bytes
-        options = [
-            ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.max_receive_message_length", max_message_bytes),
-            # A server that has just started is found at once, not after gRPC's first pause of a second.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-        ]
-        self._channel = grpc.insecure_channel(target, options=options)
-        self._stub = SegmentationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
+    def __init__(
+        self,
+        server: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retries: int = DEFAULT_RETRIES,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._exchange = Exchange(server, timeout_s, retries, max_message_bytes)
+        self._channel = grpc.insecure_channel(server, options=self._exchange.channel_options)
+        self._open_stub = SegmentationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -85,17 +71,21 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; requests under way are cancelled."""
+        self._closed = True
         self._channel.close()
 
     def segment(
         self,
-        image: str | Path | bytes | NDArray[np.uint8],
+        image: ImageSource,
         *,
         model: str = "",
         version: str = "",
         encoding: Encoding = Encoding.PNG,
         heatmaps: Sequence[str] = (),
         regions: RegionQuery | None = None,
+        confidence: bool = False,
+        overlay: bool | OverlayQuery = False,
+        classes: Sequence[str] = (),
     ) -> RemoteSegmentation:
         """Segment one image.
 
@@ -106,42 +96,76 @@ class Client:
             encoding: How the class map travels; the answer is the same in each.
             heatmaps: Classes whose heatmaps are wanted: names (any case) or decimal ids.
             regions: Which regions are wanted; None for none.
+            confidence: Whether the confidence map is wanted.
+            overlay: Whether the image tinted with its classes' colours is wanted, or how it is drawn.
+            classes: Classes that the class map is to tell apart, by names (any case) or decimal ids; other pixels get
+                the answer's `other_id`. Empty stands for all.
 
         Raises:
             ImageError: The file cannot be read, or the array is not of that shape and dtype.
-            RequestError: The server could not be reached, refused the request, or failed.
+            InvalidRequestError: The server cannot read the image, or a class is unknown.
+            RemoteModelNotFoundError: There is no such model or version.
+            ServerOverloadedError: The server has no room, and had none at each retry.
+            ServerUnavailableError: The server does not answer, and did not at any retry.
+            RequestTimeoutError: There was no answer in time.
+            RequestError: The server failed.
         """
-        request = pb.SegmentRequest(
-            model_name=model,
-            model_version=version,
-            encoding=_TO_WIRE[encoding],
-            heatmap_classes=heatmaps,
-            regions=None if regions is None else write_query(regions),
-        )
-        _put_image(request, image, self._max_message_bytes)
-        started = time.perf_counter()
-        try:
-            response: pb.SegmentResponse = self._call(self._stub.Segment, request)
-        except RequestError as error:
-            if error.field == "encoded" and isinstance(image, (str, Path)):
-                raise RequestError(f"image {image}: {error}", error.code, error.field) from error
-            raise
-        if (heatmaps or regions) and not response.HasField("heatmap_grid"):
-            raise RequestError(
-                f"the server at {self._target} answers without heatmaps and regions: it is of an older version; update"
-                " it, or ask for the mask alone",
-                "UNIMPLEMENTED",
-            )
-        return self._read_segmentation(response, started)
+        wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
+        asked, request = self._exchange.ask(image, wanted)
+        response: pb.SegmentResponse = self._call(self._stub.Segment, request, asked)
+        return self._exchange.read(asked, response)
+
+    def segment_stream(
+        self,
+        images: Iterable[StreamSource],
+        *,
+        model: str = "",
+        version: str = "",
+        encoding: Encoding = Encoding.PNG,
+        heatmaps: Sequence[str] = (),
+        regions: RegionQuery | None = None,
+        confidence: bool = False,
+        overlay: bool | OverlayQuery = False,
+        classes: Sequence[str] = (),
+        in_flight: int = DEFAULT_IN_FLIGHT,
+    ) -> Generator[StreamItem, None, None]:
+        """Segment images one after another, such as the frames of a video, however many there are.
+
+        Images are taken in a thread of gRPC, and only while fewer than `in_flight` are unanswered. What `images` raises
+        is raised here, after the answers to the images before it.
+
+        Args:
+            images: Images, or pairs of an id and an image. Without an id, an image's position is its id.
+            model: As for `segment`, and so are the others.
+            version: As for `segment`.
+            encoding: As for `segment`.
+            heatmaps: As for `segment`.
+            regions: As for `segment`.
+            confidence: As for `segment`.
+            overlay: As for `segment`.
+            classes: As for `segment`.
+            in_flight: How many images may be sent and unanswered at a time, at least 1.
+
+        Yields:
+            An item for each image, in the images' order. An image that cannot be read or answered does not end the
+            stream. Closing the generator ends it at the server too.
+
+        Raises:
+            UsageError: `images` are one text, `in_flight` is below 1, or an id is longer than 256 characters.
+            RequestError: The server could not be reached, went away, or took too long; of the kinds of `segment`.
+        """
+        wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
+        require_stream(images, in_flight)
+        return _Stream(self._exchange, self._stub, images, wanted, in_flight).items()
 
     def list_models(self) -> tuple[RemoteModel, ...]:
         """Return the models that the server holds, by name, then by ascending version.
 
         Raises:
-            RequestError: The server could not be reached, or failed.
+            RequestError: The server could not be reached, or failed; of the kinds of `segment`.
         """
         response: pb.ListModelsResponse = self._call(self._stub.ListModels, pb.ListModelsRequest())
-        return tuple(read_model(model) for model in response.models)
+        return read_models(response.models)
 
     def get_model(self, model: str = "", version: str = "") -> RemoteModel:
         """Return one model's description.
@@ -151,7 +175,8 @@ class Client:
             version: The model's version; empty takes the highest.
 
         Raises:
-            RequestError: The server could not be reached, or there is no such model.
+            RemoteModelNotFoundError: There is no such model or version.
+            RequestError: The server could not be reached, or failed; of the kinds of `segment`.
         """
         request = pb.GetModelRequest(model_name=model, model_version=version)
         response: pb.GetModelResponse = self._call(self._stub.GetModel, request)
@@ -166,109 +191,114 @@ class Client:
         Raises:
             RequestError: It did not answer within that time.
         """
+        self._call(self._stub.ListModels, pb.ListModelsRequest(), wait_s=timeout_s)
+
+    def _call(
+        self,
+        method: Callable[..., _Response],
+        request: object,
+        asked: Asked | None = None,
+        wait_s: float | None = None,
+    ) -> _Response:
+        """Call a method; with `wait_s`, wait so long for a server that does not answer yet."""
+        timeout_s = self._exchange.timeout_s if wait_s is None else wait_s
         try:
-            self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s, wait_for_ready=True)
+            return method(request, timeout=timeout_s, wait_for_ready=wait_s is not None)
         except grpc.RpcError as error:
-            self._fail(error, timeout_s)
+            raise self._exchange.failure(error, asked, timeout_s) from error
 
-    def _call(self, method: Callable[..., _Response], request: object) -> _Response:
+    @property
+    def _stub(self) -> SegmentationServiceStub:
+        self._exchange.require_open(closed=self._closed)
+        return self._open_stub
+
+
+class _Stream:
+    """One stream: a thread of gRPC takes images and sends them, another reads answers, the caller's puts them in order.
+
+    The reader's thread is there for the sake of the timeout: gRPC has none for the next answer.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        stub: SegmentationServiceStub,
+        images: Iterable[StreamSource],
+        query: SegmentQuery,
+        in_flight: int,
+    ) -> None:
+        self._exchange = exchange
+        self._stub = stub
+        self._images = images
+        self._query = query
+        self._slots = threading.Semaphore(in_flight)
+        # Images that have had their turn; None when there are no more, or the call has ended.
+        self._asked: SimpleQueue[AskedItem | None] = SimpleQueue()
+        # Answers, and in the end None or why the call failed.
+        self._answers: SimpleQueue[pb.SegmentStreamResponse | grpc.RpcError | None] = SimpleQueue()
+        self._all_asked = False
+        self._failure: Exception | None = None
+        self._closed = False
+
+    def items(self) -> Generator[StreamItem, None, None]:
+        """Make the call, and yield its items."""
+        call = self._stub.SegmentStream(self._requests())
+        reader = threading.Thread(target=self._read_answers, args=(call,), name="fcnseg-stream", daemon=True)
+        reader.start()
         try:
-            return method(request, timeout=self._timeout_s)
+            while (item := self._asked.get()) is not None:
+                answer = None if item.error else self._next_answer()
+                self._slots.release()
+                yield self._exchange.read_item(item, answer)
+            if self._failure is not None:
+                raise self._failure
+            self._exchange.require_end(self._next_answer(), all_asked=self._all_asked)
+        finally:
+            self._closed = True
+            self._slots.release()
+            call.cancel()
+            reader.join()
+
+    def _requests(self) -> Iterator[pb.SegmentStreamRequest]:
+        try:
+            for position, image in enumerate(self._images_in_turn()):
+                item, request = self._exchange.ask_item(position, image, self._query)
+                self._asked.put(item)
+                if request is not None:
+                    yield request
+            self._all_asked = True
+        except Exception as error:  # noqa: BLE001 - it belongs to the caller's thread
+            self._failure = error
+        finally:
+            self._asked.put(None)
+
+    def _images_in_turn(self) -> Iterator[StreamSource]:
+        images = iter(self._images)
+        while True:
+            self._slots.acquire()
+            if self._closed:
+                return
+            try:
+                image = next(images)
+            except StopIteration:
+                return
+            yield image
+
+    def _read_answers(self, call: Iterable[pb.SegmentStreamResponse]) -> None:
+        end = None
+        try:
+            for answer in call:
+                self._answers.put(answer)
         except grpc.RpcError as error:
-            self._fail(error, self._timeout_s)
+            end = error
+        self._answers.put(end)
+        self._asked.put(None)
 
-    def _fail(self, error: grpc.RpcError, timeout_s: float) -> NoReturn:
-        if not isinstance(error, grpc.Call):
-            raise RequestError(f"request to server {self._target} failed: {error}", "UNKNOWN") from error
-        code, details = error.code(), " ".join((error.details() or "").split())
-        if code == grpc.StatusCode.UNAVAILABLE:
-            message = f"no server answers at {self._target} ({details}); start one with 'fcnseg serve'"
-        elif code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            message = f"server {self._target} did not answer within {timeout_s:g} s; allow it more time"
-        elif code == grpc.StatusCode.UNIMPLEMENTED:
-            message = f"the server at {self._target} is not one of 'fcnseg serve': {details}"
-        else:
-            message = f"server {self._target}: {details}"
-        raise RequestError(message, code.name, _field(error)) from error
-
-    def _read_segmentation(self, response: pb.SegmentResponse, started: float) -> RemoteSegmentation:
-        wire = response.class_map
-        encoding, dtype = _FROM_WIRE.get(wire.encoding), _DTYPES.get(wire.type)
-        if encoding is None or dtype is None:
-            raise RequestError(
-                f"server {self._target} answered with encoding {wire.encoding} and type {wire.type}, which this client"
-                " does not know; install the server's version of fcnseg",
-                "INTERNAL",
-            )
+    def _next_answer(self) -> pb.SegmentStreamResponse | None:
         try:
-            class_map = masks.decode(wire.data, encoding, shape=(wire.height, wire.width), dtype=dtype)
-        except MaskError as error:
-            raise RequestError(f"server {self._target} sent a broken class map: {error}", "INTERNAL") from error
-        grid = read_grid(response.heatmap_grid) if response.HasField("heatmap_grid") else None
-        spent = response.timings
-        return RemoteSegmentation(
-            class_map=class_map,
-            classes=tuple(RemoteClassArea(c.id, c.name, c.pixel_count, c.fraction) for c in response.classes),
-            label_map_hash=response.label_map_hash,
-            model_name=response.model_name,
-            model_version=response.model_version,
-            timings=Timings(
-                decode_ms=spent.decode_ms,
-                queue_ms=spent.queue_ms,
-                infer_ms=spent.infer_ms,
-                encode_ms=spent.encode_ms,
-                total_ms=(time.perf_counter() - started) * 1000,
-            ),
-            encoding=encoding,
-            data=wire.data,
-            heatmaps=self._read_heatmaps(response, grid) if grid else (),
-            grid=grid,
-            regions=read_regions(response.regions),
-        )
-
-    def _read_heatmaps(self, response: pb.SegmentResponse, grid: HeatmapGrid) -> tuple[RemoteHeatmap, ...]:
-        try:
-            return read_heatmaps(response.heatmaps, grid)
-        except ValueError as error:
-            raise RequestError(
-                f"server {self._target} sent a broken heatmap ({error}); ask for it again", "INTERNAL"
-            ) from error
-
-
-def _put_image(
-    request: pb.SegmentRequest, image: str | Path | bytes | NDArray[np.uint8], max_message_bytes: int
-) -> None:
-    if not isinstance(image, (bytes, str, Path)):
-        require_pixels(image)
-        request.raw.height, request.raw.width = image.shape[:2]
-        request.raw.rgb = image.tobytes()
-    elif isinstance(image, bytes):
-        request.encoded = image
-    else:
-        try:
-            with Path(image).open("rb") as file:
-                # One byte beyond the limit is enough to refuse a file, however long (or endless) it is.
-                request.encoded = file.read(max_message_bytes + 1)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ImageError(f"image {image} cannot be read: {reason}; check the path") from error
-    size = request.ByteSize()
-    if size > max_message_bytes:
-        raise ImageTooLargeError(
-            f"the request would have {size} bytes, more than the client's limit of {max_message_bytes}; send an image"
-            " scaled down"
-        )
-
-
-def _field(error: grpc.Call) -> str | None:
-    """Return the field that the status names by its `google.rpc.BadRequest`, if it does."""
-    try:
-        status = rpc_status.from_call(error)
-    except ValueError:  # the trailer contradicts the status: what a proxy made of it
-        return None
-    for detail in status.details if status is not None else ():
-        violations = BadRequest()
-        if detail.Unpack(violations) and violations.field_violations:
-            name: str = violations.field_violations[0].field
-            return name
-    return None
+            answer = self._answers.get(timeout=self._exchange.timeout_s)
+        except Empty:
+            raise self._exchange.late() from None
+        if isinstance(answer, grpc.RpcError):
+            raise self._exchange.failure(answer) from answer
+        return answer

@@ -14,10 +14,17 @@ FcnsegError
 ├── ParityError           two computations that must agree do not
 ├── PartialFailureError   a job that was finished except for the items that it names
 └── RequestError          a server that could not be reached or refused a request
+    ├── InvalidRequestError       a field without a valid value
+    ├── RemoteModelNotFoundError  a model or version that the server does not hold
+    ├── ServerOverloadedError     a server that has as much to do as it may
+    ├── ServerUnavailableError    a server that does not answer, or is stopping
+    └── RequestTimeoutError       an answer that did not come in time
 
 A message says what was tried, the value, and the remedy, in one line. The class knows the exit code of the command
 line; what an error becomes over gRPC is serving's business.
 """
+
+from dataclasses import dataclass
 
 
 class FcnsegError(Exception):
@@ -97,7 +104,7 @@ class RequestError(FcnsegError):
 
     Args:
         message: One line for a user.
-        code: The gRPC status code's name, such as `INVALID_ARGUMENT`.
+        code: The gRPC status code's name, such as `INTERNAL`.
         field: The request's field that the server named, where it named one.
     """
 
@@ -105,4 +112,67 @@ class RequestError(FcnsegError):
         super().__init__(message)
         self.code = code
         self.field = field
-        self.exit_code = 2 if code in {"INVALID_ARGUMENT", "NOT_FOUND"} else 1
+
+
+@dataclass(frozen=True)
+class FieldViolation:
+    """A field of a request that has no valid value.
+
+    Attributes:
+        field: The field, as in the contract, such as `raw.rgb`.
+        description: Why, in one line.
+    """
+
+    field: str
+    description: str
+
+
+class InvalidRequestError(RequestError):
+    """A request has a field without a valid value.
+
+    Args:
+        message: One line for a user.
+        violations: The fields that the server named; the first is `field`.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, violations: tuple[FieldViolation, ...] = ()) -> None:
+        super().__init__(message, "INVALID_ARGUMENT", violations[0].field if violations else None)
+        self.violations = violations
+
+
+class RemoteModelNotFoundError(RequestError):
+    """A model or version is not one of the server's."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "NOT_FOUND")
+
+
+class ServerOverloadedError(RequestError):
+    """A server has as much to do, or to hold, as it may.
+
+    Args:
+        message: One line for a user.
+        retry_after_s: When the server expects to have room, in seconds; None where it does not say.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message, "RESOURCE_EXHAUSTED")
+        self.retry_after_s = retry_after_s
+
+
+class ServerUnavailableError(RequestError):
+    """A server does not answer, or is stopping."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "UNAVAILABLE")
+
+
+class RequestTimeoutError(RequestError):
+    """An answer did not come in time."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "DEADLINE_EXCEEDED")

@@ -1,12 +1,15 @@
 """What a server answers, as the client hands it on."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnseg.errors import ImageError, RequestError
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
+from fcnseg.placement import Placement
 from fcnseg.regions import Region
 from fcnseg.types import ClassInfo, ClassMap
 
@@ -19,8 +22,8 @@ class Timings:
         decode_ms: Decoding and checking the image.
         queue_ms: Waiting for the model's executor.
         infer_ms: Padding, running the model, cropping.
-        encode_ms: Encoding the class map, and computing the heatmaps and regions asked for.
-        total_ms: From the call to the decoded answer, as the client saw it.
+        encode_ms: Encoding the class map, and computing what else was asked for.
+        total_ms: From the call (of a stream: from the image's turn) to the decoded answer, as the client saw it.
     """
 
     decode_ms: float
@@ -95,16 +98,22 @@ class RemoteSegmentation:
 
     Attributes:
         class_map: (H, W) class ids, uint8 up to 256 classes, uint16 beyond.
-        classes: Classes present, in the order of their ids.
+        classes: Classes present, in the order of their ids; of those asked for where a subset was.
         label_map_hash: SHA-256 (hex) of the model's label map: equal hashes mean that ids mean the same.
         model_name: The model that answered.
         model_version: Its version.
         timings: Where the time went.
-        encoding: Encoding of `data`.
-        data: The class map's bytes as the server sent them.
+        encoding: How the class map travelled.
+        data: Its bytes as the server sent them; empty where it travelled as run lengths.
         heatmaps: Those asked for, in the order of their first naming.
         grid: Where the heatmaps' cells lie; None where neither heatmaps nor regions were asked for.
         regions: Those asked for, by descending score.
+        confidence: (H, W) uint8, the winning class's softmax probability times 255, rounded; None unless asked for.
+        overlay: The overlay as a JPEG file's bytes; None unless asked for.
+        batch_size: How many images the model computed together, this one included.
+        other_id: The id of pixels whose class was not among those asked for; None where no subset was asked for.
+        runs: Run lengths of each class's mask (`rle`) as the server sent them, by ascending id; empty where the class
+            map travelled as bytes.
     """
 
     class_map: ClassMap
@@ -118,6 +127,88 @@ class RemoteSegmentation:
     heatmaps: tuple[RemoteHeatmap, ...] = ()
     grid: HeatmapGrid | None = None
     regions: tuple[Region, ...] = ()
+    confidence: NDArray[np.uint8] | None = None
+    overlay: bytes | None = None
+    batch_size: int = 1
+    other_id: int | None = None
+    runs: Mapping[int, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamItem:
+    """What became of one image of a stream.
+
+    Attributes:
+        id: The id given, or the image's position.
+        segmentation: The answer; None where there is an error.
+        error: Why there is none: the image cannot be read here, or the server refused it.
+    """
+
+    id: str | int
+    segmentation: RemoteSegmentation | None = None
+    error: ImageError | RequestError | None = None
+
+    def result(self) -> RemoteSegmentation:
+        """Return the answer.
+
+        Raises:
+            ImageError: The image cannot be read.
+            RequestError: The server refused it, or failed.
+        """
+        if self.segmentation is None:
+            raise self.error or ValueError(f"stream item {self.id} has neither an answer nor an error")
+        return self.segmentation
+
+
+@dataclass(frozen=True)
+class RemoteExecution:
+    """How a model is run, as the runtime itself reported of a run at start.
+
+    Attributes:
+        runtime: onnxruntime's version.
+        provider: The execution provider asked for.
+        placements: What ran where; empty where the server did not look.
+        cudnn: cuDNN's version; None on the CPU and where there is none.
+        precision: Precision of the arithmetic: `fp32` or `tf32`.
+        threads: CPU threads within an operator; 0 stands for one per physical core.
+    """
+
+    runtime: str
+    provider: str
+    placements: tuple[Placement, ...]
+    cudnn: str | None
+    precision: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class RemoteBatching:
+    """How requests share runs.
+
+    Attributes:
+        max_batch: Images in one run at most.
+        max_delay_ms: How long an idle model waits for more images of one padded size, in milliseconds.
+        max_queue: Images that may be under way at a time.
+    """
+
+    max_batch: int
+    max_delay_ms: float
+    max_queue: int
+
+
+@dataclass(frozen=True)
+class RemoteMemoryLimits:
+    """What the memory of a server allows.
+
+    Attributes:
+        max_request_bytes: Bytes of a request's message.
+        max_admitted_bytes: Bytes that all images under way may take together.
+        bytes_per_pixel: Bytes that the model takes for each pixel of a padded image.
+    """
+
+    max_request_bytes: int
+    max_admitted_bytes: int
+    bytes_per_pixel: float
 
 
 @dataclass(frozen=True)
@@ -136,6 +227,11 @@ class RemoteModel:
         metrics: Validation metrics by name, each in 0..1.
         output_stride: Pixels between two heatmap cells, (vertically, horizontally).
         image_limits: Images beyond these are refused.
+        execution: How it is run.
+        batching: How requests share runs, and how many may wait.
+        memory_limits: What the server's memory allows.
+        warm_sizes: (height, width) of the images it was run on before the server was ready.
+        cold_sizes: How many padded sizes have come beside those, each slower the first time.
     """
 
     name: str
@@ -149,3 +245,8 @@ class RemoteModel:
     metrics: dict[str, float]
     output_stride: tuple[int, int]
     image_limits: ImageLimits
+    execution: RemoteExecution
+    batching: RemoteBatching
+    memory_limits: RemoteMemoryLimits
+    warm_sizes: tuple[tuple[int, int], ...]
+    cold_sizes: int

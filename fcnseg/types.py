@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, TypeAlias
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -16,6 +17,8 @@ from fcnseg.errors import UsageError
 
 ClassMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """(H, W) class ids: uint8 up to 256 classes, uint16 beyond."""
+
+_EXACT_IN_FLOAT32 = 2**24
 
 Rgb: TypeAlias = tuple[float, float, float]
 """A value for each of the channels red, green and blue."""
@@ -150,6 +153,15 @@ class ClassPeak:
     probability: float
 
 
+def count_ids(class_map: ClassMap, count: int) -> NDArray[np.int64]:
+    """Return how many pixels of an (H, W) class map have each of the ids 0 to `count` - 1, which are all it has."""
+    if class_map.dtype == np.uint8 and class_map.size < _EXACT_IN_FLOAT32:
+        # Four times as fast as bincount, which makes 8-byte integers of the ids first.
+        histogram = cv2.calcHist([class_map], [0], None, [256], [0, 256])
+        return histogram.reshape(-1)[:count].astype(np.int64)
+    return np.bincount(class_map.reshape(-1), minlength=count)
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """A model's answer for one image, at the image's own size.
@@ -169,7 +181,7 @@ class Segmentation:
     @cached_property
     def classes(self) -> tuple[ClassArea, ...]:
         """Classes present with their areas, in the order of their ids."""
-        counts = np.bincount(self.class_map.reshape(-1), minlength=len(self.label_map))
+        counts = count_ids(self.class_map, len(self.label_map))
         return tuple(
             ClassArea(self.label_map.classes[i], int(counts[i]), float(counts[i] / self.class_map.size))
             for i in np.flatnonzero(counts)

@@ -28,6 +28,24 @@ if TYPE_CHECKING:
     multiple=True,
     help="Also write MASK.heatmap-ID-NAME.jpg: where this class (name or id) scores high. May be repeated.",
 )
+@click.option(
+    "--confidence",
+    is_flag=True,
+    help="Also write MASK.confidence.png: how probable each pixel's class is, from 0 (black) to 1 (white).",
+)
+@click.option(
+    "--overlay",
+    is_flag=True,
+    help="Also write MASK.overlay.jpg: the image tinted with its classes, and boxes where regions are asked for.",
+)
+@click.option(
+    "--class",
+    "classes",
+    metavar="CLASS",
+    multiple=True,
+    help="Only this class (name or id) in mask and overlay; other pixels get one id of their own. May be repeated."
+    " [default: all classes]",
+)
 @region_options
 @click.option("--model", default="", help="The model's name. [default: the only one]")
 @click.option("--version", default="", help="The model's version. [default: the highest]")
@@ -37,7 +55,15 @@ if TYPE_CHECKING:
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="Seconds to wait for the answer.",
+    help="Seconds to wait for the answer, retries included.",
+)
+@click.option(
+    "--retries",
+    metavar="N",
+    default=3,
+    show_default=True,
+    type=click.IntRange(0, 4),
+    help="How often to ask again where the server does not answer or has no room.",
 )
 def request(
     *,
@@ -45,6 +71,9 @@ def request(
     image: Path,
     output: Path,
     heatmaps: tuple[str, ...],
+    confidence: bool,
+    overlay: bool,
+    classes: tuple[str, ...],
     regions: bool,
     region_classes: tuple[str, ...],
     threshold: float,
@@ -52,6 +81,7 @@ def request(
     model: str,
     version: str,
     timeout_s: float,
+    retries: int,
 ) -> None:
     """Send IMAGE to the server at HOST:PORT and write the mask it answers with, and what else is asked for beside it.
 
@@ -59,50 +89,84 @@ def request(
     """
     from fcnseg.client import Client
     from fcnseg.errors import UsageError
-    from fcnseg.files import replacing, require_place, write_bytes
+    from fcnseg.files import require_place
     from fcnseg.masks import Encoding
-    from fcnseg.pictures import regions_path, write_regions
+    from fcnseg.pictures import overlay_path, regions_path, write_regions
 
     suffix = output.suffix.lower()
     if suffix not in {".png", ".npy"}:
         raise UsageError(f"output {output} ends in {suffix!r}; name a .png or .npy file")
     require_place(output)
-    if output.resolve() == image.resolve():
-        raise UsageError(f"the mask {output} would take the place of the image; name another output")
-    encoding = Encoding.PNG if suffix == ".png" else Encoding.ZSTD
+    places = {"mask": output}
+    if confidence:
+        places["confidence map"] = _confidence_path(output)
+    if overlay:
+        places["overlay"] = overlay_path(output)
+    for name, place in places.items():
+        _require_other(name, place, image)
     query = region_query(regions=regions, region_classes=region_classes, threshold=threshold, min_pixels=min_pixels)
-    with Client(server, timeout_s=timeout_s) as client:
+    with Client(server, timeout_s=timeout_s, retries=retries) as client:
         answer = client.segment(
-            image, model=model, version=version, encoding=encoding, heatmaps=heatmaps, regions=query
+            image,
+            model=model,
+            version=version,
+            encoding=Encoding.PNG if suffix == ".png" else Encoding.ZSTD,
+            heatmaps=heatmaps,
+            regions=query,
+            confidence=confidence,
+            overlay=overlay,
+            classes=classes,
         )
     _write_heatmaps(answer, image, output)
     if query:
         write_regions(regions_path(output), answer.regions, answer.class_map.shape)
-    if suffix == ".png":
-        write_bytes(output, answer.data)
-    else:
-        import numpy as np
-
-        with replacing(output) as temporary:
-            np.save(temporary, answer.class_map)
+    _write_answer(answer, output)
     _show(answer, output)
     if query:
         show_regions(answer.regions)
+
+
+def _confidence_path(mask: Path) -> Path:
+    return mask.with_suffix(".confidence.png")
+
+
+def _require_other(name: str, path: Path, image: Path) -> None:
+    from fcnseg.errors import UsageError
+
+    if path.resolve() == image.resolve():
+        raise UsageError(f"the {name} {path} would take the place of the image; name another output")
+
+
+def _write_answer(answer: "RemoteSegmentation", output: Path) -> None:
+    """Write the mask, and confidence map and overlay where they were asked for."""
+    import numpy as np
+
+    from fcnseg import masks
+    from fcnseg.files import replacing, write_bytes
+    from fcnseg.pictures import overlay_path
+
+    if answer.confidence is not None:
+        write_bytes(_confidence_path(output), masks.encode(answer.confidence, masks.Encoding.PNG, None))
+    if answer.overlay is not None:
+        write_bytes(overlay_path(output), answer.overlay)
+    if output.suffix.lower() == ".png":
+        write_bytes(output, answer.data)
+    else:
+        with replacing(output) as temporary:
+            np.save(temporary, answer.class_map)
 
 
 def _write_heatmaps(answer: "RemoteSegmentation", image: Path, output: Path) -> None:
     if not answer.heatmaps or answer.grid is None:
         return
     from fcnseg import images, render
-    from fcnseg.errors import UsageError
     from fcnseg.pictures import heatmap_path, require_drawable, write_jpeg
 
     photo = images.read(image)
     require_drawable(photo, image)
     for heatmap in answer.heatmaps:
         path = heatmap_path(output, heatmap.info)
-        if path.resolve() == image.resolve():
-            raise UsageError(f"the picture {path} would take the place of the image; name another output")
+        _require_other("picture", path, image)
         write_jpeg(path, render.heatmap(photo, heatmap.scores, answer.grid))
 
 
@@ -119,6 +183,9 @@ def _show(answer: "RemoteSegmentation", output: Path) -> None:
     table.add_column("share", justify="right")
     for area in sorted(answer.classes, key=lambda a: -a.pixels):
         table.add_row(str(area.id), escape(area.name), str(area.pixels), f"{area.fraction:.1%}")
+    others = height * width - sum(area.pixels for area in answer.classes)
+    if answer.other_id is not None and others:
+        table.add_row(str(answer.other_id), "other classes", str(others), f"{others / (height * width):.1%}")
     spent = answer.timings
     click.echo(f"{answer.model_name} (version {answer.model_version}), {width} x {height} pixels")
     Console().print(table)

@@ -1,47 +1,51 @@
-import random
-import socket
+import functools
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
-import grpc
 import numpy as np
+import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
 import fcnseg
+from fcnseg import render, rle
 from fcnseg.client import Client
-from fcnseg.errors import ImageError, ImageTooLargeError, RequestError, UsageError
+from fcnseg.errors import (
+    ImageError,
+    ImageTooLargeError,
+    InvalidRequestError,
+    RemoteModelNotFoundError,
+    RequestError,
+    RequestTimeoutError,
+    ServerUnavailableError,
+    UsageError,
+)
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
+from fcnseg.pictures import encode_jpeg
+from fcnseg.query import OverlayQuery
 from fcnseg.regions import RegionQuery
 from fcnseg.resample import resample_to_pixels
 from fcnseg.types import ClassInfo
 from fcnseg.v1 import segmentation_pb2 as pb
-from fcnseg.v1.segmentation_pb2_grpc import (
-    SegmentationServiceServicer,
-    add_SegmentationServiceServicer_to_server,
-)
+from serving.batcher import BatchingConfig
+from serving.models import ModelRegistry
 from serving.server import ServerConfig
-from tests.running_server import running_server
+from tests.other_server import ONE_PIXEL, server_that_answers
+from tests.running_server import CPU_CONFIG, RunningServer, running_server
+from tests.server_process import free_port
 from tests.tiny_model import tiny_info, write_tiny_model
 
 IMAGE = np.full((4, 6, 3), (0, 0, 255), np.uint8)
-
-
-def free_port() -> int:
-    """Return a port outside the range that systems hand out: no other program gets it in the meantime, and a client
-    that tries it cannot connect to itself.
-    """
-    for port in random.sample(range(20_000, 30_000), 100):
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    pytest.fail("no free port")
 
 
 def test_path_bytes_and_pixels_are_all_taken(tiny_model: Path, tmp_path: Path) -> None:
@@ -54,9 +58,13 @@ def test_path_bytes_and_pixels_are_all_taken(tiny_model: Path, tmp_path: Path) -
 
 def test_model_is_described(tmp_path: Path) -> None:
     info = tiny_info(licence="free")
-    limits = ImageLimits(max_bytes=123, max_pixels=456)
+    limits = ImageLimits(max_bytes=123, max_pixels=456, max_side=78)
     path = write_tiny_model(tmp_path / "cat.onnx", licence="free")
-    with running_server(path, ServerConfig(limits=limits)) as server, Client(server.address) as client:
+    config = replace(
+        CPU_CONFIG, batching=BatchingConfig(max_batch=1, max_queue=5), max_memory=10**9, warm_sizes=((8, 12),)
+    )
+    registry = ModelRegistry([path], config)
+    with running_server(registry, ServerConfig(limits=limits)) as server, Client(server.address) as client:
         model = client.get_model()
         assert client.list_models() == (model,)
     assert (model.name, model.version, model.device) == ("cat", "1", "cpu")
@@ -67,6 +75,16 @@ def test_model_is_described(tmp_path: Path) -> None:
     assert model.metrics == {"mean_iou": 0.5}
     assert model.output_stride == (2, 2)
     assert model.image_limits == limits
+    assert model.execution.provider == "CPUExecutionProvider"
+    assert model.execution.runtime == onnxruntime.__version__
+    assert (model.execution.cudnn, model.execution.precision, model.execution.threads) == (None, "fp32", 1)
+    assert {p.provider for p in model.execution.placements} == {"CPUExecutionProvider"}
+    assert any(p.operator == "Conv" and p.image_sized and p.nodes == 1 for p in model.execution.placements)
+    assert (model.batching.max_batch, model.batching.max_queue) == (1, 5)
+    assert 0 < model.memory_limits.max_admitted_bytes <= 10**9
+    assert model.memory_limits.bytes_per_pixel > 0
+    assert model.memory_limits.max_request_bytes > 456 * 3
+    assert (model.warm_sizes, model.cold_sizes) == (((8, 12),), 0)
 
 
 def test_refusal_of_a_file_names_the_file_and_the_field(tiny_model: Path, tmp_path: Path) -> None:
@@ -75,17 +93,18 @@ def test_refusal_of_a_file_names_the_file_and_the_field(tiny_model: Path, tmp_pa
     with (
         running_server(tiny_model) as server,
         Client(server.address) as client,
-        pytest.raises(RequestError, match=f"image {path}: server {server.address}: ") as caught,
+        pytest.raises(InvalidRequestError, match=f"image {path}: server {server.address}: ") as caught,
     ):
         client.segment(path)
     assert (caught.value.code, caught.value.field, caught.value.exit_code) == ("INVALID_ARGUMENT", "encoded", 2)
+    assert [v.field for v in caught.value.violations] == ["encoded"]
 
 
 def test_unknown_model_is_not_found(tiny_model: Path) -> None:
     with (
         running_server(tiny_model) as server,
         Client(server.address) as client,
-        pytest.raises(RequestError, match="there are tiny") as caught,
+        pytest.raises(RemoteModelNotFoundError, match="there are tiny") as caught,
     ):
         client.segment(IMAGE, model="dog")
     assert (caught.value.code, caught.value.field, caught.value.exit_code) == ("NOT_FOUND", None, 2)
@@ -93,7 +112,8 @@ def test_unknown_model_is_not_found(tiny_model: Path) -> None:
 
 def test_unreachable_server_is_one_line_with_the_address() -> None:
     address = f"127.0.0.1:{free_port()}"
-    with Client(address) as client, pytest.raises(RequestError, match=f"no server answers at {address}") as caught:
+    message = f"no server answers at {address}"
+    with Client(address, retries=0) as client, pytest.raises(ServerUnavailableError, match=message) as caught:
         client.segment(IMAGE)
     assert (caught.value.code, caught.value.exit_code) == ("UNAVAILABLE", 1)
     assert "\n" not in str(caught.value)
@@ -104,7 +124,7 @@ def test_deadline_is_told_with_the_seconds(tmp_path: Path) -> None:
     with (
         running_server(path) as server,
         Client(server.address, timeout_s=0.2) as client,
-        pytest.raises(RequestError, match=r"did not answer within 0\.2 s") as caught,
+        pytest.raises(RequestTimeoutError, match=r"did not answer within 0\.2 s") as caught,
     ):
         client.segment(IMAGE)
     assert caught.value.code == "DEADLINE_EXCEEDED"
@@ -161,7 +181,7 @@ def test_waiting_ends_when_the_server_comes_up(tiny_model: Path) -> None:
 def test_waiting_gives_up_after_its_time() -> None:
     with Client(f"127.0.0.1:{free_port()}") as client:
         started = time.monotonic()
-        with pytest.raises(RequestError):
+        with pytest.raises(RequestTimeoutError, match=r"within 0\.5 s"):
             client.wait_until_ready(0.5)
         assert time.monotonic() - started < 5
 
@@ -170,6 +190,8 @@ def test_encodings_differ_on_the_wire_alone(tiny_model: Path) -> None:
     with running_server(tiny_model) as server, Client(server.address) as client:
         answers = {encoding: client.segment(IMAGE, encoding=encoding) for encoding in Encoding}
     assert answers[Encoding.RAW].data == bytes([2] * 24)
+    assert (answers[Encoding.COCO_RLE].data, dict(answers[Encoding.COCO_RLE].runs)) == (b"", {2: b"0h0"})
+    assert not answers[Encoding.RAW].runs
     assert answers[Encoding.PNG].data.startswith(b"\x89PNG")
     assert answers[Encoding.ZSTD].data.startswith(b"\x28\xb5\x2f\xfd")
     assert len({a.class_map.tobytes() for a in answers.values()}) == 1
@@ -216,35 +238,22 @@ def test_an_unknown_class_is_refused_with_the_field_and_the_closest(
     assert (caught.value.code, caught.value.field, caught.value.exit_code) == ("INVALID_ARGUMENT", field, 2)
 
 
-@contextmanager
-def server_that_answers(response: pb.SegmentResponse) -> Iterator[str]:
-    """A server of another make, which gives one answer whatever it is asked; yield its address."""
-
-    class Fixed(SegmentationServiceServicer):
-        def Segment(  # noqa: N802 - gRPC calls methods by the contract's names
-            self,
-            request: pb.SegmentRequest,  # noqa: ARG002
-            context: object,  # noqa: ARG002
-        ) -> pb.SegmentResponse:
-            return response
-
-    server = grpc.server(ThreadPoolExecutor(1))
-    add_SegmentationServiceServicer_to_server(Fixed(), server)  # type: ignore[no-untyped-call] # generated
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(None).wait()
-
-
-ONE_PIXEL = pb.ClassMap(height=1, width=1, type=pb.CLASS_MAP_TYPE_UINT8, encoding=pb.CLASS_MAP_ENCODING_RAW, data=b"0")
-
-
-def test_a_server_that_knows_no_heatmaps_is_named_old() -> None:
+@pytest.mark.parametrize(
+    ("asked", "missing"),
+    [
+        ({"heatmaps": ("red",)}, "heatmaps and regions"),
+        ({"regions": RegionQuery()}, "heatmaps and regions"),
+        ({"confidence": True}, "confidence"),
+        ({"overlay": True}, "overlay"),
+        ({"classes": ["red"], "confidence": True}, "confidence and a choice of classes"),
+    ],
+)
+def test_a_server_that_does_not_know_what_is_asked_is_named_old(asked: dict[str, object], missing: str) -> None:
     with server_that_answers(pb.SegmentResponse(class_map=ONE_PIXEL)) as address, Client(address) as client:
         assert client.segment(IMAGE).class_map.shape == (1, 1)
-        for asked in ({"heatmaps": ("red",)}, {"regions": RegionQuery()}):
-            with pytest.raises(RequestError, match=f"server at {address} answers without heatmaps .* update"):
-                client.segment(IMAGE, **asked)  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match=f"server at {address} answers without {missing}: .* update") as caught:
+            client.segment(IMAGE, **asked)  # type: ignore[arg-type]
+    assert caught.value.code == "UNIMPLEMENTED"
 
 
 def test_a_heatmap_that_does_not_fit_its_grid_is_told() -> None:
@@ -254,7 +263,156 @@ def test_a_heatmap_that_does_not_fit_its_grid_is_told() -> None:
     with (
         server_that_answers(response) as address,
         Client(address) as client,
-        pytest.raises(RequestError, match="sent a broken heatmap") as caught,
+        pytest.raises(RequestError, match="sent a broken answer: a heatmap of 2 x 2 cells has 12 bytes") as caught,
     ):
         client.segment(IMAGE, heatmaps=("red",))
     assert caught.value.code == "INTERNAL"
+
+
+def run(class_id: int, counts: bytes) -> pb.ClassRuns:
+    return pb.ClassRuns(id=class_id, counts=counts)
+
+
+RLE = pb.CLASS_MAP_ENCODING_COCO_RLE
+
+
+@pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        (pb.SegmentResponse(), "encoding 0 and type 0 of its class map are unknown here; install"),
+        (pb.SegmentResponse(class_map=pb.ClassMap(type=1, encoding=1, height=1, width=2, data=b"0")), "got 1"),
+        (pb.SegmentResponse(class_map=pb.ClassMap(type=1, encoding=RLE, height=1, width=1)), "without a class"),
+        (
+            pb.SegmentResponse(
+                class_map=pb.ClassMap(type=1, encoding=RLE, height=1, width=1, runs=[run(1, b"01"), run(1, b"01")])
+            ),
+            "two masks of one id",
+        ),
+        (
+            pb.SegmentResponse(
+                class_map=ONE_PIXEL, confidence=pb.ConfidenceMap(height=2, width=1, encoding=1, data=b"00")
+            ),
+            "a confidence map of 2 x 1 pixels",
+        ),
+        (
+            pb.SegmentResponse(
+                class_map=ONE_PIXEL, confidence=pb.ConfidenceMap(height=1, width=1, encoding=RLE, data=b"0")
+            ),
+            "in encoding 4",
+        ),
+    ],
+)
+def test_a_broken_answer_is_told_in_one_line(response: pb.SegmentResponse, message: str) -> None:
+    with (
+        server_that_answers(response) as address,
+        Client(address) as client,
+        pytest.raises(RequestError, match=f"server {address} sent a broken answer: .*{message}") as caught,
+    ):
+        client.segment(IMAGE)
+    assert caught.value.code == "INTERNAL"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def many_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of a model file whose ids take two bytes."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "many.onnx", class_count=300)
+
+
+@pytest.fixture(scope="module")
+def both(tiny_model: Path, many_classes: Path) -> Iterator[RunningServer]:
+    """A server of both models."""
+    with running_server([tiny_model, many_classes]) as server:
+        yield server
+
+
+images = hnp.arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24), st.just(3)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(images, st.sampled_from(Encoding), st.booleans(), st.data())
+def test_every_encoding_brings_the_offline_answer(
+    both: RunningServer,
+    tiny_model: Path,
+    many_classes: Path,
+    image: NDArray[np.uint8],
+    encoding: Encoding,
+    many: bool,  # noqa: FBT001 - drawn
+    data: st.DataObject,
+) -> None:
+    offline = offline_model(many_classes if many else tiny_model)
+    expected = offline.segment(image, confidence=True)
+    subset = data.draw(st.lists(st.sampled_from([c.name for c in offline.info.label_map.classes[:5]]), unique=True))
+    with Client(both.address) as client:
+        answer = client.segment(
+            image, model="many" if many else "tiny", encoding=encoding, confidence=True, classes=subset
+        )
+    ids = expected.class_map
+    if subset:
+        chosen = np.isin(ids, [offline.info.label_map.find(name).id for name in subset])
+        assert answer.other_id == (65535 if many else 255)
+        ids = np.where(chosen, ids, answer.other_id).astype(ids.dtype)
+    else:
+        assert answer.other_id is None
+    assert answer.class_map.dtype == ids.dtype
+    np.testing.assert_array_equal(answer.class_map, ids)
+    assert expected.confidence is not None
+    np.testing.assert_array_equal(answer.confidence, expected.confidence)
+    assert (answer.encoding, answer.batch_size) == (encoding, 1)
+    assert {a.id: a.pixels for a in answer.classes} == {
+        i: n
+        for i, n in zip(*map(np.ndarray.tolist, np.unique(ids, return_counts=True)), strict=True)
+        if i != answer.other_id
+    }
+    if encoding is Encoding.COCO_RLE:
+        assert answer.runs == rle.encode(ids, answer.other_id)
+
+
+@functools.cache
+def offline_model(path: Path) -> fcnseg.Segmenter:
+    return fcnseg.load(path, "cpu", threads=1)
+
+
+def test_the_overlay_is_the_offline_one(both: RunningServer, tiny_model: Path) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    offline = offline_model(tiny_model).segment(image)
+    with Client(both.address) as client:
+        plain = client.segment(image, model="tiny")
+        drawn = client.segment(image, model="tiny", overlay=True)
+        fine = client.segment(image, model="tiny", overlay=OverlayQuery(opacity=0.25, quality=100))
+    assert plain.overlay is None
+    assert plain.confidence is None
+    assert drawn.overlay == encode_jpeg(render.overlay(image, offline.class_map, offline.label_map, 0.5))
+    assert fine.overlay == encode_jpeg(render.overlay(image, offline.class_map, offline.label_map, 0.25), 100)
+
+
+@pytest.mark.parametrize(("opacity", "quality"), [(-0.1, 92), (1.1, 92), (float("nan"), 92), (0.5, 0), (0.5, 101)])
+def test_an_overlay_that_cannot_be_drawn_is_refused_before_it_is_sent(opacity: float, quality: int) -> None:
+    with pytest.raises(UsageError, match="the overlay's"):
+        OverlayQuery(opacity, quality)
+
+
+def test_one_text_is_no_list_of_classes() -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(UsageError, match=r"give a list of names, such as \['red'\]"):
+        client.segment(IMAGE, classes="red")
+
+
+def test_threads_share_a_client(both: RunningServer, tiny_model: Path) -> None:
+    rng = np.random.default_rng(2)
+    photos = [rng.integers(0, 256, (10 + i, 20, 3), dtype=np.uint8) for i in range(24)]
+    with Client(both.address) as client, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda image: client.segment(image, model="tiny"), photos))
+    for image, answer in zip(photos, answers, strict=True):
+        np.testing.assert_array_equal(answer.class_map, offline_model(tiny_model).segment(image).class_map)
+
+
+@pytest.mark.parametrize("retries", [-1, 5])
+def test_more_retries_than_grpc_makes_are_refused(retries: int) -> None:
+    with pytest.raises(UsageError, match="gRPC makes 0 to 4"):
+        Client("127.0.0.1:50051", retries=retries)
+
+
+@pytest.mark.parametrize("size", [0, 2**31])
+def test_a_limit_on_messages_that_is_none_is_refused(size: int) -> None:
+    with pytest.raises(UsageError, match="largest message is"):
+        Client("127.0.0.1:50051", max_message_bytes=size)

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import cv2
@@ -10,8 +11,9 @@ from PIL import Image
 import fcnseg
 from fcnseg.commands.request import request
 from fcnseg.commands.segment import segment
-from fcnseg.errors import RequestError, UsageError
+from fcnseg.errors import RequestError, ServerUnavailableError, UsageError
 from tests.running_server import running_server
+from tests.server_process import free_port
 from tests.tiny_model import write_tiny_model
 
 
@@ -133,3 +135,51 @@ def test_an_unknown_class_leaves_no_file(tiny_model: Path, photo: Path, tmp_path
     with running_server(tiny_model) as server, pytest.raises(RequestError, match=r"no class 'cat'"):
         run(server.address, photo, "-o", tmp_path / "masks" / "mask.png", "--heatmap", "cat")
     assert not (tmp_path / "masks").exists()
+
+
+def test_confidence_and_overlay_stand_beside_the_mask(tiny_model: Path, photo: Path, tmp_path: Path) -> None:
+    offline = fcnseg.load(tiny_model, "cpu").segment(photo, confidence=True)
+    with running_server(tiny_model) as server:
+        run(server.address, photo, "-o", tmp_path / "served" / "photo.png", "--confidence", "--overlay")
+    CliRunner().invoke(
+        segment,
+        [str(tiny_model), str(photo), str(tmp_path / "offline"), "--device", "cpu", "--overlay"],
+        standalone_mode=False,
+    )
+    names = sorted(path.name for path in (tmp_path / "served").iterdir())
+    assert names == ["photo.confidence.png", "photo.overlay.jpg", "photo.png"]
+    with Image.open(tmp_path / "served" / "photo.confidence.png") as confidence:
+        assert confidence.mode == "L"
+        np.testing.assert_array_equal(np.asarray(confidence), offline.confidence)
+    for name in ("photo.overlay.jpg", "photo.png"):
+        assert (tmp_path / "served" / name).read_bytes() == (tmp_path / "offline" / name).read_bytes()
+
+
+def test_pixels_of_other_classes_get_one_id(tiny_model: Path, photo: Path, tmp_path: Path) -> None:
+    ids = fcnseg.load(tiny_model, "cpu").segment(photo).class_map
+    with running_server(tiny_model) as server:
+        text = run(server.address, photo, "-o", tmp_path / "mask.npy", "--class", "BLUE", "--class", "0")
+    np.testing.assert_array_equal(np.load(tmp_path / "mask.npy"), np.where(ids == 1, 255, ids))
+    assert "other classes" in text
+    assert f"{(ids == 1).mean():.1%}" in text
+    assert "green" not in text
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("--confidence", "mask.confidence.png"), ("--overlay", "mask.overlay.jpg")]
+)
+def test_nothing_takes_the_place_of_the_image(photo: Path, tmp_path: Path, option: str, name: str) -> None:
+    image = photo.rename(tmp_path / name)
+    with pytest.raises(UsageError, match="take the place of the image"):
+        run("127.0.0.1:1", image, "-o", tmp_path / "mask.png", option)
+
+
+def test_without_retries_a_server_that_is_not_there_is_told_at_once(photo: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(ServerUnavailableError, match="start one with 'fcnseg serve'"):
+        run(f"127.0.0.1:{free_port()}", photo, "-o", tmp_path / "mask.png", "--retries", "0")
+    assert time.monotonic() - started < 0.35
+
+
+def test_help_has_one_example() -> None:
+    assert CliRunner().invoke(request, ["--help"]).output.count("Example:") == 1

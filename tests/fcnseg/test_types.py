@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fcnseg.errors import UsageError
-from fcnseg.types import ClassInfo, LabelMap, Segmentation, closest, voc_colour
+from fcnseg.types import ClassInfo, LabelMap, Segmentation, closest, count_ids, voc_colour
 
 LABELS = LabelMap.from_names(["background", "Cat", "dog"], ignore_id=255)
 
@@ -110,3 +110,16 @@ def test_the_strongest_classes_are_those_most_probable_anywhere() -> None:
     assert [peak.info.name for peak in segmentation.strongest(5)] == ["background", "dog", "Cat"]
     (first,) = segmentation.strongest(1)
     assert first.probability == pytest.approx(np.exp(9) / (np.exp(9) + 2))
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 256),
+    st.sampled_from([np.uint8, np.uint16]),
+    st.integers(0, 2**32 - 1),
+)
+def test_ids_are_counted(height: int, width: int, count: int, dtype: type[np.uint8], seed: int) -> None:
+    ids = np.random.default_rng(seed).integers(0, count, (height, width)).astype(dtype)
+    for class_map in (ids, ids[::2], ids[:, ::-1]):
+        assert count_ids(class_map, count).tolist() == [int((class_map == i).sum()) for i in range(count)]

@@ -1,0 +1,248 @@
+"""The gRPC client for asyncio; images are read, and answers decoded, beside the event loop."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from fcnseg.exchange import (
+    DEFAULT_IN_FLIGHT,
+    DEFAULT_RETRIES,
+    DEFAULT_TIMEOUT_S,
+    MAX_MESSAGE_BYTES,
+    Asked,
+    AskedItem,
+    Exchange,
+    require_stream,
+)
+from fcnseg.masks import Encoding
+from fcnseg.query import ImageSource, OverlayQuery, SegmentQuery, StreamSource
+from fcnseg.regions import RegionQuery
+from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
+from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
+from fcnseg.wire import read_model, read_models
+
+_Response = TypeVar("_Response")
+
+
+class AsyncClient:
+    """A connection to a server, made and used in one running event loop.
+
+    >>> async with AsyncClient("127.0.0.1:50051") as client:   # doctest: +SKIP
+    ...     (await client.segment("photo.jpg")).class_map.shape
+    (480, 640)
+
+    Arguments and errors are those of `Client`. A task that is cancelled cancels its request.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retries: int = DEFAULT_RETRIES,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._exchange = Exchange(server, timeout_s, retries, max_message_bytes)
+        self._channel = grpc.aio.insecure_channel(server, options=self._exchange.channel_options)
+        self._open_stub = SegmentationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; requests under way are cancelled."""
+        self._closed = True
+        await self._channel.close()
+
+    async def segment(
+        self,
+        image: ImageSource,
+        *,
+        model: str = "",
+        version: str = "",
+        encoding: Encoding = Encoding.PNG,
+        heatmaps: Sequence[str] = (),
+        regions: RegionQuery | None = None,
+        confidence: bool = False,
+        overlay: bool | OverlayQuery = False,
+        classes: Sequence[str] = (),
+    ) -> RemoteSegmentation:
+        """Segment one image; as `Client.segment`."""
+        wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
+        asked, request = await asyncio.to_thread(self._exchange.ask, image, wanted)
+        response: pb.SegmentResponse = await self._call(self._stub.Segment, request, asked)
+        return await asyncio.to_thread(self._exchange.read, asked, response)
+
+    def segment_stream(
+        self,
+        images: AsyncIterable[StreamSource] | Iterable[StreamSource],
+        *,
+        model: str = "",
+        version: str = "",
+        encoding: Encoding = Encoding.PNG,
+        heatmaps: Sequence[str] = (),
+        regions: RegionQuery | None = None,
+        confidence: bool = False,
+        overlay: bool | OverlayQuery = False,
+        classes: Sequence[str] = (),
+        in_flight: int = DEFAULT_IN_FLIGHT,
+    ) -> AsyncGenerator[StreamItem, None]:
+        """Segment images one after another; as `Client.segment_stream`.
+
+        An iterable that is not asynchronous is read in a thread. Leave a loop over the items early inside
+        `contextlib.aclosing`, which ends the stream at once.
+        """
+        wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
+        require_stream(images, in_flight)
+        return _Stream(self._exchange, self._stub, images, wanted, in_flight).items()
+
+    async def list_models(self) -> tuple[RemoteModel, ...]:
+        """Return the models that the server holds; as `Client.list_models`."""
+        response: pb.ListModelsResponse = await self._call(self._stub.ListModels, pb.ListModelsRequest())
+        return read_models(response.models)
+
+    async def get_model(self, model: str = "", version: str = "") -> RemoteModel:
+        """Return one model's description; as `Client.get_model`."""
+        request = pb.GetModelRequest(model_name=model, model_version=version)
+        response: pb.GetModelResponse = await self._call(self._stub.GetModel, request)
+        return read_model(response.model)
+
+    async def wait_until_ready(self, timeout_s: float) -> None:
+        """Wait until the server answers; as `Client.wait_until_ready`."""
+        await self._call(self._stub.ListModels, pb.ListModelsRequest(), wait_s=timeout_s)
+
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[_Response]],
+        request: object,
+        asked: Asked | None = None,
+        wait_s: float | None = None,
+    ) -> _Response:
+        """Call a method; with `wait_s`, wait so long for a server that does not answer yet."""
+        timeout_s = self._exchange.timeout_s if wait_s is None else wait_s
+        try:
+            return await method(request, timeout=timeout_s, wait_for_ready=wait_s is not None)
+        except grpc.RpcError as error:
+            raise self._exchange.failure(error, asked, timeout_s) from error
+        except asyncio.CancelledError:
+            if _task_is_cancelled():
+                raise
+            raise self._exchange.cancelled() from None
+
+    @property
+    def _stub(self) -> SegmentationServiceStub:
+        self._exchange.require_open(closed=self._closed)
+        return self._open_stub
+
+
+class _Stream:
+    """One stream: a task takes images and sends them, the caller's reads answers and puts them in order."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        stub: SegmentationServiceStub,
+        images: AsyncIterable[StreamSource] | Iterable[StreamSource],
+        query: SegmentQuery,
+        in_flight: int,
+    ) -> None:
+        self._exchange = exchange
+        self._stub = stub
+        self._images = images
+        self._query = query
+        self._slots = asyncio.Semaphore(in_flight)
+        # Images that have had their turn; None when there are no more, or the call has ended.
+        self._asked: asyncio.Queue[AskedItem | None] = asyncio.Queue()
+        self._all_asked = False
+        self._failure: Exception | None = None
+
+    async def items(self) -> AsyncGenerator[StreamItem, None]:
+        """Make the call, and yield its items."""
+        call = self._stub.SegmentStream()
+        call.add_done_callback(lambda _: self._asked.put_nowait(None))
+        sender = asyncio.create_task(self._send(call))
+        try:
+            while (item := await self._asked.get()) is not None:
+                answer = None if item.error else await self._next_answer(call)
+                self._slots.release()
+                yield await asyncio.to_thread(self._exchange.read_item, item, answer)
+            if self._failure is not None:
+                raise self._failure
+            self._exchange.require_end(await self._next_answer(call), all_asked=self._all_asked)
+        finally:
+            sender.cancel()
+            call.cancel()
+            await asyncio.wait([sender])
+
+    async def _send(self, call: Any) -> None:
+        try:
+            position = 0
+            async for image in self._images_in_turn():
+                item, request = await asyncio.to_thread(self._exchange.ask_item, position, image, self._query)
+                position += 1
+                self._asked.put_nowait(item)
+                if request is not None and not await _write(call, request):
+                    return
+            self._all_asked = True
+            await call.done_writing()
+        except Exception as error:  # noqa: BLE001 - it belongs to the caller
+            self._failure = error
+        finally:
+            self._asked.put_nowait(None)
+
+    async def _images_in_turn(self) -> AsyncIterator[StreamSource]:
+        images = self._images if isinstance(self._images, AsyncIterable) else _in_thread(self._images)
+        images = aiter(images)
+        while True:
+            await self._slots.acquire()
+            try:
+                image = await anext(images)
+            except StopAsyncIteration:
+                return
+            yield image
+
+    async def _next_answer(self, call: Any) -> pb.SegmentStreamResponse | None:
+        try:
+            async with asyncio.timeout(self._exchange.timeout_s):
+                answer = await call.read()
+        except TimeoutError:
+            raise self._exchange.late() from None
+        except grpc.RpcError as error:
+            raise self._exchange.failure(error) from error
+        except asyncio.CancelledError:
+            if _task_is_cancelled():
+                raise
+            raise self._exchange.cancelled() from None
+        return None if answer is grpc.aio.EOF else answer
+
+
+def _task_is_cancelled() -> bool:
+    """Tell a task that is cancelled from a call that is, since its client was closed: gRPC raises the same for both."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def _write(call: Any, request: pb.SegmentStreamRequest) -> bool:
+    """Send a request; return False where the call has ended, and whoever reads its answers learns why."""
+    try:
+        await call.write(request)
+    except (grpc.RpcError, asyncio.InvalidStateError):
+        return False
+    return True
+
+
+async def _in_thread(images: Iterable[StreamSource]) -> AsyncIterator[StreamSource]:
+    iterator = await asyncio.to_thread(iter, images)
+    while taken := await asyncio.to_thread(lambda: tuple(islice(iterator, 1))):
+        yield taken[0]

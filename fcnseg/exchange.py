@@ -1,0 +1,298 @@
+"""All of a client that is not transport: `Client` and `AsyncClient` differ in how they call and wait."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, RequestError, ServerUnavailableError, UsageError
+from fcnseg.query import ImageSource, SegmentQuery, StreamSource
+from fcnseg.remote import RemoteSegmentation, StreamItem
+from fcnseg.statuses import FailedCall, Status, to_error
+from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.wire import read_segmentation, write_request
+
+MAX_MESSAGE_BYTES = 1 << 30
+"""gRPC's own default of 4 MB is less than one raw photograph."""
+DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_RETRIES = 3
+MAX_RETRIES = 4
+"""gRPC makes no more than 5 attempts, whatever it is told."""
+DEFAULT_IN_FLIGHT = 8
+
+_LONGEST_TIMEOUT_S = 86400.0
+_LARGEST_MESSAGE_BYTES = (1 << 31) - 1
+_LONGEST_ID = 256
+_SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request under way.
+
+    Attributes:
+        query: What is wanted.
+        image: The image's path, for messages; None where it is not a file.
+        started: When the request was begun, by `time.perf_counter`.
+    """
+
+    query: SegmentQuery
+    image: str | None
+    started: float
+
+
+@dataclass(frozen=True)
+class AskedItem:
+    """An image of a stream that has had its turn: it is under way, or could not be read.
+
+    Attributes:
+        id: The id given, or the image's position.
+        asked: What is asked; None where the image could not be read.
+        error: Why it could not.
+    """
+
+    id: str | int
+    asked: Asked | None
+    error: ImageError | None = None
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Writes requests to one server and reads its answers.
+
+    Attributes:
+        server: The server's address, `HOST:PORT`.
+        timeout_s: How long a request may take, its retries included, in seconds.
+        retries: How often a request is sent again where the server does not answer or has no room.
+        max_message_bytes: The largest request or answer, in bytes.
+
+    Raises:
+        UsageError: One of them has no valid value.
+    """
+
+    server: str
+    timeout_s: float
+    retries: int
+    max_message_bytes: int
+
+    def __post_init__(self) -> None:
+        host, _, port = self.server.rpartition(":")
+        if not host or host.startswith(("http:", "https:")) or not (port.isdecimal() and 0 < int(port) < 1 << 16):
+            raise UsageError(
+                f"server address {self.server!r} is not HOST:PORT with a port of 1 to 65535, such as 127.0.0.1:50051"
+            )
+        if not 0 < self.timeout_s <= _LONGEST_TIMEOUT_S:
+            raise UsageError(f"timeout is {self.timeout_s:g} s; it must be above 0 and at most {_LONGEST_TIMEOUT_S:g}")
+        if not 0 <= self.retries <= MAX_RETRIES:
+            raise UsageError(f"retries are {self.retries}; gRPC makes 0 to {MAX_RETRIES}")
+        if not 0 < self.max_message_bytes <= _LARGEST_MESSAGE_BYTES:
+            raise UsageError(
+                f"largest message is {self.max_message_bytes} bytes; it must be from 1 to {_LARGEST_MESSAGE_BYTES}"
+            )
+
+    @property
+    def channel_options(self) -> list[tuple[str, int | str]]:
+        """What gRPC is to be told of the connection."""
+        options: list[tuple[str, int | str]] = [
+            ("grpc.max_send_message_length", -1),  # `ask` refuses what is beyond the limit, and ends no stream with it
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            # A server that has just started is found at once, not after gRPC's first pause of a second and its last of
+            # two minutes.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+        if self.retries:
+            options += [
+                ("grpc.service_config", json.dumps(_retrying(self.retries + 1))),
+                # By default a request of more than 256 KiB is sent only once.
+                ("grpc.per_rpc_retry_buffer_size", self.max_message_bytes),
+            ]
+        return options
+
+    def ask(self, image: ImageSource, query: SegmentQuery) -> tuple[Asked, pb.SegmentRequest]:
+        """Return a request, and what to remember of it.
+
+        Raises:
+            ImageError: The file cannot be read, the array is no image, or the request is beyond the limit on messages.
+        """
+        started = time.perf_counter()
+        request = write_request(image, query, self.max_message_bytes)
+        size = request.ByteSize()
+        if size > self.max_message_bytes:
+            raise ImageTooLargeError(
+                f"the request would have {size} bytes, more than the client's limit of {self.max_message_bytes}; send"
+                " an image scaled down"
+            )
+        return Asked(query, str(image) if isinstance(image, (str, Path)) else None, started), request
+
+    def read(self, asked: Asked, response: pb.SegmentResponse) -> RemoteSegmentation:
+        """Return the answer to a request.
+
+        Raises:
+            RequestError: The answer is broken, or lacks what was asked for.
+        """
+        if missing := _missing(asked.query, response):
+            raise RequestError(
+                f"the server at {self.server} answers without {missing}: it is of an older version; update it, or ask"
+                " for the mask alone",
+                "UNIMPLEMENTED",
+            )
+        try:
+            return read_segmentation(response, asked.started)
+        except MaskError as error:
+            raise RequestError(f"server {self.server} sent a broken answer: {error}", "INTERNAL") from error
+
+    def ask_item(
+        self, position: int, source: StreamSource, query: SegmentQuery
+    ) -> tuple[AskedItem, pb.SegmentStreamRequest | None]:
+        """Return the request for one image of a stream, and what to remember of it; no request where it has an error.
+
+        Args:
+            position: How many images came before.
+            source: The image, or its id and the image.
+            query: What is wanted.
+
+        Raises:
+            UsageError: The id is too long.
+        """
+        item_id, image = source if isinstance(source, tuple) else (position, source)
+        if len(str(item_id)) > _LONGEST_ID:
+            raise UsageError(f"a stream's id has {len(str(item_id))} characters; use at most {_LONGEST_ID}")
+        try:
+            asked, request = self.ask(image, query)
+        except ImageError as error:
+            return AskedItem(item_id, None, error), None
+        return AskedItem(item_id, asked), pb.SegmentStreamRequest(id=str(item_id), request=request)
+
+    def read_item(self, item: AskedItem, answer: pb.SegmentStreamResponse | None) -> StreamItem:
+        """Return what became of one image of a stream.
+
+        Args:
+            item: The image.
+            answer: Its answer; None where the image could not be read, or the server ended the stream.
+
+        Raises:
+            RequestError: There is no answer, or it is another image's.
+        """
+        if item.asked is None:
+            return StreamItem(item.id, error=item.error)
+        if answer is None:
+            raise self._cut_short()
+        if answer.id != str(item.id):
+            raise RequestError(
+                f"server {self.server} answered image {answer.id!r} of the stream in the place of {item.id!r}; install"
+                " the server's version of fcnseg",
+                "INTERNAL",
+            )
+        if answer.HasField("failure"):
+            failure = answer.failure
+            status = Status.of_failure(failure.code, failure.message, failure.field)
+            return StreamItem(item.id, error=self.error(status, item.asked))
+        try:
+            return StreamItem(item.id, self.read(item.asked, answer.response))
+        except RequestError as error:
+            return StreamItem(item.id, error=error)
+
+    def failure(self, call: FailedCall, asked: Asked | None = None, timeout_s: float | None = None) -> RequestError:
+        """Return the error that a failed call stands for.
+
+        Args:
+            call: The call.
+            asked: The request, where it was one for an image.
+            timeout_s: How long the answer was waited for, in seconds, where it is not the exchange's timeout.
+        """
+        return self.error(Status.of_call(call), asked, timeout_s)
+
+    def error(self, status: Status, asked: Asked | None = None, timeout_s: float | None = None) -> RequestError:
+        """Return the error that a status stands for; as `failure`."""
+        image = asked.image if asked is not None else None
+        return to_error(status, self.server, self.timeout_s if timeout_s is None else timeout_s, image)
+
+    def cancelled(self) -> RequestError:
+        """Return the error of a call whose client was closed."""
+        return self.error(Status(grpc.StatusCode.CANCELLED, "the client was closed"))
+
+    def require_open(self, *, closed: bool) -> None:
+        """Check that a client has not been closed.
+
+        Raises:
+            UsageError: It has.
+        """
+        if closed:
+            raise UsageError(f"the client of server {self.server} has been closed; make another")
+
+    def late(self) -> RequestError:
+        """Return the error of a stream whose next answer does not come in time."""
+        return self.error(Status(grpc.StatusCode.DEADLINE_EXCEEDED, ""))
+
+    def require_end(self, answer: pb.SegmentStreamResponse | None, *, all_asked: bool) -> None:
+        """Check that a stream ended as it should.
+
+        Args:
+            answer: What came after the last image's answer; None for the end.
+            all_asked: Whether every image was sent.
+
+        Raises:
+            RequestError: Something came, or the server ended the stream before every image was sent.
+        """
+        if answer is not None:
+            raise RequestError(
+                f"server {self.server} answered {answer.id!r} after the last image of the stream; install the server's"
+                " version of fcnseg",
+                "INTERNAL",
+            )
+        if not all_asked:
+            raise self._cut_short()
+
+    def _cut_short(self) -> RequestError:
+        return ServerUnavailableError(
+            f"server {self.server} ended the stream before it had answered every image; send the rest again"
+        )
+
+
+def require_stream(images: object, in_flight: int) -> None:
+    """Check what a stream is to be made of.
+
+    Raises:
+        UsageError: The images are one text or one file's bytes, or `in_flight` is below 1.
+    """
+    if isinstance(images, (str, bytes, Path)):
+        raise UsageError(f"the images of a stream are one {type(images).__name__}; give a list or another iterable")
+    if in_flight < 1:
+        raise UsageError(f"in_flight is {in_flight}; it must be at least 1")
+
+
+def _retrying(attempts: int) -> dict[str, object]:
+    """Return the service config that has gRPC send requests again.
+
+    https://github.com/grpc/proposal/blob/master/A6-client-retries.md
+
+    The pauses are 0.4, 1, 2.5 and 6.25 s, give or take a fifth, or what the server asks for by
+    `grpc-retry-pushback-ms`. Nothing throttles retries beyond that: a throttle counts failures over all of a client's
+    threads, and would give up on a server that restarts while they wait. Streams are not retried, since an image that
+    has been answered must not be sent again.
+    """
+    policy = {
+        "maxAttempts": attempts,
+        "initialBackoff": "0.4s",
+        "backoffMultiplier": 2.5,
+        "maxBackoff": "10s",
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+    }
+    unary = [method.name for method in _SERVICE.methods if not method.client_streaming]
+    names = [{"service": _SERVICE.full_name, "method": name} for name in unary]
+    return {"methodConfig": [{"name": names, "retryPolicy": policy}]}
+
+
+def _missing(query: SegmentQuery, response: pb.SegmentResponse) -> str:
+    """Name what a server leaves out because it does not know that it is asked for it."""
+    wanted = {
+        "heatmaps and regions": bool(query.heatmaps or query.regions is not None)
+        and not response.HasField("heatmap_grid"),
+        "confidence": query.confidence and not response.HasField("confidence"),
+        "overlay": bool(query.overlay) and not response.overlay,
+        "a choice of classes": bool(query.classes) and not response.class_map.HasField("other_id"),
+    }
+    return " and ".join(name for name, is_missing in wanted.items() if is_missing)

@@ -1,0 +1,64 @@
+"""What a client asks a server for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnseg.errors import UsageError
+from fcnseg.masks import Encoding
+from fcnseg.regions import RegionQuery
+
+ImageSource: TypeAlias = str | Path | bytes | NDArray[np.uint8]
+"""A path, an encoded image's bytes (JPEG, PNG, WebP, TIFF or BMP), or pixels as (H, W, 3) uint8 RGB."""
+
+StreamSource: TypeAlias = ImageSource | tuple[str | int, ImageSource]
+"""An image, or its id and the image; without an id, its position is its id."""
+
+
+@dataclass(frozen=True)
+class OverlayQuery:
+    """How an overlay is drawn.
+
+    Attributes:
+        opacity: Share of the class's colour, 0 to 1.
+        quality: JPEG quality, 1 to 100.
+
+    Raises:
+        UsageError: A number is out of range.
+    """
+
+    opacity: float = 0.5
+    quality: int = 92
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.opacity <= 1:
+            raise UsageError(f"the overlay's opacity is {self.opacity:g}; it must be from 0 to 1")
+        if not 1 <= self.quality <= 100:
+            raise UsageError(f"the overlay's JPEG quality is {self.quality}; it must be from 1 to 100")
+
+
+@dataclass(frozen=True)
+class SegmentQuery:
+    """What is wanted of an image; `Client.segment` documents the fields.
+
+    Raises:
+        UsageError: Classes are given as one text.
+    """
+
+    model: str
+    version: str
+    encoding: Encoding
+    heatmaps: Sequence[str]
+    regions: RegionQuery | None
+    confidence: bool
+    overlay: bool | OverlayQuery
+    classes: Sequence[str]
+
+    def __post_init__(self) -> None:
+        for name, value in (("heatmaps", self.heatmaps), ("classes", self.classes)):
+            if isinstance(value, str):
+                raise UsageError(f"{name} is the text {value!r}; give a list of names, such as [{value!r}]")

@@ -1,0 +1,128 @@
+"""What a gRPC status becomes in the client: the one place where status codes turn into exceptions."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from grpc_status import rpc_status
+
+from fcnseg.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    RemoteModelNotFoundError,
+    RequestError,
+    RequestTimeoutError,
+    ServerOverloadedError,
+    ServerUnavailableError,
+)
+
+# gRPC refuses messages beyond a limit, on either end, with the status of an overloaded server.
+_BEYOND_LIMIT = "message larger than max"
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class FailedCall(Protocol):
+    """A failed call, of the synchronous or the asynchronous API."""
+
+    def code(self) -> grpc.StatusCode:
+        """Return its status code."""
+
+    def details(self) -> str | None:
+        """Return what the server says."""
+
+    def trailing_metadata(self) -> object:
+        """Return where more is told."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a call, or one image of a stream, ended.
+
+    Attributes:
+        code: The status code.
+        message: One line.
+        violations: The request's fields that have no valid value.
+        retry_after_s: When to ask again, in seconds.
+    """
+
+    code: grpc.StatusCode
+    message: str
+    violations: tuple[FieldViolation, ...] = ()
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of_call(cls, call: FailedCall) -> "Status":
+        """Return how a call ended."""
+        bad, retry = _read_details(call)
+        delay = retry.retry_delay if retry.HasField("retry_delay") else None
+        return cls(
+            call.code(),
+            " ".join((call.details() or "").split()),
+            tuple(FieldViolation(v.field, v.description) for v in bad.field_violations),
+            delay.seconds + delay.nanos / 1e9 if delay is not None else None,
+        )
+
+    @classmethod
+    def of_failure(cls, code: int, message: str, field_name: str) -> "Status":
+        """Return how one image of a stream ended."""
+        violations = (FieldViolation(field_name, message),) if field_name else ()
+        return cls(_CODES.get(code, grpc.StatusCode.UNKNOWN), " ".join(message.split()), violations)
+
+
+def to_error(status: Status, server: str, timeout_s: float, image: str | None = None) -> RequestError:
+    """Return the error that a status stands for.
+
+    Args:
+        status: The status.
+        server: The server's address, for the message.
+        timeout_s: How long the answer was waited for, for the message.
+        image: The image's path, for the message where the image cannot be read; None where it is not a file.
+    """
+    field = status.violations[0].field if status.violations else None
+    told = f"server {server}: {status.message}"
+    if field == "encoded" and image is not None:
+        told = f"image {image}: {told}"
+    error: RequestError
+    match status.code:
+        case grpc.StatusCode.INVALID_ARGUMENT:
+            others = [f"{v.field}: {v.description}" for v in status.violations[1:]]
+            error = InvalidRequestError("; ".join([told, *others]), status.violations)
+        case grpc.StatusCode.NOT_FOUND:
+            error = RemoteModelNotFoundError(told)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if _BEYOND_LIMIT in status.message:
+            remedy = "send a smaller image or ask for less, or raise the limit of the end that it names"
+            error = RequestError(f"{told}; {remedy}", status.code.name)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            error = ServerOverloadedError(told, status.retry_after_s)
+        case grpc.StatusCode.UNAVAILABLE:
+            error = ServerUnavailableError(
+                f"no server answers at {server} ({status.message}); start one with 'fcnseg serve'"
+            )
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            error = RequestTimeoutError(f"server {server} did not answer within {timeout_s:g} s; allow it more time")
+        case grpc.StatusCode.CANCELLED:
+            error = RequestError(
+                f"the request to server {server} was cancelled ({status.message}); send it again over an open client",
+                status.code.name,
+            )
+        case grpc.StatusCode.UNIMPLEMENTED:
+            error = RequestError(
+                f"the server at {server} is not one of 'fcnseg serve', or is older: {status.message}", status.code.name
+            )
+        case _:
+            error = RequestError(told, status.code.name, field)
+    return error
+
+
+def _read_details(call: FailedCall) -> tuple[BadRequest, RetryInfo]:
+    """Return what the status says beside code and message, as far as it does."""
+    bad, retry = BadRequest(), RetryInfo()
+    with suppress(ValueError, DecodeError):  # the trailer contradicts the status, or is broken: what a proxy made of it
+        status = rpc_status.from_call(call)
+        for detail in status.details if status is not None else ():
+            detail.Unpack(bad)
+            detail.Unpack(retry)
+    return bad, retry

@@ -1,0 +1,45 @@
+"""A gRPC server of another make, which answers as it is told to, whatever it is asked."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import grpc
+
+from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.v1.segmentation_pb2_grpc import (
+    SegmentationServiceServicer,
+    add_SegmentationServiceServicer_to_server,
+)
+
+Answer = Callable[[pb.SegmentRequest, grpc.ServicerContext], pb.SegmentResponse]
+StreamAnswer = Callable[[Iterator[pb.SegmentStreamRequest], grpc.ServicerContext], Iterator[pb.SegmentStreamResponse]]
+
+ONE_PIXEL = pb.ClassMap(height=1, width=1, type=pb.CLASS_MAP_TYPE_UINT8, encoding=pb.CLASS_MAP_ENCODING_RAW, data=b"0")
+
+
+@contextmanager
+def server_that_answers(
+    answer: pb.SegmentResponse | Answer | None = None, stream: StreamAnswer | None = None
+) -> Iterator[str]:
+    """Serve one answer to Segment, or what a function returns, and a function's to SegmentStream; yield the address."""
+
+    class Servicer(SegmentationServiceServicer):
+        def Segment(self, request: pb.SegmentRequest, context: grpc.ServicerContext) -> pb.SegmentResponse:  # noqa: N802
+            assert answer is not None
+            return answer if isinstance(answer, pb.SegmentResponse) else answer(request, context)
+
+        def SegmentStream(  # noqa: N802
+            self, request_iterator: Iterator[pb.SegmentStreamRequest], context: grpc.ServicerContext
+        ) -> Iterator[pb.SegmentStreamResponse]:
+            assert stream is not None
+            return stream(request_iterator, context)
+
+    server = grpc.server(ThreadPoolExecutor(4))
+    add_SegmentationServiceServicer_to_server(Servicer(), server)  # type: ignore[no-untyped-call] # generated
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
