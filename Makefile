@@ -1,12 +1,14 @@
 # The targets a newcomer needs: `make quickstart` and `make test`. Environments are made on first use and again only
 # when pyproject.toml changes.
 PYTHON ?= python3
-PROTO := proto/fcnseg/v1/segmentation.proto
+PROTO := proto/fcnseg/v1/segmentation.proto proto/serving/oip/inference.proto
 STUBS := --python_out=. --pyi_out=. --grpc_python_out=.
 # The stubs carry the version that made them as the floor of the grpcio that runs them.
 GRPC_TOOLS := grpcio-tools==1.76.0
+# Its protobuf and ml-dtypes are older than ours may be, and its messages have the names of ours.
+TRITON_CLIENT := tritonclient[grpc]==2.73.0
 
-.PHONY: help quickstart test test-all test-runtime lint format proto proto-fresh clean
+.PHONY: help quickstart test test-all test-runtime lint format proto proto-fresh contract clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -14,13 +16,13 @@ help:  ## List the targets
 quickstart: .venv/installed-quickstart  ## From a pretrained classifier to a mask over gRPC, on this machine
 	.venv/bin/python -m fcnseg quickstart
 
-test: .venv/installed-dev  ## Every test but the slow ones
+test: .venv/installed-dev .venv-triton/installed  ## Every test but the slow ones
 	.venv/bin/python -m pytest
 
-test-all: .venv/installed-dev  ## Every test
+test-all: .venv/installed-dev .venv-triton/installed  ## Every test
 	.venv/bin/python -m pytest -m ""
 
-test-runtime: .venv-runtime/installed  ## The built wheel, and the core and serving tests, where no torch is installed
+test-runtime: .venv-runtime/installed .venv-triton/installed  ## The built wheel, and the core and serving tests, where no torch is installed
 	cd .venv-runtime && bin/fcnseg --help && bin/python import_everything.py
 	.venv-runtime/bin/python -m pytest tests/fcnseg tests/serving tests/contract
 
@@ -34,16 +36,21 @@ format: .venv/installed-dev  ## Format the sources
 	.venv/bin/python -m ruff format
 	.venv/bin/python -m ruff check --fix
 
-proto: .venv-proto/installed  ## Generate the stubs under fcnseg/v1
+proto: .venv-proto/installed  ## Generate the stubs under fcnseg/v1 and serving/oip
 	.venv-proto/bin/python -m grpc_tools.protoc -I proto $(STUBS) $(PROTO)
 
 proto-fresh: .venv-proto/installed
 	rm -rf .venv-proto/fresh && mkdir .venv-proto/fresh
 	.venv-proto/bin/python -m grpc_tools.protoc -I proto $(subst =.,=.venv-proto/fresh,$(STUBS)) $(PROTO)
-	diff -r .venv-proto/fresh/fcnseg/v1 fcnseg/v1 -x __pycache__ || (echo "stubs are stale: run 'make proto'" && false)
+	cd .venv-proto/fresh && for stub in $$(find . -type f); do \
+	  diff "$$stub" "../../$$stub" || { echo "stubs are stale: run 'make proto'"; exit 1; }; done
+
+contract: .venv/installed-dev  ## The wire contracts' style, and that clients of what was published are still understood
+	.venv/bin/buf lint
+	.venv/bin/buf breaking --against tests/contract/segmentation_v1.binpb
 
 clean:  ## Remove environments, builds and what the quickstart left
-	rm -rf .venv .venv-runtime .venv-proto build dist quickstart
+	rm -rf .venv .venv-runtime .venv-proto .venv-triton build dist quickstart
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -56,7 +63,7 @@ clean:  ## Remove environments, builds and what the quickstart left
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@ .venv/installed-quickstart
 
-.venv-runtime/installed: pyproject.toml $(wildcard fcnseg/*.py fcnseg/*/*.py serving/*.py training/*.py)
+.venv-runtime/installed: pyproject.toml $(wildcard fcnseg/*.py fcnseg/*/*.py serving/*.py serving/*/*.py training/*.py)
 	$(PYTHON) -m venv --clear .venv-runtime
 	.venv-runtime/bin/python -m pip install --quiet --disable-pip-version-check build
 	.venv-runtime/bin/python -m build --outdir .venv-runtime/dist .
@@ -73,4 +80,9 @@ clean:  ## Remove environments, builds and what the quickstart left
 .venv-proto/installed:
 	$(PYTHON) -m venv .venv-proto
 	.venv-proto/bin/python -m pip install --quiet --disable-pip-version-check $(GRPC_TOOLS)
+	touch $@
+
+.venv-triton/installed:
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check '$(TRITON_CLIENT)'
 	touch $@

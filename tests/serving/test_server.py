@@ -67,6 +67,7 @@ def test_reflection_lists_and_describes_the_services(tiny_model: Path) -> None:
         "fcnseg.v1.SegmentationService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
     }
     assert b"SegmentRequest" in described.file_descriptor_response.file_descriptor_proto[0]
 

@@ -1,0 +1,285 @@
+"""The inference service: convert, call, convert."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as health_aio
+
+from fcnseg.errors import FcnsegError, ModelNotFoundError
+from fcnseg.masks import Encoding
+from serving.drain import CallCounter
+from serving.errors import InvalidFieldError, OverloadedError
+from serving.models import ModelRegistry, ServedModel
+from serving.oip import inference_pb2 as pb
+from serving.oip.descriptions import (
+    most_images,
+    write_config,
+    write_index,
+    write_metadata,
+    write_server,
+    write_statistics,
+)
+from serving.oip.inference_pb2_grpc import GRPCInferenceServiceServicer
+from serving.oip.outputs import CONFIDENCE, Output, Written, read_outputs, write_outputs, write_response
+from serving.oip.tensors import quote, read_sources, reads_at_once
+from serving.pipeline import Pipeline
+from serving.sources import Source
+from serving.statuses import refuse
+from serving.streams import answer_in_order
+
+if TYPE_CHECKING:
+    from serving.unary import Context
+
+_log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_LONGEST_NAME = 256
+_LONGEST_PAUSE_S = 0.1
+_LONGEST_TIMEOUT_US = 10**15
+
+
+class InferenceServicer(GRPCInferenceServiceServicer):
+    """Answers `inference.GRPCInferenceService`; errors leave it as exceptions, for the interceptor.
+
+    Args:
+        registry: The models.
+        pipeline: Answers images.
+        calls: Knows when the server stops, and waits for streams.
+        health: The server's health, which its readiness is.
+    """
+
+    def __init__(
+        self, registry: ModelRegistry, pipeline: Pipeline, calls: CallCounter, health: health_aio.HealthServicer
+    ) -> None:
+        self._registry = registry
+        self._pipeline = pipeline
+        self._calls = calls
+        self._health = health
+
+    async def ServerLive(  # noqa: N802 - gRPC calls methods by the contract's names
+        self, request: pb.ServerLiveRequest, context: "Context"
+    ) -> pb.ServerLiveResponse:
+        """Tell that the server answers."""
+        del request, context
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(  # noqa: N802
+        self, request: pb.ServerReadyRequest, context: "Context"
+    ) -> pb.ServerReadyResponse:
+        """Tell whether health is SERVING."""
+        del request
+        health = await self._health.Check(health_pb2.HealthCheckRequest(service=""), context)
+        return pb.ServerReadyResponse(ready=health.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def ModelReady(  # noqa: N802
+        self, request: pb.ModelReadyRequest, context: "Context"
+    ) -> pb.ModelReadyResponse:
+        """Tell whether a model is open."""
+        del context
+        try:
+            self._find(request.name, request.version)
+        except ModelNotFoundError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
+
+    async def ServerMetadata(  # noqa: N802
+        self, request: pb.ServerMetadataRequest, context: "Context"
+    ) -> pb.ServerMetadataResponse:
+        """Describe the server."""
+        del request, context
+        return write_server()
+
+    async def ModelMetadata(  # noqa: N802
+        self, request: pb.ModelMetadataRequest, context: "Context"
+    ) -> pb.ModelMetadataResponse:
+        """Describe a model's tensors."""
+        del context
+        model = self._find(request.name, request.version)
+        return write_metadata(model, [other.version for other in self._registry.models if other.name == model.name])
+
+    async def ModelConfig(  # noqa: N802
+        self, request: pb.ModelConfigRequest, context: "Context"
+    ) -> pb.ModelConfigResponse:
+        """Describe how a model is run."""
+        del context
+        return write_config(self._find(request.name, request.version))
+
+    async def ModelStatistics(  # noqa: N802
+        self, request: pb.ModelStatisticsRequest, context: "Context"
+    ) -> pb.ModelStatisticsResponse:
+        """Tell what models have done."""
+        del context
+        models = self._registry.models
+        if request.name:
+            asked = self._find(request.name, request.version)
+            models = (asked,) if request.version else tuple(m for m in models if m.name == request.name)
+        return pb.ModelStatisticsResponse(model_stats=[write_statistics(model) for model in models])
+
+    async def ModelInfer(  # noqa: N802
+        self, request: pb.ModelInferRequest, context: "Context"
+    ) -> pb.ModelInferResponse:
+        """Segment the images of one request."""
+        return await self._infer(request, context.time_remaining(), waits=False)
+
+    async def ModelStreamInfer(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: "Context"
+    ) -> None:
+        """Segment the images of requests as they come, and answer in their order."""
+        await answer_in_order(request_iterator, self._infer_item, context, self._calls, "ModelStreamInfer")
+
+    async def RepositoryIndex(  # noqa: N802
+        self, request: pb.RepositoryIndexRequest, context: "Context"
+    ) -> pb.RepositoryIndexResponse:
+        """List the models that there could be."""
+        del context
+        _require_no_repository(request.repository_name)
+        return await asyncio.to_thread(write_index, self._registry, ready=request.ready)
+
+    async def RepositoryModelLoad(  # noqa: N802
+        self, request: pb.RepositoryModelLoadRequest, context: "Context"
+    ) -> pb.RepositoryModelLoadResponse:
+        """Open the versions of a model that are not open."""
+        del context
+        name = _read_name(request)
+        if request.parameters:
+            raise InvalidFieldError(
+                "parameters", "the server takes no configuration or files from clients; put them into its repository"
+            )
+        try:
+            await asyncio.to_thread(self._registry.load, name)
+        except ModelNotFoundError:
+            raise
+        except FcnsegError as error:  # its message may name files
+            _log.warning("model %r cannot be opened: %s", name, error)
+            raise InvalidFieldError(
+                "model_name", f"model {quote(name)} cannot be opened; the server's log tells why"
+            ) from error
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(  # noqa: N802
+        self, request: pb.RepositoryModelUnloadRequest, context: "Context"
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Close all versions of a model."""
+        del context
+        await asyncio.to_thread(self._registry.unload, _read_name(request))
+        return pb.RepositoryModelUnloadResponse()
+
+    def _find(self, name: str, version: str) -> ServedModel:
+        _require_short(name, version)
+        return self._registry.find(name, version)
+
+    async def _infer(
+        self, request: pb.ModelInferRequest, patience_s: float | None, *, waits: bool
+    ) -> pb.ModelInferResponse:
+        deadline = _read_deadline(request, patience_s)
+        model = self._find(request.model_name, request.model_version)
+        outputs = read_outputs(request)
+        arguments = (request, most_images(model), self._pipeline.limits)
+        if reads_at_once(request):
+            sources = read_sources(*arguments)
+        else:
+            sources = await self._pipeline.in_thread(read_sources, *arguments)
+        if len(sources) == 1:
+            images = [await self._answer(model, sources[0], outputs, deadline, waits=waits)]
+        else:
+            images = await self._answer_all(model, sources, outputs, deadline, waits=waits)
+        return write_response(request, model, outputs, images)
+
+    async def _answer_all(
+        self,
+        model: ServedModel,
+        sources: list[Source],
+        outputs: tuple[Output, ...],
+        deadline: float | None,
+        *,
+        waits: bool,
+    ) -> list[Written]:
+        """Answer images at the same time; the first that fails ends the others."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._answer(model, source, outputs, deadline, waits=waits)) for source in sources
+                ]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _answer(
+        self,
+        model: ServedModel,
+        source: Source,
+        outputs: tuple[Output, ...],
+        deadline: float | None,
+        *,
+        waits: bool,
+    ) -> Written:
+        """Answer one image; where there is no room, wait for it if that is allowed and the deadline leaves time."""
+        while True:
+            patience_s = None if deadline is None else deadline - time.monotonic()
+            try:
+                written, _ = await self._pipeline.answer(
+                    model,
+                    source,
+                    lambda _, executed: write_outputs(outputs, executed.segmentation),
+                    confidence=any(output.name == CONFIDENCE for output in outputs),
+                    patience_s=patience_s,
+                    instant=all(output.encoding is Encoding.RAW for output in outputs),
+                )
+            except OverloadedError as error:
+                pause = min(error.retry_after_s, _LONGEST_PAUSE_S)
+                if not waits or (patience_s is not None and patience_s <= pause):
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                return written
+
+    async def _infer_item(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        """Answer one request of a stream; its failure is told in its place."""
+        try:
+            response = await self._infer(request, None, waits=True)
+        except Exception as error:  # noqa: BLE001
+            refusal = refuse(error, "a request of ModelStreamInfer")
+            nothing = pb.ModelInferResponse(id=request.id)
+            return pb.ModelStreamInferResponse(error_message=refusal.message, infer_response=nothing)
+        if "triton_enable_empty_final_response" in request.parameters:
+            response.parameters["triton_final_response"].bool_param = True
+        return pb.ModelStreamInferResponse(infer_response=response)
+
+
+def _read_deadline(request: pb.ModelInferRequest, patience_s: float | None) -> float | None:
+    """Return when the answer is of no use any more, on the monotonic clock; None for never."""
+    if "timeout" in request.parameters:
+        parameter = request.parameters["timeout"]
+        kind = parameter.WhichOneof("parameter_choice")
+        timeout = {"int64_param": parameter.int64_param, "uint64_param": parameter.uint64_param}.get(kind or "", -1)
+        if not 0 <= timeout <= _LONGEST_TIMEOUT_US:
+            raise InvalidFieldError(
+                "parameters", "parameter 'timeout' must be a whole number of microseconds, 0 for no limit"
+            )
+        if timeout:
+            patience_s = timeout / 1e6 if patience_s is None else min(patience_s, timeout / 1e6)
+    return None if patience_s is None else time.monotonic() + patience_s
+
+
+def _read_name(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:
+    _require_no_repository(request.repository_name)
+    if not request.model_name:
+        raise InvalidFieldError("model_name", "the request names no model; give model_name")
+    _require_short(request.model_name, "")
+    return request.model_name
+
+
+def _require_no_repository(name: str) -> None:
+    if name:
+        raise InvalidFieldError("repository_name", "the server's repositories have no names; leave it empty")
+
+
+def _require_short(name: str, version: str) -> None:
+    """Refuse names that would not fit into the message that refuses them."""
+    for text, kind in ((name, "model"), (version, "version")):
+        if len(text) > _LONGEST_NAME:
+            raise ModelNotFoundError(f"no {kind} {quote(text)} on this server; ask ListModels or RepositoryIndex")

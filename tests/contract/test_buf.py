@@ -1,0 +1,67 @@
+"""buf, as anyone runs it: style, compatibility, and calls through the server's own description of itself."""
+
+import json
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running_server import RunningServer, running_server
+
+ROOT = Path(__file__).parent.parent.parent
+BUF = Path(sysconfig.get_path("scripts")) / "buf"
+PUBLISHED = Path(__file__).parent / "segmentation_v1.binpb"
+
+
+def run_buf(*arguments: str | Path) -> str:
+    done = subprocess.run([BUF, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_contracts_are_in_buf_style() -> None:
+    run_buf("lint")
+
+
+def test_clients_of_the_contract_as_first_published_are_understood() -> None:
+    run_buf("breaking", "--against", PUBLISHED)
+
+
+def test_buf_tells_a_contract_that_breaks(tmp_path: Path) -> None:
+    """The check above would see a number that changed."""
+    proto = (ROOT / "proto/fcnseg/v1/segmentation.proto").read_text()
+    changed = tmp_path / "proto/fcnseg/v1/segmentation.proto"
+    changed.parent.mkdir(parents=True)
+    changed.write_text(proto.replace("bytes encoded = 3;", "bytes encoded = 93;"))
+    (tmp_path / "buf.yaml").write_text((ROOT / "buf.yaml").read_text())
+    done = subprocess.run(
+        [BUF, "breaking", "--against", PUBLISHED], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 100
+    assert '"encoded"' in done.stdout
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path) -> Iterator[RunningServer]:
+    with running_server(tiny_model) as running:
+        yield running
+
+
+def call(server: RunningServer, method: str, request: object) -> object:
+    """Call a method of which nothing is known but what the server tells by reflection."""
+    address = f"http://{server.address}/{method}"
+    return json.loads(
+        run_buf("curl", "--http2-prior-knowledge", "--protocol", "grpc", "-d", json.dumps(request), address)
+    )
+
+
+def test_buf_curl_lists_the_models(server: RunningServer) -> None:
+    answer = call(server, "fcnseg.v1.SegmentationService/ListModels", {})
+    assert [model["name"] for model in answer["models"]] == ["tiny"]
+
+
+def test_buf_curl_asks_the_inference_service(server: RunningServer) -> None:
+    assert call(server, "inference.GRPCInferenceService/ServerMetadata", {})["name"] == "fcnseg"
+    assert call(server, "inference.GRPCInferenceService/ModelReady", {"name": "tiny"}) == {"ready": True}

@@ -1,0 +1,274 @@
+"""The inference service, asked through its own stubs: what Triton's client leaves out."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import grpc
+import numpy as np
+import pytest
+import zstandard
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from numpy.typing import NDArray
+
+import fcnseg
+from fcnseg import masks
+from serving.batcher import BatchingConfig
+from serving.models import ModelConfig, ModelRegistry
+from serving.oip import inference_pb2 as pb
+from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
+from serving.oip.servicer import SERVICE
+from serving.server import ServerConfig
+from tests.gated_segmenter import GatedSegmenter, registry_of
+from tests.running_server import CPU_CONFIG, running_server
+from tests.tiny_model import write_tiny_model
+
+PIXELS = np.random.default_rng(5).integers(0, 256, (3, 10, 14, 3), np.uint8)
+DTYPES = {"UINT8": "u1", "UINT16": "<u2", "FP32": "<f4"}
+
+
+@pytest.fixture(scope="module")
+def stub(tiny_model: Path) -> Iterator[Any]:
+    with running_server(tiny_model) as server, grpc.insecure_channel(server.address) as channel:
+        yield GRPCInferenceServiceStub(channel)
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+
+
+def ask(pixels: NDArray[np.uint8] = PIXELS, *outputs: str, **fields: Any) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="tiny", raw_input_contents=[pixels.tobytes()], **fields)
+    request.inputs.add(name="image", datatype="UINT8", shape=pixels.shape)
+    for name in outputs:
+        request.outputs.add(name=name)
+    return request
+
+
+def read(response: pb.ModelInferResponse, name: str) -> NDArray[Any]:
+    for tensor, data in zip(response.outputs, response.raw_output_contents, strict=True):
+        if tensor.name == name:
+            return np.frombuffer(data, DTYPES[tensor.datatype]).reshape(tensor.shape)
+    raise AssertionError(f"no output {name}")
+
+
+def expect(tiny_model: Path, pixels: NDArray[np.uint8] = PIXELS) -> NDArray[np.uint8]:
+    segmenter = fcnseg.load(tiny_model, "cpu")
+    return np.stack([segmenter.segment(image).class_map for image in pixels])
+
+
+def test_typed_pixels_are_answered_as_raw_ones(stub: Any, tiny_model: Path) -> None:
+    request = pb.ModelInferRequest(model_name="tiny")
+    request.inputs.add(
+        name="image",
+        datatype="UINT8",
+        shape=PIXELS.shape,
+        contents=pb.InferTensorContents(uint_contents=PIXELS.ravel().tolist()),
+    )
+    response = stub.ModelInfer(request)
+    assert response == stub.ModelInfer(ask())
+    np.testing.assert_array_equal(read(response, "class_map"), expect(tiny_model))
+
+
+def test_typed_files_are_answered_as_raw_ones(stub: Any, tiny_model: Path) -> None:
+    files = [png(image) for image in PIXELS]
+    typed = pb.ModelInferRequest()  # the only model needs no name
+    typed.inputs.add(name="image", datatype="BYTES", shape=[3], contents=pb.InferTensorContents(bytes_contents=files))
+    raw = pb.ModelInferRequest(raw_input_contents=[b"".join(len(file).to_bytes(4, "little") + file for file in files)])
+    raw.inputs.add(name="image", datatype="BYTES", shape=[3])
+    response = stub.ModelInfer(typed)
+    assert response == stub.ModelInfer(raw)
+    np.testing.assert_array_equal(read(response, "class_map"), expect(tiny_model))
+
+
+def test_only_the_outputs_asked_for_come_and_in_that_order(stub: Any) -> None:
+    response = stub.ModelInfer(ask(PIXELS, "heatmap", "class_map"))
+    assert [tensor.name for tensor in response.outputs] == ["heatmap", "class_map"]
+    everything = stub.ModelInfer(ask())
+    assert [tensor.name for tensor in everything.outputs] == ["class_map", "heatmap", "confidence"]
+    for name in ("heatmap", "class_map"):
+        np.testing.assert_array_equal(read(response, name), read(everything, name))
+
+
+@pytest.mark.parametrize("output", ["class_map", "confidence"])
+@pytest.mark.parametrize("encoding", ["png", "zstd"])
+def test_encoded_outputs_hold_the_raw_ones(stub: Any, output: str, encoding: str) -> None:
+    request = ask(PIXELS, output)
+    request.outputs[0].parameters["encoding"].string_param = encoding
+    response = stub.ModelInfer(request)
+    (tensor,), (data,) = response.outputs, response.raw_output_contents
+    assert (tensor.datatype, list(tensor.shape)) == ("BYTES", [3])
+    assert tensor.parameters["encoding"].string_param == encoding
+    size = tensor.parameters["height"].int64_param, tensor.parameters["width"].int64_param
+    assert (*size, tensor.parameters["datatype"].string_param) == (10, 14, "UINT8")
+    for expected in read(stub.ModelInfer(ask()), output):
+        length = int.from_bytes(data[:4], "little")
+        element, data = data[4 : 4 + length], data[4 + length :]
+        if encoding == "png":
+            found = masks.read_ids(element)
+        else:
+            found = np.frombuffer(zstandard.decompress(element), np.uint8).reshape(size)
+        np.testing.assert_array_equal(found, expected)
+    assert data == b""
+
+
+def test_images_of_one_request_share_a_run(tiny_model: Path) -> None:
+    segmenter = GatedSegmenter(tiny_model)
+    segmenter.gate.set()
+    config = ModelConfig("cpu", CPU_CONFIG.options, BatchingConfig(max_batch=8, max_delay_s=5))
+    images = np.concatenate([PIXELS, PIXELS, PIXELS[:2]])
+    with (
+        running_server(registry_of(segmenter, tiny_model, config)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        GRPCInferenceServiceStub(channel).ModelInfer(ask(images, model_version="1"))
+    assert [len(batch) for batch in segmenter.batches] == [8]
+
+
+def test_request_of_more_images_than_may_be_under_way_is_refused_for_good(tiny_model: Path) -> None:
+    config = ModelConfig("cpu", CPU_CONFIG.options, BatchingConfig(max_queue=2))
+    with (
+        running_server(ModelRegistry([tiny_model], config)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = GRPCInferenceServiceStub(channel)
+        assert stub.ModelConfig(pb.ModelConfigRequest(name="tiny")).config.max_batch_size == 2
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(ask())
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "holds 3 images; send at most 2" in caught.value.details()
+        stub.ModelInfer(ask(PIXELS[:2]))
+
+
+def test_request_beyond_what_may_be_under_way_is_refused_and_a_stream_waits(tiny_model: Path) -> None:
+    segmenter = GatedSegmenter(tiny_model)
+    config = ModelConfig("cpu", CPU_CONFIG.options, BatchingConfig(max_batch=1, max_queue=2))
+    with (
+        running_server(registry_of(segmenter, tiny_model, config)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = GRPCInferenceServiceStub(channel)
+        first = stub.ModelInfer.future(ask(PIXELS[:2]))
+        assert segmenter.begun.acquire(timeout=10)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(ask(PIXELS[:1]))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        stream = stub.ModelStreamInfer(iter([ask(PIXELS[:2], id="a"), ask(PIXELS[:2], id="b")]), timeout=20)
+        time.sleep(0.3)
+        segmenter.gate.set()
+        assert [answer.infer_response.id for answer in stream] == ["a", "b"]
+        first.result(timeout=10)
+
+
+def test_stream_reads_only_a_few_requests_ahead(tiny_model: Path) -> None:
+    segmenter = GatedSegmenter(tiny_model)
+    sent = 0
+    image = np.zeros((1, 300, 400, 3), np.uint8)
+
+    def requests() -> Iterator[pb.ModelInferRequest]:
+        nonlocal sent
+        for i in range(60):
+            sent = i + 1
+            yield ask(image, "class_map", id=str(i))
+
+    with (
+        running_server(registry_of(segmenter, tiny_model)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stream = GRPCInferenceServiceStub(channel).ModelStreamInfer(requests(), timeout=30)
+        assert segmenter.begun.acquire(timeout=10)
+        time.sleep(0.5)
+        assert sent < 30
+        segmenter.gate.set()
+        assert [answer.infer_response.id for answer in stream] == [str(i) for i in range(60)]
+
+
+def test_deadline_ends_a_request_that_waits(tiny_model: Path) -> None:
+    segmenter = GatedSegmenter(tiny_model)
+    with (
+        running_server(registry_of(segmenter, tiny_model)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = GRPCInferenceServiceStub(channel)
+        first = stub.ModelInfer.future(ask(PIXELS[:1]))
+        assert segmenter.begun.acquire(timeout=10)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(ask(PIXELS[:1]), timeout=0.3)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        late = ask(PIXELS[:1])
+        late.parameters["timeout"].int64_param = 100_000
+        second = stub.ModelInfer.future(late)
+        time.sleep(0.4)
+        segmenter.gate.set()
+        first.result(timeout=10)
+        assert second.exception(timeout=10).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert len(segmenter.batches) == 1
+
+
+def test_stop_answers_what_a_stream_has_sent_and_ends_it(tiny_model: Path) -> None:
+    segmenter = GatedSegmenter(tiny_model)
+    held = threading.Event()
+
+    def requests() -> Iterator[pb.ModelInferRequest]:
+        yield ask(PIXELS[:1], id="a")
+        held.wait(20)
+
+    with (
+        running_server(registry_of(segmenter, tiny_model), ServerConfig(grace_s=20)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = GRPCInferenceServiceStub(channel)
+        stream = stub.ModelStreamInfer(requests(), timeout=20)
+        assert segmenter.begun.acquire(timeout=10)
+        server.begin_stop()
+        segmenter.gate.set()
+        assert next(stream).infer_response.id == "a"
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stream)
+        held.set()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_health_answers_for_the_service(tiny_model: Path) -> None:
+    with running_server(tiny_model) as server, grpc.insecure_channel(server.address) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_unload_answers_what_is_under_way(tiny_model: Path) -> None:
+    segmenter = GatedSegmenter(tiny_model)
+    with (
+        running_server(registry_of(segmenter, tiny_model)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = GRPCInferenceServiceStub(channel)
+        answer = stub.ModelInfer.future(ask(PIXELS[:1]))
+        assert segmenter.begun.acquire(timeout=10)
+        unloaded = stub.RepositoryModelUnload.future(pb.RepositoryModelUnloadRequest(model_name="tiny"))
+        while stub.ModelReady(pb.ModelReadyRequest(name="tiny")).ready:
+            time.sleep(0.01)
+        segmenter.gate.set()
+        assert len(answer.result(timeout=10).outputs) == 3
+        unloaded.result(timeout=10)
+        states = [model.state for model in stub.RepositoryIndex(pb.RepositoryIndexRequest()).models]
+        assert states == ["UNAVAILABLE"]
+        assert list(stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True)).models) == []
+
+
+def test_statistics_of_all_models_or_of_one_version(tmp_path: Path) -> None:
+    for name, version in (("a", 1), ("a", 10), ("a", 9), ("b", 1)):
+        write_tiny_model(tmp_path / name / str(version) / "model.onnx")
+    with running_server(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+
+        def listed(**fields: str) -> list[tuple[str, str]]:
+            answer = stub.ModelStatistics(pb.ModelStatisticsRequest(**fields))
+            return [(model.name, model.version) for model in answer.model_stats]
+
+        assert listed() == [("a", "1"), ("a", "9"), ("a", "10"), ("b", "1")]
+        assert listed(name="a") == [("a", "1"), ("a", "9"), ("a", "10")]
+        assert listed(name="a", version="9") == [("a", "9")]
+        assert list(stub.ModelMetadata(pb.ModelMetadataRequest(name="a")).versions) == ["1", "9", "10"]
