@@ -8,7 +8,7 @@ options. The other is the loop that one would write by hand on the same net, cro
 average (torch's own, which updates all tensors at once). Both start a round from the same weights and the same seed, so
 that with the data read in this process they train on the same crops. Sides alternate, and so does which goes first; the
 table has medians and the range of the middle half, and tells how far the mean losses of the two sides lie apart. What
-`training.memory` tells the C library's allocator holds for the whole process, so that the bare loop has it too.
+`fcnseg.allocator` tells the C library's allocator holds for the whole process, so that the bare loop has it too.
 
 Timed are the training steps alone, from the start of the epoch to the end of its last step: building the trainer,
 validation and checkpoints stand outside. Waiting for data is the time inside next(loader).

@@ -34,8 +34,8 @@ class BatchingConfig:
         max_batch: Images in one run at most.
         max_delay_s: How long an idle model waits for more images of one padded size, in seconds.
         max_queue: Images that may be under way at a time, from their arrival to the end of their run.
-        runners: Runs at a time. On the CPU a second one fills the cores while the first is in a part that one core
-            does, or is handed over; on CUDA runs follow each other anyway.
+        runners: Runs at a time. On the CPU a second one fills the cores where a small net leaves them idle, and takes
+            the caches from a large one; on CUDA runs follow each other anyway.
     """
 
     max_batch: int = 8

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 # A net's working memory is some hundred times its image: what one machine can hold, not what a file may contain.
 _LIMITS = ImageLimits(max_pixels=2**25, max_side=2**14)
-# On the CPU a batch takes as long as its images one by one, and a second run fills the gaps of the first.
+# On the CPU a batch takes as long as its images one by one.
 _CPU_BATCH, _CUDA_BATCH = 1, 8
-_CPU_RUNNERS, _CUDA_RUNNERS = 2, 1
+_KEPT_BYTES = 256 << 20
 
 
 class _Size(click.ParamType[tuple[int, int]]):
@@ -70,8 +70,10 @@ class _Size(click.ParamType[tuple[int, int]]):
 )
 @click.option(
     "--runners",
+    default=1,
+    show_default=True,
     type=click.IntRange(1, 64),
-    help=f"Runs of a model at a time. [default: {_CUDA_RUNNERS} on CUDA, {_CPU_RUNNERS} on the CPU]",
+    help="Runs of a model at a time. On the CPU, 2 answer more images of a small net, and fewer of a large one.",
 )
 @click.option(
     "--max-memory",
@@ -142,7 +144,7 @@ def serve(
     max_batch: int | None,
     max_delay_ms: float,
     max_queue: int,
-    runners: int | None,
+    runners: int,
     max_memory: int,
     max_image_bytes: int,
     max_image_pixels: int,
@@ -163,15 +165,17 @@ def serve(
     """
     import asyncio
 
+    from fcnseg.allocator import keep_freed_memory
     from fcnseg.engine import EngineOptions, resolve_device
     from serving.batcher import BatchingConfig
     from serving.models import ModelConfig, ModelRegistry
     from serving.server import ServerConfig, serve_until_stopped
 
+    keep_freed_memory(_KEPT_BYTES)
     device = resolve_device(device)
-    default_batch, default_runners = (_CPU_BATCH, _CPU_RUNNERS) if device == "cpu" else (_CUDA_BATCH, _CUDA_RUNNERS)
+    default_batch = _CPU_BATCH if device == "cpu" else _CUDA_BATCH
     engine = EngineOptions(threads, spinning, arena, cudnn_search, tf32)
-    batching = BatchingConfig(max_batch or default_batch, max_delay_ms / 1000, max_queue, runners or default_runners)
+    batching = BatchingConfig(max_batch or default_batch, max_delay_ms / 1000, max_queue, runners)
     registry = ModelRegistry(models, ModelConfig(device, engine, batching, max_memory, warm_sizes))
 
     def announce(address: str) -> None:

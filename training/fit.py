@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 from typing_extensions import override
 
+from fcnseg.allocator import keep_freed_memory
 from fcnseg.files import write_text
 from training.augment import TrainingCrops, WholeImages
 from training.averaging import MovingAverage
@@ -26,7 +27,6 @@ from training.config import Precision, TrainConfig, write_config
 from training.data import Dataset
 from training.device import resolve_device, resolve_precision, resolve_workers
 from training.environment import describe_environment
-from training.memory import keep_freed_memory
 from training.model import SegmentationModel
 from training.progress import TrainingProgress
 from training.run import CONFIG, ENVIRONMENT, LAST, TENSORBOARD, RunRecord

@@ -1,0 +1,364 @@
+"""What does serving cost beside running the model?
+
+Run it: python benchmarks/serving_load.py [QUESTION...] [--rounds N] [--seconds N] [--threads N] [--small MODEL]
+
+Needs h2load (Debian: apt install nghttp2-client). Every figure stands beside a plain loop over onnxruntime's
+session.run on the same file, in the same run, with the same settings, on one 480x360 photograph; the loop runs before
+and after each load, and the table has medians over the rounds with their range. The server is `fcnseg serve` with its
+defaults, in a process of its own on the same cores as the load. Questions:
+
+throughput  raw pixels in and out, 1 and 8 clients (h2load, whose count of bytes shows that all answers were whole):
+            requests a second over the loop's.
+codec       JPEG in, zstd out, 8 clients: against T / (T + C), T being the loop's time a frame and C the time that one
+            core takes to decode the JPEG and encode the mask, divided by the cores.
+latency     one client: median time of a request less that of session.run, raw and JPEG in, PNG out.
+overload    requests at random (Poisson) at twice the rate that 8 clients reached, each with a deadline of ten service
+            times: what became of them, and the memory.
+idle        a MobileNetV2 FCN: seconds from start to SERVING with one declared size, and resident memory.
+"""
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import grpc
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from skimage import data
+
+import fcnseg
+from fcnseg import images, masks
+from fcnseg.masks import Encoding
+from fcnseg.pictures import encode_jpeg
+from fcnseg.types import LabelMap
+from fcnseg.v1 import segmentation_pb2 as pb
+from training.export import export
+from training.model import build_model
+
+_Result = TypeVar("_Result")
+
+HEIGHT, WIDTH = 360, 480
+SEGMENT = "/fcnseg.v1.SegmentationService/Segment"
+SMALL = Path(__file__).parent.parent / "results" / "camvid-fcn8s.onnx"
+QUESTIONS = ("throughput", "codec", "latency", "overload", "idle")
+OVERLOAD_S, SERVICE_TIMES = 60.0, 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request, and what the answer's class map must be."""
+
+    request: bytes
+    expected: bytes
+
+
+class Loop:
+    """session.run in a plain loop."""
+
+    def __init__(self, model: Path, threads: int, photo: NDArray[np.uint8]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.dynamic_block_base", "4")
+        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        self._feed = {"image": photo[None]}
+        self.class_map: NDArray[np.uint8] = self._session.run(None, self._feed)[0][0]
+
+    def around(self, seconds: float, load: Callable[[float], _Result]) -> tuple[list[float], _Result]:
+        """Seconds of each run, half of them before the load and half after, which is told their mean; and its result.
+
+        What else the machine does changes within seconds, for both sides.
+        """
+        before = self._times(seconds / 2)
+        result = load(statistics.fmean(before))
+        return before + self._times(seconds / 2), result
+
+    def _times(self, seconds: float) -> list[float]:
+        found = []
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            self._session.run(None, self._feed)
+            found.append(time.perf_counter() - began)
+        return found
+
+
+@contextmanager
+def serve(model: Path, threads: int, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run `fcnseg serve`, ready for the photograph's size; gives its address and process."""
+    command = [sys.executable, "-m", "fcnseg", "serve", str(model), "--port", "0", "--device", "cpu"]
+    command += ["--threads", str(threads), "--warm", f"{HEIGHT}x{WIDTH}", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            if match := re.match(r"listening on (\S+)", line):
+                break
+        else:
+            raise SystemExit(f"{' '.join(command)} did not start")
+        try:
+            yield match[1], process
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def h2load(address: str, case: Case, clients: int, requests: int, folder: Path) -> float:
+    """Requests a second; fails where an answer was not whole."""
+    body = folder / "body"
+    body.write_bytes(b"\0" + len(case.request).to_bytes(4, "big") + case.request)
+    command = ["h2load", "-c", str(clients), "-n", str(requests), "-m", "1", "-d", str(body)]
+    command += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"http://{address}{SEGMENT}"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rate, received = re.search(r", ([\d.]+) req/s", text), re.search(r"\((\d+)\) data", text)
+    if rate is None or received is None or int(received[1]) < requests * len(case.expected):
+        raise SystemExit(f"h2load did not receive {requests} whole answers:\n{text}")
+    return float(rate[1])
+
+
+@contextmanager
+def calling(address: str) -> Iterator[Callable[..., bytes]]:
+    """Call Segment with bytes, and get bytes."""
+    with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+        yield channel.unary_unary(SEGMENT)
+
+
+def check(address: str, case: Case) -> None:
+    """See that the answer is the loop's mask."""
+    with calling(address) as call:
+        answer = pb.SegmentResponse.FromString(call(case.request, timeout=60))
+    if answer.class_map.data != case.expected:
+        raise SystemExit("the server's mask is not that of session.run")
+
+
+def middle(values: list[float], digits: int = 2) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+class Benchmark:
+    """The questions, on one model."""
+
+    def __init__(self, name: str, model: Path, arguments: argparse.Namespace, folder: Path) -> None:
+        self.name, self.model, self.folder = name, model, folder
+        self.threads, self.rounds, self.seconds = arguments.threads, arguments.rounds, arguments.seconds
+        photo = cv2.resize(data.chelsea(), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).astype(np.uint8)
+        self.jpeg = encode_jpeg(photo, quality=90)
+        self.label_map = fcnseg.load(model, "cpu").info.label_map
+        self.loop = Loop(model, self.threads, photo)
+        self.jpeg_loop = Loop(model, self.threads, images.decode(self.jpeg))
+        raw = pb.RawImage(height=HEIGHT, width=WIDTH, rgb=photo.tobytes())
+        self.raw = self._case(self.loop, Encoding.RAW, pb.SegmentRequest(raw=raw, encoding=pb.CLASS_MAP_ENCODING_RAW))
+        self.zstd = self._case(
+            self.jpeg_loop,
+            Encoding.ZSTD,
+            pb.SegmentRequest(encoded=self.jpeg, encoding=pb.CLASS_MAP_ENCODING_ZSTD),
+        )
+        self.png = self._case(
+            self.jpeg_loop, Encoding.PNG, pb.SegmentRequest(encoded=self.jpeg, encoding=pb.CLASS_MAP_ENCODING_PNG)
+        )
+
+    def _case(self, loop: Loop, encoding: Encoding, request: pb.SegmentRequest) -> Case:
+        return Case(request.SerializeToString(), masks.encode(loop.class_map, encoding, self.label_map))
+
+    def throughput(self) -> None:
+        with serve(self.model, self.threads) as (address, _):
+            check(address, self.raw)
+            for clients in (1, 8):
+                frames, rates, ratios = [], [], []
+                for _ in range(self.rounds):
+                    times, rate = self.loop.around(self.seconds, self._load(address, self.raw, clients))
+                    frame = statistics.fmean(times)
+                    frames.append(frame * 1000)
+                    rates.append(rate)
+                    ratios.append(rate * frame)
+                print(
+                    f"| {self.name} | raw, {clients} client{'s' * (clients > 1)} | {middle(frames)} ms |"
+                    f" {middle(rates, 1)} /s | **{middle(ratios, 3)}** |",
+                    flush=True,
+                )
+
+    def _load(self, address: str, case: Case, clients: int) -> Callable[[float], float]:
+        """Return what measures requests a second for as long as the loop's side takes, told the loop's frame."""
+        return lambda frame: h2load(address, case, clients, max(2 * clients, int(self.seconds / frame)), self.folder)
+
+    def codec(self) -> None:
+        cores = len(os.sched_getaffinity(0))
+        with serve(self.model, self.threads) as (address, _):
+            check(address, self.zstd)
+            frames, rates, ratios, ceilings = [], [], [], []
+            for _ in range(self.rounds):
+                times, rate = self.jpeg_loop.around(self.seconds, self._load(address, self.zstd, 8))
+                frame, codec = statistics.fmean(times), self._codec_seconds() / cores
+                ceiling = frame / (frame + codec)
+                frames.append(frame * 1000)
+                rates.append(rate)
+                ceilings.append(ceiling)
+                ratios.append(rate * frame / ceiling)
+        print(
+            f"| {self.name} | JPEG to zstd, 8 clients; T / (T + C) = {middle(ceilings, 3)} | {middle(frames)} ms |"
+            f" {middle(rates, 1)} /s | **{middle(ratios, 3)}** of T / (T + C) |",
+            flush=True,
+        )
+
+    def _codec_seconds(self) -> float:
+        """Seconds that one core takes to decode the JPEG and encode its mask."""
+        found = []
+        for _ in range(50):
+            began = time.perf_counter()
+            images.decode(self.jpeg)
+            masks.encode(self.jpeg_loop.class_map, Encoding.ZSTD, self.label_map)
+            found.append(time.perf_counter() - began)
+        return statistics.median(found)
+
+    def latency(self) -> None:
+        with serve(self.model, self.threads) as (address, _), calling(address) as call:
+            for what, case, loop in (("raw", self.raw, self.loop), ("JPEG to PNG", self.png, self.jpeg_loop)):
+                check(address, case)
+                frames, waits, extra = [], [], []
+                for _ in range(self.rounds):
+                    times, found = loop.around(self.seconds, lambda _, case=case: self._waits(call, case))
+                    frames.append(statistics.median(times) * 1000)
+                    waits.append(statistics.median(found) * 1000)
+                    extra.append(waits[-1] - frames[-1])
+                print(
+                    f"| {self.name} | {what}, 1 client | {middle(frames)} ms | {middle(waits)} ms |"
+                    f" **{middle(extra)} ms** more |",
+                    flush=True,
+                )
+
+    def _waits(self, call: Callable[..., bytes], case: Case) -> list[float]:
+        """Seconds of each request of one client."""
+        found = []
+        end = time.perf_counter() + self.seconds
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            call(case.request)
+            found.append(time.perf_counter() - began)
+        return found
+
+    def overload(self) -> None:
+        with serve(self.model, self.threads) as (address, process), calling(address) as call:
+            check(address, self.raw)
+            _, capacity = self.loop.around(self.seconds, self._load(address, self.raw, 8))
+            deadline = SERVICE_TIMES / capacity
+            outcomes: Counter[str] = Counter()
+            waits: list[float] = []
+            resident = [memory_of(process.pid)]
+            lock = threading.Lock()
+
+            def note(began: float, future: grpc.Future) -> None:
+                with lock:
+                    code = future.code().name  # type: ignore[attr-defined] # the future is a call, too
+                    outcomes[code] += 1
+                    if code == "OK":
+                        waits.append(time.perf_counter() - began)
+
+            random = np.random.default_rng(0)
+            busy, began = time.process_time(), time.perf_counter()
+            due = began
+            pending = []
+            while due < began + OVERLOAD_S:
+                due += random.exponential(1 / (2 * capacity))
+                time.sleep(max(0.0, due - time.perf_counter()))
+                sent = time.perf_counter()
+                future = call.future(self.raw.request, timeout=deadline)  # type: ignore[attr-defined]
+                future.add_done_callback(lambda f, sent=sent: note(sent, f))
+                pending = [f for f in pending if not f.done()] + [future]
+                if len(resident) < (sent - began):
+                    resident.append(memory_of(process.pid))
+            for future in pending:
+                future.exception()
+            seconds = time.perf_counter() - began
+            own = (time.process_time() - busy) / seconds / len(os.sched_getaffinity(0))
+            resident.append(memory_of(process.pid))
+        ok, late = outcomes["OK"], outcomes["DEADLINE_EXCEEDED"]
+        print(
+            f"\n{self.name}: {outcomes.total()} requests in {seconds:.0f} s at twice the {capacity:.1f} /s of 8 clients,"
+        )
+        print(f"each with a deadline of {deadline * 1000:.0f} ms: {dict(outcomes)}.")
+        print(
+            f"Goodput {ok / seconds:.1f} /s, **{ok / seconds / capacity:.3f}** of capacity; {late / (ok + late):.2%} of"
+        )
+        print(
+            f"the accepted not answered in time, p99 of the answered {np.quantile(waits, 0.99) * 1000:.0f} ms. Resident"
+        )
+        print(f"memory {resident[0]:.0f} MiB before, at most {max(resident):.0f} MiB; the load took {own:.1%} CPU.\n")
+
+    def idle(self) -> None:
+        starts, resident = [], []
+        for _ in range(self.rounds):
+            began = time.perf_counter()
+            with serve(self.model, self.threads) as (_, process):
+                starts.append(time.perf_counter() - began)
+                time.sleep(1)
+                resident.append(memory_of(process.pid))
+        print(
+            f"\n{self.name}: SERVING {middle(starts)} s after its start, {middle(resident, 0)} MiB resident when idle\n"
+        )
+
+
+def memory_of(pid: int) -> float:
+    """Resident memory of a process, in MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def build(architecture: str, folder: Path) -> Path:
+    """Export an FCN-8s of 21 classes with random weights: what it costs does not depend on them."""
+    path = folder / f"{architecture}.onnx"
+    names = [f"class {i}" for i in range(21)]
+    export(build_model(architecture, "fcn8s", len(names), pretrained=False), LabelMap.from_names(names), path)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="all by default")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each side in each round (4)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="within an operator (cores)")
+    parser.add_argument("--small", type=Path, default=SMALL, help="the small net (results/camvid-fcn8s.onnx)")
+    arguments = parser.parse_args()
+    asked = arguments.questions or QUESTIONS
+    if unknown := set(asked) - set(QUESTIONS):
+        parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+    if shutil.which("h2load") is None:
+        parser.error("h2load is not installed; Debian has it: apt install nghttp2-client")
+    cores = len(os.sched_getaffinity(0))
+    print(f"{cores} cores, Python {platform.python_version()}, grpcio {grpc.__version__},", end=" ")
+    print(f"onnxruntime {onnxruntime.__version__}, {arguments.threads} threads within an operator, no spinning;")
+    print(f"{arguments.rounds} rounds of {arguments.seconds:g} s a side\n")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        heavy = Benchmark("heavy: ResNet-50 FCN-8s", build("resnet50", folder), arguments, folder)
+        if set(asked) & {"throughput", "codec", "latency"}:
+            print("| net | requests | session.run | server | ratio |\n|---|---|---|---|---|")
+        small = Benchmark(f"small: {arguments.small.stem}", arguments.small, arguments, folder)
+        for question in ("throughput", "codec", "latency"):
+            if question in asked:
+                getattr(small, question)()
+                getattr(heavy, question)()
+        if "overload" in asked:
+            heavy.overload()
+        if "idle" in asked:
+            Benchmark("MobileNetV2 FCN-8s", build("mobilenet_v2", folder), arguments, folder).idle()
+
+
+if __name__ == "__main__":
+    main()
