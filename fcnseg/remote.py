@@ -20,7 +20,7 @@ class Timings:
 
     Attributes:
         decode_ms: Decoding and checking the image.
-        queue_ms: Waiting for the model's executor.
+        queue_ms: Waiting for the model's turn.
         infer_ms: Padding, running the model, cropping.
         encode_ms: Encoding the class map, and computing what else was asked for.
         total_ms: From the call (of a stream: from the image's turn) to the decoded answer, as the client saw it.

@@ -8,7 +8,7 @@ from typing import Self
 from serving.batcher import Batcher
 from serving.errors import OverloadedError
 from serving.memory import MemoryBudget
-from serving.pace import MovingAverage
+from serving.pace import Pace
 
 _SHORTEST_RETRY_S, _LONGEST_RETRY_S = 0.02, 10.0
 
@@ -27,7 +27,7 @@ class Admission:
         self._lock = threading.Condition()
         self._count = 0
         self._pixels = 0
-        self._finishing_s = MovingAverage()
+        self._finishing_s = Pace()
 
     @property
     def pending(self) -> int:
@@ -51,7 +51,7 @@ class Admission:
 
     def retry_after_s(self) -> float:
         """Return in how many seconds half of what is under way will be done."""
-        half = self._pixels * self.batcher.seconds_per_pixel.value / self.batcher.config.runners / 2
+        half = self._pixels * self.batcher.seconds_per_pixel.mean / self.batcher.config.runners / 2
         return min(_LONGEST_RETRY_S, max(_SHORTEST_RETRY_S, half))
 
     def schedule(self, pixels: int, patience_s: float | None) -> None:
@@ -61,10 +61,10 @@ class Admission:
             OverloadedError: Its answer would come after its patience.
         """
         with self._lock:
-            pace, config = self.batcher.seconds_per_pixel.value, self.batcher.config
+            pace, config = self.batcher.seconds_per_pixel.cautious, self.batcher.config
             # Its batch may be as large as what waits; an idle model takes whatever comes, or it would never learn.
             together = min(config.max_batch, self._count)
-            expected = (self._pixels / config.runners + pixels * together) * pace + self._finishing_s.value
+            expected = (self._pixels / config.runners + pixels * together) * pace + self._finishing_s.cautious
             if self._pixels and patience_s is not None and expected > patience_s:
                 raise OverloadedError(
                     f"the answer would take about {expected * 1000:.0f} ms and the deadline leaves"

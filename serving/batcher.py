@@ -20,7 +20,7 @@ from fcnseg.segmenter import Segmenter
 from fcnseg.types import Segmentation
 from serving.errors import StoppingError, TooLateError
 from serving.memory import MemoryBudget
-from serving.pace import MovingAverage
+from serving.pace import Pace
 
 _LONGEST_DELAY_S = 60.0
 _MOST_SIZES_REMEMBERED = 10_000
@@ -104,7 +104,7 @@ class Batcher:
     Attributes:
         memory: What runs may take together.
         config: How requests share runs.
-        seconds_per_pixel: Moving average over the runs.
+        seconds_per_pixel: The pace of its runs.
         warm_sizes: Image sizes that were run before serving.
         cold_sizes: How many padded sizes have come beside those.
     """
@@ -124,7 +124,7 @@ class Batcher:
         self._waiting: list[_Job] = []
         self._changed = threading.Condition()
         self._closing = False
-        self.seconds_per_pixel = MovingAverage()
+        self.seconds_per_pixel = Pace()
         self.warm_sizes: tuple[tuple[int, int], ...] = ()
         self.cold_sizes = 0
         self._sizes_seen: set[tuple[int, int]] = set()

@@ -2,6 +2,13 @@
 
 from fcnseg.errors import FcnsegError, UsageError
 
+_LONGEST_QUOTE = 100
+
+
+def quote(text: str) -> str:
+    """Return what a client sent as a message may show it: quoted, and not for ever."""
+    return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}...")
+
 
 class InvalidFieldError(UsageError):
     """A request's field has no valid value.

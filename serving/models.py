@@ -2,8 +2,9 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions
@@ -12,12 +13,14 @@ from fcnseg.model_file import ModelInfo
 from fcnseg.segmenter import Segmenter, load
 from serving.admission import Admission
 from serving.batcher import DEFAULT_BATCHING, Batcher, BatchingConfig
+from serving.errors import quote
 from serving.memory import MemoryBudget, machine_memory
 from serving.statistics import Statistics
 
 _FILE_NAME = "model.onnx"
 _VERSION = re.compile(r"[1-9][0-9]*")
 _LONGEST_DRAIN_S = 30.0
+_MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,12 @@ def _sources_in(repository: Path) -> Iterator[ModelSource]:
             yield ModelSource(folder.name, version.name, version / _FILE_NAME)
 
 
+def _there_are(names: Collection[str]) -> str:
+    """Say which there are; the first ones, where all would not fit into a message."""
+    first = ", ".join(islice(names, _MOST_NAMED))
+    return f"there are {first or 'none'}{', ...' if len(names) > _MOST_NAMED else ''}"
+
+
 class ModelRegistry:
     """Open models, found by name and version; threads may share it.
 
@@ -181,15 +190,14 @@ class ModelRegistry:
         """
         models = self._models
         names = list(dict.fromkeys(m.name for m in models))
-        listed = ", ".join(names) or "none"
         if not name and len(names) != 1:
-            raise ModelNotFoundError(f"no model was named and there is not exactly one; there are {listed}")
+            raise ModelNotFoundError(f"no model was named and there is not exactly one; {_there_are(names)}")
         wanted = name or names[0]
         versions = {m.version: m for m in models if m.name == wanted}  # ascending
         if not versions:
-            raise ModelNotFoundError(f"no model {name!r} on this server; there are {listed}")
+            raise ModelNotFoundError(f"no model {quote(name)} on this server; {_there_are(names)}")
         if version and version not in versions:
-            raise ModelNotFoundError(f"no version {version!r} of model {wanted!r}; there are {', '.join(versions)}")
+            raise ModelNotFoundError(f"no version {quote(version)} of model {wanted!r}; {_there_are(versions)}")
         return versions[version or list(versions)[-1]]
 
     def warm(self) -> None:
@@ -208,7 +216,7 @@ class ModelRegistry:
         with self._changing:
             found = [source for source in self.sources() if source.name == name]
             if not found:
-                raise ModelNotFoundError(f"no model {name!r} in the repository")
+                raise ModelNotFoundError(f"no model {quote(name)} in the repository")
             opened = {model.version for model in self._models if model.name == name}
             for source in found:
                 if source.version not in opened:
@@ -225,7 +233,9 @@ class ModelRegistry:
         with self._changing:
             leaving = [model for model in self._models if model.name == name]
             if not leaving:
-                self.find(name, "")
+                raise ModelNotFoundError(
+                    f"no model {quote(name)} on this server; {_there_are({model.name for model in self._models})}"
+                )
             self._models = tuple(model for model in self._models if model.name != name)
         for model in leaving:
             model.admission.wait_until_idle(_LONGEST_DRAIN_S)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
@@ -17,6 +17,7 @@ from serving.errors import InvalidFieldError, OverloadedError, StoppingError, To
 _log = logging.getLogger(__name__)
 
 INTERNAL_ERROR = "internal error; the server's log tells more"
+_NO_MESSAGE = "the request's bytes are not the message that the method takes; use stubs made from the server's contract"
 # gRPC's own clients wait so long before they retry: https://github.com/grpc/proposal/blob/master/A6-client-retries.md
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
@@ -69,17 +70,21 @@ def refuse(error: Exception, what: str) -> Refusal:
         error: What was raised.
         what: What failed, for the log.
     """
-    message = str(error)
+    code, field, retry_after_s, message = grpc.StatusCode.INTERNAL, None, None, str(error)
     match error:
         case InvalidFieldError():
-            return Refusal(grpc.StatusCode.INVALID_ARGUMENT, message, field=error.field)
+            code, field = grpc.StatusCode.INVALID_ARGUMENT, error.field
+        case DecodeError():
+            code, message = grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE
         case ModelNotFoundError():
-            return Refusal(grpc.StatusCode.NOT_FOUND, message)
+            code = grpc.StatusCode.NOT_FOUND
         case OverloadedError():
-            return Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, message, retry_after_s=error.retry_after_s)
+            code, retry_after_s = grpc.StatusCode.RESOURCE_EXHAUSTED, error.retry_after_s
         case TooLateError():
-            return Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message)
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
         case StoppingError():
-            return Refusal(grpc.StatusCode.UNAVAILABLE, message)
-    _log.error("%s failed", what, exc_info=error)
-    return Refusal(grpc.StatusCode.INTERNAL, INTERNAL_ERROR)
+            code = grpc.StatusCode.UNAVAILABLE
+        case _:
+            _log.error("%s failed", what, exc_info=error)
+            message = INTERNAL_ERROR
+    return Refusal(code, message, field, retry_after_s)

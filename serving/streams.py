@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from google.protobuf.message import DecodeError
+
 from serving.drain import CallCounter
 from serving.errors import StoppingError
 from serving.statuses import refuse
@@ -36,6 +38,7 @@ async def answer_in_order(
         what: The method, for the log.
     """
     answers: asyncio.Queue[asyncio.Task[_Answer] | None] = asyncio.Queue(_REQUESTS_AHEAD - 1)
+    end: Exception | None = None
     with calls.counting():
         async with asyncio.TaskGroup() as group:
 
@@ -43,15 +46,21 @@ async def answer_in_order(
                 return await answer(request)
 
             async def read() -> None:
-                async for request in _until_stopped(requests, calls.stopping):
-                    await answers.put(group.create_task(work(request)))
+                nonlocal end
+                try:
+                    async for request in _until_stopped(requests, calls.stopping):
+                        await answers.put(group.create_task(work(request)))
+                except DecodeError as error:
+                    end = error
                 await answers.put(None)
 
             group.create_task(read())
             while (task := await answers.get()) is not None:
                 await context.write(await task)
     if calls.stopping.is_set():
-        refusal = refuse(StoppingError("the server is stopping; go on with another"), what)
+        end = StoppingError("the server is stopping; go on with another")
+    if end is not None:
+        refusal = refuse(end, what)
         await context.abort(refusal.code, refusal.message)
 
 

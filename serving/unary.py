@@ -34,12 +34,10 @@ class UnaryInterceptor(grpc.aio.ServerInterceptor, ABC):
         if handler is None or handler.unary_unary is None:
             return handler
         inner: Callable[..., Awaitable[Any]] = handler.unary_unary
+        # Within `around`: bytes that are no message are an error like any other.
+        parse = handler.request_deserializer or (lambda request: request)
 
         async def wrapped(request: Any, context: "Context") -> Any:
-            return await self.around(lambda: inner(request, context), context, handler_call_details.method)
+            return await self.around(lambda: inner(parse(request), context), context, handler_call_details.method)
 
-        return grpc.unary_unary_rpc_method_handler(
-            wrapped,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return grpc.unary_unary_rpc_method_handler(wrapped, response_serializer=handler.response_serializer)

@@ -12,7 +12,7 @@ from grpc_health.v1.health import aio as health_aio
 from fcnseg.errors import FcnsegError, ModelNotFoundError
 from fcnseg.masks import Encoding
 from serving.drain import CallCounter
-from serving.errors import InvalidFieldError, OverloadedError
+from serving.errors import InvalidFieldError, OverloadedError, quote
 from serving.models import ModelRegistry, ServedModel
 from serving.oip import inference_pb2 as pb
 from serving.oip.descriptions import (
@@ -25,7 +25,7 @@ from serving.oip.descriptions import (
 )
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceServicer
 from serving.oip.outputs import CONFIDENCE, Output, Written, read_outputs, write_outputs, write_response
-from serving.oip.tensors import quote, read_sources, reads_at_once
+from serving.oip.tensors import read_sources, reads_at_once
 from serving.pipeline import Pipeline
 from serving.sources import Source
 from serving.statuses import refuse
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-_LONGEST_NAME = 256
 _LONGEST_PAUSE_S = 0.1
 _LONGEST_TIMEOUT_US = 10**15
 
@@ -81,7 +80,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         """Tell whether a model is open."""
         del context
         try:
-            self._find(request.name, request.version)
+            self._registry.find(request.name, request.version)
         except ModelNotFoundError:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
@@ -98,7 +97,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.ModelMetadataResponse:
         """Describe a model's tensors."""
         del context
-        model = self._find(request.name, request.version)
+        model = self._registry.find(request.name, request.version)
         return write_metadata(model, [other.version for other in self._registry.models if other.name == model.name])
 
     async def ModelConfig(  # noqa: N802
@@ -106,7 +105,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.ModelConfigResponse:
         """Describe how a model is run."""
         del context
-        return write_config(self._find(request.name, request.version))
+        return write_config(self._registry.find(request.name, request.version))
 
     async def ModelStatistics(  # noqa: N802
         self, request: pb.ModelStatisticsRequest, context: "Context"
@@ -115,7 +114,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         del context
         models = self._registry.models
         if request.name:
-            asked = self._find(request.name, request.version)
+            asked = self._registry.find(request.name, request.version)
             models = (asked,) if request.version else tuple(m for m in models if m.name == request.name)
         return pb.ModelStatisticsResponse(model_stats=[write_statistics(model) for model in models])
 
@@ -168,15 +167,11 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         await asyncio.to_thread(self._registry.unload, _read_name(request))
         return pb.RepositoryModelUnloadResponse()
 
-    def _find(self, name: str, version: str) -> ServedModel:
-        _require_short(name, version)
-        return self._registry.find(name, version)
-
     async def _infer(
         self, request: pb.ModelInferRequest, patience_s: float | None, *, waits: bool
     ) -> pb.ModelInferResponse:
         deadline = _read_deadline(request, patience_s)
-        model = self._find(request.model_name, request.model_version)
+        model = self._registry.find(request.model_name, request.model_version)
         outputs = read_outputs(request)
         arguments = (request, most_images(model), self._pipeline.limits)
         if reads_at_once(request):
@@ -269,17 +264,9 @@ def _read_name(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnload
     _require_no_repository(request.repository_name)
     if not request.model_name:
         raise InvalidFieldError("model_name", "the request names no model; give model_name")
-    _require_short(request.model_name, "")
     return request.model_name
 
 
 def _require_no_repository(name: str) -> None:
     if name:
         raise InvalidFieldError("repository_name", "the server's repositories have no names; leave it empty")
-
-
-def _require_short(name: str, version: str) -> None:
-    """Refuse names that would not fit into the message that refuses them."""
-    for text, kind in ((name, "model"), (version, "version")):
-        if len(text) > _LONGEST_NAME:
-            raise ModelNotFoundError(f"no {kind} {quote(text)} on this server; ask ListModels or RepositoryIndex")

@@ -5,23 +5,17 @@ import math
 import numpy as np
 
 from fcnseg.images import ImageLimits
-from serving.errors import InvalidFieldError
+from serving.errors import InvalidFieldError, quote
 from serving.oip import inference_pb2 as pb
 from serving.sources import EncodedSource, RawSource, Source
 
 INPUT = "image"
 _CHANNELS = 3
 _LENGTH_BYTES = 4
-_LONGEST_QUOTE = 100
 _SHARED_MEMORY = "shared_memory_region"
 _TYPED_FIELDS = {"UINT8": "uint_contents", "BYTES": "bytes_contents"}
 _SHAPES = {"UINT8": "[N, height, width, 3]", "BYTES": "[N]"}
 _TENSOR, _SHAPE, _CONTENTS, _RAW = "inputs[0]", "inputs[0].shape", "inputs[0].contents", "raw_input_contents"
-
-
-def quote(text: str) -> str:
-    """Return what a client sent as a message may show it: quoted, and not for ever."""
-    return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}...")
 
 
 def refuse_shared_memory(parameters: object, field: str) -> None:

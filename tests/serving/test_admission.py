@@ -12,7 +12,7 @@ from serving.admission import Admission
 from serving.batcher import Batcher, BatchingConfig
 from serving.errors import OverloadedError
 from serving.memory import MemoryBudget, machine_memory
-from serving.pace import MovingAverage
+from serving.pace import Pace
 
 RED = np.full((4, 4, 3), (255, 0, 0), np.uint8)
 
@@ -104,13 +104,27 @@ def test_the_memory_of_this_machine_is_at_least_what_this_process_holds() -> Non
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1))
-def test_a_moving_average_stays_within_its_values_and_begins_with_the_first(values: list[float]) -> None:
-    average = MovingAverage()
-    assert average.value == 0
+def test_a_pace_stays_within_its_values_and_begins_with_the_first(values: list[float]) -> None:
+    pace = Pace()
+    assert (pace.mean, pace.cautious) == (0, 0)
     for i, value in enumerate(values):
-        average.add(value)
-        assert min(values[: i + 1]) * (1 - 1e-9) <= average.value <= max(values[: i + 1]) * (1 + 1e-9)
-        assert i > 0 or average.value == value
+        pace.add(value)
+        least, most = min(values[: i + 1]), max(values[: i + 1])
+        assert least * (1 - 1e-9) <= pace.mean <= most * (1 + 1e-9)
+        assert 0 <= pace.deviation <= (most - least) * (1 + 1e-9)
+        assert i > 0 or pace.mean == pace.cautious == value
+
+
+@pytest.mark.parametrize("unsteady", [False, True])
+def test_the_less_steady_the_pace_the_less_is_promised(unsteady: bool) -> None:  # noqa: FBT001
+    pace = Pace()
+    values = [0.6 if unsteady and i % 2 else 1.0 for i in range(200)]
+    for value in values:
+        pace.add(value)
+    if unsteady:
+        assert max(values) < pace.cautious < 2 * max(values)
+    else:
+        assert pace.cautious == 1.0
 
 
 def test_what_a_run_takes_is_measured(tiny_model: Path) -> None:

@@ -160,3 +160,26 @@ def test_a_fault_of_the_server_is_logged_whole_and_told_in_a_fixed_text(
     (record,) = caplog.records
     assert record.exc_info is not None
     assert "Reshape" in str(record.exc_info[1])
+
+
+@pytest.mark.parametrize(
+    "method", ["fcnseg.v1.SegmentationService/Segment", "inference.GRPCInferenceService/ModelInfer"]
+)
+def test_bytes_that_are_no_message_are_the_clients_mistake(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    with running_server(tiny_model) as server, grpc.insecure_channel(server.address) as channel:
+        with pytest.raises(grpc.RpcError, match="stubs made from the server's contract") as caught:
+            channel.unary_unary(f"/{method}")(b"\xff\xff\xff", timeout=10)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not caplog.records
+
+
+def test_bytes_that_are_no_message_end_a_stream_after_the_answers_before_them(tiny_model: Path) -> None:
+    good = pb.SegmentStreamRequest(id="good", request=pb.SegmentRequest(encoded=PNG)).SerializeToString()
+    with running_server(tiny_model) as server, grpc.insecure_channel(server.address) as channel:
+        call = channel.stream_stream("/fcnseg.v1.SegmentationService/SegmentStream")(iter([good, b"\xff"]), timeout=10)
+        assert pb.SegmentStreamResponse.FromString(next(call)).id == "good"
+        with pytest.raises(grpc.RpcError, match="stubs made from the server's contract") as caught:
+            next(call)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -211,7 +211,7 @@ def test_a_batch_is_no_larger_than_the_memory_for_runs(gated: GatedSegmenter) ->
 def test_sizes_that_were_not_declared_are_counted_when_they_first_come(tiny_model: Path) -> None:
     with batching(load(tiny_model, "cpu", options=PROVED)) as batcher:
         batcher.warm([(8, 8), (480, 640)])
-        assert batcher.seconds_per_pixel.value > 0
+        assert batcher.seconds_per_pixel.mean > 0
         for height, width in ((8, 8), (7, 6), (480, 640)):  # 7 x 6 is padded to 8 x 8
             batcher.submit(noise(height, width)).result(10)
         assert batcher.cold_sizes == 0

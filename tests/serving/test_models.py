@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fcnseg.client import Client
-from fcnseg.errors import ModelFileError, ModelNotFoundError, UsageError
+from fcnseg.errors import ModelFileError, ModelNotFoundError, RemoteModelNotFoundError, UsageError
 from serving.models import ModelRegistry, ModelSource, find_sources
 from tests.running_server import CPU_CONFIG, running_server
 from tests.tiny_model import write_tiny_model
@@ -57,6 +57,13 @@ def test_empty_name_is_the_only_model(repository: Path) -> None:
 def test_unknown_model_is_told_with_those_there_are(repository: Path, name: str, version: str, words: str) -> None:
     with pytest.raises(ModelNotFoundError, match=words):
         ModelRegistry([repository], CPU_CONFIG).find(name, version)
+
+
+def test_a_name_too_long_for_a_status_is_told_shortened(repository: Path) -> None:
+    with running_server(repository) as server, Client(server.address) as client:
+        for name, version in (("n" * 20_000, ""), ("cat", "1" * 20_000)):
+            with pytest.raises(RemoteModelNotFoundError, match=r"no (model|version) '(n|1){100}\.\.\.'"):
+                client.get_model(name, version)
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
