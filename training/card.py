@@ -5,6 +5,7 @@ from pathlib import Path
 from fcnseg.model_card import ModelCard, Option
 from training.config import TrainConfig, as_plain
 from training.export import Store
+from training.net_file import without_folder
 from training.run import Run
 
 _POOR = 0.5
@@ -45,12 +46,12 @@ def _describe_weights(config: TrainConfig) -> str:
         return f"those of the run {Path(config.start).name}"
     if config.weights is not None:
         return Path(config.weights).name
-    return f"pretrained weights of {config.backbone}" if config.pretrained else "random"
+    return f"pretrained weights of {without_folder(config.backbone)}" if config.pretrained else "random"
 
 
 def _recipe(config: TrainConfig) -> dict[str, Option]:
     """The options of the run without the folders that its files lay in."""
-    plain = as_plain(config)
+    plain = {**as_plain(config), "backbone": without_folder(config.backbone)}
     for name in ("data", "weights", "start"):
         value = getattr(config, name)
         plain[name] = None if value is None else Path(value).name

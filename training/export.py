@@ -28,6 +28,7 @@ from training.environment import package_versions
 from training.half_weights import round_weights, store_half
 from training.layers import derive_layers
 from training.model import SegmentationModel
+from training.net_file import without_folder
 
 Store: TypeAlias = Literal["fp32", "fp16"]
 OPSET = 20
@@ -77,7 +78,7 @@ def export(
         raise UsageError(f"{len(label_map)} labels were given for a model of {model.num_classes} classes")
     model.eval()
     info = ModelInfo(
-        architecture=model.architecture,
+        architecture=without_folder(model.architecture),
         variant=model.variant,
         label_map=label_map,
         geometry=model.geometry,

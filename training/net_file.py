@@ -43,6 +43,14 @@ def build_net(architecture: str) -> nn.Module:
     return made
 
 
+def without_folder(architecture: str) -> str:
+    """Return an architecture as others may read it: a file's folder is the business of the machine it lies on."""
+    file, name = _split(architecture)
+    if not is_net_file(architecture):
+        return architecture
+    return f"{Path(file).name}:{name}" if name else Path(file).name
+
+
 def _split(architecture: str) -> tuple[str, str]:
     file, _, name = architecture.rpartition(":")
     return (file, name) if file.endswith(_SUFFIX) else (architecture, "")

@@ -23,6 +23,7 @@ from tests.tiny_model import write_tiny_model
 
 MEMORY = MemoryBudget(2**30)
 PROVED = EngineOptions(threads=1, prove=True)
+TRAINED = Path(__file__).parent.parent / "golden" / "scenes-fcn8s.onnx"
 RED = np.full((4, 4, 3), (255, 0, 0), np.uint8)
 MAGENTA = np.full((4, 4, 3), (255, 0, 255), np.uint8)
 
@@ -235,16 +236,28 @@ def test_settings_that_make_no_sense_are_refused(config: dict[str, float], words
         BatchingConfig(**config)  # type: ignore[arg-type]
 
 
+@settings(deadline=None, max_examples=10)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 2**31), st.integers(1, 4))
+def test_a_batch_of_8_and_a_batch_of_1_have_the_same_bytes(height: int, width: int, seed: int, threads: int) -> None:
+    segmenter = load(TRAINED, "cpu", threads=threads)
+    images = [noise(height, width, seed + i) for i in range(8)]
+    together = segmenter.segment_batch(images, confidence=True)
+    for image, answer in zip(images, together, strict=True):
+        alone = segmenter.segment(image, confidence=True)
+        for name in ("class_map", "heatmap", "confidence"):
+            assert getattr(answer, name).tobytes() == getattr(alone, name).tobytes()
+
+
 @settings(max_examples=15, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 24), st.integers(1, 24), st.booleans()), min_size=1, max_size=30),
+    st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70), st.booleans()), min_size=1, max_size=30),
     st.integers(1, 8),
     st.integers(1, 3),
 )
 def test_answers_under_load_are_those_of_each_image_alone(
-    tiny_model: Path, requests: list[tuple[int, int, bool]], max_batch: int, runners: int
+    requests: list[tuple[int, int, bool]], max_batch: int, runners: int
 ) -> None:
-    segmenter = Segmenter(Engine(tiny_model, "cpu", PROVED))
+    segmenter = Segmenter(Engine(TRAINED, "cpu", PROVED))
     images = [noise(height, width, i) for i, (height, width, _) in enumerate(requests)]
     with batching(segmenter, max_batch=max_batch, runners=runners) as batcher:
         futures = [

@@ -14,7 +14,13 @@ from training.export import export
 from training.run import Run, RunRecord
 
 LABELS = LabelMap.from_names(["ground", "thing", "speck", "ghost", "mist"], ignore_id=255)
-CONFIG = TrainConfig("/home/somewhere/streets", "vgg11", weights="/home/somewhere/vgg.pth", crop=(64, 96), lr=1e-10)
+CONFIG = TrainConfig(
+    "/home/somewhere/streets",
+    "/home/somewhere/nets.py:VggLike",
+    weights="/home/somewhere/vgg.pth",
+    crop=(64, 96),
+    lr=1e-10,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def test_the_card_is_in_the_file_and_its_recipe_is_a_configuration(run: Run, tmp
     assert found.card == card
     recipe = to_markdown(found, card, "m").partition("```yaml\n")[2].partition("```")[0]
     config = from_plain(yaml.safe_load(recipe))
-    assert (config.data, config.weights) == ("streets", "vgg.pth")
+    assert (config.data, config.backbone, config.weights) == ("streets", "nets.py:VggLike", "vgg.pth")
     assert (config.crop, config.lr, config.epochs) == (CONFIG.crop, CONFIG.lr, CONFIG.epochs)
 
 

@@ -90,6 +90,7 @@ def test_a_net_of_ones_own_scores_an_image_as_its_classifier_does(terminal: Term
         np.testing.assert_allclose(heatmap[:, row, column], expected, atol=scale * (0.02 if name == "LeNet" else 1e-4))
     certificate = segmenter.info.certificate
     assert certificate is not None
+    assert segmenter.info.architecture == f"nets.py:{name}"  # not where it lies
     assert certificate.identity == "window"
     assert certificate.relative_error < 1e-5
 
