@@ -189,11 +189,13 @@ class RemoteBatching:
         max_batch: Images in one run at most.
         max_delay_ms: How long an idle model waits for more images of one padded size, in milliseconds.
         max_queue: Images that may be under way at a time.
+        runners: Runs at a time.
     """
 
     max_batch: int
     max_delay_ms: float
     max_queue: int
+    runners: int
 
 
 @dataclass(frozen=True)

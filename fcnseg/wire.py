@@ -219,7 +219,7 @@ def read_model(model: pb.Model) -> RemoteModel:
         output_stride=(model.output_stride.y, model.output_stride.x),
         image_limits=ImageLimits(limits.max_bytes, limits.max_pixels, limits.max_side),
         execution=_read_execution(model.execution),
-        batching=RemoteBatching(batching.max_batch, batching.max_delay_ms, batching.max_queue),
+        batching=RemoteBatching(batching.max_batch, batching.max_delay_ms, batching.max_queue, batching.runners),
         memory_limits=RemoteMemoryLimits(memory.max_request_bytes, memory.max_admitted_bytes, memory.bytes_per_pixel),
         warm_sizes=tuple((size.height, size.width) for size in model.warm_sizes),
         cold_sizes=model.cold_sizes,

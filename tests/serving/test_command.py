@@ -114,11 +114,28 @@ def test_file_that_is_no_model_is_one_line_and_exit_code_2(tmp_path: Path) -> No
     assert result.stderr.count("\n") == 1
 
 
-def test_limits_given_on_the_command_line_are_told_to_clients(tiny_model: Path) -> None:
-    arguments = ["--port", "0", "--device", "cpu", "--max-image-bytes", "1234", "--max-image-pixels", "56"]
-    with serving(str(tiny_model), *arguments) as process:
+def test_what_is_given_on_the_command_line_is_told_to_clients(tiny_model: Path) -> None:
+    options = (
+        "--port 0 --device cpu --threads 1 --spinning --no-arena --warm 8x12 --warm 40x48 --max-batch 3 --runners 2"
+    )
+    options += " --max-delay-ms 2.5 --max-queue 9 --max-memory 300000000"
+    options += " --max-image-bytes 1234 --max-image-pixels 5678 --max-image-side 90"
+    with serving(str(tiny_model), *options.split()) as process:
         assert process.stdout is not None
         process.stdout.readline()
         with Client(process.stdout.readline().split()[-1]) as client:
-            limits = client.get_model().image_limits
-    assert (limits.max_bytes, limits.max_pixels) == (1234, 56)
+            model = client.get_model()
+    limits, batching, execution = model.image_limits, model.batching, model.execution
+    assert (limits.max_bytes, limits.max_pixels, limits.max_side) == (1234, 5678, 90)
+    assert (batching.max_batch, batching.max_delay_ms, batching.max_queue, batching.runners) == (3, 2.5, 9, 2)
+    assert model.memory_limits.max_admitted_bytes == 150_000_000  # the other half is for runs
+    assert model.warm_sizes == ((8, 12), (40, 48))
+    assert (execution.provider, execution.precision, execution.threads) == ("CPUExecutionProvider", "fp32", 1)
+    assert {placement.provider for placement in execution.placements} == {"CPUExecutionProvider"}
+
+
+@pytest.mark.parametrize("size", ["480", "0x10", "480x", "-1x5", "480x640x3"])
+def test_a_size_to_warm_that_is_none_is_refused(tiny_model: Path, size: str) -> None:
+    result = fail(str(tiny_model), "--port", "0", "--device", "cpu", "--warm", size)
+    assert result.returncode == 2
+    assert "is not HEIGHTxWIDTH in pixels, such as 480x640" in result.stderr

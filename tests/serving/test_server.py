@@ -1,6 +1,7 @@
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -14,9 +15,11 @@ from fcnseg.engine import EngineOptions
 from fcnseg.errors import RequestError, UsageError
 from fcnseg.segmenter import Segmenter, load
 from serving.models import ModelRegistry
+from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
 from serving.server import SERVICE, ServerConfig
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, RunningServer, running_server
+from tests.server_process import free_port
 from tests.tiny_model import write_tiny_model
 
 IMAGE = np.full((4, 4, 3), (255, 0, 0), np.uint8)
@@ -38,6 +41,29 @@ def test_health_check_answers_for_the_server_and_the_service(tiny_model: Path) -
             health.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=10)
     assert isinstance(caught.value, grpc.Call)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_health_is_not_serving_until_the_models_are_warm(segmenter: GatedSegmenter, tiny_model: Path) -> None:
+    registry = registry_of(segmenter, tiny_model, replace(CPU_CONFIG, warm_sizes=((8, 12),)))
+    port = free_port()
+    with ThreadPoolExecutor() as pool, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        starting = pool.submit(RunningServer, registry, ServerConfig(port=port))
+        assert segmenter.begun.acquire(timeout=10)
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", SERVICE, INFERENCE_SERVICE):
+            request = health_pb2.HealthCheckRequest(service=service)
+            assert health.Check(request, timeout=10, wait_for_ready=True).status == NOT_SERVING
+        segmenter.gate.set()
+        server = starting.result(20)
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == SERVING
+        sizes = [[image.shape[:2] for image in batch] for batch in segmenter.batches]
+        assert sizes == [[(8, 12)]] * 2 + [[(8, 12)] * 8] * 2
+        with Client(server.address) as client:
+            client.segment(np.zeros((8, 12, 3), np.uint8))
+            assert (client.get_model().warm_sizes, client.get_model().cold_sizes) == (((8, 12),), 0)
+            client.segment(np.zeros((40, 12, 3), np.uint8))
+            assert client.get_model().cold_sizes == 1
+        server.stop()
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
