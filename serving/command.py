@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from fcnseg.images import ImageLimits
+from serving.connections import ConnectionConfig
 
 if TYPE_CHECKING:
     from serving.models import ServedModel
@@ -16,6 +17,7 @@ _LIMITS = ImageLimits(max_pixels=2**25, max_side=2**14)
 # On the CPU a batch takes as long as its images one by one.
 _CPU_BATCH, _CUDA_BATCH = 1, 8
 _KEPT_BYTES = 256 << 20
+_CONNECTIONS = ConnectionConfig()
 
 
 class _Size(click.ParamType[tuple[int, int]]):
@@ -134,6 +136,45 @@ class _Size(click.ParamType[tuple[int, int]]):
     type=click.FloatRange(min=0),
     help="Seconds that requests under way may take after SIGTERM.",
 )
+@click.option(
+    "--drain-delay",
+    "drain_delay_s",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds to go on taking requests after SIGTERM, when health says NOT_SERVING already: for balancers.",
+)
+@click.option(
+    "--max-connection-age",
+    "max_age_s",
+    default=_CONNECTIONS.max_age_s,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds after which a client has to connect anew, so that balancers place it anew; 0 for never.",
+)
+@click.option(
+    "--max-connection-age-grace",
+    "max_age_grace_s",
+    default=_CONNECTIONS.max_age_grace_s,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds that its requests and streams may still take then; 0 for no limit.",
+)
+@click.option(
+    "--keepalive",
+    "keepalive_s",
+    default=_CONNECTIONS.keepalive_s,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Seconds of silence after which a client is pinged, and dropped unless it answers.",
+)
+@click.option(
+    "--max-streams",
+    default=_CONNECTIONS.max_streams,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Requests that a connection may carry at a time.",
+)
 def serve(
     *,
     models: tuple[Path, ...],
@@ -155,6 +196,11 @@ def serve(
     cudnn_search: Literal["heuristic", "exhaustive", "default"],
     tf32: bool,
     grace_s: float,
+    drain_delay_s: float,
+    max_age_s: float,
+    max_age_grace_s: float,
+    keepalive_s: float,
+    max_streams: int,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C.
 
@@ -184,7 +230,11 @@ def serve(
         click.echo(f"listening on {address}")
 
     limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)
-    asyncio.run(serve_until_stopped(registry, ServerConfig(host, port, limits, grace_s), announce))
+    connections = ConnectionConfig(
+        keepalive_s, _CONNECTIONS.keepalive_timeout_s, max_age_s, max_age_grace_s, max_streams
+    )
+    config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections)
+    asyncio.run(serve_until_stopped(registry, config, announce))
 
 
 def _describe(model: "ServedModel") -> str:

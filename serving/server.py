@@ -20,6 +20,7 @@ from fcnseg.errors import UsageError
 from fcnseg.images import ImageLimits
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import add_SegmentationServiceServicer_to_server
+from serving.connections import ConnectionConfig
 from serving.drain import CallCounter
 from serving.interceptor import ErrorInterceptor
 from serving.models import ModelRegistry
@@ -52,16 +53,22 @@ class ServerConfig:
         port: The port; 0 picks a free one.
         limits: Images beyond these are refused.
         grace_s: How long requests under way may still take once the server is stopped, in seconds.
+        drain_delay_s: How long the server still takes requests after it has reported NOT_SERVING, in seconds: balancers
+            need a while to hear of it.
+        connections: How connections are kept.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     limits: ImageLimits = field(default_factory=ImageLimits)
     grace_s: float = 30.0
+    drain_delay_s: float = 0.0
+    connections: ConnectionConfig = field(default_factory=ConnectionConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.grace_s <= _LONGEST_GRACE_S:
-            raise UsageError(f"grace is {self.grace_s:g} s; it must be from 0 to {_LONGEST_GRACE_S:g}")
+        for name, seconds in (("grace", self.grace_s), ("drain delay", self.drain_delay_s)):
+            if not 0 <= seconds <= _LONGEST_GRACE_S:
+                raise UsageError(f"{name} is {seconds:g} s; it must be from 0 to {_LONGEST_GRACE_S:g}")
 
 
 class Server:
@@ -78,9 +85,7 @@ class Server:
         self._pipeline = Pipeline(config.limits)
         self._calls = CallCounter()
         self._health = health_aio.HealthServicer()
-        self._server = grpc.aio.server(
-            interceptors=[self._calls, ErrorInterceptor()], options=_channel_options(config.limits)
-        )
+        self._server = grpc.aio.server(interceptors=[self._calls, ErrorInterceptor()], options=_channel_options(config))
         servicer = SegmentationServicer(registry, self._pipeline, self._calls, largest_request(config.limits))
         add_SegmentationServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call] # generated
         inference = InferenceServicer(registry, self._pipeline, self._calls, self._health)
@@ -114,12 +119,15 @@ class Server:
         return f"{host}:{port}"
 
     async def stop(self) -> None:
-        """Report NOT_SERVING, take no new requests, finish those under way within the grace, and close the models.
+        """Report NOT_SERVING, wait for the drain delay, take no new requests, and finish those under way in the grace.
+
+        Then the models are closed.
 
         An inference that outlasts the grace is waited for, since it cannot be interrupted; its caller is not.
         """
         with suppress(TimeoutError):  # a watcher that does not read must not hold up the end
             await asyncio.wait_for(self._health.enter_graceful_shutdown(), _ANNOUNCE_S)
+        await asyncio.sleep(self._config.drain_delay_s)
         self._calls.stopping.set()
         ended = asyncio.create_task(self._server.stop(self._config.grace_s))
         await asyncio.wait([ended], timeout=_SETTLE_S)
@@ -166,9 +174,10 @@ def largest_request(limits: ImageLimits) -> int:
     return min(largest_image + _MESSAGE_SLACK_BYTES, _LARGEST_MESSAGE_BYTES)
 
 
-def _channel_options(limits: ImageLimits) -> list[tuple[str, int]]:
+def _channel_options(config: ServerConfig) -> list[tuple[str, int]]:
     return [
-        ("grpc.max_receive_message_length", largest_request(limits)),
+        *config.connections.channel_options,
+        ("grpc.max_receive_message_length", largest_request(config.limits)),
         # An answer is as large as its image, which has been admitted.
         ("grpc.max_send_message_length", -1),
         # Without this, two servers share a port without a word and clients reach either.
