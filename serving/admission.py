@@ -24,7 +24,7 @@ class Admission:
     def __init__(self, batcher: Batcher, memory: MemoryBudget) -> None:
         self.batcher = batcher
         self.memory = memory
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
         self._count = 0
         self._pixels = 0
         self._finishing_s = Pace()
@@ -78,13 +78,6 @@ class Admission:
         with self._lock:
             self._count -= 1
             self._pixels -= pixels
-            if not self._count:
-                self._lock.notify_all()
-
-    def wait_until_idle(self, timeout_s: float) -> None:
-        """Return when no image is under way, or after a time."""
-        with self._lock:
-            self._lock.wait_for(lambda: self._count == 0, timeout_s)
 
     def finished(self, seconds: float) -> None:
         """Take in how long the answer to an image took from the end of its run."""

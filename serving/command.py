@@ -52,6 +52,15 @@ class _Size(click.ParamType[tuple[int, int]]):
     " repeated.",
 )
 @click.option(
+    "--watch",
+    "watch_s",
+    metavar="SECONDS",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="How often to look for new, changed and removed models; 0 for never.",
+)
+@click.option(
     "--max-batch",
     type=click.IntRange(1, 1024),
     help=f"Images in one run at most. [default: {_CUDA_BATCH} on CUDA, {_CPU_BATCH} on the CPU]",
@@ -182,6 +191,7 @@ def serve(
     port: int,
     device: str,
     warm_sizes: tuple[tuple[int, int], ...],
+    watch_s: float,
     max_batch: int | None,
     max_delay_ms: float,
     max_queue: int,
@@ -233,7 +243,7 @@ def serve(
     connections = ConnectionConfig(
         keepalive_s, _CONNECTIONS.keepalive_timeout_s, max_age_s, max_age_grace_s, max_streams
     )
-    config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections)
+    config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections, watch_s)
     asyncio.run(serve_until_stopped(registry, config, announce))
 
 

@@ -41,7 +41,7 @@ _LARGEST_MESSAGE_BYTES = 2**31 - 1
 # How long health watchers may take to hear of the end, and calls just accepted to be counted.
 _ANNOUNCE_S = 1.0
 _SETTLE_S = 0.05
-_LONGEST_GRACE_S = 86400.0
+_LONGEST_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class ServerConfig:
         drain_delay_s: How long the server still takes requests after it has reported NOT_SERVING, in seconds: balancers
             need a while to hear of it.
         connections: How connections are kept.
+        watch_s: How often to look for models that have changed, in seconds; 0 for never.
     """
 
     host: str = "127.0.0.1"
@@ -64,11 +65,12 @@ class ServerConfig:
     grace_s: float = 30.0
     drain_delay_s: float = 0.0
     connections: ConnectionConfig = field(default_factory=ConnectionConfig)
+    watch_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, seconds in (("grace", self.grace_s), ("drain delay", self.drain_delay_s)):
-            if not 0 <= seconds <= _LONGEST_GRACE_S:
-                raise UsageError(f"{name} is {seconds:g} s; it must be from 0 to {_LONGEST_GRACE_S:g}")
+        for name, seconds in (("grace", self.grace_s), ("drain delay", self.drain_delay_s), ("watch", self.watch_s)):
+            if not 0 <= seconds <= _LONGEST_S:
+                raise UsageError(f"{name} is {seconds:g} s; it must be from 0 to {_LONGEST_S:g}")
 
 
 class Server:
@@ -84,6 +86,7 @@ class Server:
         self._config = config
         self._pipeline = Pipeline(config.limits)
         self._calls = CallCounter()
+        self._watching: asyncio.Task[None] | None = None
         self._health = health_aio.HealthServicer()
         self._server = grpc.aio.server(interceptors=[self._calls, ErrorInterceptor()], options=_channel_options(config))
         servicer = SegmentationServicer(registry, self._pipeline, self._calls, largest_request(config.limits))
@@ -116,6 +119,8 @@ class Server:
         await asyncio.to_thread(self._registry.warm)
         for service in _SERVICES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        if self._config.watch_s:
+            self._watching = asyncio.create_task(self._watch())
         return f"{host}:{port}"
 
     async def stop(self) -> None:
@@ -125,6 +130,8 @@ class Server:
 
         An inference that outlasts the grace is waited for, since it cannot be interrupted; its caller is not.
         """
+        if self._watching is not None:
+            self._watching.cancel()
         with suppress(TimeoutError):  # a watcher that does not read must not hold up the end
             await asyncio.wait_for(self._health.enter_graceful_shutdown(), _ANNOUNCE_S)
         await asyncio.sleep(self._config.drain_delay_s)
@@ -139,6 +146,11 @@ class Server:
         await ended
         await asyncio.to_thread(self._registry.close)
         self._pipeline.close()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.watch_s)
+            await asyncio.to_thread(self._registry.refresh)
 
 
 async def serve_until_stopped(registry: ModelRegistry, config: ServerConfig, announce: Callable[[str], None]) -> None:

@@ -15,7 +15,7 @@ from serving.batcher import Executed
 from serving.drain import CallCounter
 from serving.errors import InvalidFieldError, OverloadedError
 from serving.extras import names_classes, read_extras, write_extras
-from serving.models import ModelRegistry
+from serving.models import ModelRegistry, ServedModel
 from serving.pipeline import Pipeline
 from serving.statuses import refuse
 from serving.streams import answer_in_order
@@ -75,7 +75,12 @@ class SegmentationServicer(SegmentationServiceServicer):
         return pb.GetModelResponse(model=converters.write_model(model, self._pipeline.limits, self._max_request_bytes))
 
     async def _segment(self, request: pb.SegmentRequest, patience_s: float | None) -> pb.SegmentResponse:
-        model = self._registry.find(request.model_name, request.model_version)
+        with self._registry.using(request.model_name, request.model_version) as model:
+            return await self._segment_with(model, request, patience_s)
+
+    async def _segment_with(
+        self, model: ServedModel, request: pb.SegmentRequest, patience_s: float | None
+    ) -> pb.SegmentResponse:
         encoding = converters.read_encoding(request)
         if names_classes(request):  # an unknown name is compared with all others
             wanted = await self._pipeline.in_thread(read_extras, request, model.info.label_map)

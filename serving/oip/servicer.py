@@ -170,8 +170,12 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     async def _infer(
         self, request: pb.ModelInferRequest, patience_s: float | None, *, waits: bool
     ) -> pb.ModelInferResponse:
-        deadline = _read_deadline(request, patience_s)
-        model = self._registry.find(request.model_name, request.model_version)
+        with self._registry.using(request.model_name, request.model_version) as model:
+            return await self._infer_with(model, request, _read_deadline(request, patience_s), waits=waits)
+
+    async def _infer_with(
+        self, model: ServedModel, request: pb.ModelInferRequest, deadline: float | None, *, waits: bool
+    ) -> pb.ModelInferResponse:
         outputs = read_outputs(request)
         arguments = (request, most_images(model), self._pipeline.limits)
         if reads_at_once(request):

@@ -166,11 +166,11 @@ def test_request_beyond_what_may_be_under_way_is_refused_and_a_stream_waits(tiny
 def test_stream_reads_only_a_few_requests_ahead(tiny_model: Path) -> None:
     segmenter = GatedSegmenter(tiny_model)
     sent = 0
-    image = np.zeros((1, 300, 400, 3), np.uint8)
+    image = np.zeros((1, 800, 800, 3), np.uint8)
 
     def requests() -> Iterator[pb.ModelInferRequest]:
         nonlocal sent
-        for i in range(60):
+        for i in range(40):
             sent = i + 1
             yield ask(image, "class_map", id=str(i))
 
@@ -181,9 +181,9 @@ def test_stream_reads_only_a_few_requests_ahead(tiny_model: Path) -> None:
         stream = GRPCInferenceServiceStub(channel).ModelStreamInfer(requests(), timeout=30)
         assert segmenter.begun.acquire(timeout=10)
         time.sleep(0.5)
-        assert sent < 30
+        assert sent < 35  # what was read ahead, and what fits into the transport's windows
         segmenter.gate.set()
-        assert [answer.infer_response.id for answer in stream] == [str(i) for i in range(60)]
+        assert [answer.infer_response.id for answer in stream] == [str(i) for i in range(40)]
 
 
 def test_deadline_ends_a_request_that_waits(tiny_model: Path) -> None:
