@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -105,7 +106,8 @@ class AsyncClient:
         """
         wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
         require_stream(images, in_flight)
-        return _Stream(self._exchange, self._stub, images, wanted, in_flight).items()
+        self._exchange.require_open(closed=self._closed)
+        return _Stream(self._exchange, lambda: self._stub, images, wanted, in_flight).items()
 
     async def list_models(self) -> tuple[RemoteModel, ...]:
         """Return the models that the server holds; as `Client.list_models`."""
@@ -135,6 +137,9 @@ class AsyncClient:
             return await method(request, timeout=timeout_s, wait_for_ready=wait_s is not None)
         except grpc.RpcError as error:
             raise self._exchange.failure(error, asked, timeout_s) from error
+        except grpc.aio.UsageError:  # another task has closed the channel in the meantime
+            self._exchange.require_open(closed=self._closed)
+            raise
         except asyncio.CancelledError:
             if _task_is_cancelled():
                 raise
@@ -152,7 +157,7 @@ class _Stream:
     def __init__(
         self,
         exchange: Exchange,
-        stub: SegmentationServiceStub,
+        stub: Callable[[], SegmentationServiceStub],
         images: AsyncIterable[StreamSource] | Iterable[StreamSource],
         query: SegmentQuery,
         in_flight: int,
@@ -169,7 +174,7 @@ class _Stream:
 
     async def items(self) -> AsyncGenerator[StreamItem, None]:
         """Make the call, and yield its items."""
-        call = self._stub.SegmentStream()
+        call = self._stub().SegmentStream()
         call.add_done_callback(lambda _: self._asked.put_nowait(None))
         sender = asyncio.create_task(self._send(call))
         try:
@@ -195,7 +200,7 @@ class _Stream:
                 if request is not None and not await _write(call, request):
                     return
             self._all_asked = True
-            await call.done_writing()
+            await _end_writing(call)
         except Exception as error:  # noqa: BLE001 - it belongs to the caller
             self._failure = error
         finally:
@@ -240,6 +245,12 @@ async def _write(call: Any, request: pb.SegmentStreamRequest) -> bool:
     except (grpc.RpcError, asyncio.InvalidStateError):
         return False
     return True
+
+
+async def _end_writing(call: Any) -> None:
+    """Tell that no more comes, unless the call has ended: whoever reads its answers learns why."""
+    with suppress(grpc.RpcError, asyncio.InvalidStateError, grpc.aio.InternalError):
+        await call.done_writing()
 
 
 async def _in_thread(images: Iterable[StreamSource]) -> AsyncIterator[StreamSource]:

@@ -21,6 +21,8 @@ from fcnseg.errors import (
 
 # gRPC refuses messages beyond a limit, on either end, with the status of an overloaded server.
 _BEYOND_LIMIT = "message larger than max"
+# What a server says that does answer, and what the transport never does.
+_REMEDIES = ("ask again", "go on with another")
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -98,9 +100,8 @@ def to_error(status: Status, server: str, timeout_s: float, image: str | None = 
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             error = ServerOverloadedError(told, status.retry_after_s)
         case grpc.StatusCode.UNAVAILABLE:
-            error = ServerUnavailableError(
-                f"no server answers at {server} ({status.message}); start one with 'fcnseg serve'"
-            )
+            none = f"no server answers at {server} ({status.message}); start one with 'fcnseg serve'"
+            error = ServerUnavailableError(told if status.message.endswith(_REMEDIES) else none)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             error = RequestTimeoutError(f"server {server} did not answer within {timeout_s:g} s; allow it more time")
         case grpc.StatusCode.CANCELLED:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from fcnseg.images import ImageLimits
+from fcnseg.images import ImageLimits, require_within
 from serving.connections import ConnectionConfig
 
 if TYPE_CHECKING:
@@ -227,6 +227,9 @@ def serve(
     from serving.models import ModelConfig, ModelRegistry
     from serving.server import ServerConfig, serve_until_stopped
 
+    limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)
+    for height, width in warm_sizes:
+        require_within(limits, height, width, "the image that --warm asks for")
     keep_freed_memory(_KEPT_BYTES)
     device = resolve_device(device)
     default_batch = _CPU_BATCH if device == "cpu" else _CUDA_BATCH
@@ -239,7 +242,6 @@ def serve(
             click.echo(f"serving {_describe(model)}")
         click.echo(f"listening on {address}")
 
-    limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)
     connections = ConnectionConfig(
         keepalive_s, _CONNECTIONS.keepalive_timeout_s, max_age_s, max_age_grace_s, max_streams
     )

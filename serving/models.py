@@ -212,7 +212,7 @@ class ModelRegistry:
         try:
             for source in self.sources():
                 self._swap((*self._models, self._open(source)))
-        except FcnsegError:
+        except Exception:
             self.close()
             raise
 
@@ -291,10 +291,9 @@ class ModelRegistry:
             ModelNotFoundError: There is no such model.
         """
         with self._changing:
-            if all(model.name != name for model in self._models):
-                raise ModelNotFoundError(
-                    f"no model {quote(name)} on this server; {_there_are({model.name for model in self._models})}"
-                )
+            names = dict.fromkeys(model.name for model in self._models)
+            if name not in names:
+                raise ModelNotFoundError(f"no model {quote(name)} on this server; {_there_are(names)}")
             self._replace(name, [])
 
     def refresh(self) -> None:

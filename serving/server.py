@@ -170,13 +170,19 @@ async def serve_until_stopped(registry: ModelRegistry, config: ServerConfig, ann
     for number in signals:
         loop.add_signal_handler(number, asked_to_stop.set)
     server = Server(registry, config)
+    starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(asked_to_stop.wait())
     try:
-        announce(await server.start())
-        await asked_to_stop.wait()
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            announce(starting.result())
+            await stopping
         _log.info("stopping: requests under way have %g s", config.grace_s)
     finally:
+        stopping.cancel()
+        starting.cancel()
         for number in signals:
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
         await server.stop()
 
 

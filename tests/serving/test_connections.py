@@ -1,7 +1,6 @@
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -15,17 +14,11 @@ from serving.connections import ConnectionConfig
 from serving.server import ServerConfig
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import running_server
+from tests.waiting import wait_until
 
 IMAGE = np.full((4, 4, 3), (255, 0, 0), np.uint8)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 EMPTY_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # length, type SETTINGS, no flags, stream 0
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_client_that_answers_no_ping_is_dropped(tiny_model: Path) -> None:

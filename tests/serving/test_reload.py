@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.server import ServerConfig
 from tests.running_server import CPU_CONFIG, RunningServer, running_server
 from tests.tiny_model import write_tiny_model
+from tests.waiting import wait_until
 
 IMAGE = np.full((4, 4, 3), (255, 0, 0), np.uint8)
 
@@ -101,13 +102,6 @@ def test_a_broken_model_is_told_and_all_stays_as_it_was(repository: Path) -> Non
     assert [model.version for model in registry.models] == ["1"]
     assert threading.active_count() == threads
     registry.close()
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_watching_server_serves_what_the_repository_holds(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
