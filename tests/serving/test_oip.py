@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,17 @@ def test_request_of_more_images_than_may_be_under_way_is_refused_for_good(tiny_m
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "holds 3 images; send at most 2" in caught.value.details()
         stub.ModelInfer(ask(PIXELS[:2]))
+
+
+def test_request_whose_images_never_fit_together_is_the_clients_mistake(tiny_model: Path) -> None:
+    registry = ModelRegistry([tiny_model], replace(CPU_CONFIG, max_memory=2 * 8_000_000))
+    with running_server(registry) as server, grpc.insecure_channel(server.address) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError, match="20 images need about .* send fewer at a time") as caught:
+            stub.ModelInfer(ask(np.zeros((20, 300, 300, 3), np.uint8), "class_map"), timeout=20)
+        assert isinstance(caught.value, grpc.Call)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert stub.ModelInfer(ask(np.zeros((3, 300, 300, 3), np.uint8), "class_map"), timeout=20).outputs
 
 
 def test_request_beyond_what_may_be_under_way_is_refused_and_a_stream_waits(tiny_model: Path) -> None:

@@ -180,3 +180,24 @@ def test_a_stopping_server_answers_what_a_stream_has_sent_and_ends_it(gated: Gat
         more.set()
         server.wait_stopped()
     assert status(caught.value) == (grpc.StatusCode.UNAVAILABLE, "the server is stopping; go on with another")
+
+
+def test_a_refusal_counts_as_a_failure_once_and_waiting_does_not(gated: GatedSegmenter, tiny_model: Path) -> None:
+    registry = registry_of(gated, tiny_model, replace(CPU_CONFIG, batching=BatchingConfig(1, max_queue=1)))
+    statistics = registry.models[0].statistics
+    with (
+        running_server(registry) as server,
+        grpc.insecure_channel(server.address, options=[("grpc.enable_retries", 0)]) as channel,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        stub = SegmentationServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+        held = threads.submit(stub.Segment, RED, timeout=20)
+        assert gated.begun.acquire(timeout=10)
+        waiting = stub.SegmentStream(iter([pb.SegmentStreamRequest(request=RED)]), timeout=20)
+        with pytest.raises(grpc.RpcError):
+            stub.Segment(RED, timeout=20)
+        time.sleep(0.3)  # the stream tries again and again
+        gated.gate.set()
+        held.result(10)
+        assert next(waiting).HasField("response")
+    assert (statistics.success.count, statistics.failure.count) == (2, 1)
