@@ -103,7 +103,10 @@ def to_error(status: Status, server: str, timeout_s: float, image: str | None = 
             none = f"no server answers at {server} ({status.message}); start one with 'fcnseg serve'"
             error = ServerUnavailableError(told if status.message.endswith(_REMEDIES) else none)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            error = RequestTimeoutError(f"server {server} did not answer within {timeout_s:g} s; allow it more time")
+            error = RequestTimeoutError(
+                f"server {server} did not answer within {timeout_s:g} s, retries included; see that it is running and"
+                " not overloaded, or allow it more time"
+            )
         case grpc.StatusCode.CANCELLED:
             error = RequestError(
                 f"the request to server {server} was cancelled ({status.message}); send it again over an open client",

@@ -87,7 +87,7 @@ class Admission:
 
 
 class Ticket:
-    """A request that was let in, from its arrival to its answer; to be closed."""
+    """A request that was let in, from its arrival to the end of its answer; to be closed."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -134,13 +134,15 @@ class Ticket:
             self._ran_at = time.monotonic()
             self._admission.end_run(self._pixels)
 
+    def wrote(self) -> None:
+        """Note that the answer is written."""
+        if self._ran_at is not None:
+            self._admission.finished(time.monotonic() - self._ran_at)
+
     def close(self) -> None:
         """Give back what was reserved; more than once does no harm."""
         if self._closed:
             return
         self._closed = True
-        if self._ran_at is None:
-            self.ran()
-        else:
-            self._admission.finished(time.monotonic() - self._ran_at)
+        self.ran()
         self._admission.memory.give_back(self._bytes)

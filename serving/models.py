@@ -128,12 +128,13 @@ class ModelConfig:
 DEFAULT_CONFIG = ModelConfig()
 
 
-def find_sources(paths: Sequence[Path]) -> list[ModelSource]:
+def find_sources(paths: Sequence[Path], *, strict: bool = True) -> list[ModelSource]:
     """Return the models that paths stand for.
 
     Args:
         paths: Model files, whose name is the file's stem and whose version is 1, and repositories, which are folders
             of NAME/VERSION/model.onnx (Triton's layout).
+        strict: Whether a model's folder without a version is an error, and not one that is being filled.
 
     Raises:
         ModelFileError: A path does not exist, or a repository or a model in it is empty.
@@ -141,7 +142,9 @@ def find_sources(paths: Sequence[Path]) -> list[ModelSource]:
     """
     sources: dict[tuple[str, str], ModelSource] = {}
     for path in paths:
-        for source in _sources_in(path) if path.is_dir() else [ModelSource(path.stem, "1", path)]:
+        if not path.exists():
+            raise ModelFileError(f"model file {path} does not exist; make one with 'fcnseg heatmap' or 'fcnseg export'")
+        for source in _sources_in(path, strict=strict) if path.is_dir() else [ModelSource(path.stem, "1", path)]:
             other = sources.setdefault((source.name, source.version), source)
             if other is not source:
                 raise UsageError(
@@ -151,13 +154,13 @@ def find_sources(paths: Sequence[Path]) -> list[ModelSource]:
     return list(sources.values())
 
 
-def _sources_in(repository: Path) -> Iterator[ModelSource]:
+def _sources_in(repository: Path, *, strict: bool) -> Iterator[ModelSource]:
     folders = sorted(f for f in repository.iterdir() if f.is_dir() and not f.name.startswith("."))
     if not folders:
         raise ModelFileError(f"model repository {repository} is empty; its layout is NAME/VERSION/{_FILE_NAME}")
     for folder in folders:
         versions = [v for v in folder.iterdir() if _VERSION.fullmatch(v.name) and (v / _FILE_NAME).is_file()]
-        if not versions:
+        if strict and not versions:
             raise ModelFileError(
                 f"{folder} in model repository {repository} holds no version; put the model at {folder}/1/{_FILE_NAME}"
             )
@@ -210,7 +213,7 @@ class ModelRegistry:
         self._models: tuple[ServedModel, ...] = ()
         self._failed: dict[str, _Contents] = {}
         try:
-            for source in self.sources():
+            for source in find_sources(self._paths):
                 self._swap((*self._models, self._open(source)))
         except Exception:
             self.close()
@@ -223,7 +226,7 @@ class ModelRegistry:
 
     def sources(self) -> list[ModelSource]:
         """Return the models that the paths stand for now, open or not."""
-        return find_sources(self._paths)
+        return find_sources(self._paths, strict=False)
 
     def find(self, name: str, version: str) -> ServedModel:
         """Return an open model.

@@ -18,6 +18,7 @@ from serving.errors import InvalidFieldError, OverloadedError
 from serving.models import ServedModel
 from serving.sources import Source
 from serving.statistics import Stages
+from serving.streams import Turn
 
 _Answer = TypeVar("_Answer")
 
@@ -48,7 +49,7 @@ class Pipeline:
         confidence: bool = False,
         deadline: float = math.inf,
         instant: bool = False,
-        waits: bool = False,
+        turn: Turn | None = None,
     ) -> tuple[_Answer, Stages]:
         """Answer one image; when the awaiting task is cancelled, what has not begun is not done.
 
@@ -59,7 +60,8 @@ class Pipeline:
             confidence: Whether the confidence map is wanted.
             deadline: When the answer is of no use any more, on the monotonic clock.
             instant: Whether `write` takes no time worth a thread for an image that is not large.
-            waits: Whether to wait where there is no room for it now, as long as the deadline allows.
+            turn: Its turn in a stream, where it is one's: it waits where there is no room now, as long as the deadline
+                allows, and what it holds is held until the answer has left.
 
         Returns:
             The answer, and what its stages took.
@@ -74,11 +76,11 @@ class Pipeline:
         try:
             while True:
                 try:
-                    answer, stages = await self._attempt(model, source, write, confidence, deadline, instant)
+                    answer, stages = await self._attempt(model, source, write, confidence, deadline, instant, turn)
                     break
                 except OverloadedError as error:
                     pause = min(error.retry_after_s, _LONGEST_PAUSE_S)
-                    if not waits or time.monotonic() + pause >= deadline:
+                    if turn is None or time.monotonic() + pause >= deadline:
                         raise
                 await asyncio.sleep(pause)
         except BaseException:
@@ -95,6 +97,7 @@ class Pipeline:
         confidence: bool,  # noqa: FBT001 - as for `answer`
         deadline: float,
         instant: bool,  # noqa: FBT001
+        turn: Turn | None,
     ) -> tuple[_Answer, Stages]:
         arrived = time.monotonic()
         ticket = model.admission.enter()
@@ -106,6 +109,8 @@ class Pipeline:
                 work = self._codecs.submit(self._read, model, source, ticket, deadline)
                 image = await asyncio.wrap_future(work)
             decoded = time.monotonic()
+            if turn is not None:
+                turn.let_in.set()
             work = running = model.batcher.submit(image, confidence=confidence, deadline=deadline)
             executed = await asyncio.wrap_future(running)
             ticket.ran()
@@ -115,13 +120,16 @@ class Pipeline:
             else:
                 work = writing = self._codecs.submit(write, image, executed)
                 answer = await asyncio.wrap_future(writing)
+            ticket.wrote()
             written = time.monotonic()
         finally:
             # A caller that has gone away leaves its work behind: what it holds is held until that is done.
             if work is None:
                 ticket.close()
-            else:
+            elif turn is None or not work.done():
                 work.add_done_callback(lambda _: ticket.close())
+            else:
+                turn.held.callback(ticket.close)
         stages = Stages(decoded - arrived, executed.queue_s, executed.infer_s, written - ran, executed.batch_size)
         return answer, stages
 

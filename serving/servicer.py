@@ -18,7 +18,7 @@ from serving.extras import names_classes, read_extras, write_extras
 from serving.models import ModelRegistry, ServedModel
 from serving.pipeline import Pipeline
 from serving.statuses import refuse
-from serving.streams import answer_in_order
+from serving.streams import Turn, answer_in_order
 from serving.unary import deadline_of
 
 if TYPE_CHECKING:
@@ -75,13 +75,13 @@ class SegmentationServicer(SegmentationServiceServicer):
         return pb.GetModelResponse(model=converters.write_model(model, self._pipeline.limits, self._max_request_bytes))
 
     async def _segment(
-        self, request: pb.SegmentRequest, deadline: float = math.inf, *, waits: bool = False
+        self, request: pb.SegmentRequest, deadline: float = math.inf, turn: Turn | None = None
     ) -> pb.SegmentResponse:
         with self._registry.using(request.model_name, request.model_version) as model:
-            return await self._segment_with(model, request, deadline, waits=waits)
+            return await self._segment_with(model, request, deadline, turn)
 
     async def _segment_with(
-        self, model: ServedModel, request: pb.SegmentRequest, deadline: float, *, waits: bool
+        self, model: ServedModel, request: pb.SegmentRequest, deadline: float, turn: Turn | None
     ) -> pb.SegmentResponse:
         encoding = converters.read_encoding(request)
         if names_classes(request):  # an unknown name is compared with all others
@@ -101,16 +101,16 @@ class SegmentationServicer(SegmentationServiceServicer):
             confidence=wanted.confidence,
             deadline=deadline,
             instant=encoding is Encoding.RAW and wanted.instant,
-            waits=waits,
+            turn=turn,
         )
         response.timings.CopyFrom(converters.write_stages(stages))
         return response
 
-    async def _segment_item(self, item: pb.SegmentStreamRequest) -> pb.SegmentStreamResponse:
+    async def _segment_item(self, item: pb.SegmentStreamRequest, turn: Turn) -> pb.SegmentStreamResponse:
         """Answer one image of a stream; where there is no room it waits, and its sender with it."""
         try:
             _require_id(item.id)
-            response = await self._segment(item.request, waits=True)
+            response = await self._segment(item.request, turn=turn)
             return pb.SegmentStreamResponse(id=item.id, response=response)
         except Exception as error:  # noqa: BLE001 - one image's failure is told in its place
             refusal = refuse(error, "an image of SegmentStream")

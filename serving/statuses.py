@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 INTERNAL_ERROR = "internal error; the server's log tells more"
 _NO_MESSAGE = "the request's bytes are not the message that the method takes; use stubs made from the server's contract"
+_LONGEST_MESSAGE = 1000
 # gRPC's own clients wait so long before they retry: https://github.com/grpc/proposal/blob/master/A6-client-retries.md
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
@@ -87,4 +88,10 @@ def refuse(error: Exception, what: str) -> Refusal:
         case _:
             _log.error("%s failed", what, exc_info=error)
             message = INTERNAL_ERROR
-    return Refusal(code, message, field, retry_after_s)
+    return Refusal(code, _shorten(message), field, retry_after_s)
+
+
+def _shorten(message: str) -> str:
+    """Cut a message to what fits into a status: gRPC takes 8 KB of metadata, and writes a byte as three at worst."""
+    data = message.encode()
+    return message if len(data) <= _LONGEST_MESSAGE else f"{data[:_LONGEST_MESSAGE].decode(errors='ignore')}..."

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
 
+import grpc
 from google.protobuf.message import DecodeError
 
 from serving.drain import CallCounter
@@ -17,18 +19,33 @@ _Request = TypeVar("_Request")
 _Answer = TypeVar("_Answer")
 
 _REQUESTS_AHEAD = 8
+_LONGEST_WRITE_S = 60.0
+
+
+class Turn:
+    """What one request of a stream holds up, and what it holds.
+
+    Attributes:
+        let_in: Set when there is room for its images; until then nothing more is read from its stream.
+        held: Closed when its answer has left.
+    """
+
+    def __init__(self) -> None:
+        self.let_in = asyncio.Event()
+        self.held = ExitStack()
 
 
 async def answer_in_order(
     requests: AsyncIterator[_Request],
-    answer: Callable[[_Request], Awaitable[_Answer]],
+    answer: Callable[[_Request, Turn], Awaitable[_Answer]],
     context: "Context",
     calls: CallCounter,
     what: str,
 ) -> None:
     """Answer the requests of a stream until its sender ends it; when the server stops, those that were read.
 
-    Only a few are read ahead, so that a sender that is faster than the model is held back by flow control.
+    Only a few are read ahead, and only one for which there is no room, so that a sender that is faster than the model
+    is held back by flow control. So is the model by a client that does not read, which is left after a minute.
 
     Args:
         requests: What comes.
@@ -37,26 +54,44 @@ async def answer_in_order(
         calls: Knows when the server stops, and waits for the stream.
         what: The method, for the log.
     """
-    answers: asyncio.Queue[asyncio.Task[_Answer] | None] = asyncio.Queue(_REQUESTS_AHEAD - 1)
+    answers: asyncio.Queue[tuple[asyncio.Task[_Answer], Turn] | None] = asyncio.Queue(_REQUESTS_AHEAD - 2)
+    turns: set[Turn] = set()
     end: Exception | None = None
-    with calls.counting():
-        async with asyncio.TaskGroup() as group:
+    try:
+        with calls.counting():
+            async with asyncio.TaskGroup() as group:
 
-            async def work(request: _Request) -> _Answer:
-                return await answer(request)
+                async def work(request: _Request, turn: Turn) -> _Answer:
+                    try:
+                        return await answer(request, turn)
+                    finally:
+                        turn.let_in.set()
 
-            async def read() -> None:
-                nonlocal end
-                try:
-                    async for request in _until_stopped(requests, calls.stopping):
-                        await answers.put(group.create_task(work(request)))
-                except DecodeError as error:
-                    end = error
-                await answers.put(None)
+                async def read() -> None:
+                    nonlocal end
+                    try:
+                        async for request in _until_stopped(requests, calls.stopping):
+                            turn = Turn()
+                            turns.add(turn)
+                            await answers.put((group.create_task(work(request, turn)), turn))
+                            await turn.let_in.wait()
+                    except DecodeError as error:
+                        end = error
+                    await answers.put(None)
 
-            group.create_task(read())
-            while (task := await answers.get()) is not None:
-                await context.write(await task)
+                group.create_task(read())
+                while (coming := await answers.get()) is not None:
+                    task, turn = coming
+                    answered = await task
+                    async with asyncio.timeout(_LONGEST_WRITE_S):
+                        await context.write(answered)
+                    turn.held.close()
+                    turns.remove(turn)
+    except* (grpc.aio.BaseError, TimeoutError):  # the client is gone, or does not read
+        raise asyncio.CancelledError from None
+    finally:
+        for turn in turns:
+            turn.held.close()
     if calls.stopping.is_set():
         end = StoppingError("the server is stopping; go on with another")
     if end is not None:

@@ -1,8 +1,10 @@
 """What the protocol tells of the server, its models and its repository."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import fcnseg
+from fcnseg.errors import FcnsegError
 from serving.models import ModelRegistry, ServedModel
 from serving.oip import inference_pb2 as pb
 from serving.oip.outputs import CLASS_MAP, CONFIDENCE, HEATMAP, class_map_datatype
@@ -110,15 +112,11 @@ def write_index(registry: ModelRegistry, *, ready: bool) -> pb.RepositoryIndexRe
 
     Args:
         registry: The models.
-        ready: Whether to list only those that are open.
-
-    Raises:
-        ModelFileError: A path of the registry is there no more.
-        UsageError: Two paths stand for the same model and version.
+        ready: Whether to list only those that are open. So it is where the repository cannot be looked at, too.
     """
     states = {(model.name, model.version): READY for model in registry.models}
-    if not ready:
-        for source in registry.sources():
+    with suppress(FcnsegError):
+        for source in () if ready else registry.sources():
             states.setdefault((source.name, source.version), UNAVAILABLE)
     return pb.RepositoryIndexResponse(
         models=[

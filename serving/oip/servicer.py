@@ -30,7 +30,7 @@ from serving.oip.tensors import read_sources, reads_at_once
 from serving.pipeline import Pipeline
 from serving.sources import Source
 from serving.statuses import refuse
-from serving.streams import answer_in_order
+from serving.streams import Turn, answer_in_order
 from serving.unary import deadline_of
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: "Context"
     ) -> pb.ModelInferResponse:
         """Segment the images of one request."""
-        return await self._infer(request, deadline_of(context), waits=False)
+        return await self._infer(request, deadline_of(context))
 
     async def ModelStreamInfer(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: "Context"
@@ -168,12 +168,14 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         await asyncio.to_thread(self._registry.unload, _read_name(request))
         return pb.RepositoryModelUnloadResponse()
 
-    async def _infer(self, request: pb.ModelInferRequest, deadline: float, *, waits: bool) -> pb.ModelInferResponse:
+    async def _infer(
+        self, request: pb.ModelInferRequest, deadline: float = math.inf, turn: Turn | None = None
+    ) -> pb.ModelInferResponse:
         with self._registry.using(request.model_name, request.model_version) as model:
-            return await self._infer_with(model, request, min(deadline, _read_deadline(request)), waits=waits)
+            return await self._infer_with(model, request, min(deadline, _read_deadline(request)), turn)
 
     async def _infer_with(
-        self, model: ServedModel, request: pb.ModelInferRequest, deadline: float, *, waits: bool
+        self, model: ServedModel, request: pb.ModelInferRequest, deadline: float, turn: Turn | None
     ) -> pb.ModelInferResponse:
         outputs = read_outputs(request)
         arguments = (request, most_images(model), self._pipeline.limits)
@@ -190,7 +192,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
                 confidence=any(output.name == CONFIDENCE for output in outputs),
                 deadline=deadline,
                 instant=all(output.encoding is Encoding.RAW for output in outputs),
-                waits=waits,
+                turn=turn,
             )
             return written
 
@@ -200,10 +202,10 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         images = await _gather([answer(source) for source in sources])
         return await self._pipeline.in_thread(write_response, request, model, outputs, images)
 
-    async def _infer_item(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+    async def _infer_item(self, request: pb.ModelInferRequest, turn: Turn) -> pb.ModelStreamInferResponse:
         """Answer one request of a stream; its failure is told in its place."""
         try:
-            response = await self._infer(request, math.inf, waits=True)
+            response = await self._infer(request, turn=turn)
         except Exception as error:  # noqa: BLE001
             refusal = refuse(error, "a request of ModelStreamInfer")
             nothing = pb.ModelInferResponse(id=request.id)

@@ -19,8 +19,9 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
-def test_file_is_named_by_its_stem_and_is_version_1() -> None:
-    assert find_sources([Path("models/cat.onnx")]) == [ModelSource("cat", "1", Path("models/cat.onnx"))]
+def test_file_is_named_by_its_stem_and_is_version_1(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "cat.onnx")
+    assert find_sources([path]) == [ModelSource("cat", "1", path)]
 
 
 def test_repository_holds_names_and_versions_in_number_order(repository: Path) -> None:
@@ -67,6 +68,8 @@ def test_a_name_too_long_for_a_status_is_told_shortened(repository: Path) -> Non
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write_tiny_model(tmp_path / folder / "cat.onnx")
     with pytest.raises(UsageError, match="are both model 'cat', version 1"):
         find_sources([tmp_path / "a" / "cat.onnx", tmp_path / "b" / "cat.onnx"])
 

@@ -1,5 +1,6 @@
 """What clients see of a server that has more to do than it can."""
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -9,13 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 
+from fcnseg.client import Client
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.batcher import BatchingConfig
+from serving.models import ModelRegistry
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, running_server
 from tests.waiting import wait_until
@@ -201,3 +205,30 @@ def test_a_refusal_counts_as_a_failure_once_and_waiting_does_not(gated: GatedSeg
         held.result(10)
         assert next(waiting).HasField("response")
     assert (statistics.success.count, statistics.failure.count) == (2, 1)
+
+
+def test_streams_that_nobody_reads_hold_no_more_than_the_memory_there_is_and_give_it_back(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = ModelRegistry([tiny_model], replace(CPU_CONFIG, max_memory=2 * 40_000_000))
+    memory = registry.models[0].admission.memory
+    image = pb.RawImage(height=600, width=600, rgb=bytes(1_080_000))
+    request = pb.SegmentStreamRequest(
+        request=pb.SegmentRequest(raw=image, encoding=pb.CLASS_MAP_ENCODING_RAW, heatmap_classes=["red", "blue"])
+    )
+    with running_server(registry) as server:
+        channels = [grpc.insecure_channel(server.address, options=[("test", i)]) for i in range(4)]
+        stubs = [SegmentationServiceStub(channel) for channel in channels]  # type: ignore[no-untyped-call] # generated
+        calls = [stub.SegmentStream(itertools.repeat(request, 60)) for stub in stubs]
+        most = 0
+        for _ in range(100):
+            most = max(most, memory.taken)
+            time.sleep(0.01)
+        for call, channel in zip(calls, channels, strict=True):
+            call.cancel()
+            channel.close()
+        wait_until(lambda: memory.taken == 0)
+        with Client(server.address) as client:
+            client.segment(np.zeros((4, 4, 3), np.uint8))
+    assert 10_000_000 < most <= memory.total
+    assert not caplog.records

@@ -134,6 +134,33 @@ def test_a_watching_server_serves_what_the_repository_holds(repository: Path, ca
             client.segment(IMAGE, model="cat")
 
 
+def test_a_repository_that_is_away_for_a_while_takes_nothing_from_service(
+    repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = ModelRegistry([repository], CPU_CONFIG)
+    first = registry.find("cat", "1")
+    away = repository.with_name("away")
+    with running_server(registry, ServerConfig(watch_s=0.05)) as server, Client(server.address) as client:
+        repository.rename(away)
+        wait_until(lambda: "does not exist" in caplog.text)
+        time.sleep(0.2)
+        client.segment(IMAGE, model="cat")
+        away.rename(repository)
+        put(repository, 2, "second")
+        wait_until(lambda: licence(registry) == "second")
+        assert registry.find("cat", "1") is first
+
+
+def test_a_folder_that_is_being_filled_concerns_only_itself(repository: Path) -> None:
+    registry = ModelRegistry([repository], CPU_CONFIG)
+    (repository / "unfinished").mkdir()
+    put(repository, 2, "second")
+    registry.load("cat")
+    assert licence(registry) == "second"
+    assert [source.name for source in registry.sources()] == ["cat", "cat"]
+    registry.close()
+
+
 def test_the_inference_service_loads_what_has_changed(repository: Path) -> None:
     with running_server([repository]) as server, grpc.insecure_channel(server.address) as channel:
         stub = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call] # generated
