@@ -134,6 +134,25 @@ class _Size(click.ParamType[tuple[int, int]]):
     type=click.FloatRange(min=0),
     help="Seconds that requests under way may take after SIGTERM.",
 )
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    help="Port for /healthz, /readyz and /metrics over HTTP; 0 picks a free one. [default: none]",
+)
+@click.option(
+    "--log-format",
+    default="human",
+    show_default=True,
+    type=click.Choice(["human", "json"]),
+    help="How lines of the log, on stderr, are written.",
+)
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["info", "warning"]),
+    help="info writes a line for each request.",
+)
 def serve(
     *,
     models: tuple[Path, ...],
@@ -155,6 +174,9 @@ def serve(
     cudnn_search: Literal["heuristic", "exhaustive", "default"],
     tf32: bool,
     grace_s: float,
+    http_port: int | None,
+    log_format: Literal["human", "json"],
+    log_level: str,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C.
 
@@ -168,9 +190,11 @@ def serve(
     from fcnseg.allocator import keep_freed_memory
     from fcnseg.engine import EngineOptions, resolve_device
     from serving.batcher import BatchingConfig
+    from serving.logs import set_up_logs
     from serving.models import ModelConfig, ModelRegistry
     from serving.server import ServerConfig, serve_until_stopped
 
+    set_up_logs(log_format, log_level)
     keep_freed_memory(_KEPT_BYTES)
     device = resolve_device(device)
     default_batch = _CPU_BATCH if device == "cpu" else _CUDA_BATCH
@@ -178,13 +202,15 @@ def serve(
     batching = BatchingConfig(max_batch or default_batch, max_delay_ms / 1000, max_queue, runners)
     registry = ModelRegistry(models, ModelConfig(device, engine, batching, max_memory, warm_sizes))
 
-    def announce(address: str) -> None:
+    def announce(address: str, http_address: str | None) -> None:
         for model in registry.models:
             click.echo(f"serving {_describe(model)}")
+        if http_address is not None:
+            click.echo(f"probes and metrics at http://{http_address}")
         click.echo(f"listening on {address}")
 
     limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)
-    asyncio.run(serve_until_stopped(registry, ServerConfig(host, port, limits, grace_s), announce))
+    asyncio.run(serve_until_stopped(registry, ServerConfig(host, port, limits, grace_s, http_port), announce))
 
 
 def _describe(model: "ServedModel") -> str:

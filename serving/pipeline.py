@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,12 +15,15 @@ from numpy.typing import NDArray
 from fcnseg.images import ImageLimits
 from serving.admission import Ticket
 from serving.batcher import Executed
-from serving.errors import InvalidFieldError
+from serving.calls import current_call, ran_out
+from serving.errors import InvalidFieldError, OverloadedError, TooLateError
 from serving.models import ServedModel
 from serving.sources import Source
 from serving.statistics import Stages
 
 _Answer = TypeVar("_Answer")
+
+_LONGEST_PAUSE_S = 0.1
 
 
 class Pipeline:
@@ -45,6 +49,7 @@ class Pipeline:
         confidence: bool = False,
         patience_s: float | None = None,
         instant: bool = False,
+        waits: bool = False,
     ) -> tuple[_Answer, Stages]:
         """Answer one image; when the awaiting task is cancelled, what has not begun is not done.
 
@@ -55,6 +60,7 @@ class Pipeline:
             confidence: Whether the confidence map is wanted.
             patience_s: Seconds until the answer is of no use; None for no limit.
             instant: Whether `write` takes no time worth a thread.
+            waits: Whether an image that there is no room for waits for it, as long as the patience lasts.
 
         Returns:
             The answer, and what its stages took.
@@ -65,17 +71,55 @@ class Pipeline:
             TooLateError: The patience ended before its turn came.
             StoppingError: The model is being closed.
         """
+        began = time.monotonic()
+        deadline = math.inf if patience_s is None else began + patience_s
+        if (call := current_call.get()) is not None:
+            call.model = f"{model.name}/{model.version}"
+        try:
+            while True:
+                try:
+                    answer, stages = await self._attempt(
+                        model, source, write, confidence=confidence, deadline=deadline, instant=instant
+                    )
+                    break
+                except OverloadedError as error:
+                    pause = min(error.retry_after_s, _LONGEST_PAUSE_S)
+                    if not waits or deadline - time.monotonic() <= pause:
+                        raise
+                await asyncio.sleep(pause)
+        except BaseException as error:
+            ended = time.monotonic()
+            late = isinstance(error, asyncio.CancelledError) and ran_out(deadline - ended)
+            model.statistics.failed(ended - began, TooLateError("the deadline passed on the way") if late else error)
+            raise
+        model.statistics.answered(stages)
+        if call is not None:
+            call.answered(stages)
+        return answer, stages
+
+    async def _attempt(
+        self,
+        model: ServedModel,
+        source: Source,
+        write: Callable[[NDArray[np.uint8], Executed], _Answer],
+        *,
+        confidence: bool,
+        deadline: float,
+        instant: bool,
+    ) -> tuple[_Answer, Stages]:
+        """Answer one image if there is room for it."""
         arrived = time.monotonic()
-        deadline = math.inf if patience_s is None else arrived + patience_s
         ticket = model.admission.enter()
         work: Future[Any] | None = None
         try:
             if source.instant:
                 image = self._read(model, source, ticket, deadline)
             else:
-                work = self._codecs.submit(self._read, model, source, ticket, deadline)
+                work = self._submit(self._read, model, source, ticket, deadline)
                 image = await asyncio.wrap_future(work)
             decoded = time.monotonic()
+            if (call := current_call.get()) is not None:
+                call.size = image.shape[0], image.shape[1]
             work = running = model.batcher.submit(image, confidence=confidence, deadline=deadline)
             executed = await asyncio.wrap_future(running)
             ticket.ran()
@@ -83,12 +127,9 @@ class Pipeline:
             if instant:
                 answer = write(image, executed)
             else:
-                work = writing = self._codecs.submit(write, image, executed)
+                work = writing = self._submit(write, image, executed)
                 answer = await asyncio.wrap_future(writing)
             written = time.monotonic()
-        except BaseException:
-            model.statistics.failed(time.monotonic() - arrived)
-            raise
         finally:
             # A caller that has gone away leaves its work behind: what it holds is held until that is done.
             if work is None:
@@ -96,16 +137,19 @@ class Pipeline:
             else:
                 work.add_done_callback(lambda _: ticket.close())
         stages = Stages(decoded - arrived, executed.queue_s, executed.infer_s, written - ran, executed.batch_size)
-        model.statistics.answered(stages)
         return answer, stages
 
     async def in_thread(self, work: Callable[..., _Answer], *arguments: Any) -> _Answer:
         """Do work in one of the threads for decoding and writing."""
-        return await asyncio.wrap_future(self._codecs.submit(work, *arguments))
+        return await asyncio.wrap_future(self._submit(work, *arguments))
 
     def close(self) -> None:
         """Drop what waits for a thread."""
         self._codecs.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, work: Callable[..., _Answer], *arguments: Any) -> Future[_Answer]:
+        """Let a thread do work for the current call."""
+        return self._codecs.submit(copy_context().run, work, *arguments)
 
     def _read(self, model: ServedModel, source: Source, ticket: Ticket, deadline: float) -> NDArray[np.uint8]:
         height, width = source.open(self.limits)

@@ -5,6 +5,7 @@ import errno
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
 
 from fcnseg.errors import UsageError
 from fcnseg.images import ImageLimits
@@ -22,12 +24,15 @@ from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import add_SegmentationServiceServicer_to_server
 from serving.drain import CallCounter
 from serving.interceptor import ErrorInterceptor
+from serving.metrics import collect_into
 from serving.models import ModelRegistry
+from serving.observer import CallObserver
 from serving.oip.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
 from serving.oip.servicer import InferenceServicer
 from serving.pipeline import Pipeline
 from serving.servicer import SegmentationServicer
+from serving.side_server import SideServer
 
 _log = logging.getLogger(__name__)
 
@@ -52,12 +57,14 @@ class ServerConfig:
         port: The port; 0 picks a free one.
         limits: Images beyond these are refused.
         grace_s: How long requests under way may still take once the server is stopped, in seconds.
+        http_port: The port for probes and metrics, 0 for a free one; None for no such port.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     limits: ImageLimits = field(default_factory=ImageLimits)
     grace_s: float = 30.0
+    http_port: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.grace_s <= _LONGEST_GRACE_S:
@@ -70,16 +77,24 @@ class Server:
     Args:
         registry: The models; closed with the server.
         config: How to serve.
+        collectors: Takes the server's metrics; the default is one of its own.
     """
 
-    def __init__(self, registry: ModelRegistry, config: ServerConfig) -> None:
+    def __init__(
+        self, registry: ModelRegistry, config: ServerConfig, collectors: CollectorRegistry | None = None
+    ) -> None:
         self._registry = registry
         self._config = config
         self._pipeline = Pipeline(config.limits)
         self._calls = CallCounter()
         self._health = health_aio.HealthServicer()
+        self._ready = threading.Event()
+        self._side: SideServer | None = None
+        observer = CallObserver()
+        self._collectors = collectors or CollectorRegistry()
+        collect_into(self._collectors, registry, observer, self._ready.is_set)
         self._server = grpc.aio.server(
-            interceptors=[self._calls, ErrorInterceptor()], options=_channel_options(config.limits)
+            interceptors=[observer, self._calls, ErrorInterceptor()], options=_channel_options(config.limits)
         )
         servicer = SegmentationServicer(registry, self._pipeline, self._calls, largest_request(config.limits))
         add_SegmentationServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call] # generated
@@ -89,6 +104,11 @@ class Server:
         reflection.enable_server_reflection(
             [SERVICE, INFERENCE_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME], self._server
         )
+
+    @property
+    def http_address(self) -> str | None:
+        """Where probes and metrics are answered, as HOST:PORT; None where they are not."""
+        return self._side.address if self._side else None
 
     async def start(self) -> str:
         """Listen, warm the models, report SERVING, and return the address as HOST:PORT.
@@ -108,9 +128,16 @@ class Server:
         for service in _SERVICES:
             await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
+        if (http_port := self._config.http_port) is not None:
+            _check_port(self._config.host, http_port, "--http-port")
+            # In a thread: the library asks the resolver for the host's name.
+            self._side = await asyncio.to_thread(
+                SideServer, self._config.host, http_port, self._collectors, self._ready.is_set
+            )
         await asyncio.to_thread(self._registry.warm)
         for service in _SERVICES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._ready.set()
         return f"{host}:{port}"
 
     async def stop(self) -> None:
@@ -118,6 +145,7 @@ class Server:
 
         An inference that outlasts the grace is waited for, since it cannot be interrupted; its caller is not.
         """
+        self._ready.clear()
         with suppress(TimeoutError):  # a watcher that does not read must not hold up the end
             await asyncio.wait_for(self._health.enter_graceful_shutdown(), _ANNOUNCE_S)
         self._calls.stopping.set()
@@ -131,15 +159,19 @@ class Server:
         await ended
         await asyncio.to_thread(self._registry.close)
         self._pipeline.close()
+        if self._side is not None:
+            await asyncio.to_thread(self._side.close)
 
 
-async def serve_until_stopped(registry: ModelRegistry, config: ServerConfig, announce: Callable[[str], None]) -> None:
+async def serve_until_stopped(
+    registry: ModelRegistry, config: ServerConfig, announce: Callable[[str, str | None], None]
+) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal ends the process at once.
 
     Args:
         registry: The models; closed at the end.
         config: How to serve.
-        announce: Called with the address, HOST:PORT, when requests are accepted.
+        announce: Called with the address, HOST:PORT, and that of probes and metrics, when requests are accepted.
 
     Raises:
         UsageError: The port cannot be listened on.
@@ -151,7 +183,7 @@ async def serve_until_stopped(registry: ModelRegistry, config: ServerConfig, ann
         loop.add_signal_handler(number, asked_to_stop.set)
     server = Server(registry, config)
     try:
-        announce(await server.start())
+        announce(await server.start(), server.http_address)
         await asked_to_stop.wait()
         _log.info("stopping: requests under way have %g s", config.grace_s)
     finally:
@@ -176,7 +208,7 @@ def _channel_options(limits: ImageLimits) -> list[tuple[str, int]]:
     ]
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(host: str, port: int, option: str = "--port") -> None:
     """Say why a port cannot be listened on: gRPC says it in a log line of its own, and only that it cannot.
 
     Raises:
@@ -191,10 +223,12 @@ def _check_port(host: str, port: int) -> None:
     attempts = [_try_to_listen(family, address) for family, _, _, _, address in addresses]
     failures = [failure for failure in attempts if failure is not None]
     if any(failure.errno == errno.EADDRINUSE for failure in failures):
-        raise UsageError(f"port {port} of {host} is in use; choose another with --port, or a free one with --port 0")
+        raise UsageError(
+            f"port {port} of {host} is in use; choose another with {option}, or a free one with {option} 0"
+        )
     if len(failures) == len(addresses):
         raise UsageError(
-            f"cannot listen on {host}:{port}: {failures[0].strerror}; choose another with --host and --port"
+            f"cannot listen on {host}:{port}: {failures[0].strerror}; choose another with --host and {option}"
         ) from failures[0]
 
 

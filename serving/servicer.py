@@ -1,6 +1,5 @@
 """The segmentation service: convert, call, convert."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceServicer
 from serving import converters
 from serving.batcher import Executed
 from serving.drain import CallCounter
-from serving.errors import InvalidFieldError, OverloadedError
+from serving.errors import InvalidFieldError
 from serving.extras import names_classes, read_extras, write_extras
 from serving.models import ModelRegistry
 from serving.pipeline import Pipeline
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from serving.unary import Context
 
 _LONGEST_ID = 256
-_LONGEST_PAUSE_S = 0.1
 
 
 class SegmentationServicer(SegmentationServiceServicer):
@@ -47,7 +45,7 @@ class SegmentationServicer(SegmentationServiceServicer):
         self, request: pb.SegmentRequest, context: "Context"
     ) -> pb.SegmentResponse:
         """Segment one image."""
-        return await self._segment(request, context.time_remaining())
+        return await self._segment(request, context.time_remaining(), waits=False)
 
     async def SegmentStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SegmentStreamRequest], context: "Context"
@@ -74,7 +72,9 @@ class SegmentationServicer(SegmentationServiceServicer):
         model = self._registry.find(request.model_name, request.model_version)
         return pb.GetModelResponse(model=converters.write_model(model, self._pipeline.limits, self._max_request_bytes))
 
-    async def _segment(self, request: pb.SegmentRequest, patience_s: float | None) -> pb.SegmentResponse:
+    async def _segment(
+        self, request: pb.SegmentRequest, patience_s: float | None, *, waits: bool
+    ) -> pb.SegmentResponse:
         model = self._registry.find(request.model_name, request.model_version)
         encoding = converters.read_encoding(request)
         if names_classes(request):  # an unknown name is compared with all others
@@ -85,6 +85,9 @@ class SegmentationServicer(SegmentationServiceServicer):
         def write(image: NDArray[np.uint8], executed: Executed) -> pb.SegmentResponse:
             response = converters.write_answer(executed, encoding, model, wanted.classes)
             write_extras(response, wanted, image, executed.segmentation, model.info.geometry)
+            model.drift.add_areas(executed.segmentation.classes)
+            if executed.segmentation.confidence is not None:
+                model.drift.add_confidence(executed.segmentation.confidence)
             return response
 
         response, stages = await self._pipeline.answer(
@@ -94,6 +97,7 @@ class SegmentationServicer(SegmentationServiceServicer):
             confidence=wanted.confidence,
             patience_s=patience_s,
             instant=encoding is Encoding.RAW and wanted.instant,
+            waits=waits,
         )
         response.timings.CopyFrom(converters.write_stages(stages))
         return response
@@ -102,12 +106,8 @@ class SegmentationServicer(SegmentationServiceServicer):
         """Answer one image of a stream; where there is no room it waits, and its sender with it."""
         try:
             _require_id(item.id)
-            while True:
-                try:
-                    response = await self._segment(item.request, None)
-                    return pb.SegmentStreamResponse(id=item.id, response=response)
-                except OverloadedError as error:
-                    await asyncio.sleep(min(error.retry_after_s, _LONGEST_PAUSE_S))
+            response = await self._segment(item.request, None, waits=True)
+            return pb.SegmentStreamResponse(id=item.id, response=response)
         except Exception as error:  # noqa: BLE001 - one image's failure is told in its place
             refusal = refuse(error, "an image of SegmentStream")
             number: int = refusal.code.value[0]

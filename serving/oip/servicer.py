@@ -6,13 +6,16 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
+from numpy.typing import NDArray
 
 from fcnseg.errors import FcnsegError, ModelNotFoundError
 from fcnseg.masks import Encoding
+from serving.batcher import Executed
 from serving.drain import CallCounter
-from serving.errors import InvalidFieldError, OverloadedError, quote
+from serving.errors import InvalidFieldError, quote
 from serving.models import ModelRegistry, ServedModel
 from serving.oip import inference_pb2 as pb
 from serving.oip.descriptions import (
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-_LONGEST_PAUSE_S = 0.1
 _LONGEST_TIMEOUT_US = 10**15
 
 
@@ -212,25 +214,23 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         *,
         waits: bool,
     ) -> Written:
-        """Answer one image; where there is no room, wait for it if that is allowed and the deadline leaves time."""
-        while True:
-            patience_s = None if deadline is None else deadline - time.monotonic()
-            try:
-                written, _ = await self._pipeline.answer(
-                    model,
-                    source,
-                    lambda _, executed: write_outputs(outputs, executed.segmentation),
-                    confidence=any(output.name == CONFIDENCE for output in outputs),
-                    patience_s=patience_s,
-                    instant=all(output.encoding is Encoding.RAW for output in outputs),
-                )
-            except OverloadedError as error:
-                pause = min(error.retry_after_s, _LONGEST_PAUSE_S)
-                if not waits or (patience_s is not None and patience_s <= pause):
-                    raise
-                await asyncio.sleep(pause)
-            else:
-                return written
+        """Answer one image."""
+
+        def write(_: NDArray[np.uint8], executed: Executed) -> Written:
+            if executed.segmentation.confidence is not None:
+                model.drift.add_confidence(executed.segmentation.confidence)
+            return write_outputs(outputs, executed.segmentation)
+
+        written, _ = await self._pipeline.answer(
+            model,
+            source,
+            write,
+            confidence=any(output.name == CONFIDENCE for output in outputs),
+            patience_s=None if deadline is None else deadline - time.monotonic(),
+            instant=all(output.encoding is Encoding.RAW for output in outputs),
+            waits=waits,
+        )
+        return written
 
     async def _infer_item(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
         """Answer one request of a stream; its failure is told in its place."""

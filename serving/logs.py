@@ -1,0 +1,57 @@
+"""The server's log: lines for people or JSON, each with the id of the request it belongs to."""
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Literal
+
+from serving.calls import current_call
+
+LogFormat = Literal["human", "json"]
+
+
+class HumanFormatter(logging.Formatter):
+    """LEVEL LOGGER: MESSAGE request_id=ID."""
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        """Write the line that a traceback may follow."""
+        line = super().formatMessage(record)
+        call = current_call.get()
+        return line if call is None else f"{line} request_id={call.request_id}"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `time` (UTC), `level`, `logger`, `message`, `request_id`, `exception`, and the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write the line."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        call = current_call.get()
+        if call is not None:
+            line["request_id"] = call.request_id
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def set_up_logs(log_format: LogFormat, level: str) -> None:
+    """Let the process's log have a format, and the server's own lines from a level on.
+
+    Args:
+        log_format: For people, or for machines.
+        level: `info` or `warning`; where the log is at a lower one already, it stays.
+    """
+    formatter = JsonFormatter() if log_format == "json" else HumanFormatter()
+    root = logging.getLogger()
+    for handler in root.handlers:
+        handler.setFormatter(formatter)
+    logging.getLogger("serving").setLevel(min(root.level, logging.getLevelNamesMapping()[level.upper()]))
