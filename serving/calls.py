@@ -65,7 +65,7 @@ class Call:
         if self.images:
             fields["images"] = self.images
         fields |= {name: round(value, 3) for name, value in (*self.stages_ms.items(), ("total_ms", seconds * 1000))}
-        _log.log(level, "%s", " ".join(f"{k}={v}" for k, v in fields.items()), extra={"fields": fields})
+        _log.log(level, "call ended", extra={"fields": fields})
 
 
 current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)

@@ -1,4 +1,7 @@
-"""The server's log: lines for people or JSON, each with the id of the request it belongs to."""
+"""The server's log: lines for people or JSON, each with the id of the request it belongs to.
+
+A record may carry `fields`, a mapping of names to what JSON can hold, which stand beside its message.
+"""
 
 import json
 import logging
@@ -11,16 +14,14 @@ LogFormat = Literal["human", "json"]
 
 
 class HumanFormatter(logging.Formatter):
-    """LEVEL LOGGER: MESSAGE request_id=ID."""
+    """LEVEL LOGGER: MESSAGE FIELD=VALUE ... request_id=ID."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
         """Write the line that a traceback may follow."""
-        line = super().formatMessage(record)
-        call = current_call.get()
-        return line if call is None else f"{line} request_id={call.request_id}"
+        return " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in _read_fields(record).items())])
 
 
 class JsonFormatter(logging.Formatter):
@@ -34,13 +35,17 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        call = current_call.get()
-        if call is not None:
-            line["request_id"] = call.request_id
-        line |= getattr(record, "fields", {})
+        line |= _read_fields(record)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+def _read_fields(record: logging.LogRecord) -> dict[str, object]:
+    """Return what stands beside a record's message; its call is the one that the writing thread works for."""
+    fields: dict[str, object] = dict(getattr(record, "fields", {}))
+    call = current_call.get()
+    return fields if call is None else fields | {"request_id": call.request_id}
 
 
 def set_up_logs(log_format: LogFormat, level: str) -> None:

@@ -56,7 +56,7 @@ def test_serves_until_a_signal_and_exits_with_0(tmp_path: Path, number: signal.S
         assert process.stderr is not None
         request, stopping = process.stderr.read().splitlines()
         assert request.startswith(
-            "INFO serving.calls: method=fcnseg.v1.SegmentationService/Segment code=OK model=cat/1 "
+            "INFO serving.calls: call ended method=fcnseg.v1.SegmentationService/Segment code=OK model=cat/1 "
         )
         assert stopping == "INFO serving.server: stopping: requests under way have 30 s"
     assert answer.data == masks.encode(offline.segment(image).class_map, Encoding.PNG, offline.info.label_map)

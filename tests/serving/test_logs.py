@@ -115,7 +115,7 @@ def test_a_fault_is_logged_whole_with_the_requests_id(
     first, *_, last = human.getvalue().splitlines()
     assert first == "ERROR serving.statuses: /fcnseg.v1.SegmentationService/Segment failed request_id=why?"
     assert last.startswith(
-        "INFO serving.calls: method=fcnseg.v1.SegmentationService/Segment code=INTERNAL model=moody/1"
+        "INFO serving.calls: call ended method=fcnseg.v1.SegmentationService/Segment code=INTERNAL model=moody/1"
     )
     assert last.endswith(" request_id=why?")
 
