@@ -124,7 +124,7 @@ def test_unknown_methods_models_and_ids_make_no_series(tiny_model: Path) -> None
         before = until(server, "fcnseg_requests_total", 2)
         for i in range(20):
             with pytest.raises(grpc.RpcError):
-                channel.unary_unary(f"/made.up.Service/Method{i}")(b"", timeout=10)
+                channel.unary_unary(f"/made.up.Service/Method{i}")(b"", timeout=10)  # type: ignore[arg-type]
             refuse(stub, grpc.StatusCode.NOT_FOUND, pb.SegmentRequest(model_name=f"nobody {i}", model_version=str(i)))
             stub.Segment(RED, timeout=10, metadata=[("x-request-id", f"id-{i}")])
         after = until(server, "fcnseg_requests_total", 62)
@@ -304,3 +304,15 @@ def test_the_process_is_told_of(tiny_model: Path) -> None:
         seen = scrape(server)
     assert seen.value("process_resident_memory_bytes") > 10_000_000
     assert seen.value("process_cpu_seconds_total") > 0
+
+
+def test_scraping_a_busy_server_disturbs_neither(tiny_model: Path) -> None:
+    with running_server(tiny_model, HTTP) as server, asking(server) as (stub, threads):
+        futures = [threads.submit(stub.Segment, RED, timeout=20) for _ in range(200)]
+        answered = [0.0]
+        while not all(future.done() for future in futures):
+            answered.append(scrape(server).value("fcnseg_images_total", outcome="answered"))
+        assert all(future.result().class_map.data == bytes(16) for future in futures)
+        seen = scrape(server)
+    assert answered == sorted(answered)
+    assert seen.value("fcnseg_stage_seconds_bucket", stage="total", le="+Inf") == 200
