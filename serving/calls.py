@@ -52,8 +52,14 @@ class Call:
         ):
             self.stages_ms[name] = self.stages_ms.get(name, 0.0) + seconds * 1000
 
-    def log(self, code: grpc.StatusCode, seconds: float) -> None:
-        """Write the call's line: at INFO, and at DEBUG where probes ask."""
+    def log(self, code: grpc.StatusCode, seconds: float, error: str = "") -> None:
+        """Write the call's line: at INFO, and at DEBUG where probes ask.
+
+        Args:
+            code: What it ended with.
+            seconds: How long it took.
+            error: What its client was told, where it was told why it is not answered.
+        """
         level = logging.DEBUG if self.method.startswith(_QUIET) else logging.INFO
         if not _log.isEnabledFor(level):
             return
@@ -65,6 +71,8 @@ class Call:
         if self.images:
             fields["images"] = self.images
         fields |= {name: round(value, 3) for name, value in (*self.stages_ms.items(), ("total_ms", seconds * 1000))}
+        if error:
+            fields["error"] = error
         _log.log(level, "call ended", extra={"fields": fields})
 
 

@@ -5,23 +5,25 @@ A record may carry `fields`, a mapping of names to what JSON can hold, which sta
 
 import json
 import logging
+import re
 from datetime import UTC, datetime
 from typing import Literal
 
 from serving.calls import current_call
 
 LogFormat = Literal["human", "json"]
+_WORD = re.compile(r"[!#-~]+")
 
 
 class HumanFormatter(logging.Formatter):
-    """LEVEL LOGGER: MESSAGE FIELD=VALUE ... request_id=ID."""
+    """LEVEL LOGGER: MESSAGE FIELD=VALUE ... request_id=ID; values that are no single word are quoted."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
         """Write the line that a traceback may follow."""
-        return " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in _read_fields(record).items())])
+        return " ".join([super().formatMessage(record), *(f"{k}={_quote(v)}" for k, v in _read_fields(record).items())])
 
 
 class JsonFormatter(logging.Formatter):
@@ -46,6 +48,11 @@ def _read_fields(record: logging.LogRecord) -> dict[str, object]:
     fields: dict[str, object] = dict(getattr(record, "fields", {}))
     call = current_call.get()
     return fields if call is None else fields | {"request_id": call.request_id}
+
+
+def _quote(value: object) -> str:
+    text = str(value)
+    return text if _WORD.fullmatch(text) else json.dumps(text)
 
 
 def set_up_logs(log_format: LogFormat, level: str) -> None:

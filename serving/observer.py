@@ -87,7 +87,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
                 raise
             finally:
                 self._end(method, code)
-                call.log(code, time.monotonic() - began)
+                call.log(code, time.monotonic() - began, _details(context))
             return answer
 
         return observed
@@ -112,6 +112,12 @@ class CallObserver(grpc.aio.ServerInterceptor):
             return data
 
         return counting
+
+
+def _details(context: "Context") -> str:
+    """Return what a client was told of why its call is not answered."""
+    details = context.details()
+    return details if isinstance(details, str) else ""
 
 
 def _code(context: "Context", otherwise: grpc.StatusCode) -> grpc.StatusCode:

@@ -82,6 +82,8 @@ def test_each_request_is_a_json_line_with_the_clients_id(
     assert (answered["level"], answered["logger"]) == ("INFO", "serving.calls")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", answered["time"])
     assert STAGES[0] not in failed
+    assert failed["error"] == refused.details()
+    assert "error" not in answered
 
 
 def test_a_stream_is_one_line_that_sums_its_images(
@@ -118,6 +120,21 @@ def test_a_fault_is_logged_whole_with_the_requests_id(
         "INFO serving.calls: call ended method=fcnseg.v1.SegmentationService/Segment code=INTERNAL model=moody/1"
     )
     assert last.endswith(" request_id=why?")
+
+
+def test_what_is_no_single_word_is_quoted_for_people(
+    tmp_path: Path, written: Callable[[logging.Formatter], io.StringIO]
+) -> None:
+    stream = written(HumanFormatter())
+    path = write_tiny_model(tmp_path / "two words.onnx")
+    with running_server(path) as server, grpc.insecure_channel(server.address) as channel:
+        stub_of(channel).Segment(RED, timeout=10)
+        fail(stub_of(channel), pb.SegmentRequest(model_name='a\nERROR "x"'), metadata=[("x-request-id", 'say"cheese')])
+    answered, failed = stream.getvalue().splitlines()
+    assert ' model="two words/1" height=4 ' in answered
+    assert " code=NOT_FOUND " in failed
+    assert ' error="no model ' in failed
+    assert failed.endswith(' request_id="say\\"cheese"')
 
 
 @pytest.mark.parametrize("given", ["", "x" * 65, "two words", 'a"b code=OK', " padded "])
