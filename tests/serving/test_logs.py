@@ -5,6 +5,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,27 @@ def test_each_request_is_a_json_line_with_the_clients_id(
     assert STAGES[0] not in failed
     assert failed["error"] == refused.details()
     assert "error" not in answered
+
+
+def test_lines_of_requests_at_the_same_time_are_not_mixed_up(
+    tiny_model: Path, written: Callable[[logging.Formatter], io.StringIO]
+) -> None:
+    stream = written(JsonFormatter())
+
+    def ask(width: int) -> str:
+        request = pb.SegmentRequest(raw=pb.RawImage(height=4, width=width, rgb=bytes(12 * width)))
+        return returned_id(stub.Segment.with_call(request, timeout=10, metadata=[("x-request-id", f"w{width}")])[1])
+
+    with (
+        running_server(tiny_model) as server,
+        grpc.insecure_channel(server.address) as channel,
+        ThreadPoolExecutor(16) as threads,
+    ):
+        stub = stub_of(channel)
+        assert list(threads.map(ask, range(1, 101))) == [f"w{width}" for width in range(1, 101)]
+    assert sorted((line["width"], line["request_id"]) for line in lines(stream)) == [
+        (w, f"w{w}") for w in range(1, 101)
+    ]
 
 
 def test_a_stream_is_one_line_that_sums_its_images(
