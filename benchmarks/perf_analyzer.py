@@ -64,7 +64,8 @@ def fetch_program() -> Path:
 @contextmanager
 def served(model: Path, size: str, options: list[str]) -> Iterator[str]:
     """Serve a model file on a free port, and give its address."""
-    command = [sys.executable, "-m", "fcnseg", "serve", str(model), "--port", "0", "--warm", size, *options]
+    command = [sys.executable, "-m", "fcnseg", "serve", str(model), "--port", "0", "--warm", size]
+    command += ["--log-level", "warning", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None  # noqa: S101 - a pipe was asked for
         try:

@@ -5,7 +5,7 @@ Run it: python benchmarks/serving_load.py [QUESTION...] [--rounds N] [--seconds 
 Needs h2load (Debian: apt install nghttp2-client). Every figure stands beside a plain loop over onnxruntime's
 session.run on the same file, in the same run, with the same settings, on one 480x360 photograph; the loop runs before
 and after each load, and the table has medians over the rounds with their range. The server is `fcnseg serve` with its
-defaults, in a process of its own on the same cores as the load. Questions:
+defaults, but without a line a request in its log, in a process of its own on the same cores. Questions:
 
 throughput  raw pixels in and out, 1 and 8 clients (h2load, whose count of bytes shows that all answers were whole):
             requests a second over the loop's.
@@ -104,7 +104,7 @@ class Loop:
 def serve(model: Path, threads: int, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Run `fcnseg serve`, ready for the photograph's size; gives its address and process."""
     command = [sys.executable, "-m", "fcnseg", "serve", str(model), "--port", "0", "--device", "cpu"]
-    command += ["--threads", str(threads), "--warm", f"{HEIGHT}x{WIDTH}", *options]
+    command += ["--threads", str(threads), "--warm", f"{HEIGHT}x{WIDTH}", "--log-level", "warning", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             if match := re.match(r"listening on (\S+)", line):

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from serving.batcher import Batcher
-from serving.errors import OverloadedError
+from serving.errors import OverloadedError, Reason
 from serving.memory import MemoryBudget
 from serving.pace import Pace
 
@@ -45,6 +45,7 @@ class Admission:
                 raise OverloadedError(
                     f"{self._count} images are under way, as many as there may be; ask again later",
                     self.retry_after_s(),
+                    Reason.QUEUE_FULL,
                 )
             self._count += 1
         return Ticket(self)
@@ -71,6 +72,7 @@ class Admission:
                     f"the answer would take about {expected * 1000:.0f} ms and the deadline leaves"
                     f" {max(0.0, patience_s) * 1000:.0f} ms; ask again later or allow more time",
                     self.retry_after_s(),
+                    Reason.DEADLINE,
                 )
             self._pixels += pixels
 
@@ -122,6 +124,7 @@ class Ticket:
                 f"images under way hold {admission.memory.taken} of {admission.memory.total} bytes and this one needs"
                 f" {byte_count}; ask again later",
                 admission.retry_after_s(_MEMORY_RETRY_S),  # they may be another model's
+                Reason.MEMORY,
             )
         self._bytes = byte_count
         pixels = admission.batcher.padded_pixels(height, width)

@@ -184,6 +184,25 @@ class _Size(click.ParamType[tuple[int, int]]):
     type=click.IntRange(min=1),
     help="Requests that a connection may carry at a time.",
 )
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    help="Port for /healthz, /readyz and /metrics over HTTP; 0 picks a free one. [default: none]",
+)
+@click.option(
+    "--log-format",
+    default="human",
+    show_default=True,
+    type=click.Choice(["human", "json"]),
+    help="How lines of the log, on stderr, are written.",
+)
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["info", "warning"]),
+    help="info writes a line for each request.",
+)
 def serve(
     *,
     models: tuple[Path, ...],
@@ -211,6 +230,9 @@ def serve(
     max_age_grace_s: float,
     keepalive_s: float,
     max_streams: int,
+    http_port: int | None,
+    log_format: Literal["human", "json"],
+    log_level: str,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C.
 
@@ -224,9 +246,11 @@ def serve(
     from fcnseg.allocator import keep_freed_memory
     from fcnseg.engine import EngineOptions, resolve_device
     from serving.batcher import BatchingConfig
+    from serving.logs import set_up_logs
     from serving.models import ModelConfig, ModelRegistry
     from serving.server import ServerConfig, serve_until_stopped
 
+    set_up_logs(log_format, log_level)
     limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)
     for height, width in warm_sizes:
         require_within(limits, height, width, "the image that --warm asks for")
@@ -237,15 +261,17 @@ def serve(
     batching = BatchingConfig(max_batch or default_batch, max_delay_ms / 1000, max_queue, runners)
     registry = ModelRegistry(models, ModelConfig(device, engine, batching, max_memory, warm_sizes))
 
-    def announce(address: str) -> None:
+    def announce(address: str, http_address: str | None) -> None:
         for model in registry.models:
             click.echo(f"serving {_describe(model)}")
+        if http_address is not None:
+            click.echo(f"probes and metrics at http://{http_address}")
         click.echo(f"listening on {address}")
 
     connections = ConnectionConfig(
         keepalive_s, _CONNECTIONS.keepalive_timeout_s, max_age_s, max_age_grace_s, max_streams
     )
-    config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections, watch_s)
+    config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections, watch_s, http_port)
     asyncio.run(serve_until_stopped(registry, config, announce))
 
 

@@ -1,5 +1,7 @@
 """Why the server does not answer a request; `statuses` says what each becomes over gRPC."""
 
+from enum import StrEnum
+
 from fcnseg.errors import FcnsegError, UsageError
 
 _LONGEST_QUOTE = 100
@@ -23,22 +25,57 @@ class InvalidFieldError(UsageError):
         self.field = field
 
 
-class OverloadedError(FcnsegError):
+class Reason(StrEnum):
+    """Why an image that could be answered is not, as metrics tell it."""
+
+    QUEUE_FULL = "queue_full"
+    """As many images of its model are under way as there may be."""
+    MEMORY = "memory"
+    """Images under way hold as many bytes as they may."""
+    DEADLINE = "deadline"
+    """Its answer would come after its deadline."""
+    LATE = "late"
+    """It was let in, and its deadline passed all the same."""
+    STOPPING = "stopping"
+    """The server, or its model, is going away."""
+
+
+class RefusedError(FcnsegError):
+    """An image that could be answered is not, for a reason that is not the image's.
+
+    Args:
+        message: One line for a user.
+        reason: Why.
+    """
+
+    def __init__(self, message: str, reason: Reason) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class OverloadedError(RefusedError):
     """The server has as much to do, or to hold, as it may.
 
     Args:
         message: One line for a user.
         retry_after_s: When there will probably be room, in seconds.
+        reason: What there is too much of.
     """
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, retry_after_s: float, reason: Reason) -> None:
+        super().__init__(message, reason)
         self.retry_after_s = retry_after_s
 
 
-class TooLateError(FcnsegError):
-    """The request's deadline passed before its turn came."""
+class TooLateError(RefusedError):
+    """The request's deadline passed before its answer was there."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Reason.LATE)
 
 
-class StoppingError(FcnsegError):
+class StoppingError(RefusedError):
     """The server, or the model, is going away and takes nothing more."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Reason.STOPPING)

@@ -23,4 +23,5 @@ class ErrorInterceptor(UnaryInterceptor):
             raise
         except Exception as error:  # noqa: BLE001 - the boundary: nothing but a status may leave
             refusal = refuse(error, method)
-            await context.abort(refusal.code, refusal.message, refusal.trailing_metadata)
+            trailing = (*(context.trailing_metadata() or ()), *refusal.trailing_metadata)
+            await context.abort(refusal.code, refusal.message, trailing)

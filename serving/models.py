@@ -16,6 +16,7 @@ from fcnseg.model_file import ModelInfo
 from fcnseg.segmenter import Segmenter, load
 from serving.admission import Admission
 from serving.batcher import DEFAULT_BATCHING, Batcher, BatchingConfig
+from serving.drift import Drift
 from serving.errors import quote
 from serving.memory import MemoryBudget, machine_memory
 from serving.statistics import Statistics
@@ -81,6 +82,7 @@ class ServedModel:
         batcher: Runs it.
         admission: Lets requests in.
         statistics: What it has done.
+        drift: What its answers were like.
         stamp: What its file was when it was opened; see `_stamp`.
         users: The requests that are using it.
     """
@@ -91,6 +93,7 @@ class ServedModel:
     batcher: Batcher
     admission: Admission
     statistics: Statistics
+    drift: Drift
     stamp: tuple[int, ...]
     users: Users
 
@@ -195,6 +198,10 @@ class ModelRegistry:
         ModelFileError: One of them is not a valid model.
         UsageError: Two paths stand for the same model and version.
         DeviceError: The device cannot run one of them.
+
+    Attributes:
+        held: What the images of all requests may take together.
+        running: What the runs of all models may take together.
     """
 
     def __init__(
@@ -204,7 +211,7 @@ class ModelRegistry:
         open_segmenter: Callable[..., Segmenter] = load,
     ) -> None:
         budget = (config.max_memory or machine_memory() // 2) // 2
-        self._held, self._running = MemoryBudget(budget), MemoryBudget(budget)
+        self.held, self.running = MemoryBudget(budget), MemoryBudget(budget)
         self._paths = tuple(paths)
         self._config = config
         self._open_segmenter = open_segmenter
@@ -367,8 +374,8 @@ class ModelRegistry:
         segmenter = self._open_segmenter(source.path, self._config.device, options=options)
         statistics = Statistics()
         name = f"{source.name}-{source.version}"
-        batcher = Batcher(segmenter, self._config.batching, self._running, name, statistics.ran)
-        admission = Admission(batcher, self._held)
+        batcher = Batcher(segmenter, self._config.batching, self.running, name, statistics.ran)
+        admission = Admission(batcher, self.held)
         return ServedModel(
-            source.name, source.version, segmenter.engine, batcher, admission, statistics, stamp, Users()
+            source.name, source.version, segmenter.engine, batcher, admission, statistics, Drift(), stamp, Users()
         )

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from fcnseg.images import ImageLimits
 from serving.admission import Ticket
 from serving.batcher import Executed
-from serving.errors import InvalidFieldError, OverloadedError
+from serving.calls import current_call, ran_out
+from serving.errors import InvalidFieldError, OverloadedError, TooLateError
 from serving.models import ServedModel
 from serving.sources import Source
 from serving.statistics import Stages
@@ -72,7 +74,9 @@ class Pipeline:
             TooLateError: The deadline passed before its turn came.
             StoppingError: The model is being closed.
         """
-        arrived = time.monotonic()
+        began = time.monotonic()
+        if (call := current_call.get()) is not None:
+            call.model = f"{model.name}/{model.version}"
         try:
             while True:
                 try:
@@ -83,10 +87,14 @@ class Pipeline:
                     if turn is None or time.monotonic() + pause >= deadline:
                         raise
                 await asyncio.sleep(pause)
-        except BaseException:
-            model.statistics.failed(time.monotonic() - arrived)
+        except BaseException as error:
+            ended = time.monotonic()
+            late = isinstance(error, asyncio.CancelledError) and ran_out(deadline - ended)
+            model.statistics.failed(ended - began, TooLateError("the deadline passed on the way") if late else error)
             raise
         model.statistics.answered(stages)
+        if call is not None:
+            call.answered(stages)
         return answer, stages
 
     async def _attempt(
@@ -99,6 +107,7 @@ class Pipeline:
         instant: bool,  # noqa: FBT001
         turn: Turn | None,
     ) -> tuple[_Answer, Stages]:
+        """Answer one image if there is room for it."""
         arrived = time.monotonic()
         ticket = model.admission.enter()
         work: Future[Any] | None = None
@@ -106,11 +115,13 @@ class Pipeline:
             if source.instant:
                 image = self._read(model, source, ticket, deadline)
             else:
-                work = self._codecs.submit(self._read, model, source, ticket, deadline)
+                work = self._submit(self._read, model, source, ticket, deadline)
                 image = await asyncio.wrap_future(work)
             decoded = time.monotonic()
             if turn is not None:
                 turn.let_in.set()
+            if (call := current_call.get()) is not None:
+                call.size = image.shape[0], image.shape[1]
             work = running = model.batcher.submit(image, confidence=confidence, deadline=deadline)
             executed = await asyncio.wrap_future(running)
             ticket.ran()
@@ -118,7 +129,7 @@ class Pipeline:
             if instant and _is_small(executed):
                 answer = write(image, executed)
             else:
-                work = writing = self._codecs.submit(write, image, executed)
+                work = writing = self._submit(write, image, executed)
                 answer = await asyncio.wrap_future(writing)
             ticket.wrote()
             written = time.monotonic()
@@ -149,11 +160,15 @@ class Pipeline:
 
     async def in_thread(self, work: Callable[..., _Answer], *arguments: Any) -> _Answer:
         """Do work in one of the threads for decoding and writing."""
-        return await asyncio.wrap_future(self._codecs.submit(work, *arguments))
+        return await asyncio.wrap_future(self._submit(work, *arguments))
 
     def close(self) -> None:
         """Drop what waits for a thread."""
         self._codecs.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, work: Callable[..., _Answer], *arguments: Any) -> Future[_Answer]:
+        """Let a thread do work for the current call."""
+        return self._codecs.submit(copy_context().run, work, *arguments)
 
     def _read(self, model: ServedModel, source: Source, ticket: Ticket, deadline: float) -> NDArray[np.uint8]:
         height, width = source.open(self.limits)

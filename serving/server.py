@@ -5,6 +5,7 @@ import errno
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
 
 from fcnseg.errors import UsageError
 from fcnseg.images import ImageLimits
@@ -23,12 +25,15 @@ from fcnseg.v1.segmentation_pb2_grpc import add_SegmentationServiceServicer_to_s
 from serving.connections import ConnectionConfig
 from serving.drain import CallCounter
 from serving.interceptor import ErrorInterceptor
+from serving.metrics import collect_into
 from serving.models import ModelRegistry
+from serving.observer import CallObserver
 from serving.oip.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
 from serving.oip.servicer import InferenceServicer
 from serving.pipeline import Pipeline
 from serving.servicer import SegmentationServicer
+from serving.side_server import SideServer
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +62,7 @@ class ServerConfig:
             need a while to hear of it.
         connections: How connections are kept.
         watch_s: How often to look for models that have changed, in seconds; 0 for never.
+        http_port: The port for probes and metrics, 0 for a free one; None for no such port.
     """
 
     host: str = "127.0.0.1"
@@ -66,6 +72,7 @@ class ServerConfig:
     drain_delay_s: float = 0.0
     connections: ConnectionConfig = field(default_factory=ConnectionConfig)
     watch_s: float = 0.0
+    http_port: int | None = None
 
     def __post_init__(self) -> None:
         for name, seconds in (("grace", self.grace_s), ("drain delay", self.drain_delay_s), ("watch", self.watch_s)):
@@ -79,16 +86,26 @@ class Server:
     Args:
         registry: The models; closed with the server.
         config: How to serve.
+        collectors: Takes the server's metrics; the default is one of its own.
     """
 
-    def __init__(self, registry: ModelRegistry, config: ServerConfig) -> None:
+    def __init__(
+        self, registry: ModelRegistry, config: ServerConfig, collectors: CollectorRegistry | None = None
+    ) -> None:
         self._registry = registry
         self._config = config
         self._pipeline = Pipeline(config.limits)
         self._calls = CallCounter()
         self._watching: asyncio.Task[None] | None = None
         self._health = health_aio.HealthServicer()
-        self._server = grpc.aio.server(interceptors=[self._calls, ErrorInterceptor()], options=_channel_options(config))
+        self._ready = threading.Event()
+        self._side: SideServer | None = None
+        observer = CallObserver()
+        self._collectors = collectors or CollectorRegistry()
+        collect_into(self._collectors, registry, observer, self._ready.is_set)
+        self._server = grpc.aio.server(
+            interceptors=[observer, self._calls, ErrorInterceptor()], options=_channel_options(config)
+        )
         servicer = SegmentationServicer(registry, self._pipeline, self._calls, largest_request(config.limits))
         add_SegmentationServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call] # generated
         inference = InferenceServicer(registry, self._pipeline, self._calls, self._health)
@@ -97,6 +114,11 @@ class Server:
         reflection.enable_server_reflection(
             [SERVICE, INFERENCE_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME], self._server
         )
+
+    @property
+    def http_address(self) -> str | None:
+        """Where probes and metrics are answered, as HOST:PORT; None where they are not."""
+        return self._side.address if self._side else None
 
     async def start(self) -> str:
         """Listen, warm the models, report SERVING, and return the address as HOST:PORT.
@@ -116,9 +138,16 @@ class Server:
         for service in _SERVICES:
             await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
+        if (http_port := self._config.http_port) is not None:
+            _check_port(self._config.host, http_port, "--http-port")
+            # In a thread: the library asks the resolver for the host's name.
+            self._side = await asyncio.to_thread(
+                SideServer, self._config.host, http_port, self._collectors, self._ready.is_set
+            )
         await asyncio.to_thread(self._registry.warm)
         for service in _SERVICES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._ready.set()
         if self._config.watch_s:
             self._watching = asyncio.create_task(self._watch())
         return f"{host}:{port}"
@@ -132,6 +161,7 @@ class Server:
         """
         if self._watching is not None:
             self._watching.cancel()
+        self._ready.clear()
         with suppress(TimeoutError):  # a watcher that does not read must not hold up the end
             await asyncio.wait_for(self._health.enter_graceful_shutdown(), _ANNOUNCE_S)
         await asyncio.sleep(self._config.drain_delay_s)
@@ -146,6 +176,8 @@ class Server:
         await ended
         await asyncio.to_thread(self._registry.close)
         self._pipeline.close()
+        if self._side is not None:
+            await asyncio.to_thread(self._side.close)
 
     async def _watch(self) -> None:
         while True:
@@ -153,13 +185,15 @@ class Server:
             await asyncio.to_thread(self._registry.refresh)
 
 
-async def serve_until_stopped(registry: ModelRegistry, config: ServerConfig, announce: Callable[[str], None]) -> None:
+async def serve_until_stopped(
+    registry: ModelRegistry, config: ServerConfig, announce: Callable[[str, str | None], None]
+) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal ends the process at once.
 
     Args:
         registry: The models; closed at the end.
         config: How to serve.
-        announce: Called with the address, HOST:PORT, when requests are accepted.
+        announce: Called with the address, HOST:PORT, and that of probes and metrics, when requests are accepted.
 
     Raises:
         UsageError: The port cannot be listened on.
@@ -174,7 +208,7 @@ async def serve_until_stopped(registry: ModelRegistry, config: ServerConfig, ann
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
-            announce(starting.result())
+            announce(starting.result(), server.http_address)
             await stopping
         _log.info("stopping: requests under way have %g s", config.grace_s)
     finally:
@@ -203,7 +237,7 @@ def _channel_options(config: ServerConfig) -> list[tuple[str, int]]:
     ]
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(host: str, port: int, option: str = "--port") -> None:
     """Say why a port cannot be listened on: gRPC says it in a log line of its own, and only that it cannot.
 
     Raises:
@@ -218,10 +252,12 @@ def _check_port(host: str, port: int) -> None:
     attempts = [_try_to_listen(family, address) for family, _, _, _, address in addresses]
     failures = [failure for failure in attempts if failure is not None]
     if any(failure.errno == errno.EADDRINUSE for failure in failures):
-        raise UsageError(f"port {port} of {host} is in use; choose another with --port, or a free one with --port 0")
+        raise UsageError(
+            f"port {port} of {host} is in use; choose another with {option}, or a free one with {option} 0"
+        )
     if len(failures) == len(addresses):
         raise UsageError(
-            f"cannot listen on {host}:{port}: {failures[0].strerror}; choose another with --host and --port"
+            f"cannot listen on {host}:{port}: {failures[0].strerror}; choose another with --host and {option}"
         ) from failures[0]
 
 

@@ -92,6 +92,9 @@ class SegmentationServicer(SegmentationServiceServicer):
         def write(image: NDArray[np.uint8], executed: Executed) -> pb.SegmentResponse:
             response = converters.write_answer(executed, encoding, model, wanted.classes)
             write_extras(response, wanted, image, executed.segmentation, model.info.geometry)
+            model.drift.add_areas(executed.segmentation.classes)
+            if executed.segmentation.confidence is not None:
+                model.drift.add_confidence(executed.segmentation.confidence)
             return response
 
         response, stages = await self._pipeline.answer(

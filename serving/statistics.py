@@ -2,7 +2,29 @@
 
 import threading
 import time
+from asyncio import CancelledError
+from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass, field
+from enum import StrEnum
+
+from serving.errors import InvalidFieldError, Reason, RefusedError
+
+BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Outcome(StrEnum):
+    """What became of an image that reached its model."""
+
+    ANSWERED = "answered"
+    INVALID = "invalid"
+    """It cannot be read, or is beyond a limit."""
+    REFUSED = "refused"
+    """See `Reason`."""
+    CANCELLED = "cancelled"
+    """Its client went away, or another image of its request failed."""
+    FAILED = "failed"
+    """A fault of the server."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +48,23 @@ class Stages:
 
 @dataclass
 class Duration:
-    """How often something happened and how long it took in all.
+    """How often something happened, how long it took in all, and how often it took how long.
 
     Attributes:
         count: How often.
         seconds: Seconds in all.
+        buckets: How often it took longer than the bound before and at most this one of `BOUNDS_S`; in the end, longer.
     """
 
     count: int = 0
     seconds: float = 0.0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
 
     def add(self, seconds: float) -> None:
         """Take one more in."""
         self.count += 1
         self.seconds += seconds
+        self.buckets[bisect_left(BOUNDS_S, seconds)] += 1
 
 
 @dataclass
@@ -54,6 +79,8 @@ class Statistics:
         infer: Runs of the answered, the whole batch's time for each.
         encode: Writing of the answered.
         runs: Runs by their number of images.
+        outcomes: Images by what became of them.
+        refusals: Images refused, by why.
         last_run: When the last run ended, in seconds since the epoch; 0 before the first.
     """
 
@@ -64,6 +91,8 @@ class Statistics:
     infer: Duration = field(default_factory=Duration)
     encode: Duration = field(default_factory=Duration)
     runs: dict[int, Duration] = field(default_factory=dict)
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    refusals: Counter[Reason] = field(default_factory=Counter)
     last_run: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -76,13 +105,25 @@ class Statistics:
     def answered(self, stages: Stages) -> None:
         """Count an image that was answered."""
         with self._lock:
+            self.outcomes[Outcome.ANSWERED] += 1
             self.success.add(stages.decode_s + stages.queue_s + stages.infer_s + stages.encode_s)
             self.decode.add(stages.decode_s)
             self.queue.add(stages.queue_s)
             self.infer.add(stages.infer_s)
             self.encode.add(stages.encode_s)
 
-    def failed(self, seconds: float) -> None:
-        """Count an image that was not answered."""
+    def failed(self, seconds: float, error: BaseException) -> None:
+        """Count an image that was not answered, after so many seconds and for this reason."""
         with self._lock:
             self.failure.add(seconds)
+            match error:
+                case InvalidFieldError():
+                    outcome = Outcome.INVALID
+                case RefusedError():
+                    outcome = Outcome.REFUSED
+                    self.refusals[error.reason] += 1
+                case CancelledError():
+                    outcome = Outcome.CANCELLED
+                case _:
+                    outcome = Outcome.FAILED
+            self.outcomes[outcome] += 1

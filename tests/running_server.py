@@ -17,15 +17,15 @@ _STOP_S = 30.0
 
 
 class RunningServer:
-    """A server that answers at `address` until it is stopped."""
+    """A server that answers at `address`, and over HTTP at `http_address`, until it is stopped."""
 
     def __init__(self, registry: ModelRegistry, config: ServerConfig) -> None:
         self._registry = registry
         self._config = config
-        self._started: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._started: Future[tuple[str, str | None, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._thread = threading.Thread(target=asyncio.run, args=(self._serve(),), daemon=True)
         self._thread.start()
-        self.address, self._loop, self._asked_to_stop = self._started.result(_START_S)
+        self.address, self.http_address, self._loop, self._asked_to_stop = self._started.result(_START_S)
 
     def begin_stop(self) -> None:
         """Ask for a graceful stop and return at once."""
@@ -47,7 +47,8 @@ class RunningServer:
         server = Server(self._registry, self._config)
         asked_to_stop = asyncio.Event()
         try:
-            self._started.set_result((await server.start(), asyncio.get_running_loop(), asked_to_stop))
+            address = await server.start()
+            self._started.set_result((address, server.http_address, asyncio.get_running_loop(), asked_to_stop))
             await asked_to_stop.wait()
         except Exception as error:  # noqa: BLE001 - it belongs to the test's thread
             self._started.set_exception(error)

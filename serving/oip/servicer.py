@@ -7,11 +7,14 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
+from numpy.typing import NDArray
 
 from fcnseg.errors import FcnsegError, ModelNotFoundError
 from fcnseg.masks import Encoding
+from serving.batcher import Executed
 from serving.drain import CallCounter
 from serving.errors import InvalidFieldError, quote
 from serving.models import ModelRegistry, ServedModel
@@ -184,11 +187,16 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         else:
             sources = await self._pipeline.in_thread(read_sources, *arguments)
 
+        def write(_: NDArray[np.uint8], executed: Executed) -> Written:
+            if executed.segmentation.confidence is not None:
+                model.drift.add_confidence(executed.segmentation.confidence)
+            return write_outputs(outputs, executed.segmentation)
+
         async def answer(source: Source) -> Written:
             written, _ = await self._pipeline.answer(
                 model,
                 source,
-                lambda _, executed: write_outputs(outputs, executed.segmentation),
+                write,
                 confidence=any(output.name == CONFIDENCE for output in outputs),
                 deadline=deadline,
                 instant=all(output.encoding is Encoding.RAW for output in outputs),

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -5,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +57,11 @@ def test_serves_until_a_signal_and_exits_with_0(tmp_path: Path, number: signal.S
             assert process.wait(20) == 0
         assert process.stdout.read() == ""
         assert process.stderr is not None
-        assert process.stderr.read() == ""
+        request, stopping = process.stderr.read().splitlines()
+        assert request.startswith(
+            "INFO serving.calls: call ended method=fcnseg.v1.SegmentationService/Segment code=OK model=cat/1 "
+        )
+        assert stopping == "INFO serving.server: stopping: requests under way have 30 s"
     assert answer.data == masks.encode(offline.segment(image).class_map, Encoding.PNG, offline.info.label_map)
 
 
@@ -106,6 +112,36 @@ def test_port_in_use_is_one_line_and_exit_code_2(tiny_model: Path) -> None:
     assert result.stderr == (
         f"fcnseg: error: port {port} of 127.0.0.1 is in use; choose another with --port, or a free one with --port 0\n"
     )
+
+
+def test_http_port_in_use_is_one_line_and_exit_code_2(tiny_model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = fail(str(tiny_model), "--port", "0", "--http-port", str(port), "--device", "cpu")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"fcnseg: error: port {port} of 127.0.0.1 is in use; choose another with --http-port,"
+        " or a free one with --http-port 0\n"
+    )
+
+
+def test_log_is_json_and_probes_are_answered_where_the_command_line_says_so(tiny_model: Path) -> None:
+    options = ("--port", "0", "--device", "cpu", "--threads", "1", "--http-port", "0", "--log-format", "json")
+    with serving(str(tiny_model), *options) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        probes = re.fullmatch(r"probes and metrics at (http://127\.0\.0\.1:\d+)\n", process.stdout.readline())
+        assert probes is not None
+        with urllib.request.urlopen(f"{probes[1]}/readyz", timeout=10) as answer:
+            assert answer.status == 200
+        with Client(process.stdout.readline().split()[-1]) as client:
+            client.segment(np.zeros((6, 8, 3), np.uint8))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        request, stopping = map(json.loads, process.stderr.read().splitlines())
+    assert (request["code"], request["model"], request["height"], request["width"]) == ("OK", "tiny/1", 6, 8)
+    assert (stopping["level"], stopping["logger"], "request_id" in stopping) == ("INFO", "serving.server", False)
 
 
 def test_file_that_is_no_model_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""The call that is being answered: who asks, and what is learnt of it on the way, for the log."""
+
+import logging
+import re
+import uuid
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import grpc
+
+from serving.statistics import Stages
+
+_log = logging.getLogger(__name__)
+
+REQUEST_ID_KEY = "x-request-id"
+# Without spaces, so that an id cannot pass for other words of a log line.
+_REQUEST_ID = re.compile(r"[!-~]{1,64}")
+_QUIET = ("grpc.health.", "grpc.reflection.")  # asked by probes every few seconds
+# A client's own clock ends its call a moment before the server's would.
+_CLOCKS_APART_S = 0.05
+
+
+@dataclass(eq=False)
+class Call:
+    """One call, from its arrival to its end.
+
+    Attributes:
+        method: The method's full name.
+        request_id: What the client calls it.
+        model: The model that was asked, as NAME/VERSION; empty where none was.
+        size: (height, width) of its last image; None where none was decoded.
+        images: Images that were answered.
+        stages_ms: Milliseconds by stage, summed over those.
+    """
+
+    method: str
+    request_id: str
+    model: str = ""
+    size: tuple[int, int] | None = None
+    images: int = 0
+    stages_ms: dict[str, float] = field(default_factory=dict)
+
+    def answered(self, stages: Stages) -> None:
+        """Take in what an image's stages took."""
+        self.images += 1
+        for name, seconds in (
+            ("decode_ms", stages.decode_s),
+            ("queue_ms", stages.queue_s),
+            ("infer_ms", stages.infer_s),
+            ("encode_ms", stages.encode_s),
+        ):
+            self.stages_ms[name] = self.stages_ms.get(name, 0.0) + seconds * 1000
+
+    def log(self, code: grpc.StatusCode, seconds: float, error: str = "") -> None:
+        """Write the call's line: at INFO, and at DEBUG where probes ask.
+
+        Args:
+            code: What it ended with.
+            seconds: How long it took.
+            error: What its client was told, where it was told why it is not answered.
+        """
+        level = logging.DEBUG if self.method.startswith(_QUIET) else logging.INFO
+        if not _log.isEnabledFor(level):
+            return
+        fields: dict[str, str | int | float] = {"method": self.method, "code": code.name}
+        if self.model:
+            fields["model"] = self.model
+        if self.size:
+            fields |= {"height": self.size[0], "width": self.size[1]}
+        if self.images:
+            fields["images"] = self.images
+        fields |= {name: round(value, 3) for name, value in (*self.stages_ms.items(), ("total_ms", seconds * 1000))}
+        if error:
+            fields["error"] = error
+        _log.log(level, "call ended", extra={"fields": fields})
+
+
+current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
+"""The call that the running task, or thread, works for; None where it works for none, or for many."""
+
+
+def read_request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Return a call's id: the client's where it gave one of 1 to 64 printable ASCII characters, else a fresh one."""
+    given = next((value for key, value in metadata if key == REQUEST_ID_KEY), None)
+    if isinstance(given, str) and _REQUEST_ID.fullmatch(given):
+        return given
+    return uuid.uuid4().hex
+
+
+def ran_out(remaining_s: float | None) -> bool:
+    """Tell whether a call that was cancelled with so many seconds to its deadline, None for no deadline, was late."""
+    return remaining_s is not None and remaining_s <= _CLOCKS_APART_S

@@ -1,0 +1,69 @@
+"""The server's log: lines for people or JSON, each with the id of the request it belongs to.
+
+A record may carry `fields`, a mapping of names to what JSON can hold, which stand beside its message.
+"""
+
+import json
+import logging
+import re
+from datetime import UTC, datetime
+from typing import Literal
+
+from serving.calls import current_call
+
+LogFormat = Literal["human", "json"]
+_WORD = re.compile(r"[!#-~]+")
+
+
+class HumanFormatter(logging.Formatter):
+    """LEVEL LOGGER: MESSAGE FIELD=VALUE ... request_id=ID; values that are no single word are quoted."""
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        """Write the line that a traceback may follow."""
+        return " ".join([super().formatMessage(record), *(f"{k}={_quote(v)}" for k, v in _read_fields(record).items())])
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `time` (UTC), `level`, `logger`, `message`, `request_id`, `exception`, and the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write the line."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= _read_fields(record)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _read_fields(record: logging.LogRecord) -> dict[str, object]:
+    """Return what stands beside a record's message; its call is the one that the writing thread works for."""
+    fields: dict[str, object] = dict(getattr(record, "fields", {}))
+    call = current_call.get()
+    return fields if call is None else fields | {"request_id": call.request_id}
+
+
+def _quote(value: object) -> str:
+    text = str(value)
+    return text if _WORD.fullmatch(text) else json.dumps(text)
+
+
+def set_up_logs(log_format: LogFormat, level: str) -> None:
+    """Let the process's log have a format, and the server's own lines from a level on.
+
+    Args:
+        log_format: For people, or for machines.
+        level: `info` or `warning`; where the log is at a lower one already, it stays.
+    """
+    formatter = JsonFormatter() if log_format == "json" else HumanFormatter()
+    root = logging.getLogger()
+    for handler in root.handlers:
+        handler.setFormatter(formatter)
+    logging.getLogger("serving").setLevel(min(root.level, logging.getLevelNamesMapping()[level.upper()]))

@@ -1,0 +1,126 @@
+"""Every call is counted, named and logged."""
+
+import asyncio
+import inspect
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from serving.calls import REQUEST_ID_KEY, Call, current_call, ran_out, read_request_id
+
+if TYPE_CHECKING:
+    from serving.unary import Context, Handler
+
+_UNKNOWN = "other"
+
+
+class CallObserver(grpc.aio.ServerInterceptor):
+    """Counts calls and their bytes, gives each its id, and logs its end.
+
+    The outermost interceptor, so that it sees what the client sees. Methods that do not exist are counted together:
+    nothing that a client makes up becomes a label. Reflection passes untouched.
+
+    Attributes:
+        ended: Calls that have ended, by method and code.
+        received: Bytes of the requests, by method.
+        sent: Bytes of the responses, by method.
+    """
+
+    def __init__(self) -> None:
+        self.ended: Counter[tuple[str, str]] = Counter()
+        self.received: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def counts(self) -> tuple[dict[tuple[str, str], int], dict[str, int], dict[str, int]]:
+        """Return copies of `ended`, `received` and `sent`."""
+        with self._lock:
+            return dict(self.ended), dict(self.received), dict(self.sent)
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Wrap a method's handler."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            self._end(_UNKNOWN, grpc.StatusCode.UNIMPLEMENTED)
+            return None
+        method = handler_call_details.method.removeprefix("/")
+        if handler.unary_unary is not None:
+            make, inner = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+        elif handler.unary_stream is not None:
+            make, inner = grpc.unary_stream_rpc_method_handler, handler.unary_stream
+        elif handler.stream_stream is not None:
+            make, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream
+        else:
+            return handler
+        if inspect.isasyncgenfunction(inner):
+            return handler
+        return make(
+            self._around(inner, method),
+            self._counting_received(handler.request_deserializer, method),
+            self._counting_sent(handler.response_serializer, method),
+        )
+
+    def _around(self, inner: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+        async def observed(request: Any, context: "Context") -> Any:
+            began = time.monotonic()
+            call = Call(method, read_request_id(context.invocation_metadata() or ()))
+            current_call.set(call)  # the call's task ends with it
+            context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+            code = grpc.StatusCode.UNKNOWN
+            try:
+                answer = await inner(request, context)
+                code = _code(context, grpc.StatusCode.OK)
+            except asyncio.CancelledError:
+                late = ran_out(context.time_remaining())
+                code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+                raise
+            except BaseException:
+                code = _code(context, grpc.StatusCode.UNKNOWN)
+                raise
+            finally:
+                self._end(method, code)
+                call.log(code, time.monotonic() - began, _details(context))
+            return answer
+
+        return observed
+
+    def _end(self, method: str, code: grpc.StatusCode) -> None:
+        with self._lock:
+            self.ended[method, code.name] += 1
+
+    def _counting_received(self, parse: Callable[[bytes], Any] | None, method: str) -> Callable[[bytes], Any]:
+        def counting(data: bytes) -> Any:
+            with self._lock:
+                self.received[method] += len(data)
+            return parse(data) if parse else data
+
+        return counting
+
+    def _counting_sent(self, serialize: Callable[[Any], bytes] | None, method: str) -> Callable[[Any], bytes]:
+        def counting(response: Any) -> bytes:
+            data: bytes = serialize(response) if serialize else response
+            with self._lock:
+                self.sent[method] += len(data)
+            return data
+
+        return counting
+
+
+def _details(context: "Context") -> str:
+    """Return what a client was told of why its call is not answered."""
+    details = context.details()
+    return details if isinstance(details, str) else ""
+
+
+def _code(context: "Context", otherwise: grpc.StatusCode) -> grpc.StatusCode:
+    """Return the code that a call was ended with, where it was."""
+    code = context.code()
+    return code if isinstance(code, grpc.StatusCode) else otherwise

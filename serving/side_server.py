@@ -1,0 +1,91 @@
+"""The HTTP side server: whether the process lives, whether it takes requests, and its metrics."""
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_REQUEST_S = 5.0
+_TEXT = [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")]
+
+
+class SideServer:
+    """Answers `/healthz`, `/readyz` and `/metrics` in threads of its own, so that a busy event loop delays none.
+
+    Args:
+        host: The address to listen on.
+        port: The port; 0 picks a free one.
+        collectors: The metrics.
+        is_ready: Tells whether health is SERVING.
+
+    Attributes:
+        address: The address, as HOST:PORT.
+
+    Raises:
+        OSError: The port cannot be listened on.
+    """
+
+    def __init__(self, host: str, port: int, collectors: CollectorRegistry, is_ready: Callable[[], bool]) -> None:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+
+        class Server(_Server):
+            address_family = family
+
+        self._server = make_server(str(address[0]), port, _make_app(collectors, is_ready), Server, _Handler)
+        bound = self._server.server_address[1]
+        self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="side", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log, where the library would print: mostly connections that went away."""
+        _log.debug("the request of %s, port %s, failed", *client_address[:2], exc_info=True)
+        del request
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _LONGEST_REQUEST_S  # a connection that says nothing must not keep its thread
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
+        """Log at DEBUG: probes come every few seconds."""
+        _log.debug(format, *args)
+
+
+def _make_app(collectors: CollectorRegistry, is_ready: Callable[[], bool]) -> WSGIApplication:
+    metrics = make_wsgi_app(collectors)
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            answer: Iterable[bytes] = metrics(environ, start_response)
+            return answer
+        if path == "/healthz":
+            status, text = "200 OK", "alive"
+        elif path == "/readyz":
+            status, text = ("200 OK", "ready") if is_ready() else ("503 Service Unavailable", "not ready")
+        else:
+            status, text = "404 Not Found", "there are /healthz, /readyz and /metrics"
+        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+            status, text = "405 Method Not Allowed", "use GET"
+        start_response(status, _TEXT)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [f"{text}\n".encode()]
+
+    return app

@@ -1,0 +1,125 @@
+import socket
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fcnseg.client import Client
+from fcnseg.errors import UsageError
+from serving.server import ServerConfig
+from tests.gated_segmenter import GatedSegmenter, registry_of
+from tests.running_server import CPU_CONFIG, RunningServer, running_server
+from tests.scraping import scrape
+from tests.server_process import free_port
+
+IMAGE = np.full((4, 4, 3), (255, 0, 0), np.uint8)
+
+
+@pytest.fixture
+def segmenter(tiny_model: Path) -> GatedSegmenter:
+    return GatedSegmenter(tiny_model)
+
+
+def ask(address: str | None, path: str, method: str = "GET") -> int:
+    """Return the status of an answer."""
+    request = urllib.request.Request(f"http://{address}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def wait_for(address: str, path: str, status: int) -> None:
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            if ask(address, path) == status:
+                return
+        except OSError:
+            pass
+        time.sleep(0.02)
+    pytest.fail(f"{path} did not become {status}")
+
+
+def test_ready_is_503_while_warming_200_while_serving_and_503_while_draining(
+    segmenter: GatedSegmenter, tiny_model: Path
+) -> None:
+    registry = registry_of(segmenter, tiny_model, replace(CPU_CONFIG, warm_sizes=((8, 12),)))
+    config = ServerConfig(http_port=free_port())
+    address = f"127.0.0.1:{config.http_port}"
+    with ThreadPoolExecutor() as pool:
+        starting = pool.submit(RunningServer, registry, config)
+        assert segmenter.begun.acquire(timeout=10)
+        assert (ask(address, "/readyz"), ask(address, "/healthz")) == (503, 200)
+        assert scrape(address).value("fcnseg_ready") == 0
+        segmenter.gate.set()
+        server = starting.result(20)
+        assert (ask(address, "/readyz"), ask(address, "/healthz")) == (200, 200)
+        assert scrape(address).value("fcnseg_ready") == 1
+
+        segmenter.gate.clear()
+        while segmenter.begun.acquire(blocking=False):
+            pass
+        with Client(server.address) as client:
+            held = pool.submit(client.segment, IMAGE)
+            assert segmenter.begun.acquire(timeout=10)
+            server.begin_stop()
+            wait_for(address, "/readyz", 503)
+            assert ask(address, "/healthz") == 200
+            assert scrape(address).value("fcnseg_ready") == 0
+            segmenter.gate.set()
+            held.result(10)
+        server.wait_stopped()
+    with pytest.raises(OSError, match="refused"):
+        ask(address, "/healthz")
+
+
+def test_metrics_are_in_the_text_format(tiny_model: Path) -> None:
+    with running_server(tiny_model, ServerConfig(http_port=0)) as server:
+        assert scrape(server).content_type == "text/plain; version=0.0.4; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/metrics/../etc", 404),
+        ("POST", "/readyz", 405),
+        ("POST", "/metrics", 405),
+        ("HEAD", "/readyz", 200),
+    ],
+)
+def test_what_is_not_there_is_told(tiny_model: Path, method: str, path: str, status: int) -> None:
+    with running_server(tiny_model, ServerConfig(http_port=0)) as server:
+        assert ask(server.http_address, path, method) == status
+
+
+def test_a_connection_that_says_nothing_holds_up_nobody(tiny_model: Path) -> None:
+    with running_server(tiny_model, ServerConfig(http_port=0)) as server:
+        assert server.http_address is not None
+        host, _, port = server.http_address.rpartition(":")
+        with socket.create_connection((host, int(port))) as silent:
+            silent.sendall(b"GET /metr")
+            assert ask(server.http_address, "/readyz") == 200
+            began = time.monotonic()
+            server.stop()
+            assert time.monotonic() - began < 10
+
+
+def test_there_is_no_side_server_unless_it_is_asked_for(tiny_model: Path) -> None:
+    with running_server(tiny_model) as server:
+        assert server.http_address is None
+
+
+def test_http_port_in_use_is_told_with_the_remedy(segmenter: GatedSegmenter, tiny_model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"port {port} of 127\.0\.0\.1 is in use; .*--http-port 0"):
+            RunningServer(registry_of(segmenter, tiny_model), ServerConfig(http_port=port))
