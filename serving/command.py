@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from fcnseg.images import ImageLimits
+from serving.security_options import open_security, security_options
 
 if TYPE_CHECKING:
     from serving.models import ServedModel
@@ -134,6 +135,7 @@ class _Size(click.ParamType[tuple[int, int]]):
     type=click.FloatRange(min=0),
     help="Seconds that requests under way may take after SIGTERM.",
 )
+@security_options
 def serve(
     *,
     models: tuple[Path, ...],
@@ -155,6 +157,13 @@ def serve(
     cudnn_search: Literal["heuristic", "exhaustive", "default"],
     tf32: bool,
     grace_s: float,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    tokens: Path | None,
+    open_admin: bool,
+    no_admin: bool,
+    no_reflection: bool,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C.
 
@@ -171,6 +180,17 @@ def serve(
     from serving.models import ModelConfig, ModelRegistry
     from serving.server import ServerConfig, serve_until_stopped
 
+    security = open_security(
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        tokens=tokens,
+        open_admin=open_admin,
+        no_admin=no_admin,
+        no_reflection=no_reflection,
+    )
+    if exposure := security.exposure(host):
+        click.echo(f"fcnseg: warning: {exposure}", err=True)
     keep_freed_memory(_KEPT_BYTES)
     device = resolve_device(device)
     default_batch = _CPU_BATCH if device == "cpu" else _CUDA_BATCH
@@ -184,7 +204,7 @@ def serve(
         click.echo(f"listening on {address}")
 
     limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)
-    asyncio.run(serve_until_stopped(registry, ServerConfig(host, port, limits, grace_s), announce))
+    asyncio.run(serve_until_stopped(registry, ServerConfig(host, port, limits, grace_s, security), announce))
 
 
 def _describe(model: "ServedModel") -> str:

@@ -36,6 +36,14 @@ class OverloadedError(FcnsegError):
         self.retry_after_s = retry_after_s
 
 
+class NoTokenError(FcnsegError):
+    """The caller gives no token, or none that the server knows."""
+
+
+class ForbiddenError(FcnsegError):
+    """The caller may not call the method."""
+
+
 class TooLateError(FcnsegError):
     """The request's deadline passed before its turn came."""
 

@@ -27,6 +27,7 @@ from serving.oip.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_s
 from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
 from serving.oip.servicer import InferenceServicer
 from serving.pipeline import Pipeline
+from serving.security import Security
 from serving.servicer import SegmentationServicer
 
 _log = logging.getLogger(__name__)
@@ -52,12 +53,14 @@ class ServerConfig:
         port: The port; 0 picks a free one.
         limits: Images beyond these are refused.
         grace_s: How long requests under way may still take once the server is stopped, in seconds.
+        security: How the server is closed to those it is not for.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     limits: ImageLimits = field(default_factory=ImageLimits)
     grace_s: float = 30.0
+    security: Security = field(default_factory=Security)
 
     def __post_init__(self) -> None:
         if not 0 <= self.grace_s <= _LONGEST_GRACE_S:
@@ -79,16 +82,18 @@ class Server:
         self._calls = CallCounter()
         self._health = health_aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[self._calls, ErrorInterceptor()], options=_channel_options(config.limits)
+            interceptors=[config.security.guard(config.host), self._calls, ErrorInterceptor()],
+            options=_channel_options(config.limits),
         )
         servicer = SegmentationServicer(registry, self._pipeline, self._calls, largest_request(config.limits))
         add_SegmentationServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call] # generated
         inference = InferenceServicer(registry, self._pipeline, self._calls, self._health)
         add_GRPCInferenceServiceServicer_to_server(inference, self._server)  # type: ignore[no-untyped-call] # generated
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            [SERVICE, INFERENCE_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME], self._server
-        )
+        if config.security.reflection:
+            reflection.enable_server_reflection(
+                [SERVICE, INFERENCE_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME], self._server
+            )
 
     async def start(self) -> str:
         """Listen, warm the models, report SERVING, and return the address as HOST:PORT.
@@ -102,7 +107,7 @@ class Server:
         _check_port(host, port)
         host = f"[{host}]" if ":" in host else host
         try:
-            port = self._server.add_insecure_port(f"{host}:{port}")
+            port = self._config.security.listen(self._server, f"{host}:{port}")
         except RuntimeError as error:
             raise UsageError(f"cannot listen on {host}:{port}; choose another with --host and --port") from error
         for service in _SERVICES:

@@ -12,7 +12,14 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from fcnseg.errors import ModelNotFoundError
-from serving.errors import InvalidFieldError, OverloadedError, StoppingError, TooLateError
+from serving.errors import (
+    ForbiddenError,
+    InvalidFieldError,
+    NoTokenError,
+    OverloadedError,
+    StoppingError,
+    TooLateError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +85,10 @@ def refuse(error: Exception, what: str) -> Refusal:
             code, message = grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE
         case ModelNotFoundError():
             code = grpc.StatusCode.NOT_FOUND
+        case NoTokenError():
+            code = grpc.StatusCode.UNAUTHENTICATED
+        case ForbiddenError():
+            code = grpc.StatusCode.PERMISSION_DENIED
         case OverloadedError():
             code, retry_after_s = grpc.StatusCode.RESOURCE_EXHAUSTED, error.retry_after_s
         case TooLateError():
