@@ -46,13 +46,18 @@ class Access:
         """What every request says of its client."""
         return None if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
+    @property
+    def stays_here(self) -> bool:
+        """Whether there is a token that must not leave this machine: not to a proxy either, which gRPC would ask."""
+        return self.token is not None and self.tls is None and not self.token_in_clear
+
     def require_private(self, host: str) -> None:
         """Check that the token reaches a host unread.
 
         Raises:
             UsageError: It would go to another machine without TLS.
         """
-        if self.token is not None and self.tls is None and not self.token_in_clear and not is_loopback(host):
+        if self.stays_here and not is_loopback(host):
             raise UsageError(
                 f"the token would go to {host} unencrypted, for all between to read; use TLS (--tls or --ca FILE), or"
                 " allow it with --token-in-clear"

@@ -107,6 +107,8 @@ class Exchange:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
+        if self.access.stays_here:
+            options.append(("grpc.enable_http_proxy", 0))
         if self.retries:
             options += [
                 ("grpc.service_config", json.dumps(_retrying(self.retries + 1))),

@@ -35,9 +35,9 @@ class ClientTls:
         UsageError: Of certificate and key there is only one.
     """
 
-    authorities: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
+    authorities: str | Path | None = None
+    certificate: str | Path | None = None
+    key: str | Path | None = None
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
@@ -52,10 +52,10 @@ class ClientTls:
         Raises:
             UsageError: One cannot be read, or holds no certificate or key, or they do not belong together.
         """
-        authorities = None if self.authorities is None else read_certificates(self.authorities)
+        authorities = None if self.authorities is None else read_certificates(Path(self.authorities))
         if self.certificate is None or self.key is None:
             return grpc.ssl_channel_credentials(authorities)
-        pair = read_key_pair(self.certificate, self.key)
+        pair = read_key_pair(Path(self.certificate), Path(self.key))
         return grpc.ssl_channel_credentials(authorities, pair.key, pair.certificates)
 
 

@@ -11,9 +11,10 @@ from click.testing import CliRunner
 
 from fcnseg import AsyncClient, Client, ClientTls
 from fcnseg.commands.request import request
-from fcnseg.errors import PermissionDeniedError, RequestError, UnauthenticatedError, UsageError
+from fcnseg.errors import PermissionDeniedError, RequestError, ServerUnavailableError, UnauthenticatedError, UsageError
 from fcnseg.v1 import segmentation_pb2 as pb
 from tests.other_server import ONE_PIXEL, server_that_answers
+from tests.server_process import free_port
 
 IMAGE = np.zeros((1, 1, 3), np.uint8)
 TOKEN = "fcnseg_Ab0-_.~+/="  # noqa: S105 - no server knows it
@@ -77,6 +78,20 @@ def test_a_token_goes_to_another_machine_over_tls_alone(server: str) -> None:
     Client(server, token=TOKEN, token_in_clear=True).close()
     for local in ("localhost:1", "127.0.0.1:1", "[::1]:1"):
         Client(local, token=TOKEN).close()
+
+
+def test_a_token_in_clear_takes_no_way_over_a_proxy(
+    seen: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, shown = seen
+    monkeypatch.setenv("grpc_proxy", f"http://127.0.0.1:{free_port()}")
+    for exception in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(exception, raising=False)
+    with Client(address, token=TOKEN, retries=0) as client:
+        client.segment(IMAGE)
+    assert shown == [f"Bearer {TOKEN}"]
+    with Client(address, retries=0) as client, pytest.raises(ServerUnavailableError):
+        client.segment(IMAGE)  # it asks the proxy, which is not there
 
 
 def test_a_file_that_is_no_certificate_is_told_before_anything_is_sent(tmp_path: Path) -> None:

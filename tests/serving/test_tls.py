@@ -43,7 +43,7 @@ async def test_both_clients_calls_and_streams_go_through_tls(tiny_model: Path, a
             assert client.segment(RED).class_map.tolist() == [[0] * 6] * 4
             assert [item.error for item in client.segment_stream([RED] * 3)] == [None] * 3
             assert client.get_model().name == "tiny"
-        async with AsyncClient(server.address, tls=tls) as other:
+        async with AsyncClient(server.address, tls=ClientTls(str(authority.path))) as other:
             assert (await other.segment(RED)).class_map.tolist() == [[0] * 6] * 4
             assert [item.error async for item in other.segment_stream([RED] * 3)] == [None] * 3
 
