@@ -11,8 +11,8 @@ def keep_freed_memory(most: int | None = None) -> None:
     """Let glibc keep what this process frees for later, where it has glibc; elsewhere, change nothing.
 
     By default glibc gives freed blocks of hundreds of kilobytes back to the system at once and gets them anew, page by
-    page, each page cleared: a fifth of a MobileNet's training step on the CPU, and half of what a server takes to
-    receive a raw image and to answer with its mask.
+    page, each page cleared: a fifth of a MobileNet's training step on the CPU, and a third of what a server
+    takes to receive a raw image and to answer with its mask.
 
     Args:
         most: About how many bytes to keep, for a process that lives long: blocks beyond 32 MiB are given back, and

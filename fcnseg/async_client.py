@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -115,7 +116,8 @@ class AsyncClient:
         """
         wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
         require_stream(images, in_flight)
-        return _Stream(self._exchange, self._stub, images, wanted, in_flight).items()
+        self._exchange.require_open(closed=self._closed)
+        return _Stream(self._exchange, lambda: self._stub, images, wanted, in_flight).items()
 
     async def list_models(self) -> tuple[RemoteModel, ...]:
         """Return the models that the server holds; as `Client.list_models`."""
@@ -147,6 +149,9 @@ class AsyncClient:
             )
         except grpc.RpcError as error:
             raise self._exchange.failure(error, asked, timeout_s) from error
+        except grpc.aio.UsageError:  # another task has closed the channel in the meantime
+            self._exchange.require_open(closed=self._closed)
+            raise
         except asyncio.CancelledError:
             if _task_is_cancelled():
                 raise
@@ -164,7 +169,7 @@ class _Stream:
     def __init__(
         self,
         exchange: Exchange,
-        stub: SegmentationServiceStub,
+        stub: Callable[[], SegmentationServiceStub],
         images: AsyncIterable[StreamSource] | Iterable[StreamSource],
         query: SegmentQuery,
         in_flight: int,
@@ -181,7 +186,7 @@ class _Stream:
 
     async def items(self) -> AsyncGenerator[StreamItem, None]:
         """Make the call, and yield its items."""
-        call = self._stub.SegmentStream(metadata=self._exchange.access.metadata)
+        call = self._stub().SegmentStream(metadata=self._exchange.access.metadata)
         call.add_done_callback(lambda _: self._asked.put_nowait(None))
         sender = asyncio.create_task(self._send(call))
         try:
@@ -207,7 +212,7 @@ class _Stream:
                 if request is not None and not await _write(call, request):
                     return
             self._all_asked = True
-            await call.done_writing()
+            await _end_writing(call)
         except Exception as error:  # noqa: BLE001 - it belongs to the caller
             self._failure = error
         finally:
@@ -252,6 +257,12 @@ async def _write(call: Any, request: pb.SegmentStreamRequest) -> bool:
     except (grpc.RpcError, asyncio.InvalidStateError):
         return False
     return True
+
+
+async def _end_writing(call: Any) -> None:
+    """Tell that no more comes, unless the call has ended: whoever reads its answers learns why."""
+    with suppress(grpc.RpcError, asyncio.InvalidStateError, grpc.aio.InternalError):
+        await call.done_writing()
 
 
 async def _in_thread(images: Iterable[StreamSource]) -> AsyncIterator[StreamSource]:

@@ -171,7 +171,8 @@ class Client:
         """
         wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
         require_stream(images, in_flight)
-        return _Stream(self._exchange, self._stub, images, wanted, in_flight).items()
+        self._exchange.require_open(closed=self._closed)
+        return _Stream(self._exchange, lambda: self._stub, images, wanted, in_flight).items()
 
     def list_models(self) -> tuple[RemoteModel, ...]:
         """Return the models that the server holds, by name, then by ascending version.
@@ -223,6 +224,9 @@ class Client:
             )
         except grpc.RpcError as error:
             raise self._exchange.failure(error, asked, timeout_s) from error
+        except ValueError:  # what gRPC raises where another thread has closed the channel in the meantime
+            self._exchange.require_open(closed=self._closed)
+            raise
 
     @property
     def _stub(self) -> SegmentationServiceStub:
@@ -239,7 +243,7 @@ class _Stream:
     def __init__(
         self,
         exchange: Exchange,
-        stub: SegmentationServiceStub,
+        stub: Callable[[], SegmentationServiceStub],
         images: Iterable[StreamSource],
         query: SegmentQuery,
         in_flight: int,
@@ -259,7 +263,7 @@ class _Stream:
 
     def items(self) -> Generator[StreamItem, None, None]:
         """Make the call, and yield its items."""
-        call = self._stub.SegmentStream(self._requests(), metadata=self._exchange.access.metadata)
+        call = self._stub().SegmentStream(self._requests(), metadata=self._exchange.access.metadata)
         reader = threading.Thread(target=self._read_answers, args=(call,), name="fcnseg-stream", daemon=True)
         reader.start()
         try:

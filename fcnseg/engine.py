@@ -2,7 +2,7 @@
 
 import ctypes
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -96,10 +96,11 @@ class Engine:
             raise ModelFileError(f"model file {path} {what}; make one with 'fcnseg heatmap' or 'fcnseg export'")
         proving = options.prove or self.device != "cpu"
         with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
-            self._session = _open_session(path, self.device, options, Path(folder) if proving else None)
+            profiles = Path(folder) if proving else None
+            self._session = _open_session(path, self.device, options, profiles)
             self._session.disable_fallback()
             self.info = read_info(self._session, path)
-            self.probe = self._prove(path) if proving else None
+            self.probe = self._prove(path, profiles) if profiles is not None else None
         if self.probe is not None and self.device != "cpu":
             require_device(self.probe.placements, self.provider, self.device)
 
@@ -129,9 +130,14 @@ class Engine:
         class_map, heatmap, confidences = self._session.run(None, feed)
         return EngineOutput(class_map, heatmap, confidences if confidence else None)
 
-    def _prove(self, path: Path) -> Probe:
+    def _prove(self, path: Path, profiles: Path) -> Probe:
+        """Probe the session; its like with an arena where it has none, since only an arena tells how much it holds."""
+        session = self._session
+        if not self.options.arena:
+            session.end_profiling()
+            session = _open_session(path, self.device, replace(self.options, arena=True), profiles)
         try:
-            return probe(self._session, self.info.geometry, lambda image, asked: self.run(image, confidence=asked))
+            return probe(session, self.info.geometry)
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             reason = " ".join(str(error).split())
             raise ModelFileError(f"{path} cannot be run: {reason}; export the model again") from error

@@ -7,7 +7,7 @@ out.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from fcnseg.errors import DeviceError
 from fcnseg.geometry import Geometry
@@ -55,22 +54,19 @@ class Probe:
     bytes_per_pixel: float
 
 
-def probe(
-    session: onnxruntime.InferenceSession, geometry: Geometry, run: Callable[[NDArray[np.uint8], bool], object]
-) -> Probe:
-    """Run a session that was opened with profiling on three sizes, one grown in each direction, and read its profile.
+def probe(session: onnxruntime.InferenceSession, geometry: Geometry) -> Probe:
+    """Run a session that was opened with profiling four times, on sizes grown in each direction, and read its profile.
 
     Args:
-        session: The session; its profiling has ended afterwards.
+        session: The session, with an arena; its profiling has ended afterwards.
         geometry: The model's.
-        run: Runs the session on an image, (1, H, W, 3) uint8, with or without the confidence map.
     """
     padded_y, padded_x = geometry.y.padded(_PROBE_SIDE), geometry.x.padded(_PROBE_SIDE)
     height, width = geometry.canonical(_PROBE_SIDE, _PROBE_SIDE)
     sizes = [(height, width), (height + geometry.y.alignment, width), (height, width + geometry.x.alignment)]
-    run(np.zeros((1, height, width, 3), np.uint8), False)  # the branch that is not taken with confidence
+    session.run(None, {"image": np.zeros((1, height, width, 3), np.uint8)})  # the branch without confidence
     for h, w in sizes:
-        run(np.zeros((1, h, w, 3), np.uint8), True)
+        session.run(None, {"image": np.zeros((1, h, w, 3), np.uint8), "with_confidence": np.array(True)})
     path = Path(session.end_profiling())
     try:
         events = json.loads(path.read_text())

@@ -87,6 +87,8 @@ def decode(
     if pixels >= 1 << 31:
         raise MaskError(f"run lengths of {height} x {width} pixels are beyond the limit of 2^31 - 1; send fewer pixels")
     dtype = np.dtype(dtype)
+    if other_id is not None and not 0 <= other_id <= np.iinfo(dtype).max:
+        raise MaskError(f"the id of other pixels is {other_id}, which {dtype.name} cannot hold: ask for them again")
     starts, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     ids = [np.zeros(0, dtype)]
     covered = 0

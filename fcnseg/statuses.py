@@ -24,6 +24,8 @@ from fcnseg.errors import (
 
 # gRPC refuses messages beyond a limit, on either end, with the status of an overloaded server.
 _BEYOND_LIMIT = "message larger than max"
+# What a server says that does answer, and what the transport never does.
+_REMEDIES = ("ask again", "go on with another")
 _NO_HANDSHAKE = "handshake failed"
 _CUT_OFF = "Socket closed"
 _TOLD_AS_IT_IS: dict[grpc.StatusCode, Callable[[str], RequestError]] = {
@@ -108,9 +110,8 @@ def to_error(status: Status, server: str, timeout_s: float, image: str | None = 
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             error = ServerOverloadedError(told, status.retry_after_s)
         case grpc.StatusCode.UNAVAILABLE:
-            error = ServerUnavailableError(
-                f"no server answers at {server} ({status.message}); {_reach(status.message)}"
-            )
+            none = f"no server answers at {server} ({status.message}); {_reach(status.message)}"
+            error = ServerUnavailableError(told if status.message.endswith(_REMEDIES) else none)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             error = RequestTimeoutError(f"server {server} did not answer within {timeout_s:g} s; allow it more time")
         case grpc.StatusCode.CANCELLED:

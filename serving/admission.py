@@ -10,7 +10,7 @@ from serving.errors import OverloadedError
 from serving.memory import MemoryBudget
 from serving.pace import Pace
 
-_SHORTEST_RETRY_S, _LONGEST_RETRY_S = 0.02, 10.0
+_SHORTEST_RETRY_S, _MEMORY_RETRY_S, _LONGEST_RETRY_S = 0.02, 0.2, 10.0
 
 
 class Admission:
@@ -24,7 +24,7 @@ class Admission:
     def __init__(self, batcher: Batcher, memory: MemoryBudget) -> None:
         self.batcher = batcher
         self.memory = memory
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
         self._count = 0
         self._pixels = 0
         self._finishing_s = Pace()
@@ -49,10 +49,10 @@ class Admission:
             self._count += 1
         return Ticket(self)
 
-    def retry_after_s(self) -> float:
-        """Return in how many seconds half of what is under way will be done."""
+    def retry_after_s(self, least: float = _SHORTEST_RETRY_S) -> float:
+        """Return in how many seconds half of what is under way will be done, or the least."""
         half = self._pixels * self.batcher.seconds_per_pixel.mean / self.batcher.config.runners / 2
-        return min(_LONGEST_RETRY_S, max(_SHORTEST_RETRY_S, half))
+        return min(_LONGEST_RETRY_S, max(least, half))
 
     def schedule(self, pixels: int, patience_s: float | None) -> None:
         """Count an image of so many padded pixels as under way.
@@ -64,7 +64,8 @@ class Admission:
             pace, config = self.batcher.seconds_per_pixel.cautious, self.batcher.config
             # Its batch may be as large as what waits; an idle model takes whatever comes, or it would never learn.
             together = min(config.max_batch, self._count)
-            expected = (self._pixels / config.runners + pixels * together) * pace + self._finishing_s.cautious
+            computing = (self._pixels / config.runners + pixels * together) * pace
+            expected = config.max_delay_s + computing + self._finishing_s.cautious
             if self._pixels and patience_s is not None and expected > patience_s:
                 raise OverloadedError(
                     f"the answer would take about {expected * 1000:.0f} ms and the deadline leaves"
@@ -78,13 +79,6 @@ class Admission:
         with self._lock:
             self._count -= 1
             self._pixels -= pixels
-            if not self._count:
-                self._lock.notify_all()
-
-    def wait_until_idle(self, timeout_s: float) -> None:
-        """Return when no image is under way, or after a time."""
-        with self._lock:
-            self._lock.wait_for(lambda: self._count == 0, timeout_s)
 
     def finished(self, seconds: float) -> None:
         """Take in how long the answer to an image took from the end of its run."""
@@ -127,7 +121,7 @@ class Ticket:
             raise OverloadedError(
                 f"images under way hold {admission.memory.taken} of {admission.memory.total} bytes and this one needs"
                 f" {byte_count}; ask again later",
-                admission.retry_after_s(),
+                admission.retry_after_s(_MEMORY_RETRY_S),  # they may be another model's
             )
         self._bytes = byte_count
         pixels = admission.batcher.padded_pixels(height, width)

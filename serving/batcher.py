@@ -1,8 +1,8 @@
 """Greedy batching: a model's threads run what waits as soon as they are free, images of one padded size together.
 
 An answer does not depend on the batch it was computed in: the geometry is that of one image, and on the CPU the bytes
-are the same. A job carries its own future, which is looked at when the job is taken from the queue and again when it is
-done: a caller that has gone away costs no run, and takes nothing from its neighbours.
+are the same. A job carries its own future: a caller that has gone away costs no run, and takes nothing from its
+neighbours.
 """
 
 import math
@@ -23,6 +23,7 @@ from serving.memory import MemoryBudget
 from serving.pace import Pace
 
 _LONGEST_DELAY_S = 60.0
+_HAND_OVER_S = 0.01
 _MOST_SIZES_REMEMBERED = 10_000
 
 
@@ -32,7 +33,8 @@ class BatchingConfig:
 
     Attributes:
         max_batch: Images in one run at most.
-        max_delay_s: How long an idle model waits for more images of one padded size, in seconds.
+        max_delay_s: How long an idle model waits for more images of one padded size, in seconds; less where a deadline
+            would pass.
         max_queue: Images that may be under way at a time, from their arrival to the end of their run.
         runners: Runs at a time. On the CPU a second one fills the cores where a small net leaves them idle, and takes
             the caches from a large one; on CUDA runs follow each other anyway.
@@ -140,23 +142,36 @@ class Batcher:
         probe = self._segmenter.engine.probe
         return probe.bytes_per_pixel if probe else 0.0
 
-    def run_bytes(self, height: int, width: int) -> int:
-        """Return the working memory that an image takes in a run, in bytes."""
-        padded_height, padded_width = self._segmenter.info.geometry.padded(height, width)
-        return math.ceil(padded_height * padded_width * self.bytes_per_pixel)
-
     def padded_pixels(self, height: int, width: int) -> int:
         """Return the pixels of the padded image that the net sees."""
         padded_height, padded_width = self._segmenter.info.geometry.padded(height, width)
         return padded_height * padded_width
 
+    def run_bytes(self, height: int, width: int) -> int:
+        """Return the working memory that an image takes in a run, in bytes."""
+        return math.ceil(self.padded_pixels(height, width) * self.bytes_per_pixel)
+
     def warm(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Run the model on images of these (height, width), alone and in a full batch, so that none is new to it."""
+        """Run the model on images of these (height, width), alone and in a full batch, so that none is new to it.
+
+        Raises:
+            UsageError: An image of such a size does not fit into the memory for runs.
+        """
         for height, width in sizes:
+            if self.run_bytes(height, width) > self.memory.total:
+                raise UsageError(
+                    f"images of {height}x{width} cannot be run to warm the model: one takes"
+                    f" {self.run_bytes(height, width)} bytes of the {self.memory.total} there are for runs; warm a"
+                    " smaller size, or allow more memory"
+                )
             image = np.zeros((height, width, 3), np.uint8)
-            for count in sorted({1, self._largest_batch(self._pixels(image))}):
-                for _ in range(2):  # the first prepares, the second tells the pace
-                    self._segment([image] * count, confidence=False)
+            for count in sorted({1, self._largest_batch(self.padded_pixels(height, width))}):
+                for first in (True, False):  # the first prepares, the second tells the pace
+                    if self._closing:
+                        return
+                    _, seconds = self._segment([image] * count, confidence=False)
+                    if not first:
+                        self._learn(seconds, count, image)
             self._sizes_seen.add(self._padded(image))
         self.warm_sizes = tuple(sizes)
 
@@ -172,15 +187,19 @@ class Batcher:
 
         Returns:
             Its answer, or TooLateError, StoppingError, or what the run failed with. Cancelling it takes the image from
-            the queue; once its run has begun, that ends and the answer is dropped.
+            the queue; a run that has begun goes on to its end, and the answer is dropped.
+
+        Raises:
+            StoppingError: The model is being closed.
         """
         job = _Job(image, confidence, self._padded(image), deadline)
         with self._changed:
             if self._closing:
                 raise StoppingError("the model is being closed; ask again")
             self._waiting.append(job)
-            self._changed.notify()
-        job.future.add_done_callback(lambda future: self._drop(job) if future.cancelled() else None)
+            self._changed.notify_all()
+        # Not a closure over the job: with its future it would be a cycle, which keeps image and answer for long.
+        job.future.add_done_callback(self._forget_cancelled)
         return job.future
 
     def close(self) -> None:
@@ -191,25 +210,24 @@ class Batcher:
             self._changed.notify_all()
         for job in dropped:
             if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(StoppingError("the server stopped before the request's turn came; ask again"))
+                job.future.set_exception(
+                    StoppingError("the model was closed before the request's turn came; ask again")
+                )
         for thread in self._threads:
             thread.join()
 
     def _padded(self, image: NDArray[np.uint8]) -> tuple[int, int]:
         return self._segmenter.info.geometry.padded(*image.shape[:2])
 
-    def _pixels(self, image: NDArray[np.uint8]) -> int:
-        return self.padded_pixels(*image.shape[:2])
-
     def _largest_batch(self, pixels: int) -> int:
         """Return how many images of so many padded pixels a run may take."""
         fitting = self.memory.total / max(1.0, pixels * self.bytes_per_pixel)
         return max(1, min(self.config.max_batch, int(fitting)))
 
-    def _drop(self, job: _Job) -> None:
-        with self._changed:
-            if job in self._waiting:
-                self._waiting.remove(job)
+    def _forget_cancelled(self, future: Future[Executed]) -> None:
+        if future.cancelled():
+            with self._changed:
+                self._waiting = [job for job in self._waiting if job.future is not future]
 
     def _work(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -219,20 +237,34 @@ class Batcher:
             del batch, live  # they hold images, which must not stay until the next request comes
 
     def _next_batch(self) -> list[_Job] | None:
-        """Take the oldest job and others of its kind from the queue, in their order; None when no more will come."""
+        """Take jobs of one kind from the queue, in their order, when they may run; None when no more will come."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             while self._waiting:
-                oldest = self._waiting[0]
-                most = self._largest_batch(oldest.pixels)
-                batch = [job for job in self._waiting if job.kind == oldest.kind][:most]
-                patience = oldest.submitted + self.config.max_delay_s - time.monotonic()
-                if len(batch) == most or patience <= 0 or self._closing:
+                batch, ready_at = self._choose()
+                patience = ready_at - time.monotonic()
+                if patience <= 0 or self._closing:
                     taken = set(map(id, batch))
                     self._waiting = [job for job in self._waiting if id(job) not in taken]
                     return batch
                 self._changed.wait(patience)
             return None if self._closing else []
+
+    def _choose(self) -> tuple[list[_Job], float]:
+        """Return the batch that may run first, and from when: at once where it is full, else when its delay is over."""
+        kinds: dict[object, list[_Job]] = {}
+        for job in self._waiting:
+            kinds.setdefault(job.kind, []).append(job)
+        choices = []
+        for jobs in kinds.values():
+            most = self._largest_batch(jobs[0].pixels)
+            batch = jobs[:most]
+            pace = self.seconds_per_pixel.cautious
+            latest = min(job.deadline for job in batch) - pace * batch[0].pixels * len(batch) - _HAND_OVER_S
+            ready_at = min(batch[0].submitted + self.config.max_delay_s, latest)
+            # Where nothing is known of its pace, the model does not wait either.
+            choices.append((batch, ready_at if pace and len(batch) < most else batch[0].submitted))
+        return min(choices, key=lambda choice: choice[1])
 
     @staticmethod
     def _begin(job: _Job) -> bool:
@@ -245,11 +277,10 @@ class Batcher:
         return True
 
     def _run(self, jobs: list[_Job]) -> None:
-        self._count_size(jobs[0].padded)
+        cold = self._count_size(jobs[0].padded)
         size = len(jobs)
-        began = time.monotonic()
         try:
-            answers = self._segment([job.image for job in jobs], confidence=jobs[0].confidence)
+            answers, seconds = self._segment([job.image for job in jobs], confidence=jobs[0].confidence)
         except Exception as error:  # noqa: BLE001 - onnxruntime's have no base; they belong to the callers
             if size == 1:
                 jobs[0].future.set_exception(error)
@@ -257,26 +288,34 @@ class Batcher:
                 for job in jobs:  # alone, so that one that cannot be computed does not take others with it
                     self._run([job])
             return
-        seconds = time.monotonic() - began
+        began = time.monotonic() - seconds
+        # The first run of a size on CUDA searches for algorithms, and tells nothing of those that follow.
+        if not cold or self._segmenter.device == "cpu" or not self.seconds_per_pixel.mean:
+            self._learn(seconds, size, jobs[0].image)
         self._observe(size, seconds)
         for job, answer in zip(jobs, answers, strict=True):
             job.future.set_result(Executed(answer, began - job.submitted, seconds, size))
 
-    def _segment(self, images: list[NDArray[np.uint8]], *, confidence: bool) -> list[Segmentation]:
-        pixels = len(images) * self._pixels(images[0])
-        needed = math.ceil(pixels * self.bytes_per_pixel)
+    def _segment(self, images: list[NDArray[np.uint8]], *, confidence: bool) -> tuple[list[Segmentation], float]:
+        """Run the model as soon as there is memory; returns the answers, and the seconds of the run alone."""
+        needed = math.ceil(len(images) * self.padded_pixels(*images[0].shape[:2]) * self.bytes_per_pixel)
         self.memory.take(needed)
         try:
             began = time.monotonic()
             answers = self._segmenter.segment_batch(images, confidence=confidence)
-            with self._changed:
-                self.seconds_per_pixel.add((time.monotonic() - began) / pixels)
+            return answers, time.monotonic() - began
         finally:
             self.memory.give_back(needed)
-        return answers
 
-    def _count_size(self, padded: tuple[int, int]) -> None:
+    def _learn(self, seconds: float, count: int, image: NDArray[np.uint8]) -> None:
         with self._changed:
-            if padded not in self._sizes_seen and len(self._sizes_seen) < _MOST_SIZES_REMEMBERED:
-                self._sizes_seen.add(padded)
-                self.cold_sizes += 1
+            self.seconds_per_pixel.add(seconds / (count * self.padded_pixels(*image.shape[:2])))
+
+    def _count_size(self, padded: tuple[int, int]) -> bool:
+        """Tell whether a size comes for the first time, and count it."""
+        with self._changed:
+            if padded in self._sizes_seen or len(self._sizes_seen) == _MOST_SIZES_REMEMBERED:
+                return False
+            self._sizes_seen.add(padded)
+            self.cold_sizes += 1
+            return True

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from fcnseg.images import ImageLimits
+from fcnseg.images import ImageLimits, require_within
+from serving.connections import ConnectionConfig
 from serving.security_options import open_security, security_options
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ _LIMITS = ImageLimits(max_pixels=2**25, max_side=2**14)
 # On the CPU a batch takes as long as its images one by one.
 _CPU_BATCH, _CUDA_BATCH = 1, 8
 _KEPT_BYTES = 256 << 20
+_CONNECTIONS = ConnectionConfig()
 
 
 class _Size(click.ParamType[tuple[int, int]]):
@@ -49,6 +51,15 @@ class _Size(click.ParamType[tuple[int, int]]):
     type=_Size(),
     help="Image size to be ready for: it is run, alone and in a full batch, before the server reports SERVING. May be"
     " repeated.",
+)
+@click.option(
+    "--watch",
+    "watch_s",
+    metavar="SECONDS",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="How often to look for new, changed and removed models; 0 for never.",
 )
 @click.option(
     "--max-batch",
@@ -135,6 +146,45 @@ class _Size(click.ParamType[tuple[int, int]]):
     type=click.FloatRange(min=0),
     help="Seconds that requests under way may take after SIGTERM.",
 )
+@click.option(
+    "--drain-delay",
+    "drain_delay_s",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds to go on taking requests after SIGTERM, when health says NOT_SERVING already: for balancers.",
+)
+@click.option(
+    "--max-connection-age",
+    "max_age_s",
+    default=_CONNECTIONS.max_age_s,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds after which a client has to connect anew, so that balancers place it anew; 0 for never.",
+)
+@click.option(
+    "--max-connection-age-grace",
+    "max_age_grace_s",
+    default=_CONNECTIONS.max_age_grace_s,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds that its requests and streams may still take then; 0 for no limit.",
+)
+@click.option(
+    "--keepalive",
+    "keepalive_s",
+    default=_CONNECTIONS.keepalive_s,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Seconds of silence after which a client is pinged, and dropped unless it answers.",
+)
+@click.option(
+    "--max-streams",
+    default=_CONNECTIONS.max_streams,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Requests that a connection may carry at a time.",
+)
 @security_options
 def serve(
     *,
@@ -143,6 +193,7 @@ def serve(
     port: int,
     device: str,
     warm_sizes: tuple[tuple[int, int], ...],
+    watch_s: float,
     max_batch: int | None,
     max_delay_ms: float,
     max_queue: int,
@@ -157,6 +208,11 @@ def serve(
     cudnn_search: Literal["heuristic", "exhaustive", "default"],
     tf32: bool,
     grace_s: float,
+    drain_delay_s: float,
+    max_age_s: float,
+    max_age_grace_s: float,
+    keepalive_s: float,
+    max_streams: int,
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
@@ -180,6 +236,9 @@ def serve(
     from serving.models import ModelConfig, ModelRegistry
     from serving.server import ServerConfig, serve_until_stopped
 
+    limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)
+    for height, width in warm_sizes:
+        require_within(limits, height, width, "the image that --warm asks for")
     security = open_security(
         tls_cert=tls_cert,
         tls_key=tls_key,
@@ -203,8 +262,11 @@ def serve(
             click.echo(f"serving {_describe(model)}")
         click.echo(f"listening on {address}")
 
-    limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)
-    asyncio.run(serve_until_stopped(registry, ServerConfig(host, port, limits, grace_s, security), announce))
+    connections = ConnectionConfig(
+        keepalive_s, _CONNECTIONS.keepalive_timeout_s, max_age_s, max_age_grace_s, max_streams
+    )
+    config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections, watch_s, security)
+    asyncio.run(serve_until_stopped(registry, config, announce))
 
 
 def _describe(model: "ServedModel") -> str:

@@ -65,7 +65,7 @@ class Extras:
     @property
     def instant(self) -> bool:
         """Whether they take no time worth a thread."""
-        return not self.heatmaps and self.regions is None and self.overlay is None
+        return not (self.classes or self.heatmaps or self.regions or self.confidence or self.overlay)
 
 
 def names_classes(request: pb.SegmentRequest) -> bool:

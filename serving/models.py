@@ -1,11 +1,14 @@
 """The models that a server holds, by name and version."""
 
+import logging
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
 from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions
 from fcnseg.errors import FcnsegError, ModelFileError, ModelNotFoundError, UsageError
@@ -21,6 +24,11 @@ _FILE_NAME = "model.onnx"
 _VERSION = re.compile(r"[1-9][0-9]*")
 _LONGEST_DRAIN_S = 30.0
 _MOST_NAMED = 20
+
+_log = logging.getLogger(__name__)
+
+_Contents: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
+"""Versions of a model and what their files are."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,30 @@ class ModelSource:
     path: Path
 
 
+class Users:
+    """Counts the requests that are using a model, so that it is closed when none is."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = threading.Condition()
+
+    def enter(self) -> None:
+        """Count one more."""
+        with self._changed:
+            self._count += 1
+
+    def leave(self) -> None:
+        """Count one less."""
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def wait_until_none(self, timeout_s: float) -> None:
+        """Return when there is none, or after a time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._count == 0, timeout_s)
+
+
 @dataclass(frozen=True, eq=False)
 class ServedModel:
     """A model that is open and can answer.
@@ -49,6 +81,8 @@ class ServedModel:
         batcher: Runs it.
         admission: Lets requests in.
         statistics: What it has done.
+        stamp: What its file was when it was opened; see `_stamp`.
+        users: The requests that are using it.
     """
 
     name: str
@@ -57,6 +91,8 @@ class ServedModel:
     batcher: Batcher
     admission: Admission
     statistics: Statistics
+    stamp: tuple[int, ...]
+    users: Users
 
     @property
     def info(self) -> ModelInfo:
@@ -129,6 +165,15 @@ def _sources_in(repository: Path) -> Iterator[ModelSource]:
             yield ModelSource(folder.name, version.name, version / _FILE_NAME)
 
 
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file does: its time, size and place on the disk; empty where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def _there_are(names: Collection[str]) -> str:
     """Say which there are; the first ones, where all would not fit into a message."""
     first = ", ".join(islice(names, _MOST_NAMED))
@@ -160,12 +205,14 @@ class ModelRegistry:
         self._paths = tuple(paths)
         self._config = config
         self._open_segmenter = open_segmenter
-        self._changing = threading.Lock()
+        self._changing = threading.Lock()  # held for as long as models are opened and closed
+        self._finding = threading.Lock()  # held for a moment
         self._models: tuple[ServedModel, ...] = ()
+        self._failed: dict[str, _Contents] = {}
         try:
             for source in self.sources():
-                self._add(self._open(source))
-        except FcnsegError:
+                self._swap((*self._models, self._open(source)))
+        except Exception:
             self.close()
             raise
 
@@ -205,8 +252,26 @@ class ModelRegistry:
         for model in self._models:
             model.batcher.warm(self._config.warm_sizes)
 
+    @contextmanager
+    def using(self, name: str, version: str) -> Iterator[ServedModel]:
+        """Find a model as `find` does; it is not closed before the block ends.
+
+        Raises:
+            ModelNotFoundError: There is no such model.
+        """
+        with self._finding:
+            model = self.find(name, version)
+            model.users.enter()
+        try:
+            yield model
+        finally:
+            model.users.leave()
+
     def load(self, name: str) -> None:
-        """Open and warm the versions of a model that are not open.
+        """Make a model what the paths hold of it now, with no request failed.
+
+        Versions that are new, or whose file has changed, are opened and warmed, then take the place of the old ones,
+        which are closed when nothing uses them any more. Where one cannot be opened, all stays as it was.
 
         Raises:
             ModelNotFoundError: The paths hold no such model.
@@ -217,12 +282,7 @@ class ModelRegistry:
             found = [source for source in self.sources() if source.name == name]
             if not found:
                 raise ModelNotFoundError(f"no model {quote(name)} in the repository")
-            opened = {model.version for model in self._models if model.name == name}
-            for source in found:
-                if source.version not in opened:
-                    model = self._open(source)
-                    model.batcher.warm(self._config.warm_sizes)
-                    self._add(model)
+            self._replace(name, found)
 
     def unload(self, name: str) -> None:
         """Take all versions of a model from service, and close them when what is under way is done.
@@ -231,29 +291,81 @@ class ModelRegistry:
             ModelNotFoundError: There is no such model.
         """
         with self._changing:
-            leaving = [model for model in self._models if model.name == name]
-            if not leaving:
-                raise ModelNotFoundError(
-                    f"no model {quote(name)} on this server; {_there_are({model.name for model in self._models})}"
-                )
-            self._models = tuple(model for model in self._models if model.name != name)
-        for model in leaving:
-            model.admission.wait_until_idle(_LONGEST_DRAIN_S)
-            model.batcher.close()
+            names = dict.fromkeys(model.name for model in self._models)
+            if name not in names:
+                raise ModelNotFoundError(f"no model {quote(name)} on this server; {_there_are(names)}")
+            self._replace(name, [])
+
+    def refresh(self) -> None:
+        """Make all models what the paths hold now; what cannot be opened is logged once and stays as it was."""
+        with self._changing:
+            try:
+                sources = self.sources()
+            except FcnsegError as error:
+                self._log_failure("", ((str(error), ()),), error)
+                return
+            self._failed.pop("", None)
+            for name in {source.name for source in sources} | {model.name for model in self._models}:
+                found = [source for source in sources if source.name == name]
+                contents = tuple((source.version, _stamp(source.path)) for source in found)
+                served = tuple((model.version, model.stamp) for model in self._models if model.name == name)
+                if contents == served or contents == self._failed.get(name):
+                    continue
+                try:
+                    self._replace(name, found)
+                except FcnsegError as error:
+                    self._log_failure(name, contents, error)
+                else:
+                    self._failed.pop(name, None)
+                    versions = ", ".join(source.version for source in found)
+                    _log.info("model %r: %s", name, f"serving versions {versions}" if found else "no longer served")
 
     def close(self) -> None:
         """Stop the models' batchers; what waits is refused."""
-        for model in self._models:
+        with self._changing:
+            for model in self._models:
+                model.batcher.close()
+
+    def _replace(self, name: str, sources: Sequence[ModelSource]) -> None:
+        """Serve these versions of a model, in the place of those there are."""
+        old = [model for model in self._models if model.name == name]
+        open_files = {(model.version, model.stamp): model for model in old}
+        versions: list[ServedModel] = []
+        try:
+            for source in sources:
+                model = open_files.get((source.version, _stamp(source.path))) or self._open(source)
+                versions.append(model)
+                if model not in old:
+                    model.batcher.warm(self._config.warm_sizes)
+        except Exception:
+            self._retire([model for model in versions if model not in old])
+            raise
+        self._swap((*(model for model in self._models if model.name != name), *versions))
+        self._retire([model for model in old if model not in versions])
+
+    def _swap(self, models: Sequence[ServedModel]) -> None:
+        with self._finding:
+            self._models = tuple(sorted(models, key=lambda m: (m.name, int(m.version))))
+
+    @staticmethod
+    def _retire(models: Sequence[ServedModel]) -> None:
+        for model in models:
+            model.users.wait_until_none(_LONGEST_DRAIN_S)
             model.batcher.close()
 
-    def _add(self, model: ServedModel) -> None:
-        self._models = tuple(sorted((*self._models, model), key=lambda m: (m.name, int(m.version))))
+    def _log_failure(self, name: str, contents: _Contents, error: FcnsegError) -> None:
+        if self._failed.get(name) != contents:
+            _log.warning("the models stay as they were: %s", error)
+        self._failed[name] = contents
 
     def _open(self, source: ModelSource) -> ServedModel:
+        stamp = _stamp(source.path)
         options = replace(self._config.options, prove=True)
         segmenter = self._open_segmenter(source.path, self._config.device, options=options)
         statistics = Statistics()
         name = f"{source.name}-{source.version}"
         batcher = Batcher(segmenter, self._config.batching, self._running, name, statistics.ran)
         admission = Admission(batcher, self._held)
-        return ServedModel(source.name, source.version, segmenter.engine, batcher, admission, statistics)
+        return ServedModel(
+            source.name, source.version, segmenter.engine, batcher, admission, statistics, stamp, Users()
+        )

@@ -4,7 +4,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from fcnseg.images import ImageLimits
 from serving.admission import Ticket
 from serving.batcher import Executed
-from serving.errors import InvalidFieldError
+from serving.errors import InvalidFieldError, OverloadedError
 from serving.models import ServedModel
 from serving.sources import Source
 from serving.statistics import Stages
 
 _Answer = TypeVar("_Answer")
+
+_LONGEST_PAUSE_S = 0.1
+_INSTANT_BYTES = 1 << 20  # written in less than a millisecond
 
 
 class Pipeline:
@@ -34,7 +37,7 @@ class Pipeline:
 
     def __init__(self, limits: ImageLimits) -> None:
         self.limits = limits
-        self._codecs = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="codec")
+        self._codecs = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="codec")
 
     async def answer(
         self,
@@ -43,8 +46,9 @@ class Pipeline:
         write: Callable[[NDArray[np.uint8], Executed], _Answer],
         *,
         confidence: bool = False,
-        patience_s: float | None = None,
+        deadline: float = math.inf,
         instant: bool = False,
+        waits: bool = False,
     ) -> tuple[_Answer, Stages]:
         """Answer one image; when the awaiting task is cancelled, what has not begun is not done.
 
@@ -53,8 +57,9 @@ class Pipeline:
             source: The image.
             write: Makes the answer of the image, (H, W, 3) uint8 RGB, and what the run gave.
             confidence: Whether the confidence map is wanted.
-            patience_s: Seconds until the answer is of no use; None for no limit.
-            instant: Whether `write` takes no time worth a thread.
+            deadline: When the answer is of no use any more, on the monotonic clock.
+            instant: Whether `write` takes no time worth a thread for an image that is not large.
+            waits: Whether to wait where there is no room for it now, as long as the deadline allows.
 
         Returns:
             The answer, and what its stages took.
@@ -62,11 +67,36 @@ class Pipeline:
         Raises:
             InvalidFieldError: The image cannot be read or is beyond a limit.
             OverloadedError: There is no room for it, or no time.
-            TooLateError: The patience ended before its turn came.
+            TooLateError: The deadline passed before its turn came.
             StoppingError: The model is being closed.
         """
         arrived = time.monotonic()
-        deadline = math.inf if patience_s is None else arrived + patience_s
+        try:
+            while True:
+                try:
+                    answer, stages = await self._attempt(model, source, write, confidence, deadline, instant)
+                    break
+                except OverloadedError as error:
+                    pause = min(error.retry_after_s, _LONGEST_PAUSE_S)
+                    if not waits or time.monotonic() + pause >= deadline:
+                        raise
+                await asyncio.sleep(pause)
+        except BaseException:
+            model.statistics.failed(time.monotonic() - arrived)
+            raise
+        model.statistics.answered(stages)
+        return answer, stages
+
+    async def _attempt(
+        self,
+        model: ServedModel,
+        source: Source,
+        write: Callable[[NDArray[np.uint8], Executed], _Answer],
+        confidence: bool,  # noqa: FBT001 - as for `answer`
+        deadline: float,
+        instant: bool,  # noqa: FBT001
+    ) -> tuple[_Answer, Stages]:
+        arrived = time.monotonic()
         ticket = model.admission.enter()
         work: Future[Any] | None = None
         try:
@@ -80,15 +110,12 @@ class Pipeline:
             executed = await asyncio.wrap_future(running)
             ticket.ran()
             ran = time.monotonic()
-            if instant:
+            if instant and _is_small(executed):
                 answer = write(image, executed)
             else:
                 work = writing = self._codecs.submit(write, image, executed)
                 answer = await asyncio.wrap_future(writing)
             written = time.monotonic()
-        except BaseException:
-            model.statistics.failed(time.monotonic() - arrived)
-            raise
         finally:
             # A caller that has gone away leaves its work behind: what it holds is held until that is done.
             if work is None:
@@ -96,8 +123,21 @@ class Pipeline:
             else:
                 work.add_done_callback(lambda _: ticket.close())
         stages = Stages(decoded - arrived, executed.queue_s, executed.infer_s, written - ran, executed.batch_size)
-        model.statistics.answered(stages)
         return answer, stages
+
+    def require_room(self, model: ServedModel, sources: Sequence[Source]) -> None:
+        """Check that images that are asked for together could ever be held together.
+
+        Raises:
+            InvalidFieldError: They could not, or one is beyond a limit.
+        """
+        needed = sum(source.byte_count + _held_bytes(model, *source.open(self.limits)) for source in sources)
+        if needed > model.admission.memory.total:
+            raise InvalidFieldError(
+                sources[0].field,
+                f"{len(sources)} images need about {needed} bytes to be held together by model {model.name!r}, more"
+                f" than the limit of {model.admission.memory.total}; send fewer at a time",
+            )
 
     async def in_thread(self, work: Callable[..., _Answer], *arguments: Any) -> _Answer:
         """Do work in one of the threads for decoding and writing."""
@@ -125,11 +165,16 @@ class Pipeline:
         return source.decode()
 
 
+def _is_small(executed: Executed) -> bool:
+    segmentation = executed.segmentation
+    return segmentation.class_map.nbytes + segmentation.heatmap.nbytes <= _INSTANT_BYTES
+
+
 def _held_bytes(model: ServedModel, height: int, width: int) -> int:
     """Return what an image holds beside its message from its decoding to its answer, in bytes."""
     label_map, geometry = model.info.label_map, model.info.geometry
     ids = 1 if len(label_map) <= 256 else 2
     pixels = height * width
     cells = geometry.y.cells(height) * geometry.x.cells(width)
-    # Red, green, blue and confidence, the ids and their encoding, the heatmap.
-    return pixels * (4 + 2 * ids) + cells * len(label_map) * 4
+    # Red, green, blue, confidence and the overlay, the ids, a choice of them and their encoding, scores, probabilities.
+    return pixels * (7 + 3 * ids) + cells * len(label_map) * 8

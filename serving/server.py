@@ -20,6 +20,7 @@ from fcnseg.errors import UsageError
 from fcnseg.images import ImageLimits
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import add_SegmentationServiceServicer_to_server
+from serving.connections import ConnectionConfig
 from serving.drain import CallCounter
 from serving.interceptor import ErrorInterceptor
 from serving.models import ModelRegistry
@@ -41,7 +42,7 @@ _LARGEST_MESSAGE_BYTES = 2**31 - 1
 # How long health watchers may take to hear of the end, and calls just accepted to be counted.
 _ANNOUNCE_S = 1.0
 _SETTLE_S = 0.05
-_LONGEST_GRACE_S = 86400.0
+_LONGEST_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class ServerConfig:
         port: The port; 0 picks a free one.
         limits: Images beyond these are refused.
         grace_s: How long requests under way may still take once the server is stopped, in seconds.
+        drain_delay_s: How long the server still takes requests after it has reported NOT_SERVING, in seconds: balancers
+            need a while to hear of it.
+        connections: How connections are kept.
+        watch_s: How often to look for models that have changed, in seconds; 0 for never.
         security: How the server is closed to those it is not for.
     """
 
@@ -60,11 +65,15 @@ class ServerConfig:
     port: int = 0
     limits: ImageLimits = field(default_factory=ImageLimits)
     grace_s: float = 30.0
+    drain_delay_s: float = 0.0
+    connections: ConnectionConfig = field(default_factory=ConnectionConfig)
+    watch_s: float = 0.0
     security: Security = field(default_factory=Security)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.grace_s <= _LONGEST_GRACE_S:
-            raise UsageError(f"grace is {self.grace_s:g} s; it must be from 0 to {_LONGEST_GRACE_S:g}")
+        for name, seconds in (("grace", self.grace_s), ("drain delay", self.drain_delay_s), ("watch", self.watch_s)):
+            if not 0 <= seconds <= _LONGEST_S:
+                raise UsageError(f"{name} is {seconds:g} s; it must be from 0 to {_LONGEST_S:g}")
 
 
 class Server:
@@ -80,10 +89,11 @@ class Server:
         self._config = config
         self._pipeline = Pipeline(config.limits)
         self._calls = CallCounter()
+        self._watching: asyncio.Task[None] | None = None
         self._health = health_aio.HealthServicer()
         self._server = grpc.aio.server(
             interceptors=[config.security.guard(config.host), self._calls, ErrorInterceptor()],
-            options=_channel_options(config.limits),
+            options=_channel_options(config),
         )
         servicer = SegmentationServicer(registry, self._pipeline, self._calls, largest_request(config.limits))
         add_SegmentationServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call] # generated
@@ -116,15 +126,22 @@ class Server:
         await asyncio.to_thread(self._registry.warm)
         for service in _SERVICES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        if self._config.watch_s:
+            self._watching = asyncio.create_task(self._watch())
         return f"{host}:{port}"
 
     async def stop(self) -> None:
-        """Report NOT_SERVING, take no new requests, finish those under way within the grace, and close the models.
+        """Report NOT_SERVING, wait for the drain delay, take no new requests, and finish those under way in the grace.
+
+        Then the models are closed.
 
         An inference that outlasts the grace is waited for, since it cannot be interrupted; its caller is not.
         """
+        if self._watching is not None:
+            self._watching.cancel()
         with suppress(TimeoutError):  # a watcher that does not read must not hold up the end
             await asyncio.wait_for(self._health.enter_graceful_shutdown(), _ANNOUNCE_S)
+        await asyncio.sleep(self._config.drain_delay_s)
         self._calls.stopping.set()
         ended = asyncio.create_task(self._server.stop(self._config.grace_s))
         await asyncio.wait([ended], timeout=_SETTLE_S)
@@ -136,6 +153,11 @@ class Server:
         await ended
         await asyncio.to_thread(self._registry.close)
         self._pipeline.close()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.watch_s)
+            await asyncio.to_thread(self._registry.refresh)
 
 
 async def serve_until_stopped(registry: ModelRegistry, config: ServerConfig, announce: Callable[[str], None]) -> None:
@@ -155,13 +177,19 @@ async def serve_until_stopped(registry: ModelRegistry, config: ServerConfig, ann
     for number in signals:
         loop.add_signal_handler(number, asked_to_stop.set)
     server = Server(registry, config)
+    starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(asked_to_stop.wait())
     try:
-        announce(await server.start())
-        await asked_to_stop.wait()
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            announce(starting.result())
+            await stopping
         _log.info("stopping: requests under way have %g s", config.grace_s)
     finally:
+        stopping.cancel()
+        starting.cancel()
         for number in signals:
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
         await server.stop()
 
 
@@ -171,9 +199,10 @@ def largest_request(limits: ImageLimits) -> int:
     return min(largest_image + _MESSAGE_SLACK_BYTES, _LARGEST_MESSAGE_BYTES)
 
 
-def _channel_options(limits: ImageLimits) -> list[tuple[str, int]]:
+def _channel_options(config: ServerConfig) -> list[tuple[str, int]]:
     return [
-        ("grpc.max_receive_message_length", largest_request(limits)),
+        *config.connections.channel_options,
+        ("grpc.max_receive_message_length", largest_request(config.limits)),
         # An answer is as large as its image, which has been admitted.
         ("grpc.max_send_message_length", -1),
         # Without this, two servers share a port without a word and clients reach either.

@@ -1,6 +1,6 @@
 """The segmentation service: convert, call, convert."""
 
-import asyncio
+import math
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -13,18 +13,18 @@ from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceServicer
 from serving import converters
 from serving.batcher import Executed
 from serving.drain import CallCounter
-from serving.errors import InvalidFieldError, OverloadedError
+from serving.errors import InvalidFieldError
 from serving.extras import names_classes, read_extras, write_extras
-from serving.models import ModelRegistry
+from serving.models import ModelRegistry, ServedModel
 from serving.pipeline import Pipeline
 from serving.statuses import refuse
 from serving.streams import answer_in_order
+from serving.unary import deadline_of
 
 if TYPE_CHECKING:
     from serving.unary import Context
 
 _LONGEST_ID = 256
-_LONGEST_PAUSE_S = 0.1
 
 
 class SegmentationServicer(SegmentationServiceServicer):
@@ -47,7 +47,7 @@ class SegmentationServicer(SegmentationServiceServicer):
         self, request: pb.SegmentRequest, context: "Context"
     ) -> pb.SegmentResponse:
         """Segment one image."""
-        return await self._segment(request, context.time_remaining())
+        return await self._segment(request, deadline_of(context))
 
     async def SegmentStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SegmentStreamRequest], context: "Context"
@@ -74,8 +74,15 @@ class SegmentationServicer(SegmentationServiceServicer):
         model = self._registry.find(request.model_name, request.model_version)
         return pb.GetModelResponse(model=converters.write_model(model, self._pipeline.limits, self._max_request_bytes))
 
-    async def _segment(self, request: pb.SegmentRequest, patience_s: float | None) -> pb.SegmentResponse:
-        model = self._registry.find(request.model_name, request.model_version)
+    async def _segment(
+        self, request: pb.SegmentRequest, deadline: float = math.inf, *, waits: bool = False
+    ) -> pb.SegmentResponse:
+        with self._registry.using(request.model_name, request.model_version) as model:
+            return await self._segment_with(model, request, deadline, waits=waits)
+
+    async def _segment_with(
+        self, model: ServedModel, request: pb.SegmentRequest, deadline: float, *, waits: bool
+    ) -> pb.SegmentResponse:
         encoding = converters.read_encoding(request)
         if names_classes(request):  # an unknown name is compared with all others
             wanted = await self._pipeline.in_thread(read_extras, request, model.info.label_map)
@@ -92,8 +99,9 @@ class SegmentationServicer(SegmentationServiceServicer):
             converters.read_source(request),
             write,
             confidence=wanted.confidence,
-            patience_s=patience_s,
+            deadline=deadline,
             instant=encoding is Encoding.RAW and wanted.instant,
+            waits=waits,
         )
         response.timings.CopyFrom(converters.write_stages(stages))
         return response
@@ -102,12 +110,8 @@ class SegmentationServicer(SegmentationServiceServicer):
         """Answer one image of a stream; where there is no room it waits, and its sender with it."""
         try:
             _require_id(item.id)
-            while True:
-                try:
-                    response = await self._segment(item.request, None)
-                    return pb.SegmentStreamResponse(id=item.id, response=response)
-                except OverloadedError as error:
-                    await asyncio.sleep(min(error.retry_after_s, _LONGEST_PAUSE_S))
+            response = await self._segment(item.request, waits=True)
+            return pb.SegmentStreamResponse(id=item.id, response=response)
         except Exception as error:  # noqa: BLE001 - one image's failure is told in its place
             refusal = refuse(error, "an image of SegmentStream")
             number: int = refusal.code.value[0]

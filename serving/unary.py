@@ -1,5 +1,7 @@
-"""The frame of an interceptor around unary calls."""
+"""Unary calls: their deadline, and the frame of an interceptor around them."""
 
+import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -9,6 +11,12 @@ import grpc
 if TYPE_CHECKING:  # generic for the type checker alone
     Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+def deadline_of(context: "Context") -> float:
+    """Return when a call's answer is of no use any more, on the monotonic clock."""
+    remaining: float | None = context.time_remaining()
+    return math.inf if remaining is None else time.monotonic() + remaining
 
 
 class UnaryInterceptor(grpc.aio.ServerInterceptor, ABC):

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health_pb2
@@ -12,7 +13,7 @@ from grpc_health.v1.health import aio as health_aio
 from fcnseg.errors import FcnsegError, ModelNotFoundError
 from fcnseg.masks import Encoding
 from serving.drain import CallCounter
-from serving.errors import InvalidFieldError, OverloadedError, quote
+from serving.errors import InvalidFieldError, quote
 from serving.models import ModelRegistry, ServedModel
 from serving.oip import inference_pb2 as pb
 from serving.oip.descriptions import (
@@ -24,12 +25,13 @@ from serving.oip.descriptions import (
     write_statistics,
 )
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceServicer
-from serving.oip.outputs import CONFIDENCE, Output, Written, read_outputs, write_outputs, write_response
+from serving.oip.outputs import CONFIDENCE, Written, read_outputs, write_outputs, write_response
 from serving.oip.tensors import read_sources, reads_at_once
 from serving.pipeline import Pipeline
 from serving.sources import Source
 from serving.statuses import refuse
 from serving.streams import answer_in_order
+from serving.unary import deadline_of
 
 if TYPE_CHECKING:
     from serving.unary import Context
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-_LONGEST_PAUSE_S = 0.1
 _LONGEST_TIMEOUT_US = 10**15
 
 
@@ -122,7 +123,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: "Context"
     ) -> pb.ModelInferResponse:
         """Segment the images of one request."""
-        return await self._infer(request, context.time_remaining(), waits=False)
+        return await self._infer(request, deadline_of(context), waits=False)
 
     async def ModelStreamInfer(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: "Context"
@@ -167,97 +168,73 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         await asyncio.to_thread(self._registry.unload, _read_name(request))
         return pb.RepositoryModelUnloadResponse()
 
-    async def _infer(
-        self, request: pb.ModelInferRequest, patience_s: float | None, *, waits: bool
+    async def _infer(self, request: pb.ModelInferRequest, deadline: float, *, waits: bool) -> pb.ModelInferResponse:
+        with self._registry.using(request.model_name, request.model_version) as model:
+            return await self._infer_with(model, request, min(deadline, _read_deadline(request)), waits=waits)
+
+    async def _infer_with(
+        self, model: ServedModel, request: pb.ModelInferRequest, deadline: float, *, waits: bool
     ) -> pb.ModelInferResponse:
-        deadline = _read_deadline(request, patience_s)
-        model = self._registry.find(request.model_name, request.model_version)
         outputs = read_outputs(request)
         arguments = (request, most_images(model), self._pipeline.limits)
         if reads_at_once(request):
             sources = read_sources(*arguments)
         else:
             sources = await self._pipeline.in_thread(read_sources, *arguments)
+
+        async def answer(source: Source) -> Written:
+            written, _ = await self._pipeline.answer(
+                model,
+                source,
+                lambda _, executed: write_outputs(outputs, executed.segmentation),
+                confidence=any(output.name == CONFIDENCE for output in outputs),
+                deadline=deadline,
+                instant=all(output.encoding is Encoding.RAW for output in outputs),
+                waits=waits,
+            )
+            return written
+
         if len(sources) == 1:
-            images = [await self._answer(model, sources[0], outputs, deadline, waits=waits)]
-        else:
-            images = await self._answer_all(model, sources, outputs, deadline, waits=waits)
-        return write_response(request, model, outputs, images)
-
-    async def _answer_all(
-        self,
-        model: ServedModel,
-        sources: list[Source],
-        outputs: tuple[Output, ...],
-        deadline: float | None,
-        *,
-        waits: bool,
-    ) -> list[Written]:
-        """Answer images at the same time; the first that fails ends the others."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._answer(model, source, outputs, deadline, waits=waits)) for source in sources
-                ]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return [task.result() for task in tasks]
-
-    async def _answer(
-        self,
-        model: ServedModel,
-        source: Source,
-        outputs: tuple[Output, ...],
-        deadline: float | None,
-        *,
-        waits: bool,
-    ) -> Written:
-        """Answer one image; where there is no room, wait for it if that is allowed and the deadline leaves time."""
-        while True:
-            patience_s = None if deadline is None else deadline - time.monotonic()
-            try:
-                written, _ = await self._pipeline.answer(
-                    model,
-                    source,
-                    lambda _, executed: write_outputs(outputs, executed.segmentation),
-                    confidence=any(output.name == CONFIDENCE for output in outputs),
-                    patience_s=patience_s,
-                    instant=all(output.encoding is Encoding.RAW for output in outputs),
-                )
-            except OverloadedError as error:
-                pause = min(error.retry_after_s, _LONGEST_PAUSE_S)
-                if not waits or (patience_s is not None and patience_s <= pause):
-                    raise
-                await asyncio.sleep(pause)
-            else:
-                return written
+            return write_response(request, model, outputs, [await answer(sources[0])])
+        await self._pipeline.in_thread(self._pipeline.require_room, model, sources)
+        images = await _gather([answer(source) for source in sources])
+        return await self._pipeline.in_thread(write_response, request, model, outputs, images)
 
     async def _infer_item(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
         """Answer one request of a stream; its failure is told in its place."""
         try:
-            response = await self._infer(request, None, waits=True)
+            response = await self._infer(request, math.inf, waits=True)
         except Exception as error:  # noqa: BLE001
             refusal = refuse(error, "a request of ModelStreamInfer")
             nothing = pb.ModelInferResponse(id=request.id)
             return pb.ModelStreamInferResponse(error_message=refusal.message, infer_response=nothing)
-        if "triton_enable_empty_final_response" in request.parameters:
+        if request.parameters["triton_enable_empty_final_response"].bool_param:
             response.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=response)
 
 
-def _read_deadline(request: pb.ModelInferRequest, patience_s: float | None) -> float | None:
-    """Return when the answer is of no use any more, on the monotonic clock; None for never."""
-    if "timeout" in request.parameters:
-        parameter = request.parameters["timeout"]
-        kind = parameter.WhichOneof("parameter_choice")
-        timeout = {"int64_param": parameter.int64_param, "uint64_param": parameter.uint64_param}.get(kind or "", -1)
-        if not 0 <= timeout <= _LONGEST_TIMEOUT_US:
-            raise InvalidFieldError(
-                "parameters", "parameter 'timeout' must be a whole number of microseconds, 0 for no limit"
-            )
-        if timeout:
-            patience_s = timeout / 1e6 if patience_s is None else min(patience_s, timeout / 1e6)
-    return None if patience_s is None else time.monotonic() + patience_s
+async def _gather(answers: Sequence[Coroutine[None, None, Written]]) -> list[Written]:
+    """Answer images at the same time; the first that fails ends the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(answer) for answer in answers]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _read_deadline(request: pb.ModelInferRequest) -> float:
+    """Return when the request itself says that its answer is of no use any more, on the monotonic clock."""
+    if "timeout" not in request.parameters:
+        return math.inf
+    parameter = request.parameters["timeout"]
+    kind = parameter.WhichOneof("parameter_choice")
+    timeout = {"int64_param": parameter.int64_param, "uint64_param": parameter.uint64_param}.get(kind or "", -1)
+    if not 0 <= timeout <= _LONGEST_TIMEOUT_US:
+        raise InvalidFieldError(
+            "parameters", "parameter 'timeout' must be a whole number of microseconds, 0 for no limit"
+        )
+    return time.monotonic() + timeout / 1e6 if timeout else math.inf
 
 
 def _read_name(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:

@@ -32,6 +32,7 @@ from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.other_server import server_that_answers
 from tests.running_server import CPU_CONFIG, running_server
 from tests.server_process import ServerProcess, free_port, server_process
+from tests.waiting import wait_until
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -100,18 +101,20 @@ async def test_overload_is_told_and_a_cancelled_task_gives_its_place_back(tiny_m
     gated = GatedSegmenter(tiny_model)
     config = replace(CPU_CONFIG, batching=BatchingConfig(max_batch=1, max_queue=2))
     try:
-        with running_server(registry_of(gated, tiny_model, config)) as server:
+        registry = registry_of(gated, tiny_model, config)
+        admission = registry.models[0].admission
+        with running_server(registry) as server:
             async with AsyncClient(server.address, retries=0) as client:
                 running = asyncio.create_task(client.segment(IMAGE))
                 assert await asyncio.to_thread(gated.begun.acquire, timeout=20)
                 waiting = asyncio.create_task(client.segment(IMAGE))
-                await asyncio.sleep(0.2)
+                await asyncio.to_thread(wait_until, lambda: admission.pending == 2)
                 with pytest.raises(ServerOverloadedError) as caught:
                     await client.segment(IMAGE)
                 waiting.cancel()
-                await asyncio.sleep(0.2)
+                await asyncio.to_thread(wait_until, lambda: admission.pending == 1)
                 another = asyncio.create_task(client.segment(IMAGE))
-                await asyncio.sleep(0.1)
+                await asyncio.to_thread(wait_until, lambda: admission.pending == 2)
                 gated.gate.set()
                 assert (await running).class_map.shape == (await another).class_map.shape == (40, 60)
     finally:

@@ -108,8 +108,8 @@ def test_a_request_is_sent_again_after_growing_pauses(code: grpc.StatusCode) -> 
     with server_that_answers(busy) as address, Client(address) as client:
         assert client.segment(IMAGE).class_map.shape == (1, 1)
     assert len(busy.times) == 3
-    assert 0.3 < busy.pauses[0] < 0.8
-    assert 0.75 < busy.pauses[1] < 1.6
+    assert 0.3 < busy.pauses[0] < 3
+    assert 0.75 < busy.pauses[1] < 4
 
 
 def test_the_server_sets_the_pause_where_it_asks_for_one() -> None:
@@ -117,7 +117,8 @@ def test_the_server_sets_the_pause_where_it_asks_for_one() -> None:
     with server_that_answers(busy) as address, Client(address, retries=4) as client:
         assert client.segment(IMAGE).class_map.shape == (1, 1)
     assert len(busy.times) == 5
-    assert all(0.04 < pause < 0.3 for pause in busy.pauses)
+    assert all(pause > 0.04 for pause in busy.pauses)
+    assert sum(busy.pauses) < 1.5  # by itself the client would take 10 s
 
 
 def test_a_server_that_asks_for_no_retry_gets_none() -> None:
@@ -153,7 +154,7 @@ def test_the_deadline_bounds_all_attempts() -> None:
         started = time.monotonic()
         with pytest.raises((RequestTimeoutError, ServerUnavailableError)):
             client.segment(IMAGE)
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 4  # the attempts alone would take 10 s
     assert len(busy.times) < 5
 
 

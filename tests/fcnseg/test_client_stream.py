@@ -362,3 +362,12 @@ def test_closing_the_client_ends_its_stream_and_it_takes_nothing_more(tiny_model
                 ask()
     assert caught.value.code == "CANCELLED"
     require_no_threads()
+
+
+def test_a_stream_of_a_client_that_was_closed_is_told(tiny_model: Path) -> None:
+    with running_server(tiny_model) as server:
+        client = Client(server.address)
+        items = client.segment_stream([IMAGE])
+        client.close()
+        with pytest.raises(UsageError, match="has been closed"):
+            next(items)

@@ -62,3 +62,12 @@ def test_placements_of_a_served_model_are_told_to_clients(tiny_model: Path) -> N
     assert execution.provider == CPU
     assert execution.precision == "fp32"
     assert {(p.operator, p.image_sized): p.nodes for p in execution.placements} == placements(tiny_model)
+
+
+def test_what_a_pixel_costs_is_known_without_an_arena_too(tiny_model: Path) -> None:
+    costs = []
+    for arena in (True, False):
+        probe = Engine(tiny_model, "cpu", EngineOptions(threads=1, arena=arena, prove=True)).probe
+        assert probe is not None
+        costs.append(probe.bytes_per_pixel)
+    assert costs[0] == costs[1] > 0

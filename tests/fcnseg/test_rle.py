@@ -173,3 +173,9 @@ def test_memory_is_bounded_by_the_shape_whatever_the_bytes_say() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("other_id", [-1, 256, 65_535])
+def test_an_id_of_other_pixels_that_the_type_cannot_hold_is_refused(other_id: int) -> None:
+    with pytest.raises(MaskError, match=f"the id of other pixels is {other_id}, which uint8 cannot hold"):
+        rle.decode({}, shape=(1, 1), dtype=np.uint8, other_id=other_id)

@@ -65,21 +65,6 @@ def test_an_image_that_would_be_answered_too_late_is_refused_on_arrival(batcher:
         alone.reserve(4, 4, 1, 0.001)
 
 
-def test_waiting_ends_when_nothing_is_under_way(batcher: Batcher) -> None:
-    admission = Admission(batcher, MemoryBudget(100))
-    ticket = admission.enter()
-    idle = threading.Event()
-
-    def wait() -> None:
-        admission.wait_until_idle(10)
-        idle.set()
-
-    threading.Thread(target=wait).start()
-    assert not idle.wait(0.1)
-    ticket.ran()
-    assert idle.wait(5)
-
-
 def test_a_budget_gives_what_there_is_and_takes_it_back() -> None:
     budget = MemoryBudget(10)
     budget.take(6)

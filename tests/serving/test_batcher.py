@@ -1,10 +1,13 @@
+import gc
 import math
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 from fcnseg.engine import Engine, EngineOptions
 from fcnseg.errors import UsageError
 from fcnseg.segmenter import Segmenter, load
+from fcnseg.types import Segmentation
 from serving.batcher import Batcher, BatchingConfig, Executed
 from serving.errors import StoppingError, TooLateError
 from serving.memory import MemoryBudget
@@ -96,13 +100,22 @@ def test_confidence_is_computed_for_those_who_asked_alone(gated: GatedSegmenter)
 def test_a_batch_waits_for_more_images_no_longer_than_its_delay(gated: GatedSegmenter) -> None:
     gated.gate.set()
     with batching(gated, max_batch=3, delay_s=0.3) as batcher:
-        began = time.monotonic()
-        wait([batcher.submit(RED) for _ in range(3)], 10)
-        assert time.monotonic() - began < 0.25  # a full batch does not wait
+        batcher.submit(RED).result(10)  # now it knows its pace
         began = time.monotonic()
         assert batcher.submit(RED).result(10).batch_size == 1
         assert time.monotonic() - began >= 0.3
-    assert sizes(gated) == [3, 1]
+        wait([batcher.submit(RED) for _ in range(3)], 10)
+    assert sizes(gated) == [1, 1, 3]
+
+
+def test_a_full_batch_does_not_wait_nor_does_it_behind_a_lonely_image(tiny_model: Path) -> None:
+    with batching(load(tiny_model, "cpu", threads=1), max_batch=2, delay_s=30) as batcher:
+        batcher.submit(RED).result(10)
+        lonely = batcher.submit(noise(40, 40), deadline=time.monotonic() + 8)
+        full = [batcher.submit(RED), batcher.submit(RED)]
+        wait(full, 6)
+        assert [future.done() for future in (*full, lonely)] == [True, True, False]
+        assert lonely.result(10).batch_size == 1  # its deadline ended the wait in time
 
 
 @pytest.mark.parametrize("position", range(4))
@@ -124,6 +137,25 @@ def test_a_cancelled_image_is_not_run_and_takes_nothing_from_its_neighbours(
                 alone = gated.segment(images[i]).class_map
                 assert np.array_equal(future.result(10).segmentation.class_map, alone)
     assert sizes(gated)[:2] == [1, 3]
+
+
+def test_image_and_answer_are_gone_as_soon_as_nobody_holds_them(tiny_model: Path) -> None:
+    """Without waiting for the collector of cycles, whose turn may come after hundreds of images."""
+
+    class Image(np.ndarray[Any, Any]):
+        """An array that can be watched."""
+
+    gc.disable()
+    try:
+        with batching(load(tiny_model, "cpu", threads=1)) as batcher:
+            image = noise(4, 4).view(Image)
+            future = batcher.submit(image)
+            watched = [weakref.ref(image), weakref.ref(future.result(10))]
+            del image, future
+            batcher.submit(RED).result(10)  # the thread has let go of the last one
+            assert [reference() for reference in watched] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_an_image_cannot_be_cancelled_once_its_run_has_begun_and_does_no_harm(gated: GatedSegmenter) -> None:
@@ -207,6 +239,29 @@ def test_a_batch_is_no_larger_than_the_memory_for_runs(gated: GatedSegmenter) ->
         wait([held, *futures], 10)
     assert sizes(gated) == [1, 2, 2, 1]
     assert memory.taken == 0
+
+
+def test_the_first_run_of_a_size_that_is_warmed_does_not_tell_the_pace(tiny_model: Path) -> None:
+    class ColdSegmenter(Segmenter):
+        def segment_batch(self, images: Sequence[NDArray[np.uint8]], *, confidence: bool = False) -> list[Segmentation]:
+            if not runs:
+                time.sleep(0.5)
+            runs.append(len(images))
+            return super().segment_batch(images, confidence=confidence)
+
+    runs: list[int] = []
+    with batching(ColdSegmenter(Engine(tiny_model, "cpu", PROVED)), max_batch=4) as batcher:
+        batcher.warm([(8, 8)])
+        assert runs == [1, 1, 4, 4]
+        assert batcher.seconds_per_pixel.cautious * 64 < 0.2
+
+
+def test_a_size_to_warm_that_does_not_fit_is_told(tiny_model: Path) -> None:
+    with (
+        batching(load(tiny_model, "cpu", options=PROVED), MemoryBudget(100_000)) as batcher,
+        pytest.raises(UsageError, match=r"images of 99999x99999 cannot be run to warm the model: one takes \d+ bytes"),
+    ):
+        batcher.warm([(8, 8), (99_999, 99_999)])
 
 
 def test_sizes_that_were_not_declared_are_counted_when_they_first_come(tiny_model: Path) -> None:

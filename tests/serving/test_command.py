@@ -10,13 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
+import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import fcnseg
 from fcnseg import masks
 from fcnseg.client import Client
 from fcnseg.masks import Encoding
+from tests.server_process import free_port
 from tests.tiny_model import write_tiny_model
 
 RUN = [sys.executable, "-c", "from fcnseg.cli import main; main()"]
@@ -139,3 +142,17 @@ def test_a_size_to_warm_that_is_none_is_refused(tiny_model: Path, size: str) -> 
     result = fail(str(tiny_model), "--port", "0", "--device", "cpu", "--warm", size)
     assert result.returncode == 2
     assert "is not HEIGHTxWIDTH in pixels, such as 480x640" in result.stderr
+
+
+def test_a_signal_ends_a_server_that_is_warming(tmp_path: Path) -> None:
+    path, port = write_tiny_model(tmp_path / "slow.onnx", work_rounds=2000), free_port()
+    sizes = [word for side in range(8, 400, 8) for word in ("--warm", f"{side}x8")]  # two runs of 0.2 s each
+    arguments = [str(path), "--port", str(port), "--device", "cpu", "--threads", "1", *sizes]
+    with serving(*arguments) as process, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        answer = check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=20)
+        assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == ""

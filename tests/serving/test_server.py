@@ -21,6 +21,7 @@ from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, RunningServer, running_server
 from tests.server_process import free_port
 from tests.tiny_model import write_tiny_model
+from tests.waiting import wait_until
 
 IMAGE = np.full((4, 4, 3), (255, 0, 0), np.uint8)
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -167,8 +168,10 @@ def test_request_whose_deadline_passes_while_it_waits_is_never_run(segmenter: Ga
 def test_request_cancelled_by_its_client_while_it_waits_is_never_run(
     segmenter: GatedSegmenter, tiny_model: Path
 ) -> None:
+    registry = registry_of(segmenter, tiny_model)
+    admission = registry.models[0].admission
     with (
-        running_server(registry_of(segmenter, tiny_model)) as server,
+        running_server(registry) as server,
         Client(server.address) as client,
         ThreadPoolExecutor(2) as threads,
     ):
@@ -176,12 +179,12 @@ def test_request_cancelled_by_its_client_while_it_waits_is_never_run(
         assert segmenter.begun.acquire(timeout=10)
         leaver = Client(server.address)
         second = threads.submit(leaver.segment, IMAGE)
-        time.sleep(0.3)  # let it reach the queue
+        wait_until(lambda: admission.pending == 2)
         leaver.close()
         error = second.exception(10)
         assert isinstance(error, RequestError)
         assert error.code == "CANCELLED"
-        time.sleep(0.3)
+        wait_until(lambda: admission.pending == 1)
         segmenter.gate.set()
         first.result(10)
         client.segment(IMAGE)

@@ -1,0 +1,102 @@
+import socket
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from fcnseg.client import Client
+from fcnseg.errors import ServerUnavailableError, UsageError
+from serving.connections import ConnectionConfig
+from serving.server import ServerConfig
+from tests.gated_segmenter import GatedSegmenter, registry_of
+from tests.running_server import running_server
+from tests.waiting import wait_until
+
+IMAGE = np.full((4, 4, 3), (255, 0, 0), np.uint8)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+EMPTY_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # length, type SETTINGS, no flags, stream 0
+
+
+def test_a_client_that_answers_no_ping_is_dropped(tiny_model: Path) -> None:
+    config = ServerConfig(connections=ConnectionConfig(keepalive_s=1, keepalive_timeout_s=1))
+    with running_server(tiny_model, config) as server:
+        host, port = server.address.split(":")
+        with socket.create_connection((host, int(port))) as dead:
+            dead.sendall(PREFACE + EMPTY_SETTINGS)
+            dead.settimeout(15)
+            began = time.monotonic()
+            while dead.recv(4096):
+                pass
+            assert 1 < time.monotonic() - began < 10
+
+
+def test_an_old_connection_ends_when_its_request_is_answered_and_the_next_gets_a_new_one(
+    tiny_model: Path,
+) -> None:
+    segmenter = GatedSegmenter(tiny_model)
+    config = ServerConfig(connections=ConnectionConfig(max_age_s=0.5))
+    states: list[grpc.ChannelConnectivity] = []
+    with running_server(registry_of(segmenter, tiny_model), config) as server, Client(server.address) as client:
+        client._channel.subscribe(states.append)
+        answers: list[object] = []
+        asking = threading.Thread(target=lambda: answers.append(client.segment(IMAGE)))
+        asking.start()
+        assert segmenter.begun.acquire(timeout=10)
+        time.sleep(1.0)  # it is older than it may be, and has a request under way
+        segmenter.gate.set()
+        asking.join(10)
+        assert len(answers) == 1
+        ready = grpc.ChannelConnectivity.READY
+        wait_until(lambda: ready in states and states[-1] is not ready)  # the server has ended the connection
+        client.segment(IMAGE)
+
+
+def test_a_connection_carries_no_more_requests_than_it_may(tiny_model: Path) -> None:
+    segmenter = GatedSegmenter(tiny_model)
+    config = ServerConfig(connections=ConnectionConfig(max_streams=2))
+    registry = registry_of(segmenter, tiny_model)
+    with running_server(registry, config) as server, Client(server.address) as client:
+        client.list_models()  # the server's settings have come
+        threads = [threading.Thread(target=client.segment, args=(IMAGE,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        admission = registry.models[0].admission
+        wait_until(lambda: admission.pending == 2)
+        time.sleep(0.3)
+        assert admission.pending == 2
+        segmenter.gate.set()
+        for thread in threads:
+            thread.join(10)
+        assert sum(map(len, segmenter.batches)) == 3
+
+
+def test_a_stopping_server_answers_until_its_drain_delay_is_over(tiny_model: Path) -> None:
+    config = ServerConfig(drain_delay_s=1.0)
+    with running_server(tiny_model, config) as server, Client(server.address, retries=0) as client:
+        with grpc.insecure_channel(server.address) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            server.begin_stop()
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            client.segment(IMAGE)
+        server.wait_stopped()
+        with pytest.raises(ServerUnavailableError):
+            client.segment(IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"keepalive_s": 0.5}, "keepalive_s is 0.5; it must be from 1"),
+        ({"max_age_s": -1.0}, "max_age_s is -1; it must be from 0"),
+        ({"max_age_s": float("nan")}, "max_age_s is nan"),
+        ({"max_streams": 0}, "max_streams is 0; it must be from 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        ConnectionConfig(**settings)  # type: ignore[arg-type]

@@ -1,0 +1,166 @@
+"""Models that change while they are served."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from fcnseg.client import Client
+from fcnseg.errors import FcnsegError, ModelFileError, RemoteModelNotFoundError
+from serving.models import ModelRegistry
+from serving.oip import inference_pb2
+from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
+from serving.server import ServerConfig
+from tests.running_server import CPU_CONFIG, RunningServer, running_server
+from tests.tiny_model import write_tiny_model
+from tests.waiting import wait_until
+
+IMAGE = np.full((4, 4, 3), (255, 0, 0), np.uint8)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    root = tmp_path / "repository"
+    write_tiny_model(root / "cat" / "1" / "model.onnx", licence="first")
+    return root
+
+
+def put(repository: Path, version: int, licence: str) -> None:
+    """Put a model into the repository at once, as one should."""
+    path = repository / "cat" / str(version) / "model.onnx"
+    beside = write_tiny_model(repository.parent / f"{licence}.onnx", licence=licence)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside.replace(path)
+
+
+def licence(registry: ModelRegistry, version: str = "") -> str | None:
+    return registry.find("cat", version).info.licence
+
+
+@contextmanager
+def hammered(server: RunningServer, failures: list[FcnsegError]) -> Iterator[list[int]]:
+    """Ask without pause from four threads, and without retries; gives the number of answers."""
+    ended, answers = threading.Event(), [0]
+
+    def ask() -> None:
+        with Client(server.address, retries=0) as client:
+            while not ended.is_set():
+                try:
+                    client.segment(IMAGE, model="cat")
+                    answers[0] += 1
+                except FcnsegError as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(20)
+
+
+def test_models_are_replaced_under_load_without_a_failed_request(repository: Path) -> None:
+    failures: list[FcnsegError] = []
+    registry = ModelRegistry([repository], CPU_CONFIG)
+    with running_server(registry) as server, hammered(server, failures) as answers:
+        for i in range(8):
+            put(repository, 1 + i % 2, f"number {i}")
+            before = answers[0]
+            registry.load("cat")
+            assert licence(registry, str(1 + i % 2)) == f"number {i}"
+            wait_until(lambda before=before: answers[0] > before + 8)
+    assert not failures
+
+
+def test_a_file_that_has_not_changed_stays_open(repository: Path) -> None:
+    registry = ModelRegistry([repository], CPU_CONFIG)
+    first = registry.find("cat", "1")
+    put(repository, 2, "second")
+    registry.load("cat")
+    assert registry.find("cat", "1") is first
+    assert licence(registry) == "second"
+    registry.close()
+
+
+def test_a_broken_model_is_told_and_all_stays_as_it_was(repository: Path) -> None:
+    registry = ModelRegistry([repository], CPU_CONFIG)
+    threads = threading.active_count()
+    put(repository, 2, "second")
+    (repository / "cat" / "3").mkdir()
+    (repository / "cat" / "3" / "model.onnx").write_bytes(b"broken")
+    with pytest.raises(ModelFileError, match="not an ONNX file"):
+        registry.load("cat")
+    assert [model.version for model in registry.models] == ["1"]
+    assert threading.active_count() == threads
+    registry.close()
+
+
+def test_a_watching_server_serves_what_the_repository_holds(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    registry = ModelRegistry([repository], CPU_CONFIG)
+    with (
+        caplog.at_level(logging.INFO, "serving"),
+        running_server(registry, ServerConfig(watch_s=0.05)) as server,
+        Client(server.address) as client,
+    ):
+        put(repository, 2, "second")
+        wait_until(lambda: licence(registry) == "second")
+        put(repository, 2, "changed")
+        wait_until(lambda: licence(registry) == "changed")
+        (repository / "cat" / "2" / "model.onnx").write_bytes(b"broken")
+        wait_until(lambda: "not an ONNX file" in caplog.text)
+        time.sleep(0.3)
+        assert caplog.text.count("not an ONNX file") == 1
+        assert client.get_model("cat").licence == "changed"
+        (repository / "cat" / "2" / "model.onnx").unlink()
+        wait_until(lambda: licence(registry) == "first")
+        write_tiny_model(repository / "dog" / "7" / "model.onnx")
+        wait_until(lambda: len(registry.models) == 2)
+        assert client.segment(IMAGE, model="dog").model_version == "7"
+        (repository / "cat" / "1" / "model.onnx").unlink()
+        (repository / "cat" / "1").rmdir()
+        (repository / "cat" / "2").rmdir()
+        (repository / "cat").rmdir()
+        wait_until(lambda: len(registry.models) == 1)
+        with pytest.raises(RemoteModelNotFoundError, match="there are dog"):
+            client.segment(IMAGE, model="cat")
+
+
+def test_the_inference_service_loads_what_has_changed(repository: Path) -> None:
+    with running_server([repository]) as server, grpc.insecure_channel(server.address) as channel:
+        stub = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+        put(repository, 1, "changed")
+        stub.RepositoryModelLoad(inference_pb2.RepositoryModelLoadRequest(model_name="cat"), timeout=10)
+        with Client(server.address) as client:
+            assert client.get_model("cat").licence == "changed"
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_loads_and_unloads(repository: Path) -> None:
+    """Broken files included."""
+    registry = ModelRegistry([repository], CPU_CONFIG)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    after = []
+    for i in range(50):
+        put(repository, 1, f"number {i}")
+        registry.load("cat")
+        (repository / "cat" / "2").mkdir(exist_ok=True)
+        (repository / "cat" / "2" / "model.onnx").write_bytes(b"broken")
+        with pytest.raises(ModelFileError):
+            registry.load("cat")
+        (repository / "cat" / "2" / "model.onnx").unlink()
+        registry.unload("cat")
+        after.append(resident())
+    registry.close()
+    assert after[-1] < 1.05 * after[4]
