@@ -14,6 +14,7 @@ from fcnseg.query import OverlayQuery
 from fcnseg.regions import Box, Region, RegionQuery, find_regions
 from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
 from fcnseg.segmenter import Segmenter, load
+from fcnseg.tls import ClientTls
 from fcnseg.types import ClassArea, ClassInfo, LabelMap, Segmentation
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ClassArea",
     "ClassInfo",
     "Client",
+    "ClientTls",
     "Encoding",
     "FcnsegError",
     "LabelMap",

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
+from fcnseg.access import Access
 from fcnseg.exchange import (
     DEFAULT_IN_FLIGHT,
     DEFAULT_RETRIES,
@@ -23,6 +24,7 @@ from fcnseg.masks import Encoding
 from fcnseg.query import ImageSource, OverlayQuery, SegmentQuery, StreamSource
 from fcnseg.regions import RegionQuery
 from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
+from fcnseg.tls import ClientTls
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from fcnseg.wire import read_model, read_models
@@ -47,9 +49,17 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tls: bool | ClientTls = False,
+        token: str | None = None,
+        token_in_clear: bool = False,
     ) -> None:
-        self._exchange = Exchange(server, timeout_s, retries, max_message_bytes)
-        self._channel = grpc.aio.insecure_channel(server, options=self._exchange.channel_options)
+        access = Access.of(tls, token, token_in_clear=token_in_clear)
+        self._exchange = Exchange(server, timeout_s, retries, max_message_bytes, access)
+        options = self._exchange.channel_options
+        if access.tls is None:
+            self._channel = grpc.aio.insecure_channel(server, options)
+        else:
+            self._channel = grpc.aio.secure_channel(server, access.tls.credentials(), options)
         self._open_stub = SegmentationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
         self._closed = False
 
@@ -134,7 +144,9 @@ class AsyncClient:
         """Call a method; with `wait_s`, wait so long for a server that does not answer yet."""
         timeout_s = self._exchange.timeout_s if wait_s is None else wait_s
         try:
-            return await method(request, timeout=timeout_s, wait_for_ready=wait_s is not None)
+            return await method(
+                request, timeout=timeout_s, metadata=self._exchange.access.metadata, wait_for_ready=wait_s is not None
+            )
         except grpc.RpcError as error:
             raise self._exchange.failure(error, asked, timeout_s) from error
         except grpc.aio.UsageError:  # another task has closed the channel in the meantime
@@ -174,7 +186,7 @@ class _Stream:
 
     async def items(self) -> AsyncGenerator[StreamItem, None]:
         """Make the call, and yield its items."""
-        call = self._stub().SegmentStream()
+        call = self._stub().SegmentStream(metadata=self._exchange.access.metadata)
         call.add_done_callback(lambda _: self._asked.put_nowait(None))
         sender = asyncio.create_task(self._send(call))
         try:

@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 
 import grpc
 
+from fcnseg.access import Access
 from fcnseg.exchange import (
     DEFAULT_IN_FLIGHT,
     DEFAULT_RETRIES,
@@ -22,6 +23,7 @@ from fcnseg.masks import Encoding
 from fcnseg.query import ImageSource, OverlayQuery, SegmentQuery, StreamSource
 from fcnseg.regions import RegionQuery
 from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
+from fcnseg.tls import ClientTls
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from fcnseg.wire import read_model, read_models
@@ -43,9 +45,12 @@ class Client:
         retries: How often a request is sent again where the server does not answer or has no room, 0 to 4. The pauses
             between are those the server asks for, or 0.4, 1, 2.5 and 6.25 s. Streams are not retried.
         max_message_bytes: The largest request or answer, in bytes.
+        tls: Whether the connection is encrypted and the server must prove who it is, and by which files.
+        token: What the server knows the client by, from `fcnseg token`.
+        token_in_clear: Whether a token may go to another machine without TLS, where whoever is between can read it.
 
     Raises:
-        UsageError: One of them has no valid value.
+        UsageError: One of them has no valid value, or a token would go to another machine in the clear.
     """
 
     def __init__(
@@ -55,9 +60,17 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tls: bool | ClientTls = False,
+        token: str | None = None,
+        token_in_clear: bool = False,
     ) -> None:
-        self._exchange = Exchange(server, timeout_s, retries, max_message_bytes)
-        self._channel = grpc.insecure_channel(server, options=self._exchange.channel_options)
+        access = Access.of(tls, token, token_in_clear=token_in_clear)
+        self._exchange = Exchange(server, timeout_s, retries, max_message_bytes, access)
+        options = self._exchange.channel_options
+        if access.tls is None:
+            self._channel = grpc.insecure_channel(server, options)
+        else:
+            self._channel = grpc.secure_channel(server, access.tls.credentials(), options)
         self._open_stub = SegmentationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
         self._closed = False
 
@@ -105,6 +118,8 @@ class Client:
             ImageError: The file cannot be read, or the array is not of that shape and dtype.
             InvalidRequestError: The server cannot read the image, or a class is unknown.
             RemoteModelNotFoundError: There is no such model or version.
+            UnauthenticatedError: The server wants a token, and knows none like that given.
+            PermissionDeniedError: The server does not let the client ask.
             ServerOverloadedError: The server has no room, and had none at each retry.
             ServerUnavailableError: The server does not answer, and did not at any retry.
             RequestTimeoutError: There was no answer in time.
@@ -204,7 +219,9 @@ class Client:
         """Call a method; with `wait_s`, wait so long for a server that does not answer yet."""
         timeout_s = self._exchange.timeout_s if wait_s is None else wait_s
         try:
-            return method(request, timeout=timeout_s, wait_for_ready=wait_s is not None)
+            return method(
+                request, timeout=timeout_s, metadata=self._exchange.access.metadata, wait_for_ready=wait_s is not None
+            )
         except grpc.RpcError as error:
             raise self._exchange.failure(error, asked, timeout_s) from error
         except ValueError:  # what gRPC raises where another thread has closed the channel in the meantime
@@ -246,7 +263,7 @@ class _Stream:
 
     def items(self) -> Generator[StreamItem, None, None]:
         """Make the call, and yield its items."""
-        call = self._stub().SegmentStream(self._requests())
+        call = self._stub().SegmentStream(self._requests(), metadata=self._exchange.access.metadata)
         reader = threading.Thread(target=self._read_answers, args=(call,), name="fcnseg-stream", daemon=True)
         reader.start()
         try:

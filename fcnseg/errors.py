@@ -16,6 +16,8 @@ FcnsegError
 └── RequestError          a server that could not be reached or refused a request
     ├── InvalidRequestError       a field without a valid value
     ├── RemoteModelNotFoundError  a model or version that the server does not hold
+    ├── UnauthenticatedError      no token, or one that the server does not know
+    ├── PermissionDeniedError     a request that its token does not allow
     ├── ServerOverloadedError     a server that has as much to do as it may
     ├── ServerUnavailableError    a server that does not answer, or is stopping
     └── RequestTimeoutError       an answer that did not come in time
@@ -149,6 +151,24 @@ class RemoteModelNotFoundError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "NOT_FOUND")
+
+
+class UnauthenticatedError(RequestError):
+    """A server wants a token, and got none that it knows."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "UNAUTHENTICATED")
+
+
+class PermissionDeniedError(RequestError):
+    """A server does not let its caller do what was asked."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "PERMISSION_DENIED")
 
 
 class ServerOverloadedError(RequestError):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 
+from fcnseg.access import NO_ACCESS, Access
 from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, RequestError, ServerUnavailableError, UsageError
 from fcnseg.query import ImageSource, SegmentQuery, StreamSource
 from fcnseg.remote import RemoteSegmentation, StreamItem
@@ -67,15 +68,17 @@ class Exchange:
         timeout_s: How long a request may take, its retries included, in seconds.
         retries: How often a request is sent again where the server does not answer or has no room.
         max_message_bytes: The largest request or answer, in bytes.
+        access: How the client is let in.
 
     Raises:
-        UsageError: One of them has no valid value.
+        UsageError: One of them has no valid value, or a token would travel in the clear.
     """
 
     server: str
     timeout_s: float
     retries: int
     max_message_bytes: int
+    access: Access = NO_ACCESS
 
     def __post_init__(self) -> None:
         host, _, port = self.server.rpartition(":")
@@ -91,6 +94,7 @@ class Exchange:
             raise UsageError(
                 f"largest message is {self.max_message_bytes} bytes; it must be from 1 to {_LARGEST_MESSAGE_BYTES}"
             )
+        self.access.require_private(host)
 
     @property
     def channel_options(self) -> list[tuple[str, int | str]]:
@@ -103,6 +107,8 @@ class Exchange:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
+        if self.access.stays_here:
+            options.append(("grpc.enable_http_proxy", 0))
         if self.retries:
             options += [
                 ("grpc.service_config", json.dumps(_retrying(self.retries + 1))),

@@ -1,5 +1,6 @@
 """What a gRPC status becomes in the client: the one place where status codes turn into exceptions."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,17 +13,26 @@ from grpc_status import rpc_status
 from fcnseg.errors import (
     FieldViolation,
     InvalidRequestError,
+    PermissionDeniedError,
     RemoteModelNotFoundError,
     RequestError,
     RequestTimeoutError,
     ServerOverloadedError,
     ServerUnavailableError,
+    UnauthenticatedError,
 )
 
 # gRPC refuses messages beyond a limit, on either end, with the status of an overloaded server.
 _BEYOND_LIMIT = "message larger than max"
 # What a server says that does answer, and what the transport never does.
 _REMEDIES = ("ask again", "go on with another")
+_NO_HANDSHAKE = "handshake failed"
+_CUT_OFF = "Socket closed"
+_TOLD_AS_IT_IS: dict[grpc.StatusCode, Callable[[str], RequestError]] = {
+    grpc.StatusCode.NOT_FOUND: RemoteModelNotFoundError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
+}
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -92,15 +102,15 @@ def to_error(status: Status, server: str, timeout_s: float, image: str | None = 
         case grpc.StatusCode.INVALID_ARGUMENT:
             others = [f"{v.field}: {v.description}" for v in status.violations[1:]]
             error = InvalidRequestError("; ".join([told, *others]), status.violations)
-        case grpc.StatusCode.NOT_FOUND:
-            error = RemoteModelNotFoundError(told)
+        case code if code in _TOLD_AS_IT_IS:
+            error = _TOLD_AS_IT_IS[code](told)
         case grpc.StatusCode.RESOURCE_EXHAUSTED if _BEYOND_LIMIT in status.message:
             remedy = "send a smaller image or ask for less, or raise the limit of the end that it names"
             error = RequestError(f"{told}; {remedy}", status.code.name)
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             error = ServerOverloadedError(told, status.retry_after_s)
         case grpc.StatusCode.UNAVAILABLE:
-            none = f"no server answers at {server} ({status.message}); start one with 'fcnseg serve'"
+            none = f"no server answers at {server} ({status.message}); {_reach(status.message)}"
             error = ServerUnavailableError(told if status.message.endswith(_REMEDIES) else none)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             error = RequestTimeoutError(
@@ -119,6 +129,15 @@ def to_error(status: Status, server: str, timeout_s: float, image: str | None = 
         case _:
             error = RequestError(told, status.code.name, field)
     return error
+
+
+def _reach(message: str) -> str:
+    """Return how a server that does not answer is reached, by what gRPC says of the connection."""
+    if _NO_HANDSHAKE in message:
+        return "client and server do not agree on TLS: check the authorities (--ca), or leave TLS out where it has none"
+    if _CUT_OFF in message:
+        return "start one with 'fcnseg serve', or use TLS, with a certificate of your own, where it asks for that"
+    return "start one with 'fcnseg serve'"
 
 
 def _read_details(call: FailedCall) -> tuple[BadRequest, RetryInfo]:

@@ -8,6 +8,7 @@ import click
 
 from fcnseg.images import ImageLimits, require_within
 from serving.connections import ConnectionConfig
+from serving.security_options import open_security, security_options
 
 if TYPE_CHECKING:
     from serving.models import ServedModel
@@ -203,6 +204,7 @@ class _Size(click.ParamType[tuple[int, int]]):
     type=click.Choice(["info", "warning"]),
     help="info writes a line for each request.",
 )
+@security_options
 def serve(
     *,
     models: tuple[Path, ...],
@@ -233,6 +235,13 @@ def serve(
     http_port: int | None,
     log_format: Literal["human", "json"],
     log_level: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    tokens: Path | None,
+    open_admin: bool,
+    no_admin: bool,
+    no_reflection: bool,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C.
 
@@ -254,6 +263,17 @@ def serve(
     limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)
     for height, width in warm_sizes:
         require_within(limits, height, width, "the image that --warm asks for")
+    security = open_security(
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        tokens=tokens,
+        open_admin=open_admin,
+        no_admin=no_admin,
+        no_reflection=no_reflection,
+    )
+    if exposure := security.exposure(host):
+        click.echo(f"fcnseg: warning: {exposure}", err=True)
     keep_freed_memory(_KEPT_BYTES)
     device = resolve_device(device)
     default_batch = _CPU_BATCH if device == "cpu" else _CUDA_BATCH
@@ -271,7 +291,7 @@ def serve(
     connections = ConnectionConfig(
         keepalive_s, _CONNECTIONS.keepalive_timeout_s, max_age_s, max_age_grace_s, max_streams
     )
-    config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections, watch_s, http_port)
+    config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections, watch_s, http_port, security)
     asyncio.run(serve_until_stopped(registry, config, announce))
 
 

@@ -67,6 +67,27 @@ class OverloadedError(RefusedError):
         self.retry_after_s = retry_after_s
 
 
+class AllowanceError(FcnsegError):
+    """A token's holder asks for more than the token's limits allow.
+
+    Args:
+        message: One line for a user.
+        retry_after_s: When it may ask again, in seconds.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NoTokenError(FcnsegError):
+    """The caller gives no token, or none that the server knows."""
+
+
+class ForbiddenError(FcnsegError):
+    """The caller may not call the method."""
+
+
 class TooLateError(RefusedError):
     """The request's deadline passed before its answer was there."""
 

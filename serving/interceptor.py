@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from serving.statuses import refuse
+from serving.statuses import abort
 from serving.unary import UnaryInterceptor
 
 if TYPE_CHECKING:
@@ -22,6 +22,4 @@ class ErrorInterceptor(UnaryInterceptor):
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - the boundary: nothing but a status may leave
-            refusal = refuse(error, method)
-            trailing = (*(context.trailing_metadata() or ()), *refusal.trailing_metadata)
-            await context.abort(refusal.code, refusal.message, trailing)
+            await abort(context, error, method)

@@ -32,6 +32,7 @@ from serving.oip.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_s
 from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
 from serving.oip.servicer import InferenceServicer
 from serving.pipeline import Pipeline
+from serving.security import Security
 from serving.servicer import SegmentationServicer
 from serving.side_server import SideServer
 
@@ -63,6 +64,7 @@ class ServerConfig:
         connections: How connections are kept.
         watch_s: How often to look for models that have changed, in seconds; 0 for never.
         http_port: The port for probes and metrics, 0 for a free one; None for no such port.
+        security: How the server is closed to those it is not for.
     """
 
     host: str = "127.0.0.1"
@@ -73,6 +75,7 @@ class ServerConfig:
     connections: ConnectionConfig = field(default_factory=ConnectionConfig)
     watch_s: float = 0.0
     http_port: int | None = None
+    security: Security = field(default_factory=Security)
 
     def __post_init__(self) -> None:
         for name, seconds in (("grace", self.grace_s), ("drain delay", self.drain_delay_s), ("watch", self.watch_s)):
@@ -104,16 +107,18 @@ class Server:
         self._collectors = collectors or CollectorRegistry()
         collect_into(self._collectors, registry, observer, self._ready.is_set)
         self._server = grpc.aio.server(
-            interceptors=[observer, self._calls, ErrorInterceptor()], options=_channel_options(config)
+            interceptors=[observer, config.security.guard(config.host), self._calls, ErrorInterceptor()],
+            options=_channel_options(config),
         )
         servicer = SegmentationServicer(registry, self._pipeline, self._calls, largest_request(config.limits))
         add_SegmentationServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call] # generated
         inference = InferenceServicer(registry, self._pipeline, self._calls, self._health)
         add_GRPCInferenceServiceServicer_to_server(inference, self._server)  # type: ignore[no-untyped-call] # generated
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            [SERVICE, INFERENCE_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME], self._server
-        )
+        if config.security.reflection:
+            reflection.enable_server_reflection(
+                [SERVICE, INFERENCE_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME], self._server
+            )
 
     @property
     def http_address(self) -> str | None:
@@ -132,7 +137,7 @@ class Server:
         _check_port(host, port)
         host = f"[{host}]" if ":" in host else host
         try:
-            port = self._server.add_insecure_port(f"{host}:{port}")
+            port = self._config.security.listen(self._server, f"{host}:{port}")
         except RuntimeError as error:
             raise UsageError(f"cannot listen on {host}:{port}; choose another with --host and --port") from error
         for service in _SERVICES:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -12,7 +13,18 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from fcnseg.errors import ModelNotFoundError
-from serving.errors import InvalidFieldError, OverloadedError, StoppingError, TooLateError
+from serving.errors import (
+    AllowanceError,
+    ForbiddenError,
+    InvalidFieldError,
+    NoTokenError,
+    OverloadedError,
+    StoppingError,
+    TooLateError,
+)
+
+if TYPE_CHECKING:
+    from serving.unary import Context
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +91,11 @@ def refuse(error: Exception, what: str) -> Refusal:
             code, message = grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE
         case ModelNotFoundError():
             code = grpc.StatusCode.NOT_FOUND
-        case OverloadedError():
+        case NoTokenError():
+            code = grpc.StatusCode.UNAUTHENTICATED
+        case ForbiddenError():
+            code = grpc.StatusCode.PERMISSION_DENIED
+        case OverloadedError() | AllowanceError():
             code, retry_after_s = grpc.StatusCode.RESOURCE_EXHAUSTED, error.retry_after_s
         case TooLateError():
             code = grpc.StatusCode.DEADLINE_EXCEEDED
@@ -89,6 +105,17 @@ def refuse(error: Exception, what: str) -> Refusal:
             _log.error("%s failed", what, exc_info=error)
             message = INTERNAL_ERROR
     return Refusal(code, _shorten(message), field, retry_after_s)
+
+
+async def abort(context: "Context", error: Exception, what: str) -> None:
+    """End a call with what an error becomes; what was set to trail it trails it still.
+
+    Raises:
+        grpc.aio.AbortError: Always.
+    """
+    refusal = refuse(error, what)
+    trailing = (*(context.trailing_metadata() or ()), *refusal.trailing_metadata)
+    await context.abort(refusal.code, refusal.message, trailing)
 
 
 def _shorten(message: str) -> str:

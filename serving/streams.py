@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from serving.drain import CallCounter
 from serving.errors import StoppingError
-from serving.statuses import refuse
+from serving.statuses import abort
 
 if TYPE_CHECKING:
     from serving.unary import Context
@@ -95,8 +95,7 @@ async def answer_in_order(
     if calls.stopping.is_set():
         end = StoppingError("the server is stopping; go on with another")
     if end is not None:
-        refusal = refuse(end, what)
-        await context.abort(refusal.code, refusal.message)
+        await abort(context, end, what)
 
 
 async def _until_stopped(requests: AsyncIterator[_Request], stopping: asyncio.Event) -> AsyncIterator[_Request]:

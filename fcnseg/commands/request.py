@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fcnseg.commands.access import access_options, read_tls, read_token
 from fcnseg.commands.options import region_options, region_query, show_regions
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 4),
     help="How often to ask again where the server does not answer or has no room.",
 )
+@access_options
 def request(
     *,
     server: str,
@@ -82,6 +84,12 @@ def request(
     version: str,
     timeout_s: float,
     retries: int,
+    tls: bool,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    token_file: Path | None,
+    token_in_clear: bool,
 ) -> None:
     """Send IMAGE to the server at HOST:PORT and write the mask it answers with, and what else is asked for beside it.
 
@@ -105,7 +113,14 @@ def request(
     for name, place in places.items():
         _require_other(name, place, image)
     query = region_query(regions=regions, region_classes=region_classes, threshold=threshold, min_pixels=min_pixels)
-    with Client(server, timeout_s=timeout_s, retries=retries) as client:
+    with Client(
+        server,
+        timeout_s=timeout_s,
+        retries=retries,
+        tls=read_tls(tls=tls, ca=ca, cert=cert, key=key),
+        token=read_token(token_file),
+        token_in_clear=token_in_clear,
+    ) as client:
         answer = client.segment(
             image,
             model=model,

@@ -1,0 +1,73 @@
+"""What commands that ask a server share: the options by which it lets them in."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from fcnseg.tls import ClientTls
+
+_TOKEN_VARIABLE = "FCNSEG_TOKEN"  # noqa: S105 - a variable's name
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_FILE = click.Path(path_type=Path)
+
+
+def access_options(command: _Command) -> _Command:
+    """Add --tls, --ca, --cert, --key, --token-file and --token-in-clear."""
+    options = (
+        click.option("--tls", is_flag=True, help="Encrypt, and trust servers whom the public authorities vouch for."),
+        click.option(
+            "--ca",
+            metavar="FILE",
+            type=_FILE,
+            help="Encrypt, and trust servers whom these authorities (PEM) vouch for.",
+        ),
+        click.option(
+            "--cert", metavar="FILE", type=_FILE, help="Encrypt, and show this certificate (PEM) to the server."
+        ),
+        click.option("--key", metavar="FILE", type=_FILE, help="The private key (PEM) of --cert."),
+        click.option(
+            "--token-file",
+            metavar="FILE",
+            type=_FILE,
+            help=f"Show the server the token in this file. [default: the environment variable {_TOKEN_VARIABLE}]",
+        ),
+        click.option("--token-in-clear", is_flag=True, help="Let the token go to another machine without TLS."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def read_tls(*, tls: bool, ca: Path | None, cert: Path | None, key: Path | None) -> "ClientTls | bool":
+    """Return how the options encrypt; a file asks for TLS too."""
+    from fcnseg.tls import ClientTls
+
+    if ca is None and cert is None and key is None:
+        return tls
+    return ClientTls(ca, cert, key)
+
+
+def read_token(file: Path | None) -> str | None:
+    """Return the token of a file, or else of the environment; None where there is neither.
+
+    It is no option of its own, since other users of the machine see a program's arguments.
+
+    Raises:
+        UsageError: The file cannot be read, or is empty.
+    """
+    from fcnseg.errors import UsageError
+
+    if file is None:
+        return os.environ.get(_TOKEN_VARIABLE, "").strip() or None
+    try:
+        token = file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"token file {file} cannot be read: {reason}; give one that holds a token") from error
+    if not token:
+        raise UsageError(f"token file {file} is empty; write the token of 'fcnseg token' into it")
+    return token

@@ -1,0 +1,80 @@
+"""How much the holder of a token may ask for."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from serving.errors import AllowanceError
+
+_Request = TypeVar("_Request")
+
+_BUSY_RETRY_S = 0.25
+
+
+class Allowance:
+    """Requests a second, by a token bucket that holds those of one second, and calls at a time; for one event loop.
+
+    Args:
+        rate: Requests a second; None for any number.
+        concurrent: Calls at a time, of which a stream is one; None for any number.
+    """
+
+    def __init__(self, rate: float | None = None, concurrent: int | None = None) -> None:
+        self._rate = rate
+        self._most = max(1.0, rate or 0.0)
+        self._left = self._most
+        self._seen = time.monotonic()
+        self._concurrent = concurrent
+        self._calls = 0
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Count a call as under way while it is.
+
+        Raises:
+            AllowanceError: There are as many as there may be.
+        """
+        if self._concurrent is not None and self._calls >= self._concurrent:
+            raise AllowanceError(
+                f"{self._calls} calls with this token are under way, as many as it may have; ask again later",
+                _BUSY_RETRY_S,
+            )
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    def take(self) -> None:
+        """Take one request from the bucket.
+
+        Raises:
+            AllowanceError: It is empty; the error tells when it will not be.
+        """
+        if wait_s := self._wait_s():
+            wait_s = math.ceil(wait_s * 1000) / 1000  # clients are told milliseconds, and must not come too early
+            raise AllowanceError(
+                f"this token may ask {self._rate:g} times a second, and has; ask again in {wait_s:.2f} s", wait_s
+            )
+        self._left -= 1
+
+    async def pace(self, requests: AsyncIterator[_Request]) -> AsyncIterator[_Request]:
+        """Pass on the requests of a stream as fast as the bucket fills; flow control holds its sender back."""
+        async for request in requests:
+            wait_s = self._wait_s()
+            self._left -= 1
+            if wait_s:
+                await asyncio.sleep(wait_s)
+            yield request
+
+    def _wait_s(self) -> float:
+        """Return in how many seconds there is a request to take, those promised before it counted; 0 for now."""
+        if self._rate is None:
+            return 0.0
+        now = time.monotonic()
+        self._left = min(self._most, self._left + (now - self._seen) * self._rate)
+        self._seen = now
+        return max(0.0, (1 - self._left) / self._rate)

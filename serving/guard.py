@@ -1,0 +1,140 @@
+"""The server's door: who may call what, decided before anything of a request is read."""
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
+
+from fcnseg.errors import FcnsegError
+from serving.allowance import Allowance
+from serving.errors import AllowanceError, ForbiddenError, NoTokenError
+from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
+from serving.statuses import abort
+from serving.tokens import Token, Tokens
+
+if TYPE_CHECKING:
+    from serving.unary import Context, Handler
+
+_log = logging.getLogger(__name__)
+
+ADMIN_METHODS = frozenset(
+    f"/{INFERENCE_SERVICE}/{method}" for method in ("RepositoryModelLoad", "RepositoryModelUnload")
+)
+"""The methods that change what is served."""
+_OPEN_SERVICE = f"/{HEALTH_SERVICE}/"
+_SCHEME = "bearer"
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Refuses calls without a token, and those that a token's holder may not make; health is open to everyone.
+
+    It must be the first of a server's interceptors: what it refuses is not even received.
+
+    Args:
+        tokens: Who is known; None lets everyone in.
+        closed: Why nobody may call `ADMIN_METHODS`, with the remedy; None where those may whose token says so, or
+            everyone where there are no tokens.
+    """
+
+    def __init__(self, tokens: Tokens | None, closed: str | None) -> None:
+        self._tokens = tokens
+        self._closed = closed
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Return a method's handler within what its caller may ask for, or one that refuses."""
+        method = handler_call_details.method
+        if method.startswith(_OPEN_SERVICE):
+            return await continuation(handler_call_details)
+        token, allowance = None, Allowance()
+        try:
+            if self._tokens is not None:
+                token, allowance = _authenticate(self._tokens, handler_call_details.invocation_metadata)
+            if method in ADMIN_METHODS:
+                self._authorize(token, method.rpartition("/")[2])
+        except FcnsegError as error:
+            return _refusing(error, method)
+        handler = await continuation(handler_call_details)
+        return handler if handler is None or token is None else _within(handler, allowance, method)
+
+    def _authorize(self, token: Token | None, name: str) -> None:
+        """Check that a method that changes what is served may be called, and leave a trace of who does.
+
+        Raises:
+            ForbiddenError: It may not.
+        """
+        caller = "a caller without a token" if token is None else f"the holder of token {token.name}"
+        problem = self._closed
+        if problem is None and token is not None and not token.admin:
+            problem = "it needs a token whose line on the server says admin"
+        if problem is not None:
+            _log.warning("%s was refused to %s: %s", name, caller, problem)
+            raise ForbiddenError(f"{name} was refused: {problem}")
+        _log.info("%s is called by %s", name, caller)
+
+
+def _authenticate(tokens: Tokens, metadata: Sequence[tuple[str, str | bytes]]) -> tuple[Token, Allowance]:
+    """Return whose token a call brings, and what is left of its limits.
+
+    Raises:
+        NoTokenError: It brings none, or one that is unknown.
+    """
+    given = [value for key, value in metadata if key == "authorization"]
+    if len(given) != 1:
+        raise NoTokenError("the request brings no token; send one as 'authorization: Bearer TOKEN'")
+    scheme, _, secret = str(given[0]).partition(" ")
+    if scheme.lower() != _SCHEME:
+        raise NoTokenError("the request's authorization is no token; send one as 'authorization: Bearer TOKEN'")
+    found = tokens.find(secret.strip())
+    if found is None:
+        raise NoTokenError("the server does not know the request's token; have one made for it by 'fcnseg token'")
+    return found
+
+
+def _refusing(error: FcnsegError, method: str) -> "Handler":
+    """Return a handler that ends a call of any kind; a stream's, since those receive requests on demand alone."""
+
+    async def end(_: Any, context: "Context") -> None:
+        await abort(context, error, method)
+
+    return grpc.stream_stream_rpc_method_handler(end)
+
+
+def _within(handler: "Handler", allowance: Allowance, method: str) -> "Handler":
+    """Return a handler that answers as much as an allowance has room for; its calls are unary or streams both ways."""
+    codec = (handler.request_deserializer, handler.response_serializer)
+    if handler.unary_unary is not None:
+        answer: Callable[..., Awaitable[Any]] = handler.unary_unary
+
+        async def unary(request: Any, context: "Context") -> Any:
+            try:
+                with allowance.call():
+                    allowance.take()
+                    return await answer(request, context)
+            except AllowanceError as error:
+                await abort(context, error, method)
+
+        return grpc.unary_unary_rpc_method_handler(unary, *codec)
+    if handler.stream_stream is None:
+        raise TypeError(f"{method} is neither unary nor a stream both ways; count its calls here before serving it")
+    answer_all: Callable[..., Any] = handler.stream_stream
+
+    async def stream(requests: Any, context: "Context") -> None:
+        try:
+            with allowance.call():
+                answers = answer_all(allowance.pace(requests), context)
+                if inspect.isasyncgen(answers):
+                    async for response in answers:
+                        await context.write(response)
+                else:
+                    await answers
+        except AllowanceError as error:
+            await abort(context, error, method)
+
+    return grpc.stream_stream_rpc_method_handler(stream, *codec)

@@ -1,0 +1,74 @@
+"""How a server is closed to those it is not for."""
+
+from dataclasses import dataclass
+
+import grpc
+
+from fcnseg.errors import UsageError
+from fcnseg.hosts import is_loopback
+from serving.guard import Guard
+from serving.tls import ServerTls
+from serving.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Security:
+    """How a server is closed; by default it is open, but for changes to what is served where a network reaches it.
+
+    Attributes:
+        tls: How connections are encrypted; None leaves them plain.
+        tokens: Who is let in; None lets in whoever reaches the port.
+        admin: Whether models may be loaded and unloaded at all; where there are tokens, by those that say so.
+        open_admin: Whether everyone may load and unload models, from a network too.
+        reflection: Whether the server describes its services.
+
+    Raises:
+        UsageError: `open_admin` contradicts another.
+    """
+
+    tls: ServerTls | None = None
+    tokens: Tokens | None = None
+    admin: bool = True
+    open_admin: bool = False
+    reflection: bool = True
+
+    def __post_init__(self) -> None:
+        if self.open_admin and not self.admin:
+            raise UsageError("--open-admin and --no-admin contradict each other; give one of them")
+        if self.open_admin and self.tokens is not None:
+            raise UsageError(
+                "--open-admin has no meaning with --tokens; add the word admin to the lines of those who may"
+            )
+
+    def guard(self, host: str) -> Guard:
+        """Return what stands before every call to a server that listens at a host.
+
+        Without tokens there is no telling callers apart: what changes the server is then for this machine alone.
+        """
+        closed = None
+        if not self.admin:
+            closed = "the server was started with --no-admin; start it without"
+        elif self.tokens is None and not self.open_admin and not is_loopback(host):
+            closed = "the server listens to a network and knows no tokens; start it with --tokens FILE or --open-admin"
+        return Guard(self.tokens, closed)
+
+    def listen(self, server: grpc.aio.Server, address: str) -> int:
+        """Have a server listen at an address, and return the port."""
+        if self.tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, self.tls.credentials())
+
+    def exposure(self, host: str) -> str | None:
+        """Return one line on what whoever reaches a host's network could do, and the flags against it; None if nothing.
+
+        Args:
+            host: Where the server listens.
+        """
+        if is_loopback(host):
+            return None
+        open_ends = []
+        if self.tls is None:
+            open_ends.append("without TLS (--tls-cert, --tls-key): what is sent can be read and changed on the way")
+        if self.tokens is None and (self.tls is None or not self.tls.asks_clients):
+            open_ends.append("without tokens (--tokens): whoever reaches the port is answered")
+        return f"listening on {host} {', and '.join(open_ends)}" if open_ends else None

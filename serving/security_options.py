@@ -1,0 +1,78 @@
+"""The options of `fcnseg serve` that close the server."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from serving.security import Security
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_FILE = click.Path(path_type=Path)
+
+
+def security_options(command: _Command) -> _Command:
+    """Add --tls-cert, --tls-key, --tls-client-ca, --tokens, --open-admin, --no-admin and --no-reflection."""
+    options = (
+        click.option(
+            "--tls-cert",
+            metavar="FILE",
+            type=_FILE,
+            help="Encrypt connections: the server's certificate, as PEM, with those between it and the root. Read again"
+            " when it changes.",
+        ),
+        click.option("--tls-key", metavar="FILE", type=_FILE, help="The certificate's private key, as PEM."),
+        click.option(
+            "--tls-client-ca",
+            metavar="FILE",
+            type=_FILE,
+            help="Take only clients whose certificate one of these authorities, as PEM, has signed.",
+        ),
+        click.option(
+            "--tokens",
+            metavar="FILE",
+            type=_FILE,
+            help="Take only requests with a token of this file, whose lines 'fcnseg token' makes. Read again when it"
+            " changes.",
+        ),
+        click.option(
+            "--open-admin",
+            is_flag=True,
+            help="Let whoever reaches the port load and unload models, also where that is not this machine alone.",
+        ),
+        click.option("--no-admin", is_flag=True, help="Let nobody load and unload models."),
+        click.option("--no-reflection", is_flag=True, help="Do not describe the services to clients that ask."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def open_security(
+    *,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    tokens: Path | None,
+    open_admin: bool,
+    no_admin: bool,
+    no_reflection: bool,
+) -> "Security":
+    """Return how the options close the server.
+
+    Raises:
+        UsageError: A file cannot be used, or options contradict each other.
+    """
+    from serving.security import Security
+    from serving.tls import open_tls
+    from serving.tokens import Tokens
+
+    return Security(
+        tls=open_tls(tls_cert, tls_key, tls_client_ca),
+        tokens=None if tokens is None else Tokens(tokens),
+        admin=not no_admin,
+        open_admin=open_admin,
+        reflection=not no_reflection,
+    )
