@@ -1,6 +1,7 @@
 """How the C library's allocator treats the memory that a process frees."""
 
 import ctypes
+from collections.abc import Callable
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of mallopt(3)
 _LARGEST = 2**31 - 1
@@ -18,12 +19,26 @@ def keep_freed_memory(most: int | None = None) -> None:
         most: About how many bytes to keep, for a process that lives long: blocks beyond 32 MiB are given back, and
             what is free beyond this. None keeps everything to the end; the peak of memory stays about the same.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library, or another system
+    mallopt = _glibc("mallopt")
+    if mallopt is None:
         return
     if most is None:
         mallopt(_MMAP_MAX, 0)
     else:
         mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
     mallopt(_TRIM_THRESHOLD, _LARGEST if most is None else min(most, _LARGEST))
+
+
+def release_freed_memory() -> None:
+    """Let glibc give back to the system what this process has freed, where it has glibc; takes some milliseconds."""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(function: str) -> Callable[..., int] | None:
+    try:
+        found: Callable[..., int] = getattr(ctypes.CDLL(None), function)
+    except (AttributeError, OSError, TypeError):  # another C library, or another system
+        return None
+    return found

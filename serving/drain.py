@@ -18,13 +18,20 @@ class CallCounter(UnaryInterceptor):
 
     Attributes:
         stopping: Set when the server takes nothing more; streams of images then read no further.
+        ended: How many have ended.
     """
 
     def __init__(self) -> None:
         self.stopping = asyncio.Event()
+        self.ended = 0
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return self._calls == 0
 
     async def wait_until_idle(self) -> None:
         """Return when nothing is under way."""
@@ -39,6 +46,7 @@ class CallCounter(UnaryInterceptor):
             yield
         finally:
             self._calls -= 1
+            self.ended += 1
             if self._calls == 0:
                 self._idle.set()
 

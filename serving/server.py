@@ -18,6 +18,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from fcnseg.allocator import release_freed_memory
 from fcnseg.errors import UsageError
 from fcnseg.images import ImageLimits
 from fcnseg.v1 import segmentation_pb2 as pb
@@ -47,6 +48,7 @@ _LARGEST_MESSAGE_BYTES = 2**31 - 1
 # How long health watchers may take to hear of the end, and calls just accepted to be counted.
 _ANNOUNCE_S = 1.0
 _SETTLE_S = 0.05
+_TIDY_S = 10.0
 _LONGEST_S = 86400.0
 
 
@@ -99,7 +101,7 @@ class Server:
         self._config = config
         self._pipeline = Pipeline(config.limits)
         self._calls = CallCounter()
-        self._watching: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
         self._health = health_aio.HealthServicer()
         self._ready = threading.Event()
         self._side: SideServer | None = None
@@ -153,8 +155,9 @@ class Server:
         for service in _SERVICES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         self._ready.set()
+        self._chores.append(asyncio.create_task(self._tidy()))
         if self._config.watch_s:
-            self._watching = asyncio.create_task(self._watch())
+            self._chores.append(asyncio.create_task(self._watch()))
         return f"{host}:{port}"
 
     async def stop(self) -> None:
@@ -164,8 +167,8 @@ class Server:
 
         An inference that outlasts the grace is waited for, since it cannot be interrupted; its caller is not.
         """
-        if self._watching is not None:
-            self._watching.cancel()
+        for chore in self._chores:
+            chore.cancel()
         self._ready.clear()
         with suppress(TimeoutError):  # a watcher that does not read must not hold up the end
             await asyncio.wait_for(self._health.enter_graceful_shutdown(), _ANNOUNCE_S)
@@ -183,6 +186,15 @@ class Server:
         self._pipeline.close()
         if self._side is not None:
             await asyncio.to_thread(self._side.close)
+
+    async def _tidy(self) -> None:
+        """Give memory back to the system where nothing is asked: between requests it is kept for the next."""
+        ended = 0
+        while True:
+            await asyncio.sleep(_TIDY_S)
+            if self._calls.idle and self._calls.ended != ended:
+                ended = self._calls.ended
+                await asyncio.to_thread(release_freed_memory)
 
     async def _watch(self) -> None:
         while True:
