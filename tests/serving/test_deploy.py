@@ -1,4 +1,4 @@
-"""Dashboard, alert rules and documentation tell of the metrics that a server exports, and of no others."""
+"""Dashboard, alert rules, autoscaler and documentation tell of the metrics that a server exports, and of no others."""
 
 import json
 import re
@@ -15,7 +15,9 @@ import yaml
 from fcnseg.client import Client
 from fcnseg.errors import ServerOverloadedError
 from serving.batcher import BatchingConfig
+from serving.command import serve
 from serving.server import ServerConfig
+from tests.deploy_files import KUBERNETES, read
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, running_server
 from tests.scraping import Scrape, scrape
@@ -73,6 +75,20 @@ def test_every_metric_that_is_asked_for_is_exported(exported: Scrape) -> None:
     asked = {name for expression in expressions() for name in METRIC.findall(expression)}
     assert len(asked) > 20
     assert asked - recorded <= exported.names()
+
+
+def test_the_autoscaler_and_its_adapter_ask_for_a_metric_that_is_exported(exported: Scrape) -> None:
+    (metric,) = read(KUBERNETES / "autoscaler.yaml")["spec"]["metrics"]
+    (rule,) = read(KUBERNETES / "prometheus-adapter.yaml")["rules"]["custom"]
+    name = metric["pods"]["metric"]["name"]
+    assert name in exported.names()
+    assert rule["seriesQuery"].startswith(name + "{")
+
+
+def test_the_autoscaler_acts_before_images_are_refused() -> None:
+    (metric,) = read(KUBERNETES / "autoscaler.yaml")["spec"]["metrics"]
+    (max_queue,) = (option.default for option in serve.params if option.name == "max_queue")
+    assert 1 < int(metric["pods"]["target"]["averageValue"]) < max_queue
 
 
 def test_every_label_that_is_asked_for_is_there(exported: Scrape) -> None:

@@ -1,0 +1,301 @@
+"""Image, compose, Kubernetes, KServe and systemd start the program that there is, as it is meant to be run."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from fcnseg.errors import UsageError
+from serving.command import serve
+from serving.server import ServerConfig
+from tests import deploy_files as files
+from tests.deploy_files import DEPLOY, KUBERNETES, ROOT
+from tests.running_server import RunningServer, running_server
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+GRPC_PORT, HTTP_PORT = 50051, 8080
+PLACES = sorted(files.command_lines())
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path) -> Iterator[RunningServer]:
+    with running_server(tiny_model, ServerConfig(http_port=0)) as running:
+        yield running
+
+
+def parsed(place: str) -> dict[str, Any]:
+    """Return the options as the program's own parser takes them."""
+    program, command, *words = files.command_lines()[place]
+    assert (program, command) == ("fcnseg", "serve")
+    return serve.make_context("serve", words).params
+
+
+def manifest(name: str) -> Any:
+    return files.read(KUBERNETES / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("path", [p for p in DEPLOY.rglob("*") if p.suffix in {".yml", ".yaml"}], ids=lambda p: p.name)
+def test_yaml_is_read(path: Path) -> None:
+    assert all(yaml.safe_load_all(path.read_text()))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_program_takes_the_command_line(place: str) -> None:
+    options = parsed(place)
+    assert (options["host"], options["port"], options["http_port"]) == ("0.0.0.0", GRPC_PORT, HTTP_PORT)  # noqa: S104
+    assert all(model.is_absolute() for model in options["models"])
+
+
+def test_a_word_that_the_program_does_not_know_is_not_taken() -> None:
+    with pytest.raises(click.UsageError):
+        serve.make_context("serve", ["/models", "--no-such-option"])
+
+
+@pytest.mark.parametrize("place", sorted(files.seconds_to_stop()))
+def test_requests_under_way_are_finished_before_the_process_is_killed(place: str) -> None:
+    options = parsed(place)
+    assert files.seconds_to_stop()[place] > options["drain_delay_s"] + options["grace_s"]
+
+
+def test_connections_end_before_those_who_wait_for_it_give_up() -> None:
+    options = parsed("Kubernetes")
+    assert options["drain_delay_s"] > 0
+    assert 0 < options["max_age_grace_s"] < options["max_age_s"]
+
+
+@pytest.mark.parametrize("place", ["Kubernetes", "systemd"])
+def test_a_server_that_others_reach_asks_who_they_are(place: str) -> None:
+    options = parsed(place)
+    assert all(options[name] is not None for name in ("tls_cert", "tls_key", "tokens"))
+
+
+# The image
+
+
+def test_every_target_of_the_image_runs_as_a_user_that_is_not_root() -> None:
+    for target in ("cpu", "cuda"):
+        *_, user = (rest for name, rest in files.targets()[target] if name == "USER")
+        uid, _, gid = user.partition(":")
+        assert int(uid) > 0
+        assert int(gid) > 0
+    assert list(files.targets())[-1] == "cpu"
+
+
+def test_stages_are_there_before_they_are_used() -> None:
+    seen: list[str] = []
+    for name, rest in files.instructions():
+        if name == "FROM":
+            base, _, own = rest.partition(" AS ")
+            assert base in seen or base == "python:${PYTHON}"
+            seen.append(own)
+        for source in re.findall(r"--from=(\S+)", rest):
+            assert source in seen[:-1]
+    for service in (files.compose(), files.read(DEPLOY / "compose.cuda.yaml")["services"]):
+        assert service["fcnseg"]["build"]["target"] in seen
+
+
+def test_the_image_is_built_of_all_that_the_wheel_needs_and_of_nothing_else() -> None:
+    copied = {word for rest in files.following("COPY") if "--from" not in rest for word in rest.split()[:-1]}
+    wanted = {"pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]}
+    assert copied == wanted | set(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
+    assert all((ROOT / name).exists() for name in copied)
+    ignored = (DEPLOY / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied
+    assert "*" in ignored
+
+
+def test_what_pip_installs_into_the_image_is_what_the_project_names() -> None:
+    project, runs = PROJECT["project"], " ".join(files.following("RUN"))
+    assert re.findall(r"\.whl\)\[([\w,]+)\]", runs) == ["serve"]
+    assert "serve" in project["optional-dependencies"]
+    ours = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
+    named = [Requirement(text) for text in re.findall(r'"(onnxruntime[^"]*)"', runs)]
+    assert {r.name: r.specifier for r in named} == {name: ours[name] for name in ("onnxruntime", "onnxruntime-gpu")}
+    (version,) = re.findall(r"python:([\d.]+)|PYTHON=([\d.]+)", " ".join(files.following("ARG")))
+    assert f"Programming Language :: Python :: {''.join(version)}" in project["classifiers"]
+
+
+def test_the_extras_of_onnxruntime_gpu_exist() -> None:
+    try:
+        metadata = importlib.metadata.metadata("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("onnxruntime-gpu is not installed")
+    runs = " ".join(files.following("RUN"))
+    (extras,) = (Requirement(text).extras for text in re.findall(r'"(onnxruntime-gpu[^"]*)"', runs))
+    assert extras <= set(metadata.get_all("Provides-Extra") or [])
+    assert extras
+
+
+def test_the_image_says_when_it_is_well(server: RunningServer) -> None:
+    _, *words = files.healthcheck()
+    there = f"127.0.0.1:{HTTP_PORT}"
+    assert there in words[-1]
+
+    def check(old: str, new: str) -> int:
+        command = [sys.executable, *words[:-1], words[-1].replace(old, new)]
+        return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode
+
+    assert check(there, str(server.http_address)) == 0
+    assert check(f"{there}/readyz", f"{server.http_address}/elsewhere") != 0
+
+
+# Ports and paths
+
+
+def test_ports_agree() -> None:
+    both = {"grpc": GRPC_PORT, "http": HTTP_PORT}
+    assert files.following("EXPOSE") == [f"{GRPC_PORT} {HTTP_PORT}"]
+    assert files.compose()["fcnseg"]["ports"] == [f"127.0.0.1:{GRPC_PORT}:{GRPC_PORT}"]
+    ports = files.pod()["containers"][0]["ports"]
+    assert {port["name"]: port["containerPort"] for port in ports} == both
+    service = manifest("service")["spec"]["ports"]
+    assert {port["targetPort"]: port["port"] for port in service} == both
+    rules = manifest("network-policy")["spec"]["ingress"]
+    assert [port["port"] for rule in rules for port in rule["ports"]] == [GRPC_PORT, HTTP_PORT]
+    assert files.runtime()["annotations"]["prometheus.kserve.io/port"] == str(HTTP_PORT)
+    container = files.runtime()["containers"][0]
+    assert [port["containerPort"] for port in container["ports"]] == [GRPC_PORT]
+    assert container["readinessProbe"]["grpc"]["port"] == GRPC_PORT
+
+
+def test_paths_that_are_probed_and_scraped_are_answered(server: RunningServer) -> None:
+    (endpoint,) = manifest("service-monitor")["spec"]["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in manifest("service")["spec"]["ports"]}
+    paths = {probe["path"] for probe in files.probes()}
+    assert paths == {"/healthz", "/readyz"}
+    assert {probe["port"] for probe in files.probes()} == {"http"}
+    for path in (*paths, endpoint["path"], files.runtime()["annotations"]["prometheus.kserve.io/path"]):
+        with urllib.request.urlopen(f"http://{server.http_address}{path}", timeout=10) as answer:
+            assert answer.status == 200
+
+
+# compose
+
+
+def test_what_compose_mounts_is_where_it_is_looked_for() -> None:
+    services = files.compose()
+    mounts = [mount for service in services.values() for mount in service["volumes"]]
+    folders = [mount.split(":") for mount in mounts if mount.startswith("./")]
+    assert len(folders) == 4
+    assert all((DEPLOY / source).exists() for source, _, _ in folders)
+    inside = {target for _, target, _ in folders}
+    prometheus = files.read(DEPLOY / "prometheus" / "prometheus.yml")
+    assert {f"/etc/prometheus/{name}" for name in prometheus["rule_files"]} <= inside
+    (provider,) = files.read(DEPLOY / "grafana" / "provisioning" / "dashboards" / "fcnseg.yml")["providers"]
+    assert f"{provider['options']['path']}/fcnseg.json" in inside
+    (models,) = parsed("compose")["models"]
+    assert services["fcnseg"]["volumes"][0].endswith(f":{models}:ro")
+
+
+def test_the_services_of_compose_find_each_other() -> None:
+    services = files.compose()
+    (job,) = files.read(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
+    assert job["static_configs"][0]["targets"] == [f"fcnseg:{HTTP_PORT}"]
+    (source,) = files.read(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    assert set(services) == {"fcnseg", "prometheus", "grafana"}
+    assert all(port.startswith("127.0.0.1:") for service in services.values() for port in service["ports"])
+
+
+# Kubernetes
+
+
+def test_the_kustomization_names_every_manifest() -> None:
+    there = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml", "prometheus-adapter.yaml"}
+    kustomization = manifest("kustomization")
+    assert set(kustomization["resources"]) == there
+    assert kustomization["namespace"] == manifest("namespace")["metadata"]["name"]
+    assert [image["name"] for image in kustomization["images"]] == [files.pod()["containers"][0]["image"]]
+
+
+def test_manifests_select_the_pods() -> None:
+    labels = manifest("deployment")["spec"]["template"]["metadata"]["labels"]
+    assert manifest("deployment")["spec"]["selector"]["matchLabels"] == labels
+    assert manifest("service")["spec"]["selector"] == labels
+    assert manifest("disruption-budget")["spec"]["selector"]["matchLabels"] == labels
+    assert manifest("network-policy")["spec"]["podSelector"]["matchLabels"] == labels
+    assert files.pod()["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"] == labels
+    assert manifest("service-monitor")["spec"]["selector"]["matchLabels"] == manifest("service")["metadata"]["labels"]
+    scaled = manifest("autoscaler")["spec"]["scaleTargetRef"]
+    assert (scaled["kind"], scaled["name"]) == ("Deployment", manifest("deployment")["metadata"]["name"])
+    assert "replicas" not in manifest("deployment")["spec"]
+    assert manifest("autoscaler")["spec"]["minReplicas"] > manifest("disruption-budget")["spec"]["maxUnavailable"]
+
+
+@pytest.mark.parametrize("spec", [files.pod(), files.runtime()], ids=["Kubernetes", "KServe"])
+def test_pods_are_given_nothing_that_they_do_not_need(spec: dict[str, Any]) -> None:
+    (container,) = spec["containers"]
+    own = spec.get("securityContext", {}) | container["securityContext"]
+    assert own["runAsNonRoot"]
+    assert f"{own['runAsUser']}:{own['runAsUser']}" in files.following("USER")
+    assert own["readOnlyRootFilesystem"]
+    assert own["allowPrivilegeEscalation"] is False
+    assert own["capabilities"] == {"drop": ["ALL"]}
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    assert set(mounts) == {volume["name"] for volume in spec["volumes"]}
+    assert all(mount.get("readOnly") for name, mount in mounts.items() if name != "tmp")
+    assert mounts["tmp"]["mountPath"] == "/tmp"  # noqa: S108
+
+
+def test_what_the_pod_reads_is_mounted() -> None:
+    options = parsed("Kubernetes")
+    mounts = [mount["mountPath"] for mount in files.pod()["containers"][0]["volumeMounts"]]
+    for path in (*options["models"], *(options[name] for name in ("tls_cert", "tls_key", "tokens"))):
+        assert any(path.is_relative_to(mount) for mount in mounts), path
+
+
+@pytest.mark.parametrize(("place", "spec"), [("Kubernetes", files.pod()), ("KServe", files.runtime())])
+def test_a_pod_computes_on_the_cpus_that_it_asks_for(place: str, spec: dict[str, Any]) -> None:
+    resources = spec["containers"][0]["resources"]
+    assert int(resources["requests"]["cpu"]) == parsed(place)["threads"]
+    assert resources["requests"]["memory"] == resources["limits"]["memory"]
+
+
+# KServe
+
+
+def test_the_example_service_finds_the_runtime() -> None:
+    service = files.read(DEPLOY / "kserve" / "inferenceservice.yaml")["spec"]["predictor"]["model"]
+    runtime = files.read(DEPLOY / "kserve" / "servingruntime.yaml")
+    assert service["runtime"] == runtime["metadata"]["name"]
+    assert [service["modelFormat"]["name"]] == [known["name"] for known in runtime["spec"]["supportedModelFormats"]]
+    assert [service["protocolVersion"]] == runtime["spec"]["protocolVersions"] == ["grpc-v2"]
+    assert runtime["spec"]["containers"][0]["name"] == "kserve-container"
+    assert [str(path) for path in parsed("KServe")["models"]] == ["/mnt/models"]
+
+
+# systemd
+
+
+def test_the_unit_hands_over_the_files_that_it_names() -> None:
+    loaded = dict(re.findall(r"^LoadCredential=(\S+?):(\S+)$", files.UNIT.read_text(), re.MULTILINE))
+    named = re.findall(r"%d/(\S+)", files.unit()["Service"]["ExecStart"])
+    assert sorted(loaded) == sorted(named)
+    assert set(re.findall(r"\$(\w+)", files.unit()["Service"]["ExecStart"])) == set(files.environment())
+    assert files.unit()["Service"]["EnvironmentFile"] == f"/etc/fcnseg/{files.ENVIRONMENT.name}"
+
+
+def test_the_unit_is_closed() -> None:
+    service = files.unit()["Service"]
+    closed = ("DynamicUser", "NoNewPrivileges", "ProtectHome", "PrivateTmp", "RestrictSUIDSGID", "RestrictNamespaces")
+    assert all(service[key] == "yes" for key in closed)
+    assert service["ProtectSystem"] == "strict"
+    assert service["CapabilityBoundingSet"] == ""
+    # Half of the machine is what images may take by default; the models come on top.
+    assert 50 < int(service["MemoryMax"].removesuffix("%")) < 100
+
+
+def test_the_unit_starts_again_what_failed_unless_it_was_told_wrong() -> None:
+    service = files.unit()["Service"]
+    assert (service["Restart"], service["KillSignal"]) == ("on-failure", "SIGTERM")
+    assert int(service["RestartPreventExitStatus"]) == UsageError("").exit_code
