@@ -67,7 +67,7 @@ def test_requests_under_way_are_finished_before_the_process_is_killed(place: str
     assert files.seconds_to_stop()[place] > options["drain_delay_s"] + options["grace_s"]
 
 
-def test_connections_end_before_those_who_wait_for_it_give_up() -> None:
+def test_clients_connect_anew_in_time_to_find_new_pods() -> None:
     options = parsed("Kubernetes")
     assert options["drain_delay_s"] > 0
     assert 0 < options["max_age_grace_s"] < options["max_age_s"]
