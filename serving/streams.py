@@ -57,8 +57,8 @@ async def answer_in_order(
     answers: asyncio.Queue[tuple[asyncio.Task[_Answer], Turn] | None] = asyncio.Queue(_REQUESTS_AHEAD - 2)
     turns: set[Turn] = set()
     end: Exception | None = None
-    try:
-        with calls.counting():
+    with calls.counting():
+        try:
             async with asyncio.TaskGroup() as group:
 
                 async def work(request: _Request, turn: Turn) -> _Answer:
@@ -87,15 +87,15 @@ async def answer_in_order(
                         await context.write(answered)
                     turn.held.close()
                     turns.remove(turn)
-    except* (grpc.aio.BaseError, TimeoutError):  # the client is gone, or does not read
-        raise asyncio.CancelledError from None
-    finally:
-        for turn in turns:
-            turn.held.close()
-    if calls.stopping.is_set():
-        end = StoppingError("the server is stopping; go on with another")
-    if end is not None:
-        await abort(context, end, what)
+        except* (grpc.aio.BaseError, TimeoutError):  # the client is gone, or does not read
+            raise asyncio.CancelledError from None
+        finally:
+            for turn in turns:
+                turn.held.close()
+        if calls.stopping.is_set():
+            end = StoppingError("the server is stopping; go on with another")
+        if end is not None:
+            await abort(context, end, what)
 
 
 async def _until_stopped(requests: AsyncIterator[_Request], stopping: asyncio.Event) -> AsyncIterator[_Request]:
