@@ -178,7 +178,7 @@ def _fcnseg(console: Console, *args: str) -> None:
 @contextmanager
 def _server(console: Console, model: Path) -> Iterator[str]:
     """Serve a model on a free port while the block runs; yield HOST:PORT."""
-    args = ("serve", str(model), "--port", "0", "--device", "cpu")
+    args = ("serve", str(model), "--port", "0", "--device", "cpu", "--log-level", "warning")
     _show(console, args)
     command = [sys.executable, "-u", "-m", "fcnseg", *args]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 (our command)
