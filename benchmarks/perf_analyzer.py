@@ -19,9 +19,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from served import serve
 
 # Later wheels do not hold the program, and it links CUDA's runtime even where it uses none.
 WHEELS = ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12==12.9.79")
@@ -61,23 +61,6 @@ def fetch_program() -> Path:
     return program
 
 
-@contextmanager
-def served(model: Path, size: str, options: list[str]) -> Iterator[str]:
-    """Serve a model file on a free port, and give its address."""
-    command = [sys.executable, "-m", "fcnseg", "serve", str(model), "--port", "0", "--warm", size]
-    command += ["--log-level", "warning", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None  # noqa: S101 - a pipe was asked for
-        try:
-            for line in server.stdout:
-                if line.startswith("listening on "):
-                    yield line.removeprefix("listening on ").strip()
-                    return
-            raise SystemExit(f"{' '.join(command)} did not start")
-        finally:
-            server.terminate()
-
-
 def measure(program: Path, address: str, model: str, arguments: argparse.Namespace) -> list[dict[str, str]]:
     """Run the program, and return its table, a row for each concurrency."""
     height, width = arguments.size.split("x")
@@ -114,7 +97,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=5, help="of each measurement; three that agree are averaged")
     arguments, serve_options = parser.parse_known_args()
     program = fetch_program()
-    with served(arguments.model, arguments.size, serve_options) as address:
+    with serve(arguments.model, "--warm", arguments.size, *serve_options) as (address, _):
         rows = measure(program, address, arguments.model.stem, arguments)
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for row in rows:

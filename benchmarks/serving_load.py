@@ -24,13 +24,12 @@ import re
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +39,7 @@ import grpc
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from served import serve
 from skimage import data
 
 import fcnseg
@@ -100,24 +100,6 @@ class Loop:
         return found
 
 
-@contextmanager
-def serve(model: Path, threads: int, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Run `fcnseg serve`, ready for the photograph's size; gives its address and process."""
-    command = [sys.executable, "-m", "fcnseg", "serve", str(model), "--port", "0", "--device", "cpu"]
-    command += ["--threads", str(threads), "--warm", f"{HEIGHT}x{WIDTH}", "--log-level", "warning", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout or ():
-            if match := re.match(r"listening on (\S+)", line):
-                break
-        else:
-            raise SystemExit(f"{' '.join(command)} did not start")
-        try:
-            yield match[1], process
-        finally:
-            process.terminate()
-            process.wait()
-
-
 def h2load(address: str, case: Case, clients: int, requests: int, folder: Path) -> float:
     """Requests a second; fails where an answer was not whole."""
     body = folder / "body"
@@ -176,8 +158,13 @@ class Benchmark:
     def _case(self, loop: Loop, encoding: Encoding, request: pb.SegmentRequest) -> Case:
         return Case(request.SerializeToString(), masks.encode(loop.class_map, encoding, self.label_map))
 
+    def _serve(self) -> AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
+        """Serve the model, ready for the photograph's size."""
+        options = ["--device", "cpu", "--threads", str(self.threads), "--warm", f"{HEIGHT}x{WIDTH}"]
+        return serve(self.model, *options)
+
     def throughput(self) -> None:
-        with serve(self.model, self.threads) as (address, _):
+        with self._serve() as (address, _):
             check(address, self.raw)
             for clients in (1, 8):
                 frames, rates, ratios = [], [], []
@@ -199,7 +186,7 @@ class Benchmark:
 
     def codec(self) -> None:
         cores = len(os.sched_getaffinity(0))
-        with serve(self.model, self.threads) as (address, _):
+        with self._serve() as (address, _):
             check(address, self.zstd)
             frames, rates, ratios, ceilings = [], [], [], []
             for _ in range(self.rounds):
@@ -227,7 +214,7 @@ class Benchmark:
         return statistics.median(found)
 
     def latency(self) -> None:
-        with serve(self.model, self.threads) as (address, _), calling(address) as call:
+        with self._serve() as (address, _), calling(address) as call:
             for what, case, loop in (("raw", self.raw, self.loop), ("JPEG to PNG", self.png, self.jpeg_loop)):
                 check(address, case)
                 frames, waits, extra = [], [], []
@@ -253,7 +240,7 @@ class Benchmark:
         return found
 
     def overload(self) -> None:
-        with serve(self.model, self.threads) as (address, process), calling(address) as call:
+        with self._serve() as (address, process), calling(address) as call:
             check(address, self.raw)
             before = self._capacity(address)
             deadline = SERVICE_TIMES / before
@@ -310,7 +297,7 @@ class Benchmark:
         starts, resident = [], []
         for _ in range(self.rounds):
             began = time.perf_counter()
-            with serve(self.model, self.threads) as (_, process):
+            with self._serve() as (_, process):
                 starts.append(time.perf_counter() - began)
                 time.sleep(1)
                 resident.append(memory_of(process.pid))
