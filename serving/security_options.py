@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fcnseg.commands.options import add_options
+
 if TYPE_CHECKING:
     from serving.security import Security
 
@@ -15,7 +17,8 @@ _FILE = click.Path(path_type=Path)
 
 def security_options(command: _Command) -> _Command:
     """Add --tls-cert, --tls-key, --tls-client-ca, --tokens, --open-admin, --no-admin and --no-reflection."""
-    options = (
+    return add_options(
+        command,
         click.option(
             "--tls-cert",
             metavar="FILE",
@@ -45,9 +48,6 @@ def security_options(command: _Command) -> _Command:
         click.option("--no-admin", is_flag=True, help="Let nobody load and unload models."),
         click.option("--no-reflection", is_flag=True, help="Do not describe the services to clients that ask."),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def open_security(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fcnseg.commands.options import add_options
+
 if TYPE_CHECKING:
     from fcnseg.tls import ClientTls
 
@@ -17,7 +19,8 @@ _FILE = click.Path(path_type=Path)
 
 def access_options(command: _Command) -> _Command:
     """Add --tls, --ca, --cert, --key, --token-file and --token-in-clear."""
-    options = (
+    return add_options(
+        command,
         click.option("--tls", is_flag=True, help="Encrypt, and trust servers whom the public authorities vouch for."),
         click.option(
             "--ca",
@@ -37,9 +40,6 @@ def access_options(command: _Command) -> _Command:
         ),
         click.option("--token-in-clear", is_flag=True, help="Let the token go to another machine without TLS."),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def read_tls(*, tls: bool, ca: Path | None, cert: Path | None, key: Path | None) -> "ClientTls | bool":

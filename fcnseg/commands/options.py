@@ -1,4 +1,4 @@
-"""What the commands that answer with regions share: their options, and the table that they print."""
+"""What commands share: how options are added, those of the regions, and the table of them that is printed."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,9 +12,17 @@ _REGIONS_SHOWN = 24
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
+def add_options(command: _Command, *options: Callable[[_Command], _Command]) -> _Command:
+    """Add options to a command, in the order in which its help lists them."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def region_options(command: _Command) -> _Command:
     """Add --regions, --region-class, --threshold and --min-pixels."""
-    options = (
+    return add_options(
+        command,
         click.option(
             "--regions",
             is_flag=True,
@@ -42,9 +50,6 @@ def region_options(command: _Command) -> _Command:
             help="The fewest pixels of a region.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def region_query(

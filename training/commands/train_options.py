@@ -7,6 +7,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from fcnseg.commands.options import add_options
 from training import config
 from training.commands.options import read_channels, read_size
 from training.config import TrainConfig
@@ -20,9 +21,7 @@ _SHARE = click.FloatRange(min=0, max=1)
 
 def config_options(command: _Command) -> _Command:
     """Add an option for each of `TrainConfig` but `data`; one that is not given is None."""
-    for option in reversed(_options()):
-        command = option(command)
-    return command
+    return add_options(command, *_options())
 
 
 def _options() -> list[Callable[[Any], Any]]:
