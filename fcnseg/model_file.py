@@ -158,7 +158,7 @@ def read_info(session: onnxruntime.InferenceSession, path: Path) -> ModelInfo:
         )
     info = parse_info(text, str(path))
     class_map, heatmap = session.get_outputs()[:2]
-    ids = "tensor(uint8)" if len(info.label_map) <= 256 else "tensor(uint16)"
+    ids = f"tensor({info.label_map.id_dtype.name})"
     channels = heatmap.shape[1]  # a name where the graph leaves it open
     if class_map.type != ids or (isinstance(channels, int) and channels != len(info.label_map)):
         raise ModelFileError(

@@ -35,10 +35,28 @@ class OverlayQuery:
     quality: int = 92
 
     def __post_init__(self) -> None:
-        if not 0 <= self.opacity <= 1:
-            raise UsageError(f"the overlay's opacity is {self.opacity:g}; it must be from 0 to 1")
-        if not 1 <= self.quality <= 100:
-            raise UsageError(f"the overlay's JPEG quality is {self.quality}; it must be from 1 to 100")
+        require_opacity(self.opacity)
+        require_quality(self.quality)
+
+
+def require_opacity(opacity: float) -> None:
+    """Check an overlay's opacity.
+
+    Raises:
+        UsageError: It is not from 0 to 1.
+    """
+    if not 0 <= opacity <= 1:
+        raise UsageError(f"the overlay's opacity is {opacity:g}; it must be from 0 to 1")
+
+
+def require_quality(quality: int) -> None:
+    """Check an overlay's JPEG quality.
+
+    Raises:
+        UsageError: It is not from 1 to 100.
+    """
+    if not 1 <= quality <= 100:
+        raise UsageError(f"the overlay's JPEG quality is {quality}; it must be from 1 to 100")
 
 
 @dataclass(frozen=True)

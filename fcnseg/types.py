@@ -17,6 +17,7 @@ from fcnseg.errors import UsageError
 
 ClassMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """(H, W) class ids: uint8 up to 256 classes, uint16 beyond."""
+_MOST_UINT8_CLASSES = 256
 
 _EXACT_IN_FLOAT32 = 2**24
 
@@ -71,6 +72,11 @@ class LabelMap:
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    @property
+    def id_dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+        """The type of a class map's ids: uint8 up to 256 classes, uint16 beyond."""
+        return np.dtype(np.uint8) if len(self) <= _MOST_UINT8_CLASSES else np.dtype(np.uint16)
 
     @cached_property
     def hash(self) -> str:

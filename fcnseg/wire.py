@@ -29,17 +29,18 @@ from fcnseg.remote import (
 from fcnseg.types import ClassInfo, ClassMap
 from fcnseg.v1 import segmentation_pb2 as pb
 
-_ENCODINGS = {
+CLASS_MAP_ENCODINGS: dict[Encoding, pb.ClassMapEncoding] = {
     Encoding.RAW: pb.CLASS_MAP_ENCODING_RAW,
     Encoding.ZSTD: pb.CLASS_MAP_ENCODING_ZSTD,
     Encoding.PNG: pb.CLASS_MAP_ENCODING_PNG,
     Encoding.COCO_RLE: pb.CLASS_MAP_ENCODING_COCO_RLE,
 }
-_FROM_WIRE: dict[int, Encoding] = {wire: encoding for encoding, wire in _ENCODINGS.items()}
-_DTYPES: dict[int, type[np.uint8] | type[np.uint16]] = {
-    pb.CLASS_MAP_TYPE_UINT8: np.uint8,
-    pb.CLASS_MAP_TYPE_UINT16: np.uint16,
+CLASS_MAP_TYPES: dict[np.dtype[np.uint8] | np.dtype[np.uint16], pb.ClassMapType] = {
+    np.dtype(np.uint8): pb.CLASS_MAP_TYPE_UINT8,
+    np.dtype(np.uint16): pb.CLASS_MAP_TYPE_UINT16,
 }
+_FROM_WIRE: dict[int, Encoding] = {wire: encoding for encoding, wire in CLASS_MAP_ENCODINGS.items()}
+_DTYPES: dict[int, np.dtype[np.uint8] | np.dtype[np.uint16]] = {wire: dtype for dtype, wire in CLASS_MAP_TYPES.items()}
 
 
 def write_request(image: ImageSource, query: SegmentQuery, max_bytes: int) -> pb.SegmentRequest:
@@ -56,7 +57,7 @@ def write_request(image: ImageSource, query: SegmentQuery, max_bytes: int) -> pb
     request = pb.SegmentRequest(
         model_name=query.model,
         model_version=query.version,
-        encoding=_ENCODINGS[query.encoding],
+        encoding=CLASS_MAP_ENCODINGS[query.encoding],
         heatmap_classes=query.heatmaps,
         regions=None if query.regions is None else _write_regions(query.regions),
         confidence=query.confidence,

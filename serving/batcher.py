@@ -164,14 +164,14 @@ class Batcher:
                     f" {self.run_bytes(height, width)} bytes of the {self.memory.total} there are for runs; warm a"
                     " smaller size, or allow more memory"
                 )
-            image = np.zeros((height, width, 3), np.uint8)
-            for count in sorted({1, self._largest_batch(self.padded_pixels(height, width))}):
+            image, pixels = np.zeros((height, width, 3), np.uint8), self.padded_pixels(height, width)
+            for count in sorted({1, self._largest_batch(pixels)}):
                 for first in (True, False):  # the first prepares, the second tells the pace
                     if self._closing:
                         return
-                    _, seconds = self._segment([image] * count, confidence=False)
+                    _, seconds = self._segment([image] * count, count * pixels, confidence=False)
                     if not first:
-                        self._learn(seconds, count, image)
+                        self._learn(seconds, count * pixels)
             self._sizes_seen.add(self._padded(image))
         self.warm_sizes = tuple(sizes)
 
@@ -278,9 +278,9 @@ class Batcher:
 
     def _run(self, jobs: list[_Job]) -> None:
         cold = self._count_size(jobs[0].padded)
-        size = len(jobs)
+        size, pixels = len(jobs), len(jobs) * jobs[0].pixels
         try:
-            answers, seconds = self._segment([job.image for job in jobs], confidence=jobs[0].confidence)
+            answers, seconds = self._segment([job.image for job in jobs], pixels, confidence=jobs[0].confidence)
         except Exception as error:  # noqa: BLE001 - onnxruntime's have no base; they belong to the callers
             if size == 1:
                 jobs[0].future.set_exception(error)
@@ -291,14 +291,20 @@ class Batcher:
         began = time.monotonic() - seconds
         # The first run of a size on CUDA searches for algorithms, and tells nothing of those that follow.
         if not cold or self._segmenter.device == "cpu" or not self.seconds_per_pixel.mean:
-            self._learn(seconds, size, jobs[0].image)
+            self._learn(seconds, pixels)
         self._observe(size, seconds)
         for job, answer in zip(jobs, answers, strict=True):
             job.future.set_result(Executed(answer, began - job.submitted, seconds, size))
 
-    def _segment(self, images: list[NDArray[np.uint8]], *, confidence: bool) -> tuple[list[Segmentation], float]:
-        """Run the model as soon as there is memory; returns the answers, and the seconds of the run alone."""
-        needed = math.ceil(len(images) * self.padded_pixels(*images[0].shape[:2]) * self.bytes_per_pixel)
+    def _segment(
+        self, images: list[NDArray[np.uint8]], pixels: int, *, confidence: bool
+    ) -> tuple[list[Segmentation], float]:
+        """Run the model on images of so many padded pixels in all, as soon as there is memory for them.
+
+        Returns:
+            The answers, and the seconds of the run alone.
+        """
+        needed = math.ceil(pixels * self.bytes_per_pixel)
         self.memory.take(needed)
         try:
             began = time.monotonic()
@@ -307,9 +313,9 @@ class Batcher:
         finally:
             self.memory.give_back(needed)
 
-    def _learn(self, seconds: float, count: int, image: NDArray[np.uint8]) -> None:
+    def _learn(self, seconds: float, pixels: int) -> None:
         with self._changed:
-            self.seconds_per_pixel.add(seconds / (count * self.padded_pixels(*image.shape[:2])))
+            self.seconds_per_pixel.add(seconds / pixels)
 
     def _count_size(self, padded: tuple[int, int]) -> bool:
         """Tell whether a size comes for the first time, and count it."""

@@ -12,31 +12,18 @@ from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
 from fcnseg.types import ClassInfo, ClassMap, LabelMap, Segmentation
 from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.wire import CLASS_MAP_ENCODINGS, CLASS_MAP_TYPES
 from serving.batcher import Executed
 from serving.errors import InvalidFieldError
 from serving.models import ServedModel
 from serving.sources import EncodedSource, RawSource, Source
 from serving.statistics import Stages
 
-_MAX_UINT8_CLASSES = 256
 _OTHER_UINT8, _OTHER_UINT16 = 255, 65535
 
-_ENCODINGS: dict[int, Encoding] = {
+_ASKED: dict[int, Encoding] = {
     pb.CLASS_MAP_ENCODING_UNSPECIFIED: Encoding.PNG,
-    pb.CLASS_MAP_ENCODING_RAW: Encoding.RAW,
-    pb.CLASS_MAP_ENCODING_ZSTD: Encoding.ZSTD,
-    pb.CLASS_MAP_ENCODING_PNG: Encoding.PNG,
-    pb.CLASS_MAP_ENCODING_COCO_RLE: Encoding.COCO_RLE,
-}
-_ON_WIRE: dict[Encoding, pb.ClassMapEncoding] = {
-    Encoding.RAW: pb.CLASS_MAP_ENCODING_RAW,
-    Encoding.ZSTD: pb.CLASS_MAP_ENCODING_ZSTD,
-    Encoding.PNG: pb.CLASS_MAP_ENCODING_PNG,
-    Encoding.COCO_RLE: pb.CLASS_MAP_ENCODING_COCO_RLE,
-}
-_TYPES: dict[np.dtype[np.generic], pb.ClassMapType] = {
-    np.dtype(np.uint8): pb.CLASS_MAP_TYPE_UINT8,
-    np.dtype(np.uint16): pb.CLASS_MAP_TYPE_UINT16,
+    **{wire: encoding for encoding, wire in CLASS_MAP_ENCODINGS.items()},
 }
 
 
@@ -46,7 +33,7 @@ def read_encoding(request: pb.SegmentRequest) -> Encoding:
     Raises:
         InvalidFieldError: It is not one of the contract's.
     """
-    encoding = _ENCODINGS.get(request.encoding)
+    encoding = _ASKED.get(request.encoding)
     if encoding is None:
         known = ", ".join(f"{v} ({n})" for n, v in pb.ClassMapEncoding.items())
         raise InvalidFieldError("encoding", f"unknown class map encoding {request.encoding}; there are {known}")
@@ -119,8 +106,8 @@ def write_class_map(
     message = pb.ClassMap(
         height=height,
         width=width,
-        type=_TYPES[class_map.dtype],
-        encoding=_ON_WIRE[encoding],
+        type=CLASS_MAP_TYPES[class_map.dtype],
+        encoding=CLASS_MAP_ENCODINGS[encoding],
         other_id=other_id,
     )
     if encoding is Encoding.COCO_RLE:
@@ -152,7 +139,7 @@ def write_model(model: ServedModel, limits: ImageLimits, max_request_bytes: int)
         variant=info.variant,
         classes=[write_class(c) for c in info.label_map.classes],
         label_map_hash=info.label_map.hash,
-        class_map_type=_TYPES[np.dtype(np.uint8 if len(info.label_map) <= _MAX_UINT8_CLASSES else np.uint16)],
+        class_map_type=CLASS_MAP_TYPES[info.label_map.id_dtype],
         device=model.device,
         licence=info.licence or "",
         metrics=info.metrics,

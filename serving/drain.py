@@ -31,7 +31,7 @@ class CallCounter(UnaryInterceptor):
     @property
     def idle(self) -> bool:
         """Whether nothing is under way."""
-        return self._calls == 0
+        return self._idle.is_set()
 
     async def wait_until_idle(self) -> None:
         """Return when nothing is under way."""

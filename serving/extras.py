@@ -11,7 +11,8 @@ from fcnseg import masks, render
 from fcnseg.errors import UsageError
 from fcnseg.geometry import Geometry
 from fcnseg.masks import Encoding
-from fcnseg.pictures import JPEG_LARGEST, JPEG_QUALITY, encode_jpeg
+from fcnseg.pictures import JPEG_LARGEST, encode_jpeg
+from fcnseg.query import OverlayQuery, require_opacity, require_quality
 from fcnseg.regions import (
     DEFAULT_LIMIT,
     DEFAULT_THRESHOLD,
@@ -28,20 +29,6 @@ from serving.errors import InvalidFieldError
 
 # A refusal quotes the name, and gRPC's trailers end at 8 kB.
 _LONGEST_NAME = 200
-_OPACITY = 0.5
-
-
-@dataclass(frozen=True)
-class Overlay:
-    """How an overlay is drawn.
-
-    Attributes:
-        opacity: Share of the class's colour, 0 to 1.
-        quality: JPEG quality, 1 to 100.
-    """
-
-    opacity: float
-    quality: int
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,7 @@ class Extras:
     heatmaps: tuple[ClassInfo, ...] = ()
     regions: RegionQuery | None = None
     confidence: bool = False
-    overlay: Overlay | None = None
+    overlay: OverlayQuery | None = None
 
     @property
     def instant(self) -> bool:
@@ -92,13 +79,15 @@ def read_extras(request: pb.SegmentRequest, label_map: LabelMap) -> Extras:
     )
 
 
-def _read_overlay(query: pb.OverlayQuery) -> Overlay:
-    opacity = query.opacity if query.HasField("opacity") else _OPACITY
-    if not 0 <= opacity <= 1:
-        raise InvalidFieldError("overlay.opacity", f"the overlay's opacity is {opacity:g}; it must be from 0 to 1")
-    if query.quality > 100:
-        raise InvalidFieldError("overlay.quality", f"the JPEG quality is {query.quality}; it must be from 1 to 100")
-    return Overlay(opacity, query.quality or JPEG_QUALITY)
+def _read_overlay(query: pb.OverlayQuery) -> OverlayQuery:
+    default = OverlayQuery()
+    opacity = query.opacity if query.HasField("opacity") else default.opacity
+    quality = query.quality or default.quality
+    with _naming("overlay.opacity"):
+        require_opacity(opacity)
+    with _naming("overlay.quality"):
+        require_quality(quality)
+    return OverlayQuery(opacity, quality)
 
 
 def _read_regions(query: pb.RegionQuery, label_map: LabelMap) -> RegionQuery:
@@ -184,7 +173,7 @@ def _write_confidence(confidence: NDArray[np.uint8], wire: pb.ClassMapEncoding) 
 
 
 def _draw(
-    overlay: Overlay,
+    overlay: OverlayQuery,
     image: NDArray[np.uint8],
     segmentation: Segmentation,
     only: Sequence[ClassInfo],

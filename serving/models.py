@@ -18,6 +18,7 @@ from serving.admission import Admission
 from serving.batcher import DEFAULT_BATCHING, Batcher, BatchingConfig
 from serving.drift import Drift
 from serving.errors import quote
+from serving.file_stamp import FileStamp, stamp_of
 from serving.memory import MemoryBudget, machine_memory
 from serving.statistics import Statistics
 
@@ -28,7 +29,7 @@ _MOST_NAMED = 20
 
 _log = logging.getLogger(__name__)
 
-_Contents: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
+_Contents: TypeAlias = tuple[tuple[str, FileStamp], ...]
 """Versions of a model and what their files are."""
 
 
@@ -83,7 +84,7 @@ class ServedModel:
         admission: Lets requests in.
         statistics: What it has done.
         drift: What its answers were like.
-        stamp: What its file was when it was opened; see `_stamp`.
+        stamp: What its file was when it was opened; see `stamp_of`.
         users: The requests that are using it.
     """
 
@@ -94,7 +95,7 @@ class ServedModel:
     admission: Admission
     statistics: Statistics
     drift: Drift
-    stamp: tuple[int, ...]
+    stamp: FileStamp
     users: Users
 
     @property
@@ -171,15 +172,6 @@ def _sources_in(repository: Path, *, strict: bool) -> Iterator[ModelSource]:
             yield ModelSource(folder.name, version.name, version / _FILE_NAME)
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Return what changes when a file does: its time, size and place on the disk; empty where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
 def _there_are(names: Collection[str]) -> str:
     """Say which there are; the first ones, where all would not fit into a message."""
     first = ", ".join(islice(names, _MOST_NAMED))
@@ -194,14 +186,14 @@ class ModelRegistry:
         config: How they are opened and run.
         open_segmenter: Opens a model file, as `fcnseg.segmenter.load`.
 
+    Attributes:
+        held: What the images of all requests may take together.
+        running: What the runs of all models may take together.
+
     Raises:
         ModelFileError: One of them is not a valid model.
         UsageError: Two paths stand for the same model and version.
         DeviceError: The device cannot run one of them.
-
-    Attributes:
-        held: What the images of all requests may take together.
-        running: What the runs of all models may take together.
     """
 
     def __init__(
@@ -312,12 +304,12 @@ class ModelRegistry:
             try:
                 sources = self.sources()
             except FcnsegError as error:
-                self._log_failure("", ((str(error), ()),), error)
+                self._log_failure("", ((str(error), None),), error)
                 return
             self._failed.pop("", None)
             for name in {source.name for source in sources} | {model.name for model in self._models}:
                 found = [source for source in sources if source.name == name]
-                contents = tuple((source.version, _stamp(source.path)) for source in found)
+                contents = tuple((source.version, stamp_of(source.path)) for source in found)
                 served = tuple((model.version, model.stamp) for model in self._models if model.name == name)
                 if contents == served or contents == self._failed.get(name):
                     continue
@@ -343,7 +335,7 @@ class ModelRegistry:
         versions: list[ServedModel] = []
         try:
             for source in sources:
-                model = open_files.get((source.version, _stamp(source.path))) or self._open(source)
+                model = open_files.get((source.version, stamp_of(source.path))) or self._open(source)
                 versions.append(model)
                 if model not in old:
                     model.batcher.warm(self._config.warm_sizes)
@@ -369,7 +361,7 @@ class ModelRegistry:
         self._failed[name] = contents
 
     def _open(self, source: ModelSource) -> ServedModel:
-        stamp = _stamp(source.path)
+        stamp = stamp_of(source.path)
         options = replace(self._config.options, prove=True)
         segmenter = self._open_segmenter(source.path, self._config.device, options=options)
         statistics = Statistics()

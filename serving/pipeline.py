@@ -196,7 +196,7 @@ def _is_small(executed: Executed) -> bool:
 def _held_bytes(model: ServedModel, height: int, width: int) -> int:
     """Return what an image holds beside its message from its decoding to its answer, in bytes."""
     label_map, geometry = model.info.label_map, model.info.geometry
-    ids = 1 if len(label_map) <= 256 else 2
+    ids = label_map.id_dtype.itemsize
     pixels = height * width
     cells = geometry.y.cells(height) * geometry.x.cells(width)
     # Red, green, blue, confidence and the overlay, the ids, a choice of them and their encoding, scores, probabilities.

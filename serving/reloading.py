@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from fcnseg.errors import FcnsegError
+from serving.file_stamp import FileStamp, stamp_of
 
 _log = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
-_Stamp = tuple[int, int, int] | None
 
 
 class Reloaded(Generic[_Value]):
@@ -48,14 +48,5 @@ class Reloaded(Generic[_Value]):
                     _log.info("read again: %s", ", ".join(map(str, self._paths)))
             return self._value
 
-    def _look(self) -> tuple[_Stamp, ...]:
-        return tuple(_stamp(path) for path in self._paths)
-
-
-def _stamp(path: Path) -> _Stamp:
-    """Return what tells a file from what it was: where it is on the disk, its bytes, and when it was written."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    def _look(self) -> tuple[FileStamp, ...]:
+        return tuple(stamp_of(path) for path in self._paths)

@@ -53,11 +53,12 @@ class EncodedSource:
         self._image: EncodedImage | None = None
 
     def open(self, limits: ImageLimits) -> tuple[int, int]:
-        """Read the header."""
-        try:
-            self._image = EncodedImage(self._data, limits)
-        except ImageError as error:
-            raise InvalidFieldError(self.field, str(error)) from error
+        """Read the header, once."""
+        if self._image is None:
+            try:
+                self._image = EncodedImage(self._data, limits)
+            except ImageError as error:
+                raise InvalidFieldError(self.field, str(error)) from error
         return self._image.size
 
     def decode(self) -> NDArray[np.uint8]:

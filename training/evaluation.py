@@ -141,7 +141,7 @@ class AveragedPredictor:
             for mirrored in self._sides:
                 mean += self._probabilities(image, scale, mirrored=mirrored)
         mean /= len(self._scales) * len(self._sides)
-        class_map: ClassMap = mean.argmax(axis=0).astype(np.uint8 if len(mean) <= 256 else np.uint16)
+        class_map: ClassMap = mean.argmax(axis=0).astype(self.label_map.id_dtype)
         return Prediction(class_map, (mean.max(axis=0) * 255).round().astype(np.uint8))
 
     def _probabilities(self, image: NDArray[np.uint8], scale: float, *, mirrored: bool) -> NDArray[np.float32]:

@@ -14,7 +14,6 @@ from serving.oip.tensors import refuse_shared_memory, refuse_sizes
 CLASS_MAP, HEATMAP, CONFIDENCE = "class_map", "heatmap", "confidence"
 OUTPUTS = (CLASS_MAP, HEATMAP, CONFIDENCE)
 _ENCODINGS = {"raw": Encoding.RAW, "png": Encoding.PNG, "zstd": Encoding.ZSTD}
-_MAX_UINT8_CLASSES = 256
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Written:
 
 def class_map_datatype(label_map: LabelMap) -> str:
     """Return the datatype of a model's class maps: UINT8 for up to 256 classes, else UINT16."""
-    return "UINT8" if len(label_map) <= _MAX_UINT8_CLASSES else "UINT16"
+    return label_map.id_dtype.name.upper()
 
 
 def read_outputs(request: pb.ModelInferRequest) -> tuple[Output, ...]:

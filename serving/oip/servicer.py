@@ -145,7 +145,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     async def RepositoryModelLoad(  # noqa: N802
         self, request: pb.RepositoryModelLoadRequest, context: "Context"
     ) -> pb.RepositoryModelLoadResponse:
-        """Open the versions of a model that are not open."""
+        """Make a model what the repository holds of it now."""
         del context
         name = _read_name(request)
         if request.parameters:
