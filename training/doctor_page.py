@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 
 from fcnseg.errors import DatasetError
+from fcnseg.page import render_page
+from fcnseg.thumbnails import data_uri, paint_ids, shrink
 from fcnseg.types import LabelMap
 from training.doctor import Diagnosis
-from training.page import render_page
-from training.pictures import data_uri, paint_ids, shrink
 from training.samples import Sample, read_sample
 
 _LONGER_SIDE = 360
@@ -36,6 +36,7 @@ def to_html(diagnosis: Diagnosis) -> bytes:
         for split, found in diagnosis.contents.items()
     }
     return render_page(
+        "training",
         "doctor.html.jinja",
         root=dataset.root,
         note=dataset.note,

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnseg.page import percent, render_page
+from fcnseg.thumbnails import data_uri, paint_ids, shrink
 from fcnseg.types import ClassInfo, ClassMap, LabelMap
-from training.page import percent, render_page
-from training.pictures import data_uri, paint_ids, shrink
 
 _LONGER_SIDE = 360  # of the pictures: 24 of them keep the page below 5 MB
 _MATRIX_CLASSES = 24
@@ -75,6 +75,7 @@ def to_html(
     shown = replace(label_map, ignore_id=ignore_id)
     names, rows = _matrix(found["classes"], np.array(found["confusion_matrix"]))
     return render_page(
+        "training",
         "report.html.jinja",
         found=found,
         headline=_headline(found),

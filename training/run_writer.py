@@ -14,9 +14,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from fcnseg.files import replacing, write_bytes, write_text
+from fcnseg.thumbnails import encode, paint_ids, shrink, tile
 from training.curves import draw_curves
 from training.metrics import Scores
-from training.pictures import encode, paint_ids, shrink, tile
 from training.run import BEST, CURVES, LAST, METRICS, RECORD_KEY, SAMPLES
 from training.samples import Sample, read_sample
 from training.task import SegmentationTask

@@ -7,10 +7,11 @@ import jinja2
 import fcnseg
 
 
-def render_page(template: str, **values: Any) -> bytes:
-    """Fill a template of this package that extends `page.html.jinja`.
+def render_page(package: str, template: str, **values: Any) -> bytes:
+    """Fill a template that extends `page.html.jinja`.
 
     Args:
+        package: The package that holds it.
         template: Its file name.
         values: What it names.
 
@@ -18,7 +19,10 @@ def render_page(template: str, **values: Any) -> bytes:
         UTF-8 HTML.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("training", ""), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package, ""), jinja2.PackageLoader("fcnseg", "")]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
     environment.filters["percent"] = percent
     page = environment.get_template(template).render(version=fcnseg.__version__, **values)
