@@ -72,6 +72,7 @@ class Engine:
         options: How it runs.
 
     Attributes:
+        path: The model file.
         info: What the model file says of itself.
         device: Where it runs: `cpu` or `cuda:N`.
         options: How it runs.
@@ -82,13 +83,14 @@ class Engine:
         DeviceError: The device is not there or cannot run the whole model; the engine never falls back to another.
     """
 
+    path: Path
     info: ModelInfo
     device: str
     options: EngineOptions
     probe: Probe | None
 
     def __init__(self, path: str | Path, device: str = "auto", options: EngineOptions = DEFAULT_OPTIONS) -> None:
-        path = Path(path)
+        self.path = path = Path(path)
         self.options = options
         self.device = resolve_device(device)
         if not path.is_file():

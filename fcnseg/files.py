@@ -1,12 +1,15 @@
 """Writing files so that a killed program never leaves half of one."""
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fcnseg.errors import UsageError
+
+_HALF = re.compile(r"\..{1,40}\.[0-9a-f]{8}\.part(\.[^.]*)?", re.DOTALL)
 
 
 @contextmanager
@@ -29,6 +32,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what killed programs left half written in a folder; nothing may be writing there now."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if _HALF.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def require_place(path: Path) -> None:

@@ -81,21 +81,22 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
-def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, upright: bool = True) -> NDArray[np.uint8]:
     """Decode a JPEG, PNG, WebP, TIFF or BMP file's bytes.
 
     Args:
         data: The file's bytes.
         limits: What is refused before any pixel is decoded.
+        upright: Whether the EXIF orientation is applied; else pixels come as they are stored.
 
     Returns:
-        (H, W, 3) uint8 RGB, upright.
+        (H, W, 3) uint8 RGB.
 
     Raises:
         ImageTooLargeError: There are more bytes, pixels, rows or columns than the limits allow.
         ImageError: The format is not accepted, or the file is damaged or cut short.
     """
-    return EncodedImage(data, limits).decode()
+    return EncodedImage(data, limits).decode(upright=upright)
 
 
 class EncodedImage:
@@ -128,17 +129,20 @@ class EncodedImage:
         """(height, width) as stored; an EXIF orientation may swap them."""
         return self._header.height, self._header.width
 
-    def decode(self) -> NDArray[np.uint8]:
+    def decode(self, *, upright: bool = True) -> NDArray[np.uint8]:
         """Decode the pixels, once.
 
+        Args:
+            upright: Whether the EXIF orientation is applied; else pixels come as they are stored.
+
         Returns:
-            (H, W, 3) uint8 RGB, upright.
+            (H, W, 3) uint8 RGB.
 
         Raises:
             ImageError: The file is damaged or cut short.
         """
-        image = _decode_with_opencv(self._header, self._stream, self._data)
-        return _decode_with_pillow(self._header) if image is None else image
+        image = _decode_with_opencv(self._header, self._stream, self._data, upright=upright)
+        return _decode_with_pillow(self._header, upright=upright) if image is None else image
 
 
 def require_within(limits: ImageLimits, height: int, width: int, name: str) -> None:
@@ -165,19 +169,34 @@ def require_within(limits: ImageLimits, height: int, width: int, name: str) -> N
         )
 
 
-def read(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+def read(path: Path, limits: ImageLimits = DEFAULT_LIMITS, *, upright: bool = True) -> NDArray[np.uint8]:
     """Read an image file; as `decode`, but every message begins with the path.
 
     Args:
         path: The file.
         limits: What is refused before any pixel is decoded.
+        upright: Whether the EXIF orientation is applied; else pixels come as they are stored.
 
     Returns:
-        (H, W, 3) uint8 RGB, upright.
+        (H, W, 3) uint8 RGB.
 
     Raises:
         ImageTooLargeError: There are more bytes or pixels than the limits allow.
         ImageError: The file cannot be read, is not of an accepted format, or is damaged.
+    """
+    data = read_bytes(path, limits)
+    try:
+        return decode(data, limits, upright=upright)
+    except ImageError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def read_bytes(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """Read an image file's bytes.
+
+    Raises:
+        ImageTooLargeError: There are more bytes than the limits allow.
+        ImageError: The file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -192,10 +211,7 @@ def read(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ImageError(f"image {path} cannot be read: {reason}") from error
-    try:
-        return decode(data, limits)
-    except ImageError as error:
-        raise type(error)(f"{path}: {error}") from error
+    return data
 
 
 def require_pixels(image: object) -> None:
@@ -255,7 +271,9 @@ def _name_format(data: bytes) -> str | None:
     return None
 
 
-def _decode_with_opencv(header: ImageFile, stream: io.BytesIO, data: bytes) -> NDArray[np.uint8] | None:
+def _decode_with_opencv(
+    header: ImageFile, stream: io.BytesIO, data: bytes, *, upright: bool
+) -> NDArray[np.uint8] | None:
     """Decode what OpenCV is trusted with; None where Pillow is to decode."""
     if header.format == "JPEG":
         # Pillow has stopped reading at the start of the scan, behind any thumbnail with a marker of its own.
@@ -271,6 +289,8 @@ def _decode_with_opencv(header: ImageFile, stream: io.BytesIO, data: bytes) -> N
         return None
     if image is None or image.shape != (header.height, header.width, 3):
         return None
+    if not upright:
+        return image.astype(np.uint8, copy=False)
     try:
         orientation = header.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # noqa: BLE001  # EXIF so damaged that it cannot be read turns nothing
@@ -289,11 +309,12 @@ def _turn_upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.u
     return np.ascontiguousarray(image)
 
 
-def _decode_with_pillow(header: ImageFile) -> NDArray[np.uint8]:
+def _decode_with_pillow(header: ImageFile, *, upright: bool) -> NDArray[np.uint8]:
     try:
         header.load()
-        with suppress(Exception):  # EXIF so damaged that it cannot be read turns nothing
-            ImageOps.exif_transpose(header, in_place=True)
+        if upright:
+            with suppress(Exception):  # EXIF so damaged that it cannot be read turns nothing
+                ImageOps.exif_transpose(header, in_place=True)
         if header.mode.startswith(("I", "F")):
             grey = _to_8_bits(np.asarray(header), _sample_bits(header))
             return np.repeat(grey[:, :, None], 3, axis=2)

@@ -1,6 +1,7 @@
-"""What stands beside a mask: pictures as JPEG files, regions as JSON.
+"""What stands beside a mask: pictures as JPEG files, regions as JSON, confidence as PNG.
 
-They are named after the mask: photo.overlay.jpg, photo.heatmap-8-cat.jpg and photo.regions.json beside photo.png.
+They are named after the mask: photo.overlay.jpg, photo.heatmap-8-cat.jpg, photo.regions.json and photo.confidence.png
+beside photo.png.
 """
 
 import json
@@ -32,12 +33,14 @@ class Pictures:
         heatmaps: Classes whose scores to lay over the greyed image, a picture each.
         top: How many classes more, those of the highest probability at any cell of the image, get a heatmap.
         regions: Which regions to list; None for no list.
+        confidence: The winning class's probability at every pixel, 0 to 255, as a greyscale PNG.
     """
 
     overlay: bool = False
     heatmaps: tuple[ClassInfo, ...] = ()
     top: int = 0
     regions: RegionQuery | None = None
+    confidence: bool = False
 
     def paths(self, mask: Path, label_map: LabelMap) -> tuple[Path, ...]:
         """Return every path that may be written beside a mask."""
@@ -46,6 +49,7 @@ class Pictures:
             *([overlay_path(mask)] if self.overlay else []),
             *(heatmap_path(mask, info) for info in heatmaps),
             *([regions_path(mask)] if self.regions else []),
+            *([confidence_path(mask)] if self.confidence else []),
         )
 
 
@@ -66,6 +70,11 @@ def heatmap_path(mask: Path, info: ClassInfo) -> Path:
 def regions_path(mask: Path) -> Path:
     """Return where the list of regions goes."""
     return mask.with_suffix(".regions.json")
+
+
+def confidence_path(mask: Path) -> Path:
+    """Return where the confidence map goes."""
+    return mask.with_suffix(".confidence.png")
 
 
 def require_drawable(image: NDArray[np.uint8], path: Path) -> None:

@@ -1,34 +1,49 @@
-"""`fcnseg segment`: masks for an image or a folder of images."""
+"""`fcnseg segment`: masks for an image or any number of images."""
 
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from fcnseg.commands.access import access_options, read_tls, read_token
 from fcnseg.commands.options import region_options, region_query, show_regions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from fcnseg.folder import SegmentedImage
+    from fcnseg.folder import Job, SegmentedImage
+    from fcnseg.folder.totals import Totals
     from fcnseg.regions import Region
-    from fcnseg.types import ClassInfo, LabelMap
+    from fcnseg.types import LabelMap
 
 _CLASSES_SHOWN = 24
 _NAMES_SHOWN = 5
+_MIB = 1 << 20
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.argument("model")
+@click.argument("source", metavar="INPUT")
 @click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "mask_format",
+    default="png",
+    show_default=True,
+    type=click.Choice(["png", "tiff", "npy", "coco"]),
+    help="Masks as indexed PNG, TIFF, NumPy arrays, or COCO JSON with run lengths (one file an image, and one of all).",
+)
 @click.option(
     "--overlay",
     is_flag=True,
     help="Also write photo.overlay.jpg: the image tinted with its classes, and boxes where regions are asked for.",
+)
+@click.option(
+    "--confidence",
+    is_flag=True,
+    help="Also write photo.confidence.png: how probable each pixel's class is, from 0 (black) to 1 (white).",
 )
 @click.option(
     "--heatmap",
@@ -46,6 +61,12 @@ _NAMES_SHOWN = 5
 )
 @region_options
 @click.option(
+    "--overwrite/--skip-existing",
+    help="Do everything anew, or go on with what an earlier run left undone.  [default: skip-existing]",
+)
+@click.option("--stored-orientation", is_flag=True, help="Leave pixels as they are stored, whatever EXIF says is up.")
+@click.option("--report/--no-report", default=True, help="Write report.html.  [default: report]")
+@click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU where there is one."
 )
 @click.option(
@@ -55,122 +76,222 @@ _NAMES_SHOWN = 5
     type=click.IntRange(min=0),
     help="CPU threads of the model; 0 takes one per physical core.",
 )
+@click.option(
+    "--workers",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Threads that decode images, and as many that write; 0 takes one per core.",
+)
+@click.option(
+    "--batch",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Most images of one padded size that run together; 0 takes 1 on the CPU, 8 on CUDA.",
+)
+@click.option(
+    "--memory",
+    "memory_mib",
+    metavar="MIB",
+    default=1024,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="What images under way may take together, in MiB.",
+)
+@click.option(
+    "--server",
+    metavar="HOST:PORT",
+    help="Let this server do it; MODEL is then the name of one of its models, or NAME/VERSION.",
+)
+@click.option(
+    "--in-flight",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Requests under way to the server at a time.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds that a server's answer may take, retries included.",
+)
+@access_options
 def segment(
     *,
-    model: Path,
-    source: Path,
+    model: str,
+    source: str,
     output: Path,
+    mask_format: str,
     overlay: bool,
+    confidence: bool,
     heatmaps: tuple[str, ...],
     top: int,
     regions: bool,
     region_classes: tuple[str, ...],
     threshold: float,
     min_pixels: int,
+    overwrite: bool,
+    stored_orientation: bool,
+    report: bool,
     device: str,
     threads: int,
+    workers: int,
+    batch: int,
+    memory_mib: int,
+    server: str | None,
+    in_flight: int,
+    timeout_s: float,
+    tls: bool,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    token_file: Path | None,
+    token_in_clear: bool,
 ) -> None:
-    """Segment INPUT, an image or a folder of images, with the file MODEL, and write indexed mask PNGs to OUTPUT.
+    """Segment INPUT with the file MODEL, and write a mask for every image to OUTPUT.
 
-    The folder's tree is mirrored: INPUT/a/photo.jpg gives OUTPUT/a/photo.png. A broken image is named, the others are
-    done, and the exit code is 1.
+    INPUT is an image, a folder (at any depth), a pattern such as 'photos/**/*.jpg', or a text file with a path in each
+    line. Its tree is mirrored: INPUT/a/photo.jpg gives OUTPUT/a/photo.png. Beside the masks are manifest.jsonl, a line
+    for every image, and report.html. Ctrl-C, or worse, loses nothing: the same command goes on where it was. A broken
+    image is named, the others are done, and the exit code is 1.
 
     Example: fcnseg segment model.onnx photos/ masks/ --overlay
+
+    Example: fcnseg segment my-model photos/ masks/ --server gpu-box:50051
     """
-    from fcnseg.errors import PartialFailureError
-    from fcnseg.folder import plan, segment_folder
-    from fcnseg.pictures import Pictures
+    from fcnseg.client import Client
+    from fcnseg.folder import FolderOptions, Job, MaskFormat, ServerModel
     from fcnseg.segmenter import load
 
-    planned = plan(source, output)
-    segmenter = load(model, device, threads)
-    label_map = segmenter.info.label_map
-    query = region_query(regions=regions, region_classes=region_classes, threshold=threshold, min_pixels=min_pixels)
-    for name in region_classes:
-        label_map.find(name)  # a mistake is told before the first image, not of each
-    pictures = Pictures(overlay, tuple(label_map.find(name) for name in heatmaps), top, query)
-    began = time.monotonic()
-    tally = _follow(segment_folder(segmenter, planned, pictures=pictures), len(planned))
-    seconds = time.monotonic() - began
-    _show_classes(tally, label_map)
-    if top:
-        _show_top(tally)
-    if query and source.is_file() and tally.done:
-        show_regions(tally.regions)
-    click.echo(
-        f"{tally.done} of {len(planned)} images segmented in {seconds:.1f} s"
-        f" ({tally.done / seconds:.1f} images/s on {segmenter.device}), {len(tally.failed)} failed;"
-        f" masks: {planned[0].mask if source.is_file() else output}"
+    options = FolderOptions(
+        MaskFormat(mask_format),
+        overlay,
+        confidence,
+        heatmaps,
+        top,
+        region_query(regions=regions, region_classes=region_classes, threshold=threshold, min_pixels=min_pixels),
+        upright=not stored_orientation,
+        overwrite=overwrite,
+        report=report,
+        workers=workers,
+        batch=batch,
+        in_flight=in_flight,
+        memory_bytes=memory_mib * _MIB,
     )
-    if tally.failed:
-        names = ", ".join(str(path) for path in tally.failed[:_NAMES_SHOWN])
-        rest = len(tally.failed) - _NAMES_SHOWN
+    with ExitStack() as stack:
+        if server is None:
+            job = Job(load(model, device, threads), source, output, options)
+        else:
+            client = Client(
+                server,
+                timeout_s=timeout_s,
+                tls=read_tls(tls=tls, ca=ca, cert=cert, key=key),
+                token=read_token(token_file),
+                token_in_clear=token_in_clear,
+            )
+            job = Job(ServerModel(stack.enter_context(client), model, options), source, output, options)
+        _run(job, top=bool(top))
+
+
+def _run(job: "Job", *, top: bool) -> None:
+    """Do a job, show how far it is, and sum it up."""
+    from fcnseg.errors import PartialFailureError
+    from fcnseg.folder.names import REPORT
+    from fcnseg.folder.totals import Totals
+
+    label_map, total = job.model.label_map, len(job.plan.images)
+    totals, skipped = Totals(), 0
+    found: tuple[Region, ...] = ()
+    began = time.monotonic()
+    try:
+        with closing(job.run()) as results:
+            for result in _shown(results, total):
+                totals.add(result.row)
+                skipped += result.skipped
+                found = result.regions
+    except KeyboardInterrupt:
+        if not job.plan.single:
+            click.echo("what was under way is finished; the same command goes on from here", err=True)
+        raise
+    seconds = time.monotonic() - began
+    _show_classes(totals, label_map)
+    if top:
+        _show_top(totals, label_map)
+    if job.options.regions and job.plan.single and totals.done:
+        show_regions(found)
+    done = totals.done - skipped
+    before = f", {skipped} were done before" if skipped else ""
+    where = job.output / job.plan.images[0].mask if job.plan.single else job.output
+    click.echo(
+        f"{done} of {total} images segmented in {seconds:.1f} s ({done / seconds:.1f} images/s on {job.model.at})"
+        f"{before}, {totals.failed} failed; masks: {where}"
+    )
+    if job.options.report and not job.plan.single:
+        click.echo(f"report: {job.output / REPORT}")
+    if totals.failed:
+        names = ", ".join(name for name, _ in totals.failures[:_NAMES_SHOWN])
+        rest = totals.failed - _NAMES_SHOWN
         raise PartialFailureError(
-            f"{len(tally.failed)} of {len(planned)} images failed: {names}{f' and {rest} more' if rest > 0 else ''};"
+            f"{totals.failed} of {total} images failed: {names}{f' and {rest} more' if rest > 0 else ''};"
             " the reasons are above"
         )
 
 
-@dataclass
-class _Tally:
-    """What the summary needs to know of the results."""
-
-    done: int = 0
-    failed: list[Path] = field(default_factory=list)
-    pixels: Counter[int] = field(default_factory=Counter)
-    images: Counter[int] = field(default_factory=Counter)
-    top: dict["ClassInfo", list[float]] = field(default_factory=dict)
-    regions: tuple["Region", ...] = ()
-
-
-def _follow(results: "Iterator[SegmentedImage]", total: int) -> _Tally:
-    """Count results as they come, show how far they are, and name failures on stderr."""
+def _shown(results: "Iterable[SegmentedImage]", total: int) -> "Iterator[SegmentedImage]":
+    """Pass results on, show how far they are, and name failures on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tally = _Tally()
+    columns = (
+        TextColumn("segmenting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failures]}"),
+    )
+    failed = done = 0
+    began = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
+        task = progress.add_task("", total=total, rate="", failures="")
         for result in results:
-            if result.error is None:
-                tally.done += 1
-                tally.pixels.update({area.info.id: area.pixels for area in result.classes})
-                tally.images.update(area.info.id for area in result.classes)
-                tally.regions = result.regions
-                for peak in result.top:
-                    tally.top.setdefault(peak.info, []).append(peak.probability)
-            else:
-                tally.failed.append(result.image)
+            if result.error is not None:
+                failed += 1
                 reason = " ".join(str(result.error).split())
                 named = reason if str(result.image) in reason else f"{result.image}: {reason}"
                 console.print(f"failed: {named}", markup=False, soft_wrap=True)
-            progress.advance(task)
-    return tally
+            done += not result.skipped
+            rate = f"{done / (time.monotonic() - began):.1f} images/s"
+            progress.update(task, advance=1, rate=rate, failures=f"{failed} failed" if failed else "")
+            yield result
 
 
-def _show_classes(tally: _Tally, label_map: "LabelMap") -> None:
+def _show_classes(totals: "Totals", label_map: "LabelMap") -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    if not tally.pixels:
+    if not totals.pixels:
         return
     table = Table()
     table.add_column("id", justify="right")
     table.add_column("class")
     table.add_column("share", justify="right")
     table.add_column("images", justify="right")
-    for index, pixels in tally.pixels.most_common(_CLASSES_SHOWN):
-        share = f"{pixels / tally.pixels.total():.1%}"
-        table.add_row(str(index), escape(label_map.classes[index].name), share, str(tally.images[index]))
+    for index, pixels in totals.pixels.most_common(_CLASSES_SHOWN):
+        share = f"{pixels / totals.pixels.total():.1%}"
+        table.add_row(str(index), escape(label_map.classes[index].name), share, str(totals.images[index]))
     Console().print(table)
-    if len(tally.pixels) > _CLASSES_SHOWN:
-        click.echo(f"and {len(tally.pixels) - _CLASSES_SHOWN} classes with smaller shares")
+    if len(totals.pixels) > _CLASSES_SHOWN:
+        click.echo(f"and {len(totals.pixels) - _CLASSES_SHOWN} classes with smaller shares")
 
 
-def _show_top(tally: _Tally) -> None:
+def _show_top(totals: "Totals", label_map: "LabelMap") -> None:
     """Print the classes that were among the most probable of an image: the most images first, then the highest."""
     from rich.console import Console
     from rich.markup import escape
@@ -181,9 +302,10 @@ def _show_top(tally: _Tally) -> None:
     table.add_column("most probable class")
     table.add_column("highest probability", justify="right")
     table.add_column("images", justify="right")
-    ranked = sorted(tally.top.items(), key=lambda item: (-len(item[1]), -max(item[1])))
-    for rank, (info, peaks) in enumerate(ranked[:_CLASSES_SHOWN], start=1):
-        table.add_row(str(rank), escape(info.name), f"{max(peaks):.3f}", str(len(peaks)))
+    ranked = sorted(totals.top.items(), key=lambda item: (-item[1].images, -item[1].highest))
+    for rank, (index, peaks) in enumerate(ranked[:_CLASSES_SHOWN], start=1):
+        name = escape(label_map.classes[index].name)
+        table.add_row(str(rank), name, f"{peaks.highest:.3f}", str(peaks.images))
     Console().print(table)
     if len(ranked) > _CLASSES_SHOWN:
         click.echo(f"and {len(ranked) - _CLASSES_SHOWN} classes that are so in fewer images")

@@ -32,11 +32,14 @@ def test_a_folder_is_segmented_and_summed_up(tiny_model: Path, photos: Path, tmp
     out = tmp_path / "masks"
     done = run(tiny_model, photos, out, "--overlay", "--heatmap", "red", "--heatmap", "2", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("[!.]*.*")) == [
+        "fcnseg.json",
+        "manifest.jsonl",
         "one.heatmap-0-red.jpg",
         "one.heatmap-2-blue.jpg",
         "one.overlay.jpg",
         "one.png",
+        "report.html",
         "sub/two.heatmap-0-red.jpg",
         "sub/two.heatmap-2-blue.jpg",
         "sub/two.overlay.jpg",

@@ -1,0 +1,133 @@
+"""Which images there are to segment, and by which names they are known."""
+
+import glob
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fcnseg import images
+from fcnseg.errors import UsageError
+
+_LIST_SUFFIX = ".txt"
+
+
+@dataclass(frozen=True, slots=True)
+class InputImage:
+    """An image file.
+
+    Attributes:
+        path: Where it is.
+        name: Its path below what all inputs have in common, with `/` between folders: what the output mirrors.
+    """
+
+    path: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The images of a job.
+
+    Attributes:
+        images: At least one, in the order in which they are taken: by path, or as a list has them.
+        single: Whether the input is one image file, named as such.
+    """
+
+    images: list[InputImage]
+    single: bool = False
+
+
+def find_inputs(source: str | Path, output: Path) -> Inputs:
+    """Find the images that an input stands for.
+
+    Args:
+        source: An image file; a folder, which is searched at any depth for the suffixes `images.SUFFIXES`; a pattern
+            such as `photos/**/*.jpg`; or a text file (.txt) with a path in each line, relative to its own folder.
+            Hidden files are left out, unless a list names them.
+        output: Where masks go; what lies in it is no input.
+
+    Raises:
+        UsageError: There is no image, or the output is the input folder.
+    """
+    path = Path(source)
+    if path.suffix.lower() == _LIST_SUFFIX and path.is_file():
+        return Inputs(_read_list(path))
+    if path.is_file():
+        return Inputs([InputImage(str(path), path.name)], single=True)
+    if path.is_dir():
+        return Inputs(_search(path, output))
+    if path.exists():
+        raise UsageError(f"input {source} is neither a file nor a folder; name an image file or a folder of images")
+    if not glob.has_magic(str(source)):
+        raise UsageError(f"input {source} does not exist; name an image file or a folder of images")
+    return Inputs(_match(str(source), output))
+
+
+def _search(folder: Path, output: Path) -> list[InputImage]:
+    """Find the images of a folder, by path."""
+    excluded = output.resolve()
+    if excluded == folder.resolve():
+        raise UsageError(
+            f"output {output} is the input folder, where masks would be taken for images next time; name another"
+        )
+    found = []
+    for parent, subfolders, files in os.walk(folder):
+        subfolders[:] = [
+            name for name in subfolders if not name.startswith(".") and Path(parent, name).resolve() != excluded
+        ]
+        found += [os.path.join(parent, name) for name in files if _is_image(os.path.join(parent, name))]  # noqa: PTH118
+    if not found:
+        raise UsageError(f"no images in {folder}; looked, at any depth, for {_wanted()}")
+    return _named(sorted(found, key=_by_folder), str(folder))
+
+
+def _match(pattern: str, output: Path) -> list[InputImage]:
+    """Find the images that a pattern matches, by path."""
+    excluded = output.resolve()
+    found = [
+        path
+        for path in glob.iglob(pattern, recursive=True)  # noqa: PTH207 - the pattern may be absolute
+        if _is_image(path) and excluded not in Path(path).resolve().parents
+    ]
+    if not found:
+        raise UsageError(f"no images match {pattern}; looked for {_wanted()}")
+    fixed = os.path.dirname(pattern[: _first_magic(pattern)])  # noqa: PTH120 - '' stands for here
+    return _named(sorted(set(found), key=_by_folder), fixed)
+
+
+def _read_list(path: Path) -> list[InputImage]:
+    """Read a text file that names an image in each line, in its order; empty lines are passed over."""
+    root = os.path.normpath(path.parent.absolute())
+    lines = (line.strip() for line in path.read_bytes().splitlines())
+    named = list(dict.fromkeys(os.path.normpath(Path(root, os.fsdecode(line))) for line in lines if line))
+    if not named:
+        raise UsageError(f"list {path} names no image; write a path in each line")
+    if not all(Path(found).is_relative_to(root) for found in named):
+        root = os.path.commonpath([Path(found).parent for found in named])
+    return _named(named, root)
+
+
+def _named(paths: Iterable[str], root: str) -> list[InputImage]:
+    start = root or "."
+    return [InputImage(path, os.path.relpath(path, start).replace(os.sep, "/")) for path in paths]
+
+
+def _by_folder(path: str) -> list[str]:
+    """Sort what lies in a folder together."""
+    return path.split(os.sep)  # noqa: PTH206 - a million Paths take a gigabyte
+
+
+def _is_image(path: str) -> bool:
+    """Tell whether a path is a file, not a pipe that would be waited for, of a name that images have."""
+    name = os.path.basename(path)  # noqa: PTH119
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
+    return suffix in images.SUFFIXES and not name.startswith(".") and os.path.isfile(path)  # noqa: PTH113
+
+
+def _first_magic(pattern: str) -> int:
+    return min(pattern.find(character) for character in "*?[" if character in pattern)
+
+
+def _wanted() -> str:
+    return f"files ending in {', '.join(images.SUFFIXES)}"

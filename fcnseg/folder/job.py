@@ -1,0 +1,109 @@
+"""A job's place: which model and options its output folder belongs to, and that one program at a time writes there."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fcnseg.errors import UsageError
+from fcnseg.files import write_text
+from fcnseg.folder.names import JOB
+from fcnseg.types import LabelMap
+
+_LOCK = ".fcnseg.lock"
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """What `fcnseg.json` in an output folder says.
+
+    Attributes:
+        model: What tells the model from others: the file's SHA-256, or a server's model and version, and the hash of
+            the label map.
+        options: What the files that are written depend on.
+        label_map: What ids mean.
+    """
+
+    model: dict[str, Any]
+    options: dict[str, Any]
+    label_map: LabelMap
+
+    def text(self) -> str:
+        """Return the file's content."""
+        classes = [{"id": c.id, "name": c.name, "colour": list(c.colour)} for c in self.label_map.classes]
+        return json.dumps({"model": self.model, "options": self.options, "classes": classes}, indent=1) + "\n"
+
+
+def claim(output: Path, job: JobFile, *, overwrite: bool) -> bool:
+    """Let an output folder belong to a job.
+
+    Returns:
+        Whether the job goes on with what is there; False where it begins anew.
+
+    Raises:
+        UsageError: What is there was made by another model or with other options, and is not to be overwritten.
+    """
+    path = output / JOB
+    known = path.exists()
+    if known and not overwrite:
+        found = _read(path)
+        remedy = "name another folder, or make everything anew with --overwrite"
+        if found.get("model") != job.model:
+            raise UsageError(
+                f"the masks in {output} were made by another model ({_brief(found.get('model'))}, not"
+                f" {_brief(job.model)}); {remedy}"
+            )
+        then = found.get("options") or {}
+        changed = [f"{name} {then.get(name)!r}" for name, value in job.options.items() if then.get(name) != value]
+        if changed:
+            raise UsageError(f"the masks in {output} were made with other options ({', '.join(changed)}); {remedy}")
+    write_text(path, job.text())
+    return known and not overwrite
+
+
+@contextmanager
+def only_one(output: Path) -> Iterator[None]:
+    """Keep other programs from writing into an output folder meanwhile.
+
+    Raises:
+        UsageError: Another one is doing so.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"another program is segmenting into {output}; wait for it, or name another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} does not tell which model made the masks beside it; make them anew with --overwrite")
+    return found
+
+
+def _brief(model: object) -> str:
+    if not isinstance(model, dict):
+        return "unknown"
+    if "sha256" in model:
+        return f"{model.get('architecture')} {model.get('variant')}, SHA-256 {str(model['sha256'])[:12]}"
+    return f"{model.get('name')} version {model.get('version')} of a server"

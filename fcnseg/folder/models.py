@@ -1,0 +1,267 @@
+"""The model of a job: a file that runs here, or one that a server holds."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnseg.client import Client
+from fcnseg.errors import (
+    ImageError,
+    InvalidRequestError,
+    RequestError,
+    RequestTimeoutError,
+    ServerOverloadedError,
+    UsageError,
+)
+from fcnseg.folder.answers import Answer, LocalAnswer, RemoteAnswer
+from fcnseg.folder.job import file_hash
+from fcnseg.folder.options import FolderOptions
+from fcnseg.masks import Encoding
+from fcnseg.segmenter import Segmenter
+from fcnseg.types import LabelMap
+
+_PATIENCE_S = 600.0
+_LONGEST_PAUSE_S = 5.0
+
+
+@dataclass(eq=False)
+class Loaded:
+    """An image that has been read.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB pixels; None where nobody here needs them, or the image cannot be read.
+        data: The file's bytes, where a server is to have them.
+        error: Why it cannot be read.
+        held: Bytes that it holds of the job's memory.
+        decode_ms: What reading and decoding took.
+    """
+
+    image: NDArray[np.uint8] | None = None
+    data: bytes | None = None
+    error: ImageError | None = None
+    held: int = 0
+    decode_ms: float = 0.0
+
+
+Outcome: TypeAlias = Answer | Exception
+"""An answer, or why there is none for this image; what would befall every image is raised."""
+
+
+class JobModel(Protocol):
+    """What a job needs of its model."""
+
+    @property
+    def label_map(self) -> LabelMap:
+        """What ids mean."""
+
+    @property
+    def name(self) -> str:
+        """What to call it, for people."""
+
+    @property
+    def at(self) -> str:
+        """Where it runs, for people."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells it from other models, as JSON has it."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether it takes files' bytes rather than pixels."""
+
+    @property
+    def at_a_time(self) -> int:
+        """Calls of `segment` at a time."""
+
+    @property
+    def batch(self) -> int:
+        """Most images that one call of `segment` takes."""
+
+    def kind(self, image: NDArray[np.uint8]) -> object:
+        """Return what is equal for images that one call of `segment` may take."""
+
+    def held_bytes(self, height: int, width: int) -> int:
+        """Return what an image takes until it is written, in bytes."""
+
+    def segment(self, loaded: Sequence[Loaded]) -> list[Outcome]:
+        """Answer images of one kind, none of which failed to be read."""
+
+
+class LocalModel:
+    """A model file that runs in this process."""
+
+    remote = False
+    at_a_time = 1
+
+    def __init__(self, segmenter: Segmenter, options: FolderOptions) -> None:
+        self._segmenter = segmenter
+        self._confidence = options.confidence
+        self.batch = options.batch_on(segmenter.device)
+
+    @property
+    def label_map(self) -> LabelMap:
+        """What ids mean."""
+        return self._segmenter.info.label_map
+
+    @property
+    def name(self) -> str:
+        """The file's name, and what it is."""
+        info = self._segmenter.info
+        return f"{self._segmenter.engine.path.name}, {info.variant} of {info.architecture}"
+
+    @property
+    def at(self) -> str:
+        """The device."""
+        return self._segmenter.device
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The file's hash and what it says of itself."""
+        info = self._segmenter.info
+        return {
+            "sha256": file_hash(self._segmenter.engine.path),
+            "architecture": info.architecture,
+            "variant": info.variant,
+            "label_map_hash": info.label_map.hash,
+        }
+
+    def kind(self, image: NDArray[np.uint8]) -> object:
+        """Return the size that the image is padded to."""
+        return self._segmenter.canonical_shape(image)
+
+    def held_bytes(self, height: int, width: int) -> int:
+        """Pixels, ids and confidence and what is written of them, and scores at the cells."""
+        geometry = self._segmenter.info.geometry
+        cells = geometry.y.cells(height) * geometry.x.cells(width)
+        return height * width * (7 + 2 * self.label_map.id_dtype.itemsize) + cells * len(self.label_map) * 8
+
+    def segment(self, loaded: Sequence[Loaded]) -> list[Outcome]:
+        """Run the model; where a batch fails, run its images one by one."""
+        images = [item.image for item in loaded if item.image is not None]
+        began = time.perf_counter()
+        try:
+            found = self._segmenter.segment_batch(images, confidence=self._confidence)
+        except Exception as error:  # noqa: BLE001 - onnxruntime's have no base: out of memory for one image, for example
+            if len(loaded) == 1:
+                return [error]
+            return [outcome for item in loaded for outcome in self.segment([item])]
+        infer_ms = (time.perf_counter() - began) * 1000
+        grid = self._segmenter.info.geometry
+        return [
+            LocalAnswer(segmentation, grid, {"decode": item.decode_ms, "infer": infer_ms})
+            for item, segmentation in zip(loaded, found, strict=True)
+        ]
+
+
+class ServerModel:
+    """A model that a server holds; its images' files go there as they are, or their pixels where options change them.
+
+    Args:
+        client: The connection.
+        model: The model's name, or NAME/VERSION; empty where the server holds exactly one.
+        options: How the job is done.
+
+    Attributes:
+        label_map: What ids mean.
+        at_a_time: Requests under way at a time.
+
+    Raises:
+        RequestError: The server holds no such model, or does not answer.
+    """
+
+    remote = True
+    batch = 1
+
+    def __init__(self, client: Client, model: str, options: FolderOptions) -> None:
+        name, _, version = model.partition("/")
+        self._client = client
+        self._model = client.get_model(name, version)
+        self._options = options
+        self.at_a_time = options.in_flight
+        self.label_map = LabelMap(self._model.classes)
+        pictures = options.pictures(self.label_map)
+        # The most probable classes are known only once all are.
+        self._heatmaps = self.label_map.classes if pictures.top else pictures.heatmaps
+
+    @property
+    def name(self) -> str:
+        """Its name at the server, and what it is."""
+        model = self._model
+        return f"{model.name} version {model.version}, {model.variant} of {model.architecture}"
+
+    @property
+    def at(self) -> str:
+        """The device, which is the server's."""
+        return f"the server's {self._model.device}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name, version and the label map's hash."""
+        return {
+            "name": self._model.name,
+            "version": self._model.version,
+            "architecture": self._model.architecture,
+            "variant": self._model.variant,
+            "label_map_hash": self._model.label_map_hash,
+        }
+
+    def kind(self, image: NDArray[np.uint8]) -> object:
+        """Every image goes alone."""
+        return id(image)
+
+    def held_bytes(self, height: int, width: int) -> int:
+        """Pixels, ids and confidence, and what is written of them."""
+        return height * width * (7 + 2 * self.label_map.id_dtype.itemsize)
+
+    def segment(self, loaded: Sequence[Loaded]) -> list[Outcome]:
+        """Ask the server; where it has no room, ask again for some minutes."""
+        return [self._ask(item) for item in loaded]
+
+    def _ask(self, item: Loaded) -> Outcome:
+        options = self._options
+        source = item.data if item.data is not None else item.image
+        if source is None:
+            raise ValueError("an image that could not be read was sent on")
+        end = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                answer = self._client.segment(
+                    source,
+                    model=self._model.name,
+                    version=self._model.version,
+                    encoding=Encoding.PNG,
+                    heatmaps=[str(info.id) for info in self._heatmaps],
+                    regions=options.regions,
+                    confidence=options.confidence,
+                )
+            except ServerOverloadedError as error:
+                pause = min(error.retry_after_s or 1.0, _LONGEST_PAUSE_S)
+                if time.monotonic() + pause >= end:
+                    raise
+                time.sleep(pause)
+                continue
+            except (InvalidRequestError, RequestTimeoutError) as error:
+                return error
+            except RequestError as error:
+                if error.code in {"INTERNAL", "UNKNOWN"}:  # the model failed on this image
+                    return error
+                raise
+            if answer.label_map_hash != self._model.label_map_hash:
+                raise UsageError(
+                    f"the server's model {self._model.name!r} has got other classes meanwhile; segment into another"
+                    " folder"
+                )
+            spent = answer.timings
+            timings_ms = {
+                "decode": spent.decode_ms,
+                "queue": spent.queue_ms,
+                "infer": spent.infer_ms,
+                "encode": spent.encode_ms,
+                "total": spent.total_ms,
+            }
+            return RemoteAnswer(answer, self.label_map, timings_ms)

@@ -1,0 +1,107 @@
+"""How a job is done."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from fcnseg.errors import UsageError
+from fcnseg.folder.mask_files import MaskFormat
+from fcnseg.images import DEFAULT_LIMITS, ImageLimits
+from fcnseg.pictures import Pictures
+from fcnseg.regions import RegionQuery
+from fcnseg.types import LabelMap
+
+DEFAULT_MEMORY_BYTES = 1 << 30
+_BATCH_ON_CUDA = 8
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How a job is done.
+
+    Attributes:
+        mask_format: How masks are stored.
+        overlay: Whether to write the image tinted with its classes' colours too.
+        confidence: Whether to write the winning class's probability at every pixel, 0 to 255, too.
+        heatmaps: Classes, by names (any case) or decimal ids, whose scores to lay over the greyed image.
+        top: How many classes more, the most probable of each image, get a heatmap.
+        regions: Which regions to list; None for no list.
+        limits: Images beyond them fail.
+        upright: Whether an EXIF orientation is applied; else masks are as the pixels are stored.
+        overwrite: Whether images that are done already are done again, and those that another model did.
+        report: Whether to write report.html.
+        workers: Threads that decode, and as many that write; 0 takes one per core.
+        batch: Most images that run together; 0 takes 1 on the CPU, where more gain nothing, and 8 on CUDA.
+        in_flight: Requests under way to a server at a time.
+        memory_bytes: What the images under way may take together, decoded and with their answers.
+
+    Raises:
+        UsageError: A number is out of range.
+    """
+
+    mask_format: MaskFormat = MaskFormat.PNG
+    overlay: bool = False
+    confidence: bool = False
+    heatmaps: tuple[str, ...] = ()
+    top: int = 0
+    regions: RegionQuery | None = None
+    limits: ImageLimits = field(default=DEFAULT_LIMITS)
+    upright: bool = True
+    overwrite: bool = False
+    report: bool = True
+    workers: int = 0
+    batch: int = 0
+    in_flight: int = 8
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("workers", self.workers, 0),
+            ("batch", self.batch, 0),
+            ("in_flight", self.in_flight, 1),
+            ("memory_bytes", self.memory_bytes, 1),
+        ):
+            if value < least:
+                raise UsageError(f"{name} is {value}; it must be at least {least}")
+
+    @property
+    def threads(self) -> int:
+        """Threads that decode, and as many that write."""
+        return self.workers or os.cpu_count() or 1
+
+    def batch_on(self, device: str) -> int:
+        """Most images that run together on a device."""
+        return self.batch or (1 if device == "cpu" else _BATCH_ON_CUDA)
+
+    def pictures(self, label_map: LabelMap) -> Pictures:
+        """Return what to write beside masks.
+
+        Raises:
+            UsageError: A class is not one of the model's.
+        """
+        for name in self.regions.classes if self.regions else ():
+            label_map.find(name)
+        heatmaps = tuple(label_map.find(name) for name in self.heatmaps)
+        return Pictures(self.overlay, heatmaps, self.top, self.regions, self.confidence)
+
+    def named(self, label_map: LabelMap) -> dict[str, Any]:
+        """Return what the files that are written depend on, as JSON has it."""
+        regions = self.regions
+        return {
+            "mask_format": str(self.mask_format),
+            "upright": self.upright,
+            "overlay": self.overlay,
+            "confidence": self.confidence,
+            "heatmaps": [label_map.find(name).id for name in self.heatmaps],
+            "top": self.top,
+            "regions": regions
+            and {
+                "classes": [label_map.find(name).id for name in regions.classes],
+                "threshold": regions.threshold,
+                "min_pixels": regions.min_pixels,
+                "limit": regions.limit,
+            },
+        }
+
+
+DEFAULT_OPTIONS = FolderOptions()

@@ -1,0 +1,375 @@
+"""The job itself: every image of an input to a mask in a mirrored tree."""
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnseg import images, masks, render
+from fcnseg.errors import ImageError, MaskError, UsageError
+from fcnseg.files import remove_halves, write_bytes
+from fcnseg.folder import coco, mask_files
+from fcnseg.folder.answers import Answer
+from fcnseg.folder.job import JobFile, claim, only_one
+from fcnseg.folder.manifest import Manifest, Row, write_areas, write_peaks
+from fcnseg.folder.mask_files import MaskFormat
+from fcnseg.folder.memory import OrderedMemory
+from fcnseg.folder.models import JobModel, Loaded, LocalModel, Outcome
+from fcnseg.folder.names import JOB, MANIFEST, PARQUET, REPORT
+from fcnseg.folder.options import DEFAULT_OPTIONS, FolderOptions
+from fcnseg.folder.pipeline import Pipeline, Widths
+from fcnseg.folder.plan import Plan, PlannedImage, plan, require_room
+from fcnseg.folder.report import write_report
+from fcnseg.masks import Encoding
+from fcnseg.pictures import (
+    Pictures,
+    confidence_path,
+    heatmap_path,
+    overlay_path,
+    regions_path,
+    require_drawable,
+    write_jpeg,
+    write_regions,
+)
+from fcnseg.regions import Region
+from fcnseg.segmenter import Segmenter, load
+from fcnseg.types import ClassArea, ClassPeak, LabelMap
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SegmentedImage:
+    """What became of one image.
+
+    Attributes:
+        image: The image file.
+        row: Its line in the manifest.
+        mask: The mask file; None when the image failed.
+        pictures: What was written beside the mask.
+        classes: Classes present with their areas; empty when the image failed.
+        top: The classes that got a heatmap for their probability, the most probable first.
+        regions: Those that were asked for, by descending score.
+        error: Why the image failed; None when it did not.
+        skipped: Whether an earlier run had done it; `regions` are then left to their file.
+    """
+
+    image: Path
+    row: Row
+    mask: Path | None = None
+    pictures: tuple[Path, ...] = ()
+    classes: tuple[ClassArea, ...] = ()
+    top: tuple[ClassPeak, ...] = ()
+    regions: tuple[Region, ...] = ()
+    error: Exception | None = None
+    skipped: bool = False
+
+
+def segment_folder(
+    model: str | Path | Segmenter | JobModel,
+    source: str | Path,
+    output: str | Path,
+    options: FolderOptions = DEFAULT_OPTIONS,
+) -> Iterator[SegmentedImage]:
+    """Segment images, however many, while threads decode those ahead and write those behind.
+
+    A job that was ended, by whatever, goes on where it was when it is started again: an image is done when the
+    manifest says so, what it wrote is there, and the image is not younger. An image that cannot be read or segmented is
+    reported in its turn, and the others go on; it is tried again next time. Files are written whole or not at all, and
+    the bytes of a mask are those of `mask_files.encode`.
+
+    Args:
+        model: A model file, a segmenter, or a model of a server (`ServerModel`).
+        source: An image file; a folder, at any depth; a pattern such as `photos/**/*.jpg`; or a text file with a path
+            in each line.
+        output: The folder for the masks; for a single image a file name will do too.
+        options: How.
+
+    Yields:
+        What became of each image, in the order of the images. Closing the generator, or an error or interrupt in it,
+        finishes what is under way, so that nothing of it is lost.
+
+    Raises:
+        UsageError: There is nothing to do, or a file would take another's place, or what the output holds is not this
+            job's.
+        OSError: A file cannot be written, as when the disk is full: that would befall every further image too.
+        RequestError: The server went away.
+    """
+    return Job(model, source, Path(output), options).run()
+
+
+class Job:
+    """A job that is ready to run: images are found, the model is open, and nothing has been written.
+
+    Args:
+        model: As for `segment_folder`, and so are the others.
+        source: The images.
+        output: Where masks go.
+        options: How.
+
+    Attributes:
+        plan: What is to do.
+        options: How.
+        model: The model.
+    """
+
+    def __init__(
+        self, model: str | Path | Segmenter | JobModel, source: str | Path, output: Path, options: FolderOptions
+    ) -> None:
+        self.plan: Plan = plan(source, output, options.mask_format)
+        self.options = options
+        if isinstance(model, (str, Path)):
+            model = load(model)
+        self.model: JobModel = LocalModel(model, options) if isinstance(model, Segmenter) else model
+        self._pictures = options.pictures(self.model.label_map)
+        require_room(self.plan, self._pictures, self.model.label_map)
+
+    @property
+    def output(self) -> Path:
+        """The folder for what is written."""
+        return self.plan.output
+
+    def run(self) -> Generator[SegmentedImage, None, None]:
+        """Do the job, once."""
+        if self.plan.single:
+            yield from self._segment(iter(self.plan.images), lambda _: None)
+            return
+        with ExitStack() as stack:
+            stack.enter_context(only_one(self.output))
+            goes_on = self._claim()
+            for folder in {(self.output / item.mask).parent for item in self.plan.images}:
+                remove_halves(folder)
+            manifest = stack.enter_context(Manifest(self.output / MANIFEST, fresh=not goes_on))
+            yield from self._record(manifest)
+            manifest.put_in_order(item.name for item in self.plan.images)
+            self._sum_up()
+
+    def _claim(self) -> bool:
+        options, label_map = self.options, self.model.label_map
+        if not options.overwrite and not (self.output / JOB).exists():
+            found = next((item.mask for item in self.plan.images if (self.output / item.mask).exists()), None)
+            if found is not None:
+                raise UsageError(
+                    f"{self.output / found} is there, and no {JOB} says by which model it was made; name another"
+                    " folder, or make everything anew with --overwrite"
+                )
+        return claim(
+            self.output,
+            JobFile(self.model.identity, options.named(label_map), label_map),
+            overwrite=options.overwrite,
+        )
+
+    def _record(self, manifest: Manifest) -> Iterator[SegmentedImage]:
+        """Yield what became of every image, and write down what this run does."""
+        order = iter(self.plan.images)
+        undone = (item for item in self.plan.images if self._done(item, manifest) is None)
+        with closing(self._segment(undone, manifest.append)) as results:
+            for result in results:
+                yield from self._done_before(result.image, order, manifest)
+                yield result
+        yield from self._done_before(None, order, manifest)
+
+    def _done_before(
+        self, image: Path | None, order: Iterator[PlannedImage], manifest: Manifest
+    ) -> Iterator[SegmentedImage]:
+        """Yield the images up to one, or to the end, which an earlier run did."""
+        for item in order:
+            if image is not None and Path(item.image) == image:
+                return
+            if (result := self._done(item, manifest)) is not None:
+                yield result
+
+    def _done(self, item: PlannedImage, manifest: Manifest) -> SegmentedImage | None:
+        """Return an image that an earlier run did, if what it wrote is there and no older than the image."""
+        row = manifest.row(item.name)
+        if row is None or row.error is not None or row.mask != item.mask:
+            return None
+        files = [self.output / name for name in (row.mask, *row.files)]
+        try:
+            if files[0].stat().st_mtime_ns < Path(item.image).stat().st_mtime_ns:
+                return None
+        except OSError:
+            return None
+        if not all(path.exists() for path in files[1:]):
+            return None
+        known = self.model.label_map.classes
+        return SegmentedImage(
+            Path(item.image),
+            row,
+            files[0],
+            tuple(files[1:]),
+            tuple(ClassArea(known[c["id"]], c["pixels"], c["fraction"]) for c in row.classes),
+            tuple(ClassPeak(known[c["id"]], c["probability"]) for c in row.top),
+            skipped=True,
+        )
+
+    def _segment(
+        self, items: Iterator[PlannedImage], record: Callable[[Row], None]
+    ) -> Generator[SegmentedImage, None, None]:
+        """Yield what becomes of images; whatever ends it, what is under way is finished and recorded."""
+        options, model = self.options, self.model
+        worker = _Worker(self.plan, options, self._pictures, model)
+        pipeline = Pipeline(
+            worker.decode,
+            worker.kind,
+            worker.segment,
+            worker.write,
+            Widths(options.threads, model.at_a_time, options.threads, model.batch),
+        )
+        try:
+            for result in pipeline.results(enumerate(items)):
+                record(result.row)
+                yield result
+        finally:
+            for result in pipeline.finish():
+                record(result.row)
+            worker.close()
+            pipeline.close()
+
+    def _sum_up(self) -> None:
+        """Write what is made of the whole manifest."""
+        output, label_map = self.output, self.model.label_map
+        if find_spec("pyarrow") is not None:
+            from fcnseg.folder.parquet import write_parquet  # noqa: PLC0415 - an extra
+
+            write_parquet(output / MANIFEST, output / PARQUET)
+        if self.plan.mask_format is MaskFormat.COCO:
+            coco.merge(output, label_map)
+        if self.options.report:
+            write_report(output / REPORT, self.plan, self.options, label_map, self.model.name, self.model.at)
+
+
+class _Worker:
+    """The stages of a job, for one image or a batch."""
+
+    def __init__(self, plan: Plan, options: FolderOptions, pictures: Pictures, model: JobModel) -> None:
+        self._plan, self._options, self._pictures, self._model = plan, options, pictures, model
+        self._memory = OrderedMemory(options.memory_bytes)
+        # A server decodes by itself; pixels are wanted here to be drawn on, or where it would turn them.
+        self._needs_pixels = (
+            not model.remote or pictures.overlay or bool(pictures.heatmaps) or bool(pictures.top) or not options.upright
+        )
+
+    def close(self) -> None:
+        """Let nothing wait for memory any more."""
+        self._memory.close()
+
+    def decode(self, numbered: tuple[int, PlannedImage]) -> Loaded:
+        """Read an image when there is memory for it."""
+        turn, item = numbered
+        began = time.perf_counter()
+        held = 0
+        taken = False
+        try:
+            data = images.read_bytes(Path(item.image), self._options.limits)
+            encoded = images.EncodedImage(data, self._options.limits)
+            held = len(data) + self._model.held_bytes(*encoded.size)
+            self._memory.take(turn, held)
+            taken = True
+            loaded = Loaded(held=held)
+            if self._needs_pixels:
+                loaded.image = encoded.decode(upright=self._options.upright)
+            if self._model.remote and self._options.upright:
+                loaded.data = data
+        except ImageError as error:
+            if not taken:
+                self._memory.take(turn, 0)
+            named = error if item.image in str(error) else type(error)(f"{item.image}: {error}")
+            return Loaded(error=named, held=held if taken else 0)
+        loaded.decode_ms = (time.perf_counter() - began) * 1000
+        return loaded
+
+    def kind(self, loaded: Loaded) -> object:
+        """Return what is equal for images that run together."""
+        return loaded if loaded.image is None else self._model.kind(loaded.image)
+
+    def segment(self, batch: Sequence[Loaded]) -> list[Outcome]:
+        """Answer images of one kind."""
+        if batch[0].error is not None:
+            return [batch[0].error]
+        return self._model.segment(batch)
+
+    def write(self, numbered: tuple[int, PlannedImage], loaded: Loaded, outcome: Outcome) -> SegmentedImage:
+        """Write what is wanted of an answer, and tell what became of the image."""
+        _, item = numbered
+        try:
+            if not isinstance(outcome, Exception):
+                return self._write(item, loaded.image, outcome)
+            if not isinstance(outcome, ImageError):
+                _logger.debug("segmenting %s failed", item.image, exc_info=outcome)
+            error = outcome
+        except (ImageError, MaskError) as caught:
+            error = caught
+        except OSError as caught:
+            if caught.errno != errno.ENAMETOOLONG:
+                raise
+            error = ImageError(f"{item.image}: a file name made of its name is too long")
+        finally:
+            self._memory.give_back(loaded.held)
+        return SegmentedImage(Path(item.image), Row(item.name, error=_line(error)), error=error)
+
+    def _write(self, item: PlannedImage, image: NDArray[np.uint8] | None, answer: Answer) -> SegmentedImage:
+        began = time.perf_counter()
+        label_map, pictures = self._model.label_map, self._pictures
+        class_map, mask = answer.class_map, self._plan.output / item.mask
+        top = answer.strongest(pictures.top) if pictures.top else ()
+        regions = answer.regions(pictures.regions) if pictures.regions else ()
+        written = []
+        if image is not None:
+            written += _draw(Path(item.image), mask, image, answer, label_map, pictures, top, regions)
+        if pictures.regions:
+            written.append(regions_path(mask))
+            write_regions(written[-1], regions, class_map.shape)
+        if answer.confidence is not None:
+            written.append(confidence_path(mask))
+            write_bytes(written[-1], masks.encode(answer.confidence, Encoding.PNG, None))
+        data = answer.png if self._plan.mask_format is MaskFormat.PNG else None
+        # Last, so that a mask that is there says that the image is done.
+        write_bytes(mask, data or mask_files.encode(class_map, self._plan.mask_format, label_map, item.name))
+        spent = {"encode": (time.perf_counter() - began) * 1000}
+        row = Row(
+            image=item.name,
+            mask=item.mask,
+            files=tuple(path.relative_to(self._plan.output).as_posix() for path in written),
+            height=class_map.shape[0],
+            width=class_map.shape[1],
+            classes=write_areas(answer.classes),
+            top=write_peaks(top),
+            timings_ms={name: round(ms, 3) for name, ms in {**spent, **answer.timings_ms}.items()},
+        )
+        return SegmentedImage(Path(item.image), row, mask, tuple(written), answer.classes, top, regions)
+
+
+def _draw(
+    source: Path,
+    mask: Path,
+    image: NDArray[np.uint8],
+    answer: Answer,
+    label_map: LabelMap,
+    pictures: Pictures,
+    top: Sequence[ClassPeak],
+    regions: Sequence[Region],
+) -> list[Path]:
+    """Write overlay and heatmaps, as far as they are wanted, and return where they are."""
+    shown = dict.fromkeys((*pictures.heatmaps, *(peak.info for peak in top)))
+    if pictures.overlay or shown:
+        require_drawable(image, source)
+    written = []
+    if pictures.overlay:
+        written.append(overlay_path(mask))
+        write_jpeg(written[-1], render.boxes(render.overlay(image, answer.class_map, label_map), regions))
+    for info in shown:
+        written.append(heatmap_path(mask, info))
+        write_jpeg(written[-1], render.heatmap(image, answer.scores(info), answer.grid))
+    return written
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

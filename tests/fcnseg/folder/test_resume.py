@@ -1,0 +1,182 @@
+"""A job that was ended, by whatever, goes on where it was."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fcnseg
+from fcnseg.errors import UsageError
+from fcnseg.folder import FolderOptions, segment_folder
+from fcnseg.segmenter import Segmenter
+from tests.image_folders import touch, write_noise
+from tests.tiny_model import write_tiny_model
+from tests.waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_model: Path) -> Segmenter:
+    return fcnseg.load(tiny_model, "cpu", threads=1)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the masks and pictures of a job, and what its manifest says but for the times."""
+    found = {path.name: path.read_bytes() for path in folder.glob("[0-9]*")}
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_bytes().splitlines()]
+    for row in rows:
+        del row["timings_ms"]
+    return {**found, "manifest": json.dumps(rows).encode()}
+
+
+def start(model: Path, source: Path, output: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "fcnseg", "segment", model, source, output, "--overlay", "--device", "cpu"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def done_count(output: Path) -> int:
+    return len(list(output.glob("[0-9]*.png")))
+
+
+def test_a_job_killed_at_any_moment_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "m.onnx", work_rounds=30)
+    names = write_noise(tmp_path / "in", 60)
+    list(segment_folder(fcnseg.load(model, "cpu"), tmp_path / "in", tmp_path / "whole", FolderOptions(overlay=True)))
+    moments = random.Random(0)
+    kept: dict[str, int] = {}
+    for share in (0.2, 0.6):
+        process = start(model, tmp_path / "in", tmp_path / "out")
+        wait_until(lambda share=share: done_count(tmp_path / "out") >= share * len(names))
+        time.sleep(moments.uniform(0, 0.02))
+        process.kill()
+        process.communicate()
+        for name, stamp in kept.items():
+            assert (tmp_path / "out" / name).stat().st_mtime_ns == stamp, "what was done is not done again"
+        rows = (tmp_path / "out" / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+        masks = [json.loads(line)["mask"] for line in rows if line.endswith(b"\n")]
+        kept = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in masks}
+    process = start(model, tmp_path / "in", tmp_path / "out")
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert f"{len(kept)} were done before" in stdout
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_half_files_of_a_killed_run_are_cleared_away(segmenter: Segmenter, tmp_path: Path) -> None:
+    touch(tmp_path / "in", "a.png", "sub/b.png")
+    list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
+    code = (
+        "import os, pathlib, sys; from fcnseg.files import replacing\n"
+        "with replacing(pathlib.Path(sys.argv[1])) as half: half.write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    )
+    for name in ("a.png", "sub/b.overlay.jpg"):
+        subprocess.run([sys.executable, "-c", code, tmp_path / "out" / name], check=False)
+    (tmp_path / "out" / ".keep.part").write_text("not ours")
+    assert len(list((tmp_path / "out").rglob(".*.part?*"))) == 2
+    list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
+    assert not list((tmp_path / "out").rglob(".*.part?*"))
+    assert (tmp_path / "out" / ".keep.part").exists()
+
+
+def test_an_interrupt_finishes_what_is_under_way(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "m.onnx", work_rounds=60)
+    write_noise(tmp_path / "in", 200)
+    process = start(model, tmp_path / "in", tmp_path / "out")
+    wait_until(lambda: done_count(tmp_path / "out") >= 20)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "the same command goes on from here" in stderr
+    rows = (tmp_path / "out" / "manifest.jsonl").read_bytes().splitlines()
+    assert {json.loads(line)["mask"] for line in rows} == {p.name for p in (tmp_path / "out").glob("[0-9]*.png")}
+    assert 20 <= len(rows) < 200
+
+
+def test_a_second_run_does_nothing_and_leaves_everything_as_it_is(segmenter: Segmenter, tmp_path: Path) -> None:
+    write_noise(tmp_path / "in", 9)
+    options = FolderOptions(overlay=True, confidence=True, top=1)
+    first = list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", options))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[0-9]*")}
+    second = list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", options))
+    assert all(result.skipped for result in second)
+    assert [(r.image, r.row, r.mask, r.pictures) for r in first] == [
+        (r.image, r.row, r.mask, r.pictures) for r in second
+    ]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[0-9]*")} == before
+
+
+def test_what_is_missing_new_changed_or_failed_is_done_again(segmenter: Segmenter, tmp_path: Path) -> None:
+    write_noise(tmp_path / "in", 9)
+    (tmp_path / "in" / "004.png").write_bytes(b"broken")
+    options = FolderOptions(overlay=True)
+    list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", options))
+    (tmp_path / "out" / "001.png").unlink()
+    (tmp_path / "out" / "002.overlay.jpg").unlink()
+    touch(tmp_path / "in", "003.png", "009.png")
+    later = time.time() + 10
+    os.utime(tmp_path / "in" / "003.png", (later, later))
+    (tmp_path / "in" / "005.png").unlink()
+    results = list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", options))
+    assert [r.image.stem for r in results if not r.skipped] == ["001", "002", "003", "004", "009"]
+    rows = [json.loads(line)["image"] for line in (tmp_path / "out" / "manifest.jsonl").read_bytes().splitlines()]
+    assert rows == [f"00{i}.png" for i in (0, 1, 2, 3, 4, 6, 7, 8, 9)]
+
+
+def test_masks_of_another_model_or_of_other_options_are_not_mixed_with_ours(
+    segmenter: Segmenter, tmp_path: Path
+) -> None:
+    write_noise(tmp_path / "in", 3)
+    list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
+    before = contents(tmp_path / "out")
+    other = fcnseg.load(write_tiny_model(tmp_path / "m.onnx", class_names=("a", "b", "c")), "cpu")
+    with pytest.raises(UsageError, match="were made by another model"):
+        list(segment_folder(other, tmp_path / "in", tmp_path / "out"))
+    with pytest.raises(UsageError, match=r"were made with other options \(overlay False\)"):
+        list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", FolderOptions(overlay=True)))
+    assert contents(tmp_path / "out") == before
+    results = list(segment_folder(other, tmp_path / "in", tmp_path / "out", FolderOptions(overwrite=True)))
+    assert not any(result.skipped for result in results)
+    assert {area["name"] for result in results for area in result.row.classes} <= {"a", "b", "c"}
+
+
+def test_a_manifest_that_ends_in_half_a_line_is_read_up_to_there(segmenter: Segmenter, tmp_path: Path) -> None:
+    write_noise(tmp_path / "in", 5)
+    list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    whole = contents(tmp_path / "out")
+    manifest.write_bytes(manifest.read_bytes()[:-40])
+    results = list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
+    assert [result.skipped for result in results] == [True] * 4 + [False]
+    assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk, which root alone may")
+def test_a_full_disk_ends_the_job_with_one_line_and_it_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "m.onnx")
+    write_noise(tmp_path / "in", 30)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        process = start(model, tmp_path / "in", disk / "out")
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert stderr.splitlines()[-1].startswith("fcnseg: error: ")
+        assert "No space left on device" in stderr.splitlines()[-1]
+        assert not list((disk / "out").glob(".*.part*"))
+        for mask in (disk / "out").glob("[0-9]*.png"):
+            fcnseg.masks.read_ids(mask)
+        subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)
+        process = start(model, tmp_path / "in", disk / "out")
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+        assert "were done before" in stdout
+        assert done_count(disk / "out") == 30
+    finally:
+        subprocess.run(["umount", disk], check=True)
