@@ -8,6 +8,7 @@
 from fcnseg.async_client import AsyncClient
 from fcnseg.client import Client
 from fcnseg.errors import FcnsegError
+from fcnseg.folder import FolderOptions, MaskFormat, SegmentedImage, segment_folder
 from fcnseg.masks import Encoding
 from fcnseg.model_file import ModelInfo
 from fcnseg.query import OverlayQuery
@@ -26,7 +27,9 @@ __all__ = [
     "ClientTls",
     "Encoding",
     "FcnsegError",
+    "FolderOptions",
     "LabelMap",
+    "MaskFormat",
     "ModelInfo",
     "OverlayQuery",
     "Region",
@@ -34,9 +37,11 @@ __all__ = [
     "RemoteModel",
     "RemoteSegmentation",
     "Segmentation",
+    "SegmentedImage",
     "Segmenter",
     "StreamItem",
     "find_regions",
     "load",
+    "segment_folder",
 ]
 __version__ = "0.1.0"

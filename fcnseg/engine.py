@@ -1,7 +1,9 @@
 """The engine: one onnxruntime session on the device that was asked for."""
 
 import ctypes
+import os
 import tempfile
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -66,6 +68,9 @@ class EngineOutput:
 class Engine:
     """A model file opened on one device; `run` may be called from several threads.
 
+    It survives `fork` on the CPU, and pickling, as by `spawn`: a session's threads exist in the process that opened it
+    alone, so another opens the file again.
+
     Args:
         path: The model file.
         device: `cpu`, `cuda`, `cuda:N`, or `auto` (the first CUDA device where there is one, else the CPU).
@@ -99,12 +104,19 @@ class Engine:
         proving = options.prove or self.device != "cpu"
         with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
             profiles = Path(folder) if proving else None
-            self._session = _open_session(path, self.device, options, profiles)
-            self._session.disable_fallback()
-            self.info = read_info(self._session, path)
-            self.probe = self._prove(path, profiles) if profiles is not None else None
+            session = _open_session(path, self.device, options, profiles)
+            self._session: onnxruntime.InferenceSession | None = session
+            self.info = read_info(session, path)
+            self.probe = self._prove(session, path, profiles) if profiles is not None else None
         if self.probe is not None and self.device != "cpu":
             require_device(self.probe.placements, self.provider, self.device)
+        _engines.add(self)
+
+    def __getstate__(self) -> tuple[Path, str, EngineOptions]:
+        return self.path, self.device, self.options
+
+    def __setstate__(self, state: tuple[Path, str, EngineOptions]) -> None:
+        self.__init__(*state)  # type: ignore[misc] # it is opened anew, as at first
 
     @property
     def provider(self) -> str:
@@ -129,12 +141,36 @@ class Engine:
         feed: dict[str, NDArray[np.generic]] = {"image": images}
         if confidence:
             feed["with_confidence"] = np.array(confidence)
-        class_map, heatmap, confidences = self._session.run(None, feed)
+        session = self._session or self._open_again()
+        class_map, heatmap, confidences = session.run(None, feed)
         return EngineOutput(class_map, heatmap, confidences if confidence else None)
 
-    def _prove(self, path: Path, profiles: Path) -> Probe:
+    def leave_session_behind(self) -> None:
+        """Do without the session, in a process that was forked from the one that opened it."""
+        # Never freed here: it would wait for its threads, which are not in this process.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+        self._session = None
+
+    def _open_again(self) -> onnxruntime.InferenceSession:
+        """Open the file in a forked process.
+
+        Raises:
+            DeviceError: The device is a GPU, which a forked process cannot use.
+            ModelFileError: The file is another one by now.
+        """
+        if self.device != "cpu":
+            raise DeviceError(
+                f"device {self.device} cannot be used in a process forked from the one that opened the model; start"
+                " workers by 'spawn', or load the model in each"
+            )
+        session = _open_session(self.path, self.device, self.options, None)
+        if read_info(session, self.path) != self.info:
+            raise ModelFileError(f"{self.path} has become another model since it was opened; load it again")
+        self._session = session
+        return session
+
+    def _prove(self, session: onnxruntime.InferenceSession, path: Path, profiles: Path) -> Probe:
         """Probe the session; its like with an arena where it has none, since only an arena tells how much it holds."""
-        session = self._session
         if not self.options.arena:
             session.end_profiling()
             session = _open_session(path, self.device, replace(self.options, arena=True), profiles)
@@ -143,6 +179,18 @@ class Engine:
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             reason = " ".join(str(error).split())
             raise ModelFileError(f"{path} cannot be run: {reason}; export the model again") from error
+
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+def _leave_sessions_behind() -> None:
+    for engine in _engines:
+        engine.leave_session_behind()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_sessions_behind)
 
 
 def resolve_device(device: str) -> str:
@@ -199,6 +247,7 @@ def _open_session(
             f"device {device} was asked for, but onnxruntime {onnxruntime.__version__} could not load its CUDA"
             " libraries; install 'onnxruntime-gpu[cuda,cudnn]' or use --device cpu"
         )
+    session.disable_fallback()
     return session
 
 

@@ -85,6 +85,9 @@ def segment_folder(
     reported in its turn, and the others go on; it is tried again next time. Files are written whole or not at all, and
     the bytes of a mask are those of `mask_files.encode`.
 
+    >>> for done in fcnseg.segment_folder("model.onnx", "photos", "masks"):    # doctest: +SKIP
+    ...     print(done.image, done.error or [area.info.name for area in done.classes])
+
     Args:
         model: A model file, a segmenter, or a model of a server (`ServerModel`).
         source: An image file; a folder, at any depth; a pattern such as `photos/**/*.jpg`; or a text file with a path

@@ -1,0 +1,119 @@
+"""A folder through a server: the masks and the manifest of the folder here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fcnseg
+from fcnseg import Client
+from fcnseg.errors import RemoteModelNotFoundError, ServerUnavailableError
+from fcnseg.folder import FolderOptions, MaskFormat, ServerModel, segment_folder
+from fcnseg.regions import RegionQuery
+from serving.batcher import BatchingConfig
+from serving.models import ModelConfig, ModelRegistry
+from serving.server import ServerConfig
+from tests.image_folders import save, write_noise
+from tests.running_server import running_server
+from tests.server_process import free_port, server_process
+from tests.tiny_model import write_tiny_model
+
+everything = FolderOptions(
+    overlay=True, confidence=True, heatmaps=("red",), top=2, regions=RegionQuery(threshold=0.4), in_flight=4
+)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return what a job wrote, without what tells where it ran."""
+    found = {path.name: path.read_bytes() for path in folder.glob("[0-9]*")}
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_bytes().splitlines()]
+    for row in rows:
+        del row["timings_ms"]
+        row["error"] = row["error"] is not None
+    return {**found, "manifest": json.dumps(rows).encode()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [FolderOptions(), everything, FolderOptions(mask_format=MaskFormat.COCO), FolderOptions(upright=False)],
+    ids=["masks", "everything", "coco", "stored orientation"],
+)
+def test_what_is_written_is_what_is_written_without_a_server(
+    tiny_model: Path, tmp_path: Path, options: FolderOptions
+) -> None:
+    write_noise(tmp_path / "in", 15)
+    save(tmp_path / "in" / "900.jpg", (40, 30))
+    (tmp_path / "in" / "901.jpg").write_bytes(b"broken")
+    list(segment_folder(fcnseg.load(tiny_model, "cpu"), tmp_path / "in", tmp_path / "here", options))
+    with running_server(tiny_model) as server, Client(server.address) as client:
+        model = ServerModel(client, "tiny", options)
+        results = list(segment_folder(model, tmp_path / "in", tmp_path / "there", options))
+        again = list(segment_folder(model, tmp_path / "in", tmp_path / "there", options))
+    assert [result.image.name for result in results if result.error] == ["901.jpg"]
+    assert [result.image.name for result in again if not result.skipped] == ["901.jpg"]
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+
+def test_a_server_with_little_room_gets_everything_done(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "m.onnx", work_rounds=20)
+    write_noise(tmp_path / "in", 40)
+    registry = ModelRegistry([model], ModelConfig("cpu", batching=BatchingConfig(max_queue=1)))
+    options = FolderOptions(in_flight=8)
+    with running_server(registry, ServerConfig()) as server, Client(server.address, retries=0) as client:
+        results = list(segment_folder(ServerModel(client, "m", options), tmp_path / "in", tmp_path / "out", options))
+    assert [result.error for result in results] == [None] * 40
+
+
+def test_a_model_that_the_server_does_not_hold_is_told_before_anything_is_written(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    with (
+        running_server(tiny_model) as server,
+        Client(server.address) as client,
+        pytest.raises(RemoteModelNotFoundError, match="other"),
+    ):
+        ServerModel(client, "other/2", FolderOptions())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_dies_ends_the_job_which_goes_on_with_the_next(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "m.onnx", work_rounds=60)
+    names = write_noise(tmp_path / "in", 100)
+    port = free_port()
+    options = FolderOptions(in_flight=4)
+    with Client(f"127.0.0.1:{port}", retries=1) as client:
+        with server_process(model, port) as server:
+            results = segment_folder(ServerModel(client, "m", options), tmp_path / "in", tmp_path / "out", options)
+            done = [next(results) for _ in range(10)]
+            server.kill()
+            with pytest.raises(ServerUnavailableError):
+                done += list(results)
+        with server_process(model, port):
+            client.wait_until_ready(20)
+            again = list(segment_folder(ServerModel(client, "m", options), tmp_path / "in", tmp_path / "out", options))
+    assert [result.image.name for result in again] == names
+    assert sum(result.skipped for result in again) >= len(done)
+    assert all(result.error is None for result in again)
+
+
+def test_the_command_goes_through_a_server(tiny_model: Path, tmp_path: Path) -> None:
+    write_noise(tmp_path / "in", 5)
+    with running_server(tiny_model) as server:
+        command = [sys.executable, "-m", "fcnseg", "segment", "tiny", tmp_path / "in", tmp_path / "out"]
+        done = subprocess.run(
+            [*command, "--server", server.address], capture_output=True, text=True, check=False, timeout=60
+        )
+        wrong = subprocess.run(
+            [*command[:4], "other", *command[5:], "--server", server.address],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "5 of 5 images segmented" in done.stdout
+    assert "on the server's cpu" in done.stdout
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
