@@ -1,0 +1,181 @@
+"""What does a folder cost beside running the model?
+
+Run it: python benchmarks/folder.py [QUESTION...] [--rounds N] [--images N] [--threads N] [--small MODEL]
+
+Every figure stands beside a plain loop over onnxruntime's session.run on images that are decoded already, in the same
+run, with the same threads. Questions:
+
+speed   480x360 JPEGs in, PNG masks out, by `fcnseg segment` in a process of its own, but for its start: images a second
+        against T / (T + C), T being the loop's time a frame and C the time that one core takes to decode the JPEG and
+        encode the mask, divided by the cores.
+server  the same through `fcnseg serve` on the same cores.
+memory  resident memory from image 500 to the end of 10,000 (--many).
+start   seconds from the command's start to its first mask.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from served import serve
+from serving_load import Loop, build, memory_of, middle
+from skimage import data
+
+import fcnseg
+from fcnseg import images, masks
+from fcnseg.masks import Encoding
+from fcnseg.pictures import encode_jpeg
+
+HEIGHT, WIDTH = 360, 480
+SMALL = Path(__file__).parent.parent / "results" / "camvid-fcn8s.onnx"
+QUESTIONS = ("speed", "server", "memory", "start")
+SETTLED = 500
+
+
+class Benchmark:
+    """The questions, on one model."""
+
+    def __init__(self, name: str, model: Path, arguments: argparse.Namespace, folder: Path) -> None:
+        self.name, self.model, self.arguments, self.folder = name, model, arguments, folder
+        photo = cv2.resize(data.chelsea(), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).astype(np.uint8)
+        self.jpeg = encode_jpeg(photo, quality=90)
+        self.loop = Loop(model, arguments.threads, images.decode(self.jpeg))
+        self.label_map = fcnseg.load(model, "cpu").info.label_map
+        self.expected = masks.encode(self.loop.class_map, Encoding.PNG, self.label_map)
+
+    def speed(self) -> None:
+        """Compare a local job with the loop."""
+        self._compare("folder", [str(self.model), "--device", "cpu", "--threads", str(self.arguments.threads)])
+
+    def server(self) -> None:
+        """Compare a job through a server with the loop."""
+        options = ["--device", "cpu", "--threads", str(self.arguments.threads), "--warm", f"{HEIGHT}x{WIDTH}"]
+        with serve(self.model, *options) as (address, _):
+            self._compare("folder through a server", [self.model.stem, "--server", address])
+
+    def memory(self) -> None:
+        """See how memory grows over a long list."""
+        source = self._images(self.arguments.many)
+        seen: list[tuple[int, float]] = []
+        with tempfile.TemporaryDirectory(dir=self.folder) as output, self._start(source, output) as process:
+            while process.poll() is None:
+                time.sleep(1)
+                if process.poll() is None:
+                    seen.append((_lines(Path(output)), memory_of(process.pid)))
+            _require_success(process)
+        settled = [resident for done, resident in seen if done >= SETTLED]
+        print(
+            f"\n{self.name}: {settled[0]:.0f} MiB after {SETTLED} images, at most {max(settled):.0f} MiB up to"
+            f" {self.arguments.many} (**{max(settled) - settled[0]:+.0f} MiB**)\n"
+        )
+
+    def start(self) -> None:
+        """Time the way to the first mask."""
+        source, times = self._images(1), []
+        for _ in range(self.arguments.rounds):
+            with tempfile.TemporaryDirectory(dir=self.folder) as output:
+                began = time.perf_counter()
+                with self._start(source, output) as process:
+                    while not list(Path(output).glob("*.png")):
+                        time.sleep(0.005)
+                    times.append(time.perf_counter() - began)
+                    process.wait()
+        print(f"\n{self.name}: the first mask {middle(times)} s after the command's start\n")
+
+    def _compare(self, what: str, model: list[str]) -> None:
+        cores, count = len(os.sched_getaffinity(0)), self.arguments.images
+        source = self._images(count)
+        frames, rates, ceilings, ratios = [], [], [], []
+        for _ in range(self.arguments.rounds):
+            times, rate = self.loop.around(self.arguments.seconds, lambda _: self._rate(source, model))
+            frame, codec = statistics.fmean(times), self._codec_seconds() / cores
+            frames.append(frame * 1000)
+            rates.append(rate)
+            ceilings.append(frame / (frame + codec))
+            ratios.append(rate * (frame + codec))
+        print(
+            f"| {self.name} | {what}; T / (T + C) = {middle(ceilings, 3)} | {middle(frames)} ms | {middle(rates, 1)} /s"
+            f" | **{middle(ratios, 3)}** of T / (T + C) |",
+            flush=True,
+        )
+
+    def _rate(self, source: Path, model: list[str]) -> float:
+        """Images a second of a job, from its first mask to its last."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as output:
+            with self._start(source, output, model) as process:
+                _require_success(process)
+            written = sorted(path.stat().st_mtime_ns for path in Path(output).glob("*.png"))
+            if len(written) != self.arguments.images or next(Path(output).glob("*.png")).read_bytes() != self.expected:
+                raise SystemExit("a mask is missing, or is not that of session.run")
+            return (len(written) - 1) / (written[-1] - written[0]) * 1e9
+
+    def _start(self, source: Path, output: str, model: list[str] | None = None) -> "subprocess.Popen[bytes]":
+        options = model or [str(self.model), "--device", "cpu", "--threads", str(self.arguments.threads)]
+        command = [sys.executable, "-m", "fcnseg", "segment", options[0], source, output, *options[1:]]
+        return subprocess.Popen([*command, "--no-report"], stdout=subprocess.DEVNULL)
+
+    def _images(self, count: int) -> Path:
+        folder = self.folder / f"{count} images"
+        folder.mkdir(exist_ok=True)
+        for i in range(count):
+            (folder / f"{i:06d}.jpg").write_bytes(self.jpeg)
+        return folder
+
+    def _codec_seconds(self) -> float:
+        """What one core takes to decode the JPEG and to encode the mask, in seconds; the median of 20."""
+        times = []
+        for _ in range(20):
+            began = time.thread_time()
+            images.decode(self.jpeg)
+            masks.encode(self.loop.class_map, Encoding.PNG, self.label_map)
+            times.append(time.thread_time() - began)
+        return statistics.median(times)
+
+
+def _lines(output: Path) -> int:
+    manifest = output / "manifest.jsonl"
+    return manifest.read_bytes().count(b"\n") if manifest.exists() else 0
+
+
+def _require_success(process: "subprocess.Popen[bytes]") -> None:
+    if process.wait():
+        raise SystemExit(f"{process.args!r} failed")
+
+
+def main() -> None:
+    """Answer the questions."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="all by default")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of the loop in each round (4)")
+    parser.add_argument("--images", type=int, default=150, help="in each round (150)")
+    parser.add_argument("--many", type=int, default=10_000, help="images for the memory question (10000)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="within an operator (cores)")
+    parser.add_argument("--small", type=Path, default=SMALL, help="the small net (results/camvid-fcn8s.onnx)")
+    arguments = parser.parse_args()
+    asked = arguments.questions or QUESTIONS
+    if unknown := set(asked) - set(QUESTIONS):
+        parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        small = Benchmark(f"small: {arguments.small.stem}", arguments.small, arguments, folder)
+        print("| net | job | session.run | images | ratio |\n|---|---|---|---|---|")
+        for question in ("speed", "server"):
+            if question in asked:
+                heavy = Benchmark("heavy: ResNet-50 FCN-8s", build("resnet50", folder), arguments, folder)
+                getattr(small, question)()
+                getattr(heavy, question)()
+        for question in ("memory", "start"):
+            if question in asked:
+                getattr(small, question)()
+
+
+if __name__ == "__main__":
+    main()
