@@ -8,7 +8,7 @@ GRPC_TOOLS := grpcio-tools==1.76.0
 # Its protobuf and ml-dtypes are older than ours may be, and its messages have the names of ours.
 TRITON_CLIENT := tritonclient[grpc]==2.73.0
 
-.PHONY: help quickstart test test-all test-runtime lint format proto proto-fresh contract clean
+.PHONY: help quickstart test test-all test-runtime test-rest lint format proto proto-fresh contract clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,6 +25,9 @@ test-all: .venv/installed-dev .venv-triton/installed  ## Every test
 test-runtime: .venv-runtime/installed .venv-triton/installed  ## The built wheel, and the core and serving tests, where no torch is installed
 	cd .venv-runtime && bin/fcnseg --help && bin/python import_everything.py
 	.venv-runtime/bin/python -m pytest tests/fcnseg tests/serving tests/contract
+
+test-rest: .venv/installed-dev  ## What test-runtime leaves: training, and the whole path
+	.venv/bin/python -m pytest --ignore tests/fcnseg --ignore tests/serving --ignore tests/contract
 
 lint: .venv/installed-dev proto-fresh  ## Style, types, import walls, fresh stubs
 	.venv/bin/python -m ruff check
