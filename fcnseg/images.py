@@ -55,6 +55,7 @@ _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _END_OF_IMAGE = b"\xff\xd9"
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 258
+_SAMPLE_FORMAT_TAG = 339
 
 getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # silent: what fails becomes an ImageError; OpenCV 5 moved it
 # What Pillow warns of (damaged EXIF above all) either does no harm to the pixels or ends in an ImageError. A filter
@@ -295,10 +296,10 @@ def _decode_with_opencv(
         orientation = header.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # noqa: BLE001  # EXIF so damaged that it cannot be read turns nothing
         orientation = 1
-    return _turn_upright(image.astype(np.uint8, copy=False), orientation)
+    return turn_upright(image.astype(np.uint8, copy=False), orientation)
 
 
-def _turn_upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
+def turn_upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
     """Undo an EXIF orientation (1 to 8; anything else turns nothing)."""
     if orientation in {5, 6, 7, 8}:
         image = image.swapaxes(0, 1)
@@ -316,7 +317,7 @@ def _decode_with_pillow(header: ImageFile, *, upright: bool) -> NDArray[np.uint8
             with suppress(Exception):  # EXIF so damaged that it cannot be read turns nothing
                 ImageOps.exif_transpose(header, in_place=True)
         if header.mode.startswith(("I", "F")):
-            grey = _to_8_bits(np.asarray(header), _sample_bits(header))
+            grey = to_8_bits(_samples(header), _sample_bits(header))
             return np.repeat(grey[:, :, None], 3, axis=2)
         header.info.pop("transparency", None)
         # Pillow converts these to RGB by way of RGBA only.
@@ -326,6 +327,15 @@ def _decode_with_pillow(header: ImageFile, *, upright: bool) -> NDArray[np.uint8
         raise _damaged(header.format or "", error) from error
 
 
+def _samples(header: ImageFile) -> NDArray[np.generic]:
+    """The samples of a file whose mode begins with I or F; Pillow takes unsigned ones of 32 bits for signed."""
+    samples = np.asarray(header)
+    if header.mode != "I" or not isinstance(header, TiffImageFile):
+        return samples
+    bits, kind = (header.tag_v2.get(tag, (1,))[0] for tag in (_BITS_PER_SAMPLE_TAG, _SAMPLE_FORMAT_TAG))
+    return samples.view(np.uint32) if (bits, kind) == (32, 1) else samples
+
+
 def _sample_bits(header: ImageFile) -> int:
     if not header.mode.startswith("I;16"):
         return 32
@@ -333,15 +343,30 @@ def _sample_bits(header: ImageFile) -> int:
     return int(bits[0])
 
 
-def _to_8_bits(samples: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:
-    """Bring samples of more than 8 bits to 0..255 by the rules of the module's docstring."""
+def to_8_bits(samples: NDArray[np.generic], bits: int, largest: float | None = None) -> NDArray[np.uint8]:
+    """Bring samples of more than 8 bits to 0..255 by the rules of the module's docstring.
+
+    Args:
+        samples: Integers or floats, of any shape.
+        bits: Bits of a sample.
+        largest: The largest finite sample of the image, where `samples` are a part of it.
+    """
     if bits < 32:
         return (samples.astype(np.uint16) >> (bits - 8)).astype(np.uint8)
-    values = np.nan_to_num(samples.astype(np.float64), posinf=0.0, neginf=0.0)
+    values = _finite(samples)
     whites = (255, 65535, 2**32 - 1) if np.issubdtype(samples.dtype, np.integer) else (1, 255, 65535, 2**32 - 1)
-    largest = values.max()
+    largest = largest_sample(samples) if largest is None else largest
     white = next((white for white in whites if largest <= white), largest)
     return np.clip(values * (255 / white), 0, 255).astype(np.uint8)
+
+
+def largest_sample(samples: NDArray[np.generic]) -> float:
+    """Return the largest sample, infinite ones and NaN being 0."""
+    return float(_finite(samples).max())
+
+
+def _finite(samples: NDArray[np.generic]) -> NDArray[np.float64]:
+    return np.nan_to_num(samples.astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 def _damaged(name: str, error: Exception) -> ImageError:

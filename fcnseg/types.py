@@ -168,6 +168,14 @@ def count_ids(class_map: ClassMap, count: int) -> NDArray[np.int64]:
     return np.bincount(class_map.reshape(-1), minlength=count)
 
 
+def class_areas(counts: NDArray[np.int64], label_map: LabelMap) -> tuple[ClassArea, ...]:
+    """Return the classes that have pixels with their areas, in the order of their ids, from `count_ids`'s counts."""
+    pixels = counts.sum()
+    return tuple(
+        ClassArea(label_map.classes[i], int(counts[i]), float(counts[i] / pixels)) for i in np.flatnonzero(counts)
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """A model's answer for one image, at the image's own size.
@@ -187,11 +195,7 @@ class Segmentation:
     @cached_property
     def classes(self) -> tuple[ClassArea, ...]:
         """Classes present with their areas, in the order of their ids."""
-        counts = count_ids(self.class_map, len(self.label_map))
-        return tuple(
-            ClassArea(self.label_map.classes[i], int(counts[i]), float(counts[i] / self.class_map.size))
-            for i in np.flatnonzero(counts)
-        )
+        return class_areas(count_ids(self.class_map, len(self.label_map)), self.label_map)
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:

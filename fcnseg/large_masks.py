@@ -1,0 +1,152 @@
+"""Masks of images of any size: tiled TIFF files with overviews, written window by window."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnseg.errors import UsageError
+from fcnseg.files import replacing
+from fcnseg.gdal import gdal_environment, gdal_errors_become, import_rasterio
+from fcnseg.large_images import Georeference, LargeTiff
+from fcnseg.segmenter import Segmenter
+from fcnseg.tiled import segment_windows
+from fcnseg.tiling import Tiling
+from fcnseg.types import ClassArea, ClassMap, LabelMap, class_areas, count_ids
+from fcnseg.windows import Windowed
+
+_BLOCK = 512
+_LAYOUT = {"compress": "deflate", "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "bigtiff": "if_safer"}
+
+
+class MaskWriter:
+    """A mask that is being written; made by `open_mask`.
+
+    Attributes:
+        counts: (K,) int64: pixels of each class that have been written.
+    """
+
+    def __init__(self, dataset: Any, label_map: LabelMap) -> None:
+        self._dataset = dataset
+        self._label_map = label_map
+        self.counts: NDArray[np.int64] = np.zeros(len(label_map), np.int64)
+
+    @property
+    def classes(self) -> tuple[ClassArea, ...]:
+        """Classes written with their areas, in the order of their ids."""
+        return class_areas(self.counts, self._label_map)
+
+    def write(self, rows: slice, columns: slice, class_map: ClassMap) -> None:
+        """Write a window of the class map; windows may come in any order, and touch each pixel once.
+
+        Args:
+            rows: Its rows, both ends given.
+            columns: Its columns, both ends given.
+            class_map: (rows, columns) ids of the label map's dtype.
+        """
+        window = ((rows.start, rows.stop), (columns.start, columns.stop))
+        self._dataset.write(class_map, 1, window=window)
+        self.counts += count_ids(class_map, len(self.counts))
+
+
+@contextmanager
+def open_mask(
+    path: Path, height: int, width: int, label_map: LabelMap, georeference: Georeference | None = None
+) -> Iterator[MaskWriter]:
+    """Write the mask of a large image: the pixel value is the id, the palette has the classes' colours.
+
+    The file is a tiled TIFF (deflate, 512 x 512), BigTIFF where it may need to be, of 8 bits with a palette up to 256
+    classes, else of 16 bits grey. It has overviews, in halves down to 512 pixels, of every second pixel's id: ids are
+    never interpolated. It appears under its name when the block ends without an error, whole.
+
+    Args:
+        path: Where the mask goes, a .tif file.
+        height: Rows.
+        width: Columns.
+        label_map: The classes.
+        georeference: Where on earth the image lies.
+
+    Yields:
+        What windows are written to, by the thread that opened it.
+
+    Raises:
+        UsageError: `path` is a folder or lies below something that is none, or rasterio is not there.
+        OSError: The file cannot be written, as when the disk is full.
+    """
+    rasterio = import_rasterio(UsageError, f"the tiled mask {path} cannot be written")
+    dtype = label_map.id_dtype
+    profile = {"driver": "GTiff", "height": height, "width": width, "count": 1, "dtype": dtype.name, **_LAYOUT}
+    profile["photometric"] = "palette" if dtype.itemsize == 1 else "minisblack"
+    if georeference is not None:
+        profile |= {"crs": georeference.crs, "transform": georeference.transform}
+
+    def complaint(reason: str) -> OSError:
+        return OSError(f"mask {path} cannot be written: {reason}")
+
+    with replacing(path) as temporary, gdal_environment(rasterio), gdal_errors_become(complaint):
+        with rasterio.open(temporary, "w", **profile) as dataset:
+            if dtype.itemsize == 1:
+                dataset.write_colormap(1, {i: (*colour, 255) for i, colour in enumerate(label_map.palette.tolist())})
+            writer = MaskWriter(dataset, label_map)
+            yield writer
+        with rasterio.open(temporary, "r+") as dataset:
+            dataset.build_overviews(_factors(max(height, width)), rasterio.enums.Resampling.nearest)
+        _require_written(temporary, rasterio, writer.counts)
+
+
+def segment_to_mask(segmenter: Segmenter, image: Windowed, tiling: Tiling, path: Path) -> tuple[ClassArea, ...]:
+    """Segment an image tile by tile into the mask of a large image; see `open_mask`.
+
+    Args:
+        segmenter: The model.
+        image: The image.
+        tiling: From `plan_tiles` for this model and this image's size.
+        path: Where the mask goes, a .tif file.
+
+    Returns:
+        Classes present with their areas, in the order of their ids.
+
+    Raises:
+        ImageError: The image cannot be read.
+        UsageError: `path` is a folder or lies below something that is none, or rasterio is not there.
+        OSError: The mask cannot be written.
+    """
+    georeference = image.georeference if isinstance(image, LargeTiff) else None
+    with open_mask(path, image.height, image.width, segmenter.info.label_map, georeference) as mask:
+        for window in segment_windows(segmenter, image, tiling):
+            mask.write(window.rows, window.columns, window.class_map)
+    return mask.classes
+
+
+def _factors(size: int) -> list[int]:
+    """By what the overviews are smaller, the last of them a block or less."""
+    factors = [2]
+    while size / factors[-1] > _BLOCK:
+        factors.append(2 * factors[-1])
+    return factors if size > _BLOCK else []
+
+
+def _require_written(path: Path, rasterio: ModuleType, counts: NDArray[np.int64]) -> None:
+    """Read a mask back: GDAL writes later than it is asked to, and is silent where a disk is full by then.
+
+    Raises:
+        OSError: The file does not hold what was written.
+    """
+    with rasterio.open(path) as dataset:
+        levels = len(dataset.overviews(1))
+        found = sum(count_ids(block, len(counts)) for block in _read_blocks(dataset))
+    if not np.array_equal(found, counts):
+        raise OSError(f"{path} does not hold what was written; is the disk full?")
+    for level in range(levels):
+        with rasterio.open(path, overview_level=level) as dataset:
+            for _ in _read_blocks(dataset):
+                pass  # what is cut short raises
+
+
+def _read_blocks(dataset: Any) -> Iterator[ClassMap]:
+    for _, window in dataset.block_windows(1):
+        yield dataset.read(1, window=window)

@@ -1,0 +1,90 @@
+"""What the samples of a TIFF file mean as RGB, by its tags: as `images.decode` has it, for a part of the file."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    COLORMAP,
+    COMPRESSION,
+    EXTRASAMPLES,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+)
+
+from fcnseg import images
+
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
+_JPEG = 7
+_TOGETHER = 1  # the samples of a pixel
+_PREMULTIPLIED = 1
+
+Tags: TypeAlias = Mapping[int, Any]
+"""The tags of a TIFF file's first image, by their numbers, as Pillow reads them."""
+Samples: TypeAlias = NDArray[Any]
+"""(h, w, bands) of any dtype, as they are stored."""
+Pixels: TypeAlias = NDArray[np.uint8]
+"""(h, w, 3) uint8 RGB."""
+Conversion: TypeAlias = Callable[[Samples], Pixels]
+
+
+def holds_jpeg_of_ycbcr(tags: Tags) -> bool:
+    """Whether the tiles or strips of a file are JPEG streams, each of all three channels of YCbCr."""
+    kind = (tags.get(PHOTOMETRIC_INTERPRETATION), tags.get(COMPRESSION), tags.get(PLANAR_CONFIGURATION, _TOGETHER))
+    return kind == (_YCBCR, _JPEG, _TOGETHER)
+
+
+def conversion(tags: Tags, dtype: np.dtype[Any], bands: int, find_largest: Callable[[], float]) -> Conversion | None:
+    """Find how samples become RGB.
+
+    Args:
+        tags: The file's.
+        dtype: The samples'.
+        bands: Samples a pixel.
+        find_largest: Finds the largest sample of the whole image; called for grey of 32 bits and more alone.
+
+    Returns:
+        What converts any part of the samples; None where the kind is not supported.
+    """
+    photometric = tags.get(PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO)
+    bits = int(tags.get(BITSPERSAMPLE, (1,))[0])
+    if photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO}:
+        return _from_grey(dtype, bits, find_largest, is_inverted=photometric == _WHITE_IS_ZERO)
+    if photometric == _PALETTE and dtype in (np.uint8, np.uint16):
+        table = (np.array(tags[COLORMAP]) // 256).astype(np.uint8).reshape(3, -1).T
+        return lambda samples: table[samples[:, :, 0]]
+    mode = {_RGB: "RGB", _CMYK: "CMYK", _LAB: "LAB"}.get(photometric, "")
+    if not mode or dtype not in (np.uint8, np.uint16) or bits < 8 or bands < len(mode):
+        return None
+    raw_mode = mode
+    if mode == "RGB" and bands > 3 and tags.get(EXTRASAMPLES, (0,))[0] == _PREMULTIPLIED:
+        mode, raw_mode = "RGBA", "RGBa"
+    return lambda samples: _by_pillow(_high_bytes(samples[:, :, : len(mode)], bits), mode, raw_mode)
+
+
+def _from_grey(dtype: np.dtype[Any], bits: int, find_largest: Callable[[], float], *, is_inverted: bool) -> Conversion:
+    if dtype.itemsize == 1:
+        step, flipped = np.uint8(255 // (2**bits - 1)), np.uint8(255 * is_inverted)
+        return lambda samples: _grey(flipped ^ (samples[:, :, :1].view(np.uint8) * step))
+    if dtype == np.uint16:
+        return lambda samples: _grey(images.to_8_bits(samples[:, :, :1], bits))
+    largest = find_largest()
+    return lambda samples: _grey(images.to_8_bits(samples[:, :, :1], 32, largest))
+
+
+def _high_bytes(samples: Samples, bits: int) -> NDArray[np.uint8]:
+    return samples if samples.dtype == np.uint8 else (samples >> (bits - 8)).astype(np.uint8)
+
+
+def _grey(samples: NDArray[np.uint8]) -> Pixels:
+    return np.repeat(samples, 3, axis=2)
+
+
+def _by_pillow(samples: NDArray[np.uint8], mode: str, raw_mode: str) -> Pixels:
+    if mode == "RGB":
+        return np.ascontiguousarray(samples)
+    picture = Image.frombytes(mode, samples.shape[1::-1], samples.tobytes(), "raw", raw_mode)
+    return np.array(picture.convert("RGB"))

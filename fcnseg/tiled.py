@@ -1,0 +1,87 @@
+"""Segmenting an image tile by tile: what is in memory is a tile, however large the image."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnseg.blending import Blender
+from fcnseg.segmenter import Segmenter
+from fcnseg.tiling import Tiling, plan_tiles
+from fcnseg.types import ClassMap, Segmentation
+from fcnseg.windows import ArrayImage, SegmentedWindow, Windowed
+
+
+def segment_windows(
+    segmenter: Segmenter, image: Windowed, tiling: Tiling, *, confidence: bool = False
+) -> Iterator[SegmentedWindow]:
+    """Segment an image tile by tile.
+
+    Where `tiling.exact`, scores and confidences are those of the whole image but for the rounding of float32. Otherwise
+    windows come a tile later than they are computed, and the scores of a tile's height of cells are kept in between.
+
+    Args:
+        segmenter: The model.
+        image: The image.
+        tiling: From `plan_tiles` for this model and this image's size.
+        confidence: Whether to compute the confidence map too.
+
+    Yields:
+        The windows, row by row.
+
+    Raises:
+        ImageError: The image cannot be read.
+    """
+    blender = None if tiling.exact else Blender(tiling, confidence=confidence)
+    for rows, columns in tiling:
+        answer = segmenter.segment(image.read(rows.read, columns.read), confidence=confidence and blender is None)
+        if blender is not None:
+            heatmap = answer.heatmap[:, rows.valid_in_tile, columns.valid_in_tile]
+            yield blender.blend(rows, columns, heatmap)
+            continue
+        core = rows.core_in_tile, columns.core_in_tile
+        yield SegmentedWindow(
+            rows.core,
+            columns.core,
+            answer.class_map[core],
+            None if answer.confidence is None else answer.confidence[core],
+            rows.cells,
+            columns.cells,
+            answer.heatmap[:, rows.cells_in_tile, columns.cells_in_tile],
+        )
+
+
+def segment_in_tiles(
+    segmenter: Segmenter, image: Windowed | NDArray[np.uint8], tile: int | None, *, confidence: bool = False
+) -> Segmentation:
+    """Segment an image tile by tile into one answer; only the working memory is a tile's.
+
+    Args:
+        segmenter: The model.
+        image: The image, or its pixels as (H, W, 3) uint8 RGB.
+        tile: As for `plan_tiles`.
+        confidence: Whether to compute the confidence map too.
+
+    Raises:
+        ImageError: The image cannot be read, or is not of that shape and dtype.
+        UsageError: `tile` is not positive.
+    """
+    if isinstance(image, np.ndarray):
+        image = ArrayImage(image)
+    height, width, info = image.height, image.width, segmenter.info
+    tiling = plan_tiles(info, height, width, tile)
+    class_map: ClassMap = np.empty((height, width), info.label_map.id_dtype)
+    confidences = np.empty((height, width), np.uint8) if confidence else None
+    heatmap = np.empty((len(info.label_map), *heatmap_shape(tiling)), np.float32)
+    for window in segment_windows(segmenter, image, tiling, confidence=confidence):
+        class_map[window.rows, window.columns] = window.class_map
+        heatmap[:, window.cell_rows, window.cell_columns] = window.heatmap
+        if confidences is not None and window.confidence is not None:
+            confidences[window.rows, window.columns] = window.confidence
+    return Segmentation(class_map, heatmap, confidences, info.label_map)
+
+
+def heatmap_shape(tiling: Tiling) -> tuple[int, int]:
+    """Return (h, w) of the whole image's heatmap, which takes 4 * K * h * w bytes."""
+    geometry = tiling.info.geometry
+    return geometry.y.cells(tiling.height), geometry.x.cells(tiling.width)
