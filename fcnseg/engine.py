@@ -145,6 +145,18 @@ class Engine:
         class_map, heatmap, confidences = session.run(None, feed)
         return EngineOutput(class_map, heatmap, confidences if confidence else None)
 
+    def working_bytes_per_pixel(self) -> float:
+        """Return what a run takes at its peak for each padded pixel; measured now, where it was not at the start.
+
+        Raises:
+            ModelFileError: The model cannot be run.
+        """
+        if self.probe is None:
+            with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
+                session = _open_session(self.path, self.device, replace(self.options, arena=True), Path(folder))
+                self.probe = self._prove(session, self.path, Path(folder))
+        return self.probe.bytes_per_pixel
+
     def leave_session_behind(self) -> None:
         """Do without the session, in a process that was forked from the one that opened it."""
         # Never freed here: it would wait for its threads, which are not in this process.

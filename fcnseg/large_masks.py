@@ -1,6 +1,6 @@
 """Masks of images of any size: tiled TIFF files with overviews, written window by window."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +14,7 @@ from fcnseg.files import replacing
 from fcnseg.gdal import gdal_environment, gdal_errors_become, import_rasterio
 from fcnseg.large_images import Georeference, LargeTiff
 from fcnseg.segmenter import Segmenter
-from fcnseg.tiled import segment_windows
+from fcnseg.tiled import no_progress, segment_windows
 from fcnseg.tiling import Tiling
 from fcnseg.types import ClassArea, ClassMap, LabelMap, class_areas, count_ids
 from fcnseg.windows import Windowed
@@ -98,7 +98,13 @@ def open_mask(
         _require_written(temporary, rasterio, writer.counts)
 
 
-def segment_to_mask(segmenter: Segmenter, image: Windowed, tiling: Tiling, path: Path) -> tuple[ClassArea, ...]:
+def segment_to_mask(
+    segmenter: Segmenter,
+    image: Windowed,
+    tiling: Tiling,
+    path: Path,
+    progress: Callable[[int, int], None] = no_progress,
+) -> tuple[ClassArea, ...]:
     """Segment an image tile by tile into the mask of a large image; see `open_mask`.
 
     Args:
@@ -106,6 +112,7 @@ def segment_to_mask(segmenter: Segmenter, image: Windowed, tiling: Tiling, path:
         image: The image.
         tiling: From `plan_tiles` for this model and this image's size.
         path: Where the mask goes, a .tif file.
+        progress: Told how many tiles are done, and of how many.
 
     Returns:
         Classes present with their areas, in the order of their ids.
@@ -117,7 +124,7 @@ def segment_to_mask(segmenter: Segmenter, image: Windowed, tiling: Tiling, path:
     """
     georeference = image.georeference if isinstance(image, LargeTiff) else None
     with open_mask(path, image.height, image.width, segmenter.info.label_map, georeference) as mask:
-        for window in segment_windows(segmenter, image, tiling):
+        for window in segment_windows(segmenter, image, tiling, progress=progress):
             mask.write(window.rows, window.columns, window.class_map)
     return mask.classes
 

@@ -1,19 +1,28 @@
 """Segmenting an image tile by tile: what is in memory is a tile, however large the image."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg.blending import Blender
 from fcnseg.segmenter import Segmenter
-from fcnseg.tiling import Tiling, plan_tiles
+from fcnseg.tiling import Tiling
 from fcnseg.types import ClassMap, Segmentation
 from fcnseg.windows import ArrayImage, SegmentedWindow, Windowed
 
 
+def no_progress(done: int, total: int) -> None:
+    """Tell nobody how many tiles are done."""
+
+
 def segment_windows(
-    segmenter: Segmenter, image: Windowed, tiling: Tiling, *, confidence: bool = False
+    segmenter: Segmenter,
+    image: Windowed,
+    tiling: Tiling,
+    *,
+    confidence: bool = False,
+    progress: Callable[[int, int], None] = no_progress,
 ) -> Iterator[SegmentedWindow]:
     """Segment an image tile by tile.
 
@@ -25,6 +34,7 @@ def segment_windows(
         image: The image.
         tiling: From `plan_tiles` for this model and this image's size.
         confidence: Whether to compute the confidence map too.
+        progress: Told how many tiles are done, and of how many.
 
     Yields:
         The windows, row by row.
@@ -33,7 +43,8 @@ def segment_windows(
         ImageError: The image cannot be read.
     """
     blender = None if tiling.exact else Blender(tiling, confidence=confidence)
-    for rows, columns in tiling:
+    for done, (rows, columns) in enumerate(tiling):
+        progress(done, len(tiling))
         answer = segmenter.segment(image.read(rows.read, columns.read), confidence=confidence and blender is None)
         if blender is not None:
             heatmap = answer.heatmap[:, rows.valid_in_tile, columns.valid_in_tile]
@@ -52,28 +63,32 @@ def segment_windows(
 
 
 def segment_in_tiles(
-    segmenter: Segmenter, image: Windowed | NDArray[np.uint8], tile: int | None, *, confidence: bool = False
+    segmenter: Segmenter,
+    image: Windowed | NDArray[np.uint8],
+    tiling: Tiling,
+    *,
+    confidence: bool = False,
+    progress: Callable[[int, int], None] = no_progress,
 ) -> Segmentation:
     """Segment an image tile by tile into one answer; only the working memory is a tile's.
 
     Args:
         segmenter: The model.
         image: The image, or its pixels as (H, W, 3) uint8 RGB.
-        tile: As for `plan_tiles`.
+        tiling: From `plan_tiles` for this model and this image's size.
         confidence: Whether to compute the confidence map too.
+        progress: Told how many tiles are done, and of how many.
 
     Raises:
         ImageError: The image cannot be read, or is not of that shape and dtype.
-        UsageError: `tile` is not positive.
     """
     if isinstance(image, np.ndarray):
         image = ArrayImage(image)
     height, width, info = image.height, image.width, segmenter.info
-    tiling = plan_tiles(info, height, width, tile)
     class_map: ClassMap = np.empty((height, width), info.label_map.id_dtype)
     confidences = np.empty((height, width), np.uint8) if confidence else None
     heatmap = np.empty((len(info.label_map), *heatmap_shape(tiling)), np.float32)
-    for window in segment_windows(segmenter, image, tiling, confidence=confidence):
+    for window in segment_windows(segmenter, image, tiling, confidence=confidence, progress=progress):
         class_map[window.rows, window.columns] = window.class_map
         heatmap[:, window.cell_rows, window.cell_columns] = window.heatmap
         if confidences is not None and window.confidence is not None:

@@ -13,7 +13,10 @@ from fcnseg.commands.options import region_options, region_query, show_regions
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from rich.progress import Progress, TaskID
+
     from fcnseg.folder import Job, SegmentedImage
+    from fcnseg.folder.options import Tile
     from fcnseg.folder.totals import Totals
     from fcnseg.regions import Region
     from fcnseg.types import LabelMap
@@ -91,13 +94,21 @@ _MIB = 1 << 20
     help="Most images of one padded size that run together; 0 takes 1 on the CPU, 8 on CUDA.",
 )
 @click.option(
+    "--tile",
+    default="auto",
+    show_default=True,
+    metavar="auto|none|N",
+    help="Segment large images in tiles of N pixels a side: the same mask in less memory. auto: where --memory asks for"
+    " it.",
+)
+@click.option(
     "--memory",
     "memory_mib",
     metavar="MIB",
     default=1024,
     show_default=True,
     type=click.IntRange(min=1),
-    help="What images under way may take together, in MiB.",
+    help="What images under way may take together, and again what a run may take, in MiB.",
 )
 @click.option(
     "--server",
@@ -141,6 +152,7 @@ def segment(
     threads: int,
     workers: int,
     batch: int,
+    tile: str,
     memory_mib: int,
     server: str | None,
     in_flight: int,
@@ -164,7 +176,7 @@ def segment(
     Example: fcnseg segment my-model photos/ masks/ --server gpu-box:50051
     """
     from fcnseg.client import Client
-    from fcnseg.folder import FolderOptions, Job, MaskFormat, ServerModel
+    from fcnseg.folder import FolderOptions, Job, LocalModel, MaskFormat, ServerModel
     from fcnseg.segmenter import load
 
     options = FolderOptions(
@@ -177,14 +189,16 @@ def segment(
         upright=not stored_orientation,
         overwrite=overwrite,
         report=report,
+        tile=_read_tile(tile),
         workers=workers,
         batch=batch,
         in_flight=in_flight,
         memory_bytes=memory_mib * _MIB,
     )
     with ExitStack() as stack:
+        tiles = _Tiles()
         if server is None:
-            job = Job(load(model, device, threads), source, output, options)
+            job = Job(LocalModel(load(model, device, threads), options, tiles.show), source, output, options)
         else:
             client = Client(
                 server,
@@ -194,10 +208,41 @@ def segment(
                 token_in_clear=token_in_clear,
             )
             job = Job(ServerModel(stack.enter_context(client), model, options), source, output, options)
-        _run(job, top=bool(top))
+        _run(job, tiles, top=bool(top))
 
 
-def _run(job: "Job", *, top: bool) -> None:
+def _read_tile(text: str) -> "Tile":
+    if text == "auto":
+        return "auto"
+    if text == "none":
+        return "none"
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    raise click.BadParameter(f"{text!r} is neither auto nor none nor a number of pixels", param_hint="--tile")
+
+
+class _Tiles:
+    """Shows how far an image is that is segmented in tiles."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+        self._tasks: dict[Path, TaskID] = {}
+
+    def show(self, image: Path, done: int, total: int) -> None:
+        """Show that so many tiles are done."""
+        if self.progress is None:
+            return
+        if image not in self._tasks:
+            self._tasks[image] = self.progress.add_task(f"tiles of {image.name}", total=total, rate="", failures="")
+        self.progress.update(self._tasks[image], completed=done)
+
+    def end(self, image: Path) -> None:
+        """Show nothing of an image any more."""
+        if self.progress is not None and image in self._tasks:
+            self.progress.remove_task(self._tasks.pop(image))
+
+
+def _run(job: "Job", tiles: _Tiles, *, top: bool) -> None:
     """Do a job, show how far it is, and sum it up."""
     from fcnseg.errors import PartialFailureError
     from fcnseg.folder.names import REPORT
@@ -209,7 +254,7 @@ def _run(job: "Job", *, top: bool) -> None:
     began = time.monotonic()
     try:
         with closing(job.run()) as results:
-            for result in _shown(results, total):
+            for result in _shown(results, total, tiles):
                 totals.add(result.row)
                 skipped += result.skipped
                 found = result.regions
@@ -241,14 +286,14 @@ def _run(job: "Job", *, top: bool) -> None:
         )
 
 
-def _shown(results: "Iterable[SegmentedImage]", total: int) -> "Iterator[SegmentedImage]":
+def _shown(results: "Iterable[SegmentedImage]", total: int, tiles: _Tiles) -> "Iterator[SegmentedImage]":
     """Pass results on, show how far they are, and name failures on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False)
     columns = (
-        TextColumn("segmenting"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -256,10 +301,16 @@ def _shown(results: "Iterable[SegmentedImage]", total: int) -> "Iterator[Segment
         TextColumn("{task.fields[failures]}"),
     )
     failed = done = 0
+    notices: set[str] = set()
     began = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total, rate="", failures="")
+        task = progress.add_task("segmenting", total=total, rate="", failures="")
+        tiles.progress = progress
         for result in results:
+            tiles.end(result.image)
+            if result.notice is not None and result.notice not in notices:
+                notices.add(result.notice)
+                console.print(f"note: {result.image}: {result.notice}", markup=False, soft_wrap=True)
             if result.error is not None:
                 failed += 1
                 reason = " ".join(str(result.error).split())

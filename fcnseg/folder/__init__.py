@@ -6,7 +6,7 @@ through three stages (`pipeline`, `segment`) with a model that is here or at a s
 """
 
 from fcnseg.folder.mask_files import MaskFormat
-from fcnseg.folder.models import ServerModel
+from fcnseg.folder.models import LocalModel, ServerModel
 from fcnseg.folder.options import FolderOptions
 from fcnseg.folder.plan import Plan, PlannedImage, plan
 from fcnseg.folder.segment import Job, SegmentedImage, segment_folder
@@ -14,6 +14,7 @@ from fcnseg.folder.segment import Job, SegmentedImage, segment_folder
 __all__ = [
     "FolderOptions",
     "Job",
+    "LocalModel",
     "MaskFormat",
     "Plan",
     "PlannedImage",

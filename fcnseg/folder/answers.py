@@ -41,6 +41,10 @@ class Answer(Protocol):
     def timings_ms(self) -> Mapping[str, float]:
         """What stages took, in milliseconds."""
 
+    @property
+    def notice(self) -> str | None:
+        """What a user should know of it, in one line."""
+
     def scores(self, info: ClassInfo) -> NDArray[np.float32]:
         """Return a class's scores at the cells, (h, w)."""
 
@@ -58,6 +62,7 @@ class LocalAnswer:
     segmentation: Segmentation
     grid: Grid
     timings_ms: Mapping[str, float]
+    notice: str | None = None
     png: None = None
 
     @property
@@ -96,6 +101,7 @@ class RemoteAnswer:
     remote: RemoteSegmentation
     label_map: LabelMap
     timings_ms: Mapping[str, float]
+    notice: None = None
 
     @property
     def class_map(self) -> ClassMap:
@@ -140,3 +146,20 @@ class RemoteAnswer:
         """Return the regions that were asked for."""
         del query
         return self.remote.regions
+
+
+@dataclass(frozen=True)
+class WrittenAnswer:
+    """The answer for an image too large for memory, whose mask has been written window by window.
+
+    Attributes:
+        size: (height, width) of the mask.
+        classes: Classes present.
+        timings_ms: What stages took.
+        notice: What a user should know of it.
+    """
+
+    size: tuple[int, int]
+    classes: tuple[ClassArea, ...]
+    timings_ms: Mapping[str, float]
+    notice: str | None

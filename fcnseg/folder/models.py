@@ -1,8 +1,11 @@
 """The model of a job: a file that runs here, or one that a server holds."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -11,21 +14,28 @@ from numpy.typing import NDArray
 from fcnseg.client import Client
 from fcnseg.errors import (
     ImageError,
+    ImageTooLargeError,
     InvalidRequestError,
     RequestError,
     RequestTimeoutError,
     ServerOverloadedError,
     UsageError,
 )
-from fcnseg.folder.answers import Answer, LocalAnswer, RemoteAnswer
+from fcnseg.folder.answers import Answer, LocalAnswer, RemoteAnswer, WrittenAnswer
 from fcnseg.folder.job import file_hash
 from fcnseg.folder.options import FolderOptions
+from fcnseg.large_images import open_windowed
+from fcnseg.large_masks import segment_to_mask
 from fcnseg.masks import Encoding
 from fcnseg.segmenter import Segmenter
+from fcnseg.tiled import segment_in_tiles
+from fcnseg.tiling import Tiling, choose_tile, plan_tiles
 from fcnseg.types import LabelMap
 
 _PATIENCE_S = 600.0
 _LONGEST_PAUSE_S = 5.0
+# Below this, it need not be measured whether a run fits into memory.
+_MOST_BYTES_PER_PIXEL = 2000
 
 
 @dataclass(eq=False)
@@ -33,21 +43,27 @@ class Loaded:
     """An image that has been read.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB pixels; None where nobody here needs them, or the image cannot be read.
+        source: The file.
+        mask: Where its mask goes.
+        image: (H, W, 3) uint8 RGB pixels; None where nobody here needs them, or the image cannot be read whole.
         data: The file's bytes, where a server is to have them.
+        too_large: Why it is not read whole, where it is to be read in windows.
         error: Why it cannot be read.
         held: Bytes that it holds of the job's memory.
         decode_ms: What reading and decoding took.
     """
 
+    source: Path
+    mask: Path
     image: NDArray[np.uint8] | None = None
     data: bytes | None = None
+    too_large: ImageTooLargeError | None = None
     error: ImageError | None = None
     held: int = 0
     decode_ms: float = 0.0
 
 
-Outcome: TypeAlias = Answer | Exception
+Outcome: TypeAlias = Answer | WrittenAnswer | Exception
 """An answer, or why there is none for this image; what would befall every image is raised."""
 
 
@@ -93,14 +109,26 @@ class JobModel(Protocol):
 
 
 class LocalModel:
-    """A model file that runs in this process."""
+    """A model file that runs in this process.
+
+    Args:
+        segmenter: The model.
+        options: How the job is done.
+        progress: Told, of an image in tiles, its file, how many are done, and of how many.
+    """
 
     remote = False
     at_a_time = 1
 
-    def __init__(self, segmenter: Segmenter, options: FolderOptions) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        options: FolderOptions,
+        progress: Callable[[Path, int, int], None] = lambda _path, _done, _total: None,
+    ) -> None:
         self._segmenter = segmenter
-        self._confidence = options.confidence
+        self._options = options
+        self._progress = progress
         self.batch = options.batch_on(segmenter.device)
 
     @property
@@ -141,21 +169,69 @@ class LocalModel:
         return height * width * (7 + 2 * self.label_map.id_dtype.itemsize) + cells * len(self.label_map) * 8
 
     def segment(self, loaded: Sequence[Loaded]) -> list[Outcome]:
-        """Run the model; where a batch fails, run its images one by one."""
-        images = [item.image for item in loaded if item.image is not None]
-        began = time.perf_counter()
+        """Run the model: on all at once, or one by one where they are in tiles or the batch fails."""
+        first = loaded[0]
         try:
-            found = self._segmenter.segment_batch(images, confidence=self._confidence)
+            if first.image is None:
+                return [self._segment_to_mask(first)]
+            tiling = self._tiling(*first.image.shape[:2])
+            if len(tiling) == 1:
+                return self._segment_whole(loaded)
+            if len(loaded) == 1:
+                return [self._segment_in_tiles(first, first.image, tiling)]
+        except OSError:
+            raise
         except Exception as error:  # noqa: BLE001 - onnxruntime's have no base: out of memory for one image, for example
             if len(loaded) == 1:
                 return [error]
-            return [outcome for item in loaded for outcome in self.segment([item])]
+        return [outcome for item in loaded for outcome in self.segment([item])]
+
+    def _segment_whole(self, loaded: Sequence[Loaded]) -> list[Outcome]:
+        images = [item.image for item in loaded if item.image is not None]
+        began = time.perf_counter()
+        found = self._segmenter.segment_batch(images, confidence=self._options.confidence)
         infer_ms = (time.perf_counter() - began) * 1000
         grid = self._segmenter.info.geometry
         return [
             LocalAnswer(segmentation, grid, {"decode": item.decode_ms, "infer": infer_ms})
             for item, segmentation in zip(loaded, found, strict=True)
         ]
+
+    def _segment_in_tiles(self, item: Loaded, image: NDArray[np.uint8], tiling: Tiling) -> Outcome:
+        began = time.perf_counter()
+        segmentation = segment_in_tiles(
+            self._segmenter,
+            image,
+            tiling,
+            confidence=self._options.confidence,
+            progress=partial(self._progress, item.source),
+        )
+        timings_ms = {"decode": item.decode_ms, "infer": (time.perf_counter() - began) * 1000}
+        return LocalAnswer(segmentation, self._segmenter.info.geometry, timings_ms, tiling.notice)
+
+    def _segment_to_mask(self, item: Loaded) -> Outcome:
+        """Segment an image that is never in memory whole, and write its mask."""
+        options = self._options
+        if options.draws or item.mask.suffix.lower() not in {".tif", ".tiff"} or not options.upright:
+            raise ImageTooLargeError(
+                f"{str(item.too_large).partition(';')[0]}; of an image of this size there is a mask alone, as TIFF and"
+                " upright: use --format tiff, and leave out what stands beside masks"
+            )
+        began = time.perf_counter()
+        with open_windowed(item.source, options.limits) as image:
+            tiling = self._tiling(image.height, image.width)
+            progress = partial(self._progress, item.source)
+            classes = segment_to_mask(self._segmenter, image, tiling, item.mask, progress)
+        timings_ms = {"infer": (time.perf_counter() - began) * 1000}
+        return WrittenAnswer((image.height, image.width), classes, timings_ms, tiling.notice)
+
+    def _tiling(self, height: int, width: int) -> Tiling:
+        """Return how an image is cut: into one tile, where it is not."""
+        info, wanted, memory = self._segmenter.info, self._options.tile, self._options.memory_bytes
+        tile = wanted if isinstance(wanted, int) else None
+        if wanted == "auto" and math.prod(info.geometry.padded(height, width)) * _MOST_BYTES_PER_PIXEL > memory:
+            tile = choose_tile(info, height, width, memory / self._segmenter.engine.working_bytes_per_pixel())
+        return plan_tiles(info, height, width, tile)
 
 
 class ServerModel:

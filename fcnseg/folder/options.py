@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from fcnseg.errors import UsageError
 from fcnseg.folder.mask_files import MaskFormat
@@ -10,6 +10,8 @@ from fcnseg.images import DEFAULT_LIMITS, ImageLimits
 from fcnseg.pictures import Pictures
 from fcnseg.regions import RegionQuery
 from fcnseg.types import LabelMap
+
+Tile: TypeAlias = int | Literal["auto", "none"]
 
 DEFAULT_MEMORY_BYTES = 1 << 30
 _BATCH_ON_CUDA = 8
@@ -30,10 +32,13 @@ class FolderOptions:
         upright: Whether an EXIF orientation is applied; else masks are as the pixels are stored.
         overwrite: Whether images that are done already are done again, and those that another model did.
         report: Whether to write report.html.
+        tile: Most rows and columns of a tile's core, for images to be segmented tile by tile; "auto" does so where a
+            run on the whole image would take more than `memory_bytes`; "none" never does.
         workers: Threads that decode, and as many that write; 0 takes one per core.
         batch: Most images that run together; 0 takes 1 on the CPU, where more gain nothing, and 8 on CUDA.
         in_flight: Requests under way to a server at a time.
-        memory_bytes: What the images under way may take together, decoded and with their answers.
+        memory_bytes: What the images under way may take together, decoded and with their answers; and as much again
+            what a run may take.
 
     Raises:
         UsageError: A number is out of range.
@@ -49,12 +54,15 @@ class FolderOptions:
     upright: bool = True
     overwrite: bool = False
     report: bool = True
+    tile: Tile = "auto"
     workers: int = 0
     batch: int = 0
     in_flight: int = 8
     memory_bytes: int = DEFAULT_MEMORY_BYTES
 
     def __post_init__(self) -> None:
+        if isinstance(self.tile, int) and self.tile < 1:
+            raise UsageError(f"tiles of {self.tile} pixels were asked for; they must have at least 1")
         for name, value, least in (
             ("workers", self.workers, 0),
             ("batch", self.batch, 0),
@@ -68,6 +76,11 @@ class FolderOptions:
     def threads(self) -> int:
         """Threads that decode, and as many that write."""
         return self.workers or os.cpu_count() or 1
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything stands beside masks."""
+        return self.overlay or self.confidence or bool(self.heatmaps) or bool(self.top) or self.regions is not None
 
     def batch_on(self, device: str) -> int:
         """Most images that run together on a device."""
@@ -90,6 +103,7 @@ class FolderOptions:
         return {
             "mask_format": str(self.mask_format),
             "upright": self.upright,
+            "tile": self.tile,
             "overlay": self.overlay,
             "confidence": self.confidence,
             "heatmaps": [label_map.find(name).id for name in self.heatmaps],

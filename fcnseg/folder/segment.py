@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg import images, masks, render
-from fcnseg.errors import ImageError, MaskError, UsageError
+from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, UsageError
 from fcnseg.files import remove_halves, write_bytes
 from fcnseg.folder import coco, mask_files
-from fcnseg.folder.answers import Answer
+from fcnseg.folder.answers import Answer, WrittenAnswer
 from fcnseg.folder.job import JobFile, claim, only_one
 from fcnseg.folder.manifest import Manifest, Row, write_areas, write_peaks
 from fcnseg.folder.mask_files import MaskFormat
@@ -59,6 +59,7 @@ class SegmentedImage:
         regions: Those that were asked for, by descending score.
         error: Why the image failed; None when it did not.
         skipped: Whether an earlier run had done it; `regions` are then left to their file.
+        notice: What to know of the mask, in one line: that a net which looks at whole images saw tiles.
     """
 
     image: Path
@@ -70,6 +71,7 @@ class SegmentedImage:
     regions: tuple[Region, ...] = ()
     error: Exception | None = None
     skipped: bool = False
+    notice: str | None = None
 
 
 def segment_folder(
@@ -268,15 +270,15 @@ class _Worker:
         """Read an image when there is memory for it."""
         turn, item = numbered
         began = time.perf_counter()
-        held = 0
-        taken = False
+        loaded = Loaded(Path(item.image), self._plan.output / item.mask)
+        held, taken = 0, False
         try:
             data = images.read_bytes(Path(item.image), self._options.limits)
             encoded = images.EncodedImage(data, self._options.limits)
             held = len(data) + self._model.held_bytes(*encoded.size)
             self._memory.take(turn, held)
             taken = True
-            loaded = Loaded(held=held)
+            loaded.held = held
             if self._needs_pixels:
                 loaded.image = encoded.decode(upright=self._options.upright)
             if self._model.remote and self._options.upright:
@@ -285,13 +287,16 @@ class _Worker:
             if not taken:
                 self._memory.take(turn, 0)
             named = error if item.image in str(error) else type(error)(f"{item.image}: {error}")
-            return Loaded(error=named, held=held if taken else 0)
+            if isinstance(named, ImageTooLargeError) and not self._model.remote and self._options.tile != "none":
+                loaded.too_large = named
+            else:
+                loaded.error = named
         loaded.decode_ms = (time.perf_counter() - began) * 1000
         return loaded
 
     def kind(self, loaded: Loaded) -> object:
         """Return what is equal for images that run together."""
-        return loaded if loaded.image is None else self._model.kind(loaded.image)
+        return id(loaded) if loaded.image is None else self._model.kind(loaded.image)
 
     def segment(self, batch: Sequence[Loaded]) -> list[Outcome]:
         """Answer images of one kind."""
@@ -303,6 +308,8 @@ class _Worker:
         """Write what is wanted of an answer, and tell what became of the image."""
         _, item = numbered
         try:
+            if isinstance(outcome, WrittenAnswer):
+                return self._tell_written(item, outcome)
             if not isinstance(outcome, Exception):
                 return self._write(item, loaded.image, outcome)
             if not isinstance(outcome, ImageError):
@@ -347,7 +354,22 @@ class _Worker:
             top=write_peaks(top),
             timings_ms={name: round(ms, 3) for name, ms in {**spent, **answer.timings_ms}.items()},
         )
-        return SegmentedImage(Path(item.image), row, mask, tuple(written), answer.classes, top, regions)
+        return SegmentedImage(
+            Path(item.image), row, mask, tuple(written), answer.classes, top, regions, notice=answer.notice
+        )
+
+    def _tell_written(self, item: PlannedImage, answer: WrittenAnswer) -> SegmentedImage:
+        """Tell of an image whose mask was written as it was computed."""
+        row = Row(
+            image=item.name,
+            mask=item.mask,
+            height=answer.size[0],
+            width=answer.size[1],
+            classes=write_areas(answer.classes),
+            timings_ms={name: round(ms, 3) for name, ms in answer.timings_ms.items()},
+        )
+        mask = self._plan.output / item.mask
+        return SegmentedImage(Path(item.image), row, mask, classes=answer.classes, notice=answer.notice)
 
 
 def _draw(
