@@ -200,7 +200,7 @@ def test_a_mask_of_unknown_origin_is_not_overwritten(segmenter: Segmenter, tmp_p
 
 def test_memory_for_one_image_is_enough(segmenter: Segmenter, tmp_path: Path) -> None:
     names = write_noise(tmp_path / "in", 20)
-    options = FolderOptions(memory_bytes=1, workers=3, batch=4)
+    options = FolderOptions(memory_bytes=1, tile="none", workers=3, batch=4)
     results = list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", options))
     assert [result.image.name for result in results] == names
     assert all(result.error is None for result in results)
@@ -233,3 +233,40 @@ def test_two_programs_do_not_write_into_one_folder(segmenter: Segmenter, tmp_pat
     with pytest.raises(UsageError, match="another program is segmenting into"):
         next(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
     assert len(list(first)) == 29
+
+
+def test_an_image_whose_run_would_take_too_much_memory_goes_in_tiles(segmenter: Segmenter, tmp_path: Path) -> None:
+    Image.fromarray(noise(500, 700)).save(tmp_path / "a.png")
+    for name, options in (
+        ("whole", FolderOptions(tile="none")),
+        ("tiles", FolderOptions(tile=64, confidence=True)),
+        ("little", FolderOptions(memory_bytes=1 << 20)),
+    ):
+        (result,) = segment_folder(segmenter, tmp_path / "a.png", tmp_path / f"{name}.png", options)
+        assert (result.error, result.notice) == (None, None)
+    whole = (tmp_path / "whole.png").read_bytes()
+    assert (tmp_path / "tiles.png").read_bytes() == whole
+    assert (tmp_path / "little.png").read_bytes() == whole
+
+
+def test_an_image_beyond_the_limits_gets_a_tiff_mask_window_by_window(segmenter: Segmenter, tmp_path: Path) -> None:
+    pytest.importorskip("rasterio", reason="pip install 'fcnseg[large]'")
+    pixels = noise(300, 400)
+    for folder in ("in", "png"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels).save(tmp_path / folder / ("a.tif" if folder == "in" else "a.png"))
+    limits = ImageLimits(max_pixels=1000)
+    options = FolderOptions(mask_format=MaskFormat.TIFF, limits=limits, tile=64)
+    (result,) = segment_folder(segmenter, tmp_path / "in", tmp_path / "out", options)
+    assert result.error is None
+    found = mask_files.read(tmp_path / "out" / "a.tif", MaskFormat.TIFF, segmenter.info.label_map)
+    expected = segmenter.segment(pixels)
+    assert np.array_equal(found, expected.class_map)
+    assert result.classes == expected.classes
+    (again,) = segment_folder(segmenter, tmp_path / "in", tmp_path / "out", options)
+    assert again.skipped
+    refused = FolderOptions(limits=limits, overlay=True)
+    (result,) = segment_folder(segmenter, tmp_path / "in", tmp_path / "other", refused)
+    assert "use --format tiff" in str(result.error)
+    (result,) = segment_folder(segmenter, tmp_path / "png", tmp_path / "third", options)
+    assert isinstance(result.error, ImageError)
