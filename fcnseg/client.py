@@ -220,7 +220,7 @@ class Client:
         timeout_s = self._exchange.timeout_s if wait_s is None else wait_s
         try:
             return method(
-                request, timeout=timeout_s, metadata=self._exchange.access.metadata, wait_for_ready=wait_s is not None
+                request, timeout=timeout_s, metadata=self._exchange.metadata, wait_for_ready=wait_s is not None
             )
         except grpc.RpcError as error:
             raise self._exchange.failure(error, asked, timeout_s) from error
@@ -263,7 +263,7 @@ class _Stream:
 
     def items(self) -> Generator[StreamItem, None, None]:
         """Make the call, and yield its items."""
-        call = self._stub().SegmentStream(self._requests(), metadata=self._exchange.access.metadata)
+        call = self._stub().SegmentStream(self._requests(), metadata=self._exchange.metadata)
         reader = threading.Thread(target=self._read_answers, args=(call,), name="fcnseg-stream", daemon=True)
         reader.start()
         try:

@@ -12,6 +12,7 @@ from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, RequestErro
 from fcnseg.query import ImageSource, SegmentQuery, StreamSource
 from fcnseg.remote import RemoteSegmentation, StreamItem
 from fcnseg.statuses import FailedCall, Status, to_error
+from fcnseg.trace_context import trace_metadata
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.wire import read_segmentation, write_request
 
@@ -95,6 +96,11 @@ class Exchange:
                 f"largest message is {self.max_message_bytes} bytes; it must be from 1 to {_LARGEST_MESSAGE_BYTES}"
             )
         self.access.require_private(host)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What a request that is made now says of its client, and of the trace that it belongs to."""
+        return (*self.access.metadata, *trace_metadata())
 
     @property
     def channel_options(self) -> list[tuple[str, int | str]]:
