@@ -39,7 +39,8 @@ class Client:
     (480, 640)
 
     Args:
-        server: The server's address, `HOST:PORT`.
+        server: The server's address, `HOST:PORT`. Where that stands for several servers, as a headless service's name
+            does, or `ipv4:ADDRESS:PORT,ADDRESS:PORT`, each request goes to the next of those that can be reached.
         timeout_s: How long a request may take, its retries included, in seconds; of a stream, how long the next answer
             may take.
         retries: How often a request is sent again where the server does not answer or has no room, 0 to 4. The pauses

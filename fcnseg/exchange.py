@@ -9,6 +9,7 @@ import grpc
 
 from fcnseg.access import NO_ACCESS, Access
 from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, RequestError, ServerUnavailableError, UsageError
+from fcnseg.hosts import read_hosts
 from fcnseg.query import ImageSource, SegmentQuery, StreamSource
 from fcnseg.remote import RemoteSegmentation, StreamItem
 from fcnseg.statuses import FailedCall, Status, to_error
@@ -62,10 +63,10 @@ class AskedItem:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Writes requests to one server and reads its answers.
+    """Writes requests to one server, or several alike, and reads their answers.
 
     Attributes:
-        server: The server's address, `HOST:PORT`.
+        server: The server's address, as `hosts.read_hosts` takes it.
         timeout_s: How long a request may take, its retries included, in seconds.
         retries: How often a request is sent again where the server does not answer or has no room.
         max_message_bytes: The largest request or answer, in bytes.
@@ -82,11 +83,7 @@ class Exchange:
     access: Access = NO_ACCESS
 
     def __post_init__(self) -> None:
-        host, _, port = self.server.rpartition(":")
-        if not host or host.startswith(("http:", "https:")) or not (port.isdecimal() and 0 < int(port) < 1 << 16):
-            raise UsageError(
-                f"server address {self.server!r} is not HOST:PORT with a port of 1 to 65535, such as 127.0.0.1:50051"
-            )
+        hosts = read_hosts(self.server)
         if not 0 < self.timeout_s <= _LONGEST_TIMEOUT_S:
             raise UsageError(f"timeout is {self.timeout_s:g} s; it must be above 0 and at most {_LONGEST_TIMEOUT_S:g}")
         if not 0 <= self.retries <= MAX_RETRIES:
@@ -95,7 +92,8 @@ class Exchange:
             raise UsageError(
                 f"largest message is {self.max_message_bytes} bytes; it must be from 1 to {_LARGEST_MESSAGE_BYTES}"
             )
-        self.access.require_private(host)
+        for host in hosts:
+            self.access.require_private(host)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -115,12 +113,13 @@ class Exchange:
         ]
         if self.access.stays_here:
             options.append(("grpc.enable_http_proxy", 0))
+        # Each request to the next of the servers that the address stands for, of those that can be reached.
+        config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
         if self.retries:
-            options += [
-                ("grpc.service_config", json.dumps(_retrying(self.retries + 1))),
-                # By default a request of more than 256 KiB is sent only once.
-                ("grpc.per_rpc_retry_buffer_size", self.max_message_bytes),
-            ]
+            config |= _retrying(self.retries + 1)
+            # By default a request of more than 256 KiB is sent only once.
+            options.append(("grpc.per_rpc_retry_buffer_size", self.max_message_bytes))
+        options.append(("grpc.service_config", json.dumps(config)))
         return options
 
     def ask(self, image: ImageSource, query: SegmentQuery) -> tuple[Asked, pb.SegmentRequest]:
@@ -277,7 +276,7 @@ def require_stream(images: object, in_flight: int) -> None:
 
 
 def _retrying(attempts: int) -> dict[str, object]:
-    """Return the service config that has gRPC send requests again.
+    """Return the part of a service config that has gRPC send requests again.
 
     https://github.com/grpc/proposal/blob/master/A6-client-retries.md
 
