@@ -282,15 +282,16 @@ def _retrying(attempts: int) -> dict[str, object]:
 
     The pauses are 0.4, 1, 2.5 and 6.25 s, give or take a fifth, or what the server asks for by
     `grpc-retry-pushback-ms`. Nothing throttles retries beyond that: a throttle counts failures over all of a client's
-    threads, and would give up on a server that restarts while they wait. Streams are not retried, since an image that
-    has been answered must not be sent again.
+    threads, and would give up on a server that restarts while they wait. CANCELLED is what gRPC makes of a request that
+    comes while its server stops, or a balancer of one whose connection it closes; what a client cancels is not sent
+    again. Streams are not retried, since an image that has been answered must not be sent again.
     """
     policy = {
         "maxAttempts": attempts,
         "initialBackoff": "0.4s",
         "backoffMultiplier": 2.5,
         "maxBackoff": "10s",
-        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
     }
     unary = [method.name for method in _SERVICE.methods if not method.client_streaming]
     names = [{"service": _SERVICE.full_name, "method": name} for name in unary]

@@ -67,6 +67,18 @@ def test_no_request_fails_when_one_of_two_servers_is_killed(tiny_model: Path) ->
         assert all(item.segmentation is not None for item in client.segment_stream([IMAGE] * 5))
 
 
+async def test_no_request_fails_when_one_of_two_servers_stops(tiny_model: Path) -> None:
+    """gRPC cancels requests that reach a server when it has begun to stop."""
+    with running_server(tiny_model) as staying, running_server(tiny_model) as leaving:
+        async with AsyncClient(together(staying.address, leaving.address)) as client:
+            await asyncio.gather(*(client.segment(IMAGE) for _ in range(8)))
+            asked = [asyncio.ensure_future(client.segment(IMAGE)) for _ in range(100)]
+            await asked[10]
+            leaving.begin_stop()
+            answers = await asyncio.gather(*asked)
+    assert all(answer.class_map.tolist() == BLUE for answer in answers)
+
+
 @pytest.mark.slow
 async def test_the_async_client_does_alike(tiny_model: Path) -> None:
     with running_server(tiny_model) as staying, server_process(tiny_model, free_port()) as killed:
