@@ -42,9 +42,9 @@ class Access:
         return cls(tls, token, token_in_clear)
 
     @property
-    def metadata(self) -> tuple[tuple[str, str], ...] | None:
+    def metadata(self) -> tuple[tuple[str, str], ...]:
         """What every request says of its client."""
-        return None if self.token is None else (("authorization", f"Bearer {self.token}"),)
+        return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
     @property
     def stays_here(self) -> bool:

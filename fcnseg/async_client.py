@@ -145,7 +145,7 @@ class AsyncClient:
         timeout_s = self._exchange.timeout_s if wait_s is None else wait_s
         try:
             return await method(
-                request, timeout=timeout_s, metadata=self._exchange.access.metadata, wait_for_ready=wait_s is not None
+                request, timeout=timeout_s, metadata=self._exchange.metadata, wait_for_ready=wait_s is not None
             )
         except grpc.RpcError as error:
             raise self._exchange.failure(error, asked, timeout_s) from error
@@ -186,7 +186,7 @@ class _Stream:
 
     async def items(self) -> AsyncGenerator[StreamItem, None]:
         """Make the call, and yield its items."""
-        call = self._stub().SegmentStream(metadata=self._exchange.access.metadata)
+        call = self._stub().SegmentStream(metadata=self._exchange.metadata)
         call.add_done_callback(lambda _: self._asked.put_nowait(None))
         sender = asyncio.create_task(self._send(call))
         try:

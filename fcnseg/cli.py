@@ -15,7 +15,7 @@ import click
 from fcnseg.errors import FcnsegError
 
 _GROUP = "fcnseg.commands"
-_EXTRA_OF = {"training": "train", "serving": "serve"}
+_EXTRA_OF = {"training": "train", "serving": "serve", "serving.spans": "tracing"}
 _INTERRUPTED = 130
 
 
@@ -106,7 +106,7 @@ def _fail(error: Exception, message: str, code: int, *, debug: bool) -> int:
 
 
 def _missing_module(error: ModuleNotFoundError) -> str:
-    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    packages = [name.partition(".")[0] for name in frames]
-    extra = next((_EXTRA_OF[name] for name in reversed(packages) if name in _EXTRA_OF), "quickstart")
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [name for module in reversed(modules) for name in (module, module.partition(".")[0])]
+    extra = next((_EXTRA_OF[name] for name in names if name in _EXTRA_OF), "quickstart")
     return f"this command needs the package {error.name!r}, which is not installed: pip install 'fcnseg[{extra}]'"

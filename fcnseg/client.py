@@ -39,7 +39,8 @@ class Client:
     (480, 640)
 
     Args:
-        server: The server's address, `HOST:PORT`.
+        server: The server's address, `HOST:PORT`. Where that stands for several servers, as a headless service's name
+            does, or `ipv4:ADDRESS:PORT,ADDRESS:PORT`, each request goes to the next of those that can be reached.
         timeout_s: How long a request may take, its retries included, in seconds; of a stream, how long the next answer
             may take.
         retries: How often a request is sent again where the server does not answer or has no room, 0 to 4. The pauses
@@ -220,7 +221,7 @@ class Client:
         timeout_s = self._exchange.timeout_s if wait_s is None else wait_s
         try:
             return method(
-                request, timeout=timeout_s, metadata=self._exchange.access.metadata, wait_for_ready=wait_s is not None
+                request, timeout=timeout_s, metadata=self._exchange.metadata, wait_for_ready=wait_s is not None
             )
         except grpc.RpcError as error:
             raise self._exchange.failure(error, asked, timeout_s) from error
@@ -263,7 +264,7 @@ class _Stream:
 
     def items(self) -> Generator[StreamItem, None, None]:
         """Make the call, and yield its items."""
-        call = self._stub().SegmentStream(self._requests(), metadata=self._exchange.access.metadata)
+        call = self._stub().SegmentStream(self._requests(), metadata=self._exchange.metadata)
         reader = threading.Thread(target=self._read_answers, args=(call,), name="fcnseg-stream", daemon=True)
         reader.start()
         try:

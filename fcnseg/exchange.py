@@ -9,9 +9,11 @@ import grpc
 
 from fcnseg.access import NO_ACCESS, Access
 from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, RequestError, ServerUnavailableError, UsageError
+from fcnseg.hosts import read_hosts
 from fcnseg.query import ImageSource, SegmentQuery, StreamSource
 from fcnseg.remote import RemoteSegmentation, StreamItem
 from fcnseg.statuses import FailedCall, Status, to_error
+from fcnseg.trace_context import trace_metadata
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.wire import read_segmentation, write_request
 
@@ -61,10 +63,10 @@ class AskedItem:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Writes requests to one server and reads its answers.
+    """Writes requests to one server, or several alike, and reads their answers.
 
     Attributes:
-        server: The server's address, `HOST:PORT`.
+        server: The server's address, as `hosts.read_hosts` takes it.
         timeout_s: How long a request may take, its retries included, in seconds.
         retries: How often a request is sent again where the server does not answer or has no room.
         max_message_bytes: The largest request or answer, in bytes.
@@ -81,11 +83,7 @@ class Exchange:
     access: Access = NO_ACCESS
 
     def __post_init__(self) -> None:
-        host, _, port = self.server.rpartition(":")
-        if not host or host.startswith(("http:", "https:")) or not (port.isdecimal() and 0 < int(port) < 1 << 16):
-            raise UsageError(
-                f"server address {self.server!r} is not HOST:PORT with a port of 1 to 65535, such as 127.0.0.1:50051"
-            )
+        hosts = read_hosts(self.server)
         if not 0 < self.timeout_s <= _LONGEST_TIMEOUT_S:
             raise UsageError(f"timeout is {self.timeout_s:g} s; it must be above 0 and at most {_LONGEST_TIMEOUT_S:g}")
         if not 0 <= self.retries <= MAX_RETRIES:
@@ -94,7 +92,13 @@ class Exchange:
             raise UsageError(
                 f"largest message is {self.max_message_bytes} bytes; it must be from 1 to {_LARGEST_MESSAGE_BYTES}"
             )
-        self.access.require_private(host)
+        for host in hosts:
+            self.access.require_private(host)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What a request that is made now says of its client, and of the trace that it belongs to."""
+        return (*self.access.metadata, *trace_metadata())
 
     @property
     def channel_options(self) -> list[tuple[str, int | str]]:
@@ -109,12 +113,13 @@ class Exchange:
         ]
         if self.access.stays_here:
             options.append(("grpc.enable_http_proxy", 0))
+        # Each request to the next of the servers that the address stands for, of those that can be reached.
+        config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
         if self.retries:
-            options += [
-                ("grpc.service_config", json.dumps(_retrying(self.retries + 1))),
-                # By default a request of more than 256 KiB is sent only once.
-                ("grpc.per_rpc_retry_buffer_size", self.max_message_bytes),
-            ]
+            config |= _retrying(self.retries + 1)
+            # By default a request of more than 256 KiB is sent only once.
+            options.append(("grpc.per_rpc_retry_buffer_size", self.max_message_bytes))
+        options.append(("grpc.service_config", json.dumps(config)))
         return options
 
     def ask(self, image: ImageSource, query: SegmentQuery) -> tuple[Asked, pb.SegmentRequest]:
@@ -271,21 +276,22 @@ def require_stream(images: object, in_flight: int) -> None:
 
 
 def _retrying(attempts: int) -> dict[str, object]:
-    """Return the service config that has gRPC send requests again.
+    """Return the part of a service config that has gRPC send requests again.
 
     https://github.com/grpc/proposal/blob/master/A6-client-retries.md
 
     The pauses are 0.4, 1, 2.5 and 6.25 s, give or take a fifth, or what the server asks for by
     `grpc-retry-pushback-ms`. Nothing throttles retries beyond that: a throttle counts failures over all of a client's
-    threads, and would give up on a server that restarts while they wait. Streams are not retried, since an image that
-    has been answered must not be sent again.
+    threads, and would give up on a server that restarts while they wait. CANCELLED is what gRPC makes of a request that
+    comes while its server stops, or a balancer of one whose connection it closes; what a client cancels is not sent
+    again. Streams are not retried, since an image that has been answered must not be sent again.
     """
     policy = {
         "maxAttempts": attempts,
         "initialBackoff": "0.4s",
         "backoffMultiplier": 2.5,
         "maxBackoff": "10s",
-        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
     }
     unary = [method.name for method in _SERVICE.methods if not method.client_streaming]
     names = [{"service": _SERVICE.full_name, "method": name} for name in unary]

@@ -1,6 +1,41 @@
-"""Which hosts are this machine itself, so that what is sent to them crosses no network."""
+"""Which hosts a server's address names, and which of them are this machine, so that what they are sent stays here."""
 
 import ipaddress
+import re
+
+from fcnseg.errors import UsageError
+
+_HOST = re.compile(r"(dns:(//[^/,\s]*/)?)?(?!https?$)[^/,\s]+")
+_LIST = re.compile(r"ipv[46]:")
+
+
+def read_hosts(server: str) -> tuple[str, ...]:
+    """Return the hosts of an address, of which gRPC knows several forms.
+
+    Args:
+        server: `HOST:PORT`, or `dns:///HOST:PORT`; several addresses as `ipv4:ADDRESS:PORT,...` or
+            `ipv6:[ADDRESS]:PORT,...`.
+
+    Returns:
+        The hosts as they are written there: behind `dns:` a name is not taken for this machine's, since any name server
+        may be named to look it up.
+
+    Raises:
+        UsageError: It is none of those.
+    """
+    if _LIST.match(server):
+        version = int(server[3])
+        addresses = [address.rpartition(":") for address in server[len("ipv4:") :].split(",")]
+        if all(_is_address(host, version) and _is_port(port) for host, _, port in addresses):
+            return tuple(host for host, _, _ in addresses)
+    else:
+        host, _, port = server.rpartition(":")
+        if _HOST.fullmatch(host) and _is_port(port):
+            return (host,)
+    raise UsageError(
+        f"server address {server!r} is not HOST:PORT with a port of 1 to 65535, such as 127.0.0.1:50051, nor several as"
+        " ipv4:ADDRESS:PORT,ADDRESS:PORT"
+    )
 
 
 def is_loopback(host: str) -> bool:
@@ -14,3 +49,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return False
+
+
+def _is_address(host: str, version: int) -> bool:
+    inner = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if (version == 6) != (inner != host):
+        return False
+    try:
+        return ipaddress.ip_address(inner).version == version
+    except ValueError:
+        return False
+
+
+def _is_port(port: str) -> bool:
+    return port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16

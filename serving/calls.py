@@ -3,20 +3,25 @@
 import logging
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc
 
 from serving.statistics import Stages
+
+if TYPE_CHECKING:
+    from serving.spans import Span  # in an extra
 
 _log = logging.getLogger(__name__)
 
 REQUEST_ID_KEY = "x-request-id"
 # Without spaces, so that an id cannot pass for other words of a log line.
 _REQUEST_ID = re.compile(r"[!-~]{1,64}")
-_QUIET = ("grpc.health.", "grpc.reflection.")  # asked by probes every few seconds
+_QUIET = ("grpc.health.", "grpc.reflection.")
 # A client's own clock ends its call a moment before the server's would.
 _CLOCKS_APART_S = 0.05
 
@@ -41,8 +46,22 @@ class Call:
     images: int = 0
     stages_ms: dict[str, float] = field(default_factory=dict)
 
+    def reached(self, model: str, version: str) -> None:
+        """Take in which model an image has reached."""
+        self.model = f"{model}/{version}"
+        if (span := current_span.get()) is not None:
+            span.reached(model, version)
+
+    def decoded(self, height: int, width: int) -> None:
+        """Take in an image's size."""
+        self.size = height, width
+        if (span := current_span.get()) is not None:
+            span.decoded(height, width)
+
     def answered(self, stages: Stages) -> None:
         """Take in what an image's stages took."""
+        if (span := current_span.get()) is not None:
+            span.answered(stages)
         self.images += 1
         for name, seconds in (
             ("decode_ms", stages.decode_s),
@@ -60,7 +79,7 @@ class Call:
             seconds: How long it took.
             error: What its client was told, where it was told why it is not answered.
         """
-        level = logging.DEBUG if self.method.startswith(_QUIET) else logging.INFO
+        level = logging.DEBUG if asked_by_probes(self.method) else logging.INFO
         if not _log.isEnabledFor(level):
             return
         fields: dict[str, str | int | float] = {"method": self.method, "code": code.name}
@@ -78,6 +97,34 @@ class Call:
 
 current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 """The call that the running task, or thread, works for; None where it works for none, or for many."""
+
+current_span: ContextVar["Span | None"] = ContextVar("current_span", default=None)
+"""What is traced of that call, or of one of its images; None where calls are not traced."""
+
+
+@contextmanager
+def image_span(image_id: str = "") -> Iterator["Span | None"]:
+    """Let one of several images of the current call have a span of its own, where the call is traced.
+
+    Args:
+        image_id: What its client calls it; empty for nothing.
+    """
+    outer = current_span.get()
+    if outer is None:
+        yield None
+        return
+    inner = outer.begin_image(image_id)
+    token = current_span.set(inner)
+    try:
+        yield inner
+    finally:
+        current_span.reset(token)
+        inner.end()
+
+
+def asked_by_probes(method: str) -> bool:
+    """Tell whether a method, by its full name, is one that probes call every few seconds."""
+    return method.startswith(_QUIET)
 
 
 def read_request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:

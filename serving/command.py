@@ -204,6 +204,14 @@ class _Size(click.ParamType[tuple[int, int]]):
     type=click.Choice(["info", "warning"]),
     help="info writes a line for each request.",
 )
+@click.option(
+    "--otlp-endpoint",
+    metavar="URL",
+    envvar=["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"],
+    show_envvar=True,
+    help="Trace requests, and send the spans to this receiver of OTLP over gRPC, such as http://127.0.0.1:4317. Other"
+    " OTEL_ variables are obeyed too. Needs the extra 'tracing'. [default: none]",
+)
 @security_options
 def serve(
     *,
@@ -235,6 +243,7 @@ def serve(
     http_port: int | None,
     log_format: Literal["human", "json"],
     log_level: str,
+    otlp_endpoint: str | None,
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
@@ -274,6 +283,11 @@ def serve(
     )
     if exposure := security.exposure(host):
         click.echo(f"fcnseg: warning: {exposure}", err=True)
+    tracer = None
+    if otlp_endpoint is not None:
+        from serving.spans import open_tracer
+
+        tracer = open_tracer(otlp_endpoint)
     keep_freed_memory(_KEPT_BYTES)
     device = resolve_device(device)
     default_batch = _CPU_BATCH if device == "cpu" else _CUDA_BATCH
@@ -291,7 +305,7 @@ def serve(
     connections = ConnectionConfig(
         keepalive_s, _CONNECTIONS.keepalive_timeout_s, max_age_s, max_age_grace_s, max_streams
     )
-    config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections, watch_s, http_port, security)
+    config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections, watch_s, http_port, security, tracer)
     asyncio.run(serve_until_stopped(registry, config, announce))
 
 

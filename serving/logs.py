@@ -9,7 +9,7 @@ import re
 from datetime import UTC, datetime
 from typing import Literal
 
-from serving.calls import current_call
+from serving.calls import current_call, current_span
 
 LogFormat = Literal["human", "json"]
 _WORD = re.compile(r"[!#-~]+")
@@ -47,7 +47,11 @@ def _read_fields(record: logging.LogRecord) -> dict[str, object]:
     """Return what stands beside a record's message; its call is the one that the writing thread works for."""
     fields: dict[str, object] = dict(getattr(record, "fields", {}))
     call = current_call.get()
-    return fields if call is None else fields | {"request_id": call.request_id}
+    if call is not None:
+        fields["request_id"] = call.request_id
+    if (span := current_span.get()) is not None and span.trace_id:
+        fields["trace_id"] = span.trace_id
+    return fields
 
 
 def _quote(value: object) -> str:

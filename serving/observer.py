@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from serving.calls import REQUEST_ID_KEY, Call, current_call, ran_out, read_request_id
+from serving.calls import REQUEST_ID_KEY, Call, current_call, current_span, ran_out, read_request_id
 
 if TYPE_CHECKING:
+    from serving.spans import CallTracer
     from serving.unary import Context, Handler
 
 _UNKNOWN = "other"
@@ -24,13 +25,17 @@ class CallObserver(grpc.aio.ServerInterceptor):
     The outermost interceptor, so that it sees what the client sees. Methods that do not exist are counted together:
     nothing that a client makes up becomes a label. Reflection passes untouched.
 
+    Args:
+        tracer: Traces calls; None for no traces.
+
     Attributes:
         ended: Calls that have ended, by method and code.
         received: Bytes of the requests, by method.
         sent: Bytes of the responses, by method.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tracer: "CallTracer | None" = None) -> None:
+        self._tracer = tracer
         self.ended: Counter[tuple[str, str]] = Counter()
         self.received: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()
@@ -71,8 +76,13 @@ class CallObserver(grpc.aio.ServerInterceptor):
     def _around(self, inner: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
         async def observed(request: Any, context: "Context") -> Any:
             began = time.monotonic()
-            call = Call(method, read_request_id(context.invocation_metadata() or ()))
+            metadata = context.invocation_metadata() or ()
+            call = Call(method, read_request_id(metadata))
             current_call.set(call)  # the call's task ends with it
+            span = None
+            if self._tracer is not None:
+                span = self._tracer.begin(method, call.request_id, metadata, began)
+                current_span.set(span)
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             code = grpc.StatusCode.UNKNOWN
             try:
@@ -88,6 +98,9 @@ class CallObserver(grpc.aio.ServerInterceptor):
             finally:
                 self._end(method, code)
                 call.log(code, time.monotonic() - began, _details(context))
+                if span is not None:
+                    span.set_status(code, _details(context))
+                    span.end()
             return answer
 
         return observed

@@ -76,7 +76,7 @@ class Pipeline:
         """
         began = time.monotonic()
         if (call := current_call.get()) is not None:
-            call.model = f"{model.name}/{model.version}"
+            call.reached(model.name, model.version)
         try:
             while True:
                 try:
@@ -121,7 +121,7 @@ class Pipeline:
             if turn is not None:
                 turn.let_in.set()
             if (call := current_call.get()) is not None:
-                call.size = image.shape[0], image.shape[1]
+                call.decoded(image.shape[0], image.shape[1])
             work = running = model.batcher.submit(image, confidence=confidence, deadline=deadline)
             executed = await asyncio.wrap_future(running)
             ticket.ran()
@@ -141,7 +141,9 @@ class Pipeline:
                 work.add_done_callback(lambda _: ticket.close())
             else:
                 turn.held.callback(ticket.close)
-        stages = Stages(decoded - arrived, executed.queue_s, executed.infer_s, written - ran, executed.batch_size)
+        stages = Stages(
+            arrived, written, decoded - arrived, executed.queue_s, executed.infer_s, written - ran, executed.batch_size
+        )
         return answer, stages
 
     def require_room(self, model: ServedModel, sources: Sequence[Source]) -> None:

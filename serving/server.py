@@ -6,10 +6,11 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -37,6 +38,9 @@ from serving.security import Security
 from serving.servicer import SegmentationServicer
 from serving.side_server import SideServer
 
+if TYPE_CHECKING:
+    from serving.spans import CallTracer  # in an extra
+
 _log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
@@ -49,6 +53,9 @@ _LARGEST_MESSAGE_BYTES = 2**31 - 1
 _ANNOUNCE_S = 1.0
 _SETTLE_S = 0.05
 _TIDY_S = 10.0
+# How long the last spans may take to leave: less where the grace ends before, though never nothing.
+_LONGEST_FLUSH_S = 5.0
+_SHORTEST_FLUSH_S = 0.5
 _LONGEST_S = 86400.0
 
 
@@ -67,6 +74,7 @@ class ServerConfig:
         watch_s: How often to look for models that have changed, in seconds; 0 for never.
         http_port: The port for probes and metrics, 0 for a free one; None for no such port.
         security: How the server is closed to those it is not for.
+        tracer: Traces calls, and is closed with the server; None for no traces.
     """
 
     host: str = "127.0.0.1"
@@ -78,6 +86,7 @@ class ServerConfig:
     watch_s: float = 0.0
     http_port: int | None = None
     security: Security = field(default_factory=Security)
+    tracer: "CallTracer | None" = None
 
     def __post_init__(self) -> None:
         for name, seconds in (("grace", self.grace_s), ("drain delay", self.drain_delay_s), ("watch", self.watch_s)):
@@ -105,7 +114,7 @@ class Server:
         self._health = health_aio.HealthServicer()
         self._ready = threading.Event()
         self._side: SideServer | None = None
-        observer = CallObserver()
+        observer = CallObserver(config.tracer)
         self._collectors = collectors or CollectorRegistry()
         collect_into(self._collectors, registry, observer, self._ready.is_set)
         self._server = grpc.aio.server(
@@ -174,6 +183,7 @@ class Server:
             await asyncio.wait_for(self._health.enter_graceful_shutdown(), _ANNOUNCE_S)
         await asyncio.sleep(self._config.drain_delay_s)
         self._calls.stopping.set()
+        end_of_grace = time.monotonic() + self._config.grace_s
         ended = asyncio.create_task(self._server.stop(self._config.grace_s))
         await asyncio.wait([ended], timeout=_SETTLE_S)
         idle = asyncio.create_task(self._calls.wait_until_idle())
@@ -182,6 +192,9 @@ class Server:
         # What is left are streams, such as health watchers, which would live as long as their clients.
         await self._server.stop(None)
         await ended
+        if self._config.tracer is not None:
+            left = min(end_of_grace - time.monotonic(), _LONGEST_FLUSH_S)
+            await asyncio.to_thread(self._config.tracer.close, max(left, _SHORTEST_FLUSH_S))
         await asyncio.to_thread(self._registry.close)
         self._pipeline.close()
         if self._side is not None:

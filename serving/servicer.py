@@ -17,7 +17,7 @@ from serving.errors import InvalidFieldError
 from serving.extras import names_classes, read_extras, write_extras
 from serving.models import ModelRegistry, ServedModel
 from serving.pipeline import Pipeline
-from serving.statuses import refuse
+from serving.statuses import Refusal
 from serving.streams import Turn, answer_in_order
 from serving.unary import deadline_of
 
@@ -53,7 +53,9 @@ class SegmentationServicer(SegmentationServiceServicer):
         self, request_iterator: AsyncIterator[pb.SegmentStreamRequest], context: "Context"
     ) -> None:
         """Segment images as they come, and answer in their order."""
-        await answer_in_order(request_iterator, self._segment_item, context, self._calls, "SegmentStream")
+        await answer_in_order(
+            request_iterator, self._segment_item, _write_failure, context, self._calls, "SegmentStream"
+        )
 
     async def ListModels(  # noqa: N802
         self,
@@ -111,15 +113,14 @@ class SegmentationServicer(SegmentationServiceServicer):
 
     async def _segment_item(self, item: pb.SegmentStreamRequest, turn: Turn) -> pb.SegmentStreamResponse:
         """Answer one image of a stream; where there is no room it waits, and its sender with it."""
-        try:
-            _require_id(item.id)
-            response = await self._segment(item.request, turn=turn)
-            return pb.SegmentStreamResponse(id=item.id, response=response)
-        except Exception as error:  # noqa: BLE001 - one image's failure is told in its place
-            refusal = refuse(error, "an image of SegmentStream")
-            number: int = refusal.code.value[0]
-            failure = pb.Failure(code=number, message=refusal.message, field=refusal.field or "")
-            return pb.SegmentStreamResponse(id=item.id[:_LONGEST_ID], failure=failure)
+        _require_id(item.id)
+        return pb.SegmentStreamResponse(id=item.id, response=await self._segment(item.request, turn=turn))
+
+
+def _write_failure(item: pb.SegmentStreamRequest, refusal: Refusal) -> pb.SegmentStreamResponse:
+    number: int = refusal.code.value[0]
+    failure = pb.Failure(code=number, message=refusal.message, field=refusal.field or "")
+    return pb.SegmentStreamResponse(id=item.id[:_LONGEST_ID], failure=failure)
 
 
 def _require_id(item_id: str) -> None:

@@ -32,6 +32,8 @@ class Stages:
     """Seconds that one image spent in the server's stages.
 
     Attributes:
+        arrived: When it came, on the monotonic clock.
+        ended: When its answer was made, on the same.
         decode_s: Checking and decoding, from its arrival.
         queue_s: Waiting for the model's turn.
         infer_s: The run of its batch.
@@ -39,11 +41,25 @@ class Stages:
         batch_size: Images in its run.
     """
 
+    arrived: float
+    ended: float
     decode_s: float
     queue_s: float
     infer_s: float
     encode_s: float
     batch_size: int
+
+    @property
+    def intervals(self) -> tuple[tuple[str, float, float], ...]:
+        """Each stage's name, beginning and end, in seconds on the monotonic clock."""
+        decoded = self.arrived + self.decode_s
+        begun = decoded + self.queue_s
+        return (
+            ("decode", self.arrived, decoded),
+            ("queue", decoded, begun),
+            ("infer", begun, begun + self.infer_s),
+            ("encode", self.ended - self.encode_s, self.ended),
+        )
 
 
 @dataclass

@@ -3,19 +3,27 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from serving.calls import image_span
 from serving.drain import CallCounter
 from serving.errors import StoppingError
-from serving.statuses import abort
+from serving.statuses import Refusal, abort, refuse
 
 if TYPE_CHECKING:
     from serving.unary import Context
 
-_Request = TypeVar("_Request")
+
+class _Item(Protocol):
+    """A request of a stream, which its client has a name for."""
+
+    id: str
+
+
+_Request = TypeVar("_Request", bound=_Item)
 _Answer = TypeVar("_Answer")
 
 _REQUESTS_AHEAD = 8
@@ -38,6 +46,7 @@ class Turn:
 async def answer_in_order(
     requests: AsyncIterator[_Request],
     answer: Callable[[_Request, Turn], Awaitable[_Answer]],
+    write_failure: Callable[[_Request, Refusal], _Answer],
     context: "Context",
     calls: CallCounter,
     what: str,
@@ -49,7 +58,8 @@ async def answer_in_order(
 
     Args:
         requests: What comes.
-        answer: Answers one; it must not raise.
+        answer: Answers one.
+        write_failure: Makes the answer to one that cannot be answered; it ends nothing.
         context: Takes the answers.
         calls: Knows when the server stops, and waits for the stream.
         what: The method, for the log.
@@ -63,7 +73,7 @@ async def answer_in_order(
 
                 async def work(request: _Request, turn: Turn) -> _Answer:
                     try:
-                        return await answer(request, turn)
+                        return await _answer_item(request, answer(request, turn), write_failure, what)
                     finally:
                         turn.let_in.set()
 
@@ -96,6 +106,19 @@ async def answer_in_order(
             end = StoppingError("the server is stopping; go on with another")
         if end is not None:
             await abort(context, end, what)
+
+
+async def _answer_item(
+    request: _Request, answer: Awaitable[_Answer], write_failure: Callable[[_Request, Refusal], _Answer], what: str
+) -> _Answer:
+    with image_span(request.id) as span:
+        try:
+            return await answer
+        except Exception as error:  # noqa: BLE001 - one item's failure is told in its place
+            refusal = refuse(error, f"an item of {what}")
+            if span is not None:
+                span.set_status(refusal.code, refusal.message)
+            return write_failure(request, refusal)
 
 
 async def _until_stopped(requests: AsyncIterator[_Request], stopping: asyncio.Event) -> AsyncIterator[_Request]:

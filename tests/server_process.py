@@ -1,34 +1,60 @@
-"""`fcnseg serve` in a process of its own, which can be killed."""
+"""`fcnseg serve` in a process of its own, which can be stopped and killed."""
 
+import os
 import random
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
 
 class ServerProcess:
-    """A server that answers at `address` until it is killed.
+    """A server that answers at `address` until it is stopped or killed.
 
     Args:
         model: The model file.
         port: The port.
+        options: What else the command is given.
+        environment: Variables beside the test's own.
+        log: Takes the server's log; None leaves it among the test's own output.
     """
 
-    def __init__(self, model: Path, port: int) -> None:
+    def __init__(
+        self,
+        model: Path,
+        port: int,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
         self.address = f"127.0.0.1:{port}"
         command = [sys.executable, "-m", "fcnseg", "serve", str(model), "--port", str(port), "--device", "cpu"]
-        self._process = subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, text=True)
+        with log.open("a") if log else nullcontext() as stderr:
+            self._process = subprocess.Popen(
+                [*command, "--threads", "1", *options],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env={**os.environ, **(environment or {})},
+            )
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if re.fullmatch(rf"listening on {re.escape(self.address)}\n", line):
                 return
         pytest.fail(f"the server ended with {self._process.wait()} before it listened")
+
+    def begin_stop(self) -> None:
+        """Ask for a graceful stop, by SIGTERM, and return at once."""
+        self._process.terminate()
+
+    def wait_stopped(self, timeout_s: float = 30.0) -> int:
+        """Return the exit code when the process has ended."""
+        return self._process.wait(timeout_s)
 
     def kill(self) -> None:
         """End the process at once, as kill -9 does."""
@@ -39,9 +65,15 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(model: Path, port: int) -> Iterator[ServerProcess]:
-    """Serve a model file on the CPU."""
-    server = ServerProcess(model, port)
+def server_process(
+    model: Path,
+    port: int,
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+) -> Iterator[ServerProcess]:
+    """Serve a model file on the CPU; arguments are those of `ServerProcess`."""
+    server = ServerProcess(model, port, *options, environment=environment, log=log)
     try:
         yield server
     finally:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fcnseg.errors import FcnsegError, ModelNotFoundError
 from fcnseg.masks import Encoding
 from serving.batcher import Executed
+from serving.calls import image_span
 from serving.drain import CallCounter
 from serving.errors import InvalidFieldError, quote
 from serving.models import ModelRegistry, ServedModel
@@ -32,7 +33,7 @@ from serving.oip.outputs import CONFIDENCE, Written, read_outputs, write_outputs
 from serving.oip.tensors import read_sources, reads_at_once
 from serving.pipeline import Pipeline
 from serving.sources import Source
-from serving.statuses import refuse
+from serving.statuses import Refusal
 from serving.streams import Turn, answer_in_order
 from serving.unary import deadline_of
 
@@ -132,7 +133,9 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: "Context"
     ) -> None:
         """Segment the images of requests as they come, and answer in their order."""
-        await answer_in_order(request_iterator, self._infer_item, context, self._calls, "ModelStreamInfer")
+        await answer_in_order(
+            request_iterator, self._infer_item, _write_failure, context, self._calls, "ModelStreamInfer"
+        )
 
     async def RepositoryIndex(  # noqa: N802
         self, request: pb.RepositoryIndexRequest, context: "Context"
@@ -207,20 +210,25 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         if len(sources) == 1:
             return write_response(request, model, outputs, [await answer(sources[0])])
         await self._pipeline.in_thread(self._pipeline.require_room, model, sources)
-        images = await _gather([answer(source) for source in sources])
+
+        async def answer_one(source: Source) -> Written:
+            with image_span():
+                return await answer(source)
+
+        images = await _gather([answer_one(source) for source in sources])
         return await self._pipeline.in_thread(write_response, request, model, outputs, images)
 
     async def _infer_item(self, request: pb.ModelInferRequest, turn: Turn) -> pb.ModelStreamInferResponse:
-        """Answer one request of a stream; its failure is told in its place."""
-        try:
-            response = await self._infer(request, turn=turn)
-        except Exception as error:  # noqa: BLE001
-            refusal = refuse(error, "a request of ModelStreamInfer")
-            nothing = pb.ModelInferResponse(id=request.id)
-            return pb.ModelStreamInferResponse(error_message=refusal.message, infer_response=nothing)
+        """Answer one request of a stream."""
+        response = await self._infer(request, turn=turn)
         if request.parameters["triton_enable_empty_final_response"].bool_param:
             response.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=response)
+
+
+def _write_failure(request: pb.ModelInferRequest, refusal: Refusal) -> pb.ModelStreamInferResponse:
+    nothing = pb.ModelInferResponse(id=request.id)
+    return pb.ModelStreamInferResponse(error_message=refusal.message, infer_response=nothing)
 
 
 async def _gather(answers: Sequence[Coroutine[None, None, Written]]) -> list[Written]:

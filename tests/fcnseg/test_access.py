@@ -68,7 +68,9 @@ def test_a_token_that_is_none_is_refused_and_not_repeated(token: str) -> None:
     assert not token or token not in str(caught.value)
 
 
-@pytest.mark.parametrize("server", ["example.org:50051", "10.0.0.1:50051", "dns:///localhost:50051"])
+@pytest.mark.parametrize(
+    "server", ["example.org:50051", "10.0.0.1:50051", "dns:///localhost:50051", "ipv4:127.0.0.1:1,10.0.0.1:1"]
+)
 def test_a_token_goes_to_another_machine_over_tls_alone(server: str) -> None:
     for make in (Client, AsyncClient):
         with pytest.raises(UsageError, match=r"unencrypted, .*--tls or --ca FILE.*--token-in-clear") as caught:

@@ -102,7 +102,9 @@ class Busy:
         return [after - before for before, after in itertools.pairwise(self.times)]
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE])
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED]
+)
 def test_a_request_is_sent_again_after_growing_pauses(code: grpc.StatusCode) -> None:
     busy = Busy(2, code)
     with server_that_answers(busy) as address, Client(address) as client:

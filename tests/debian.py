@@ -1,0 +1,47 @@
+"""Programs that Debian packages, which some tests start; where they are not installed, those tests skip and say so."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+_SBIN = "/usr/sbin"
+
+
+def needs(program: str, package: str) -> pytest.MarkDecorator:
+    """Skip a test where a program is not installed."""
+    reason = f"needs {program}; run 'apt-get install --no-install-recommends {package}'"
+    return pytest.mark.skipif(_find(program) is None, reason=reason)
+
+
+@contextmanager
+def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Let a program run, its output in a file, and end it."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(_located(command), stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def output_of(command: Sequence[str]) -> str:
+    """Return what a program writes; fail where it fails."""
+    done = subprocess.run(_located(command), capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def _find(program: str) -> str | None:
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{_SBIN}")
+
+
+def _located(command: Sequence[str]) -> list[str]:
+    program = _find(command[0])
+    assert program is not None
+    return [program, *command[1:]]
