@@ -33,14 +33,9 @@ class Administration:
             NotOpenedError: One of its files cannot be opened; what was served still is.
         """
         _require_name(name)
-        try:
-            await asyncio.to_thread(self._registry.reload if anew else self._registry.load, name)
-        except ModelNotFoundError:
-            raise
-        except FcnsegError as error:
-            _log.warning("model %r stays as it was: %s", name, error)
-            reason = await asyncio.to_thread(self._tell, name, str(error))
-            raise NotOpenedError(f"model {quote(name)} stays as it was: {reason}") from error
+        problem = await asyncio.to_thread(self._try_to_load, name, anew=anew)
+        if problem is not None:
+            raise NotOpenedError(f"model {quote(name)} stays as it was: {problem}")
 
     async def unload(self, name: str, version: str = "") -> None:
         """Take a model, or one version of it, from service.
@@ -51,6 +46,17 @@ class Administration:
         """
         _require_name(name)
         await asyncio.to_thread(self._registry.unload, name, version)
+
+    def _try_to_load(self, name: str, *, anew: bool) -> str | None:
+        """Load a model, and return why it cannot be opened; the error ends here, and what its frames hold with it."""
+        try:
+            (self._registry.reload if anew else self._registry.load)(name)
+        except ModelNotFoundError:
+            raise
+        except FcnsegError as error:
+            _log.warning("model %r stays as it was: %s", name, error)
+            return self._tell(name, str(error))
+        return None
 
     def _tell(self, name: str, message: str) -> str:
         """Return why a model cannot be opened, without where the server keeps its files."""
