@@ -1,7 +1,7 @@
 # The targets a newcomer needs: `make quickstart` and `make test`. Environments are made on first use and again only
 # when pyproject.toml changes.
 PYTHON ?= python3
-PROTO := proto/fcnseg/v1/segmentation.proto proto/serving/oip/inference.proto
+PROTO := $(wildcard proto/fcnseg/v1/*.proto) proto/serving/oip/inference.proto
 STUBS := --python_out=. --pyi_out=. --grpc_python_out=.
 # The stubs carry the version that made them as the floor of the grpcio that runs them.
 GRPC_TOOLS := grpcio-tools==1.76.0
@@ -50,7 +50,7 @@ proto-fresh: .venv-proto/installed
 
 contract: .venv/installed-dev  ## The wire contracts' style, and that clients of what was published are still understood
 	.venv/bin/buf lint
-	.venv/bin/buf breaking --against tests/contract/segmentation_v1.binpb
+	for published in tests/contract/*_v1.binpb; do .venv/bin/buf breaking --against $$published || exit 1; done
 
 clean:  ## Remove environments, builds and what the quickstart left
 	rm -rf .venv .venv-runtime .venv-proto .venv-triton build dist quickstart

@@ -25,7 +25,9 @@ from fcnseg.query import ImageSource, OverlayQuery, SegmentQuery, StreamSource
 from fcnseg.regions import RegionQuery
 from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
 from fcnseg.tls import ClientTls
+from fcnseg.v1 import model_admin_pb2 as admin_pb
 from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from fcnseg.wire import read_model, read_models
 
@@ -61,6 +63,7 @@ class AsyncClient:
         else:
             self._channel = grpc.aio.secure_channel(server, access.tls.credentials(), options)
         self._open_stub = SegmentationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
+        self._open_admin = ModelAdminServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -130,6 +133,24 @@ class AsyncClient:
         response: pb.GetModelResponse = await self._call(self._stub.GetModel, request)
         return read_model(response.model)
 
+    async def load_model(self, model: str) -> tuple[RemoteModel, ...]:
+        """Let the server serve what its repository holds of a model now; as `Client.load_model`."""
+        request = admin_pb.LoadModelRequest(model_name=model)
+        response: admin_pb.LoadModelResponse = await self._call(self._admin.LoadModel, request)
+        return read_models(response.models)
+
+    async def unload_model(self, model: str, version: str = "") -> tuple[RemoteModel, ...]:
+        """Take a model from service; as `Client.unload_model`."""
+        request = admin_pb.UnloadModelRequest(model_name=model, model_version=version)
+        response: admin_pb.UnloadModelResponse = await self._call(self._admin.UnloadModel, request)
+        return read_models(response.models)
+
+    async def reload_model(self, model: str) -> tuple[RemoteModel, ...]:
+        """Let the server open a model anew; as `Client.reload_model`."""
+        request = admin_pb.ReloadModelRequest(model_name=model)
+        response: admin_pb.ReloadModelResponse = await self._call(self._admin.ReloadModel, request)
+        return read_models(response.models)
+
     async def wait_until_ready(self, timeout_s: float) -> None:
         """Wait until the server answers; as `Client.wait_until_ready`."""
         await self._call(self._stub.ListModels, pb.ListModelsRequest(), wait_s=timeout_s)
@@ -161,6 +182,11 @@ class AsyncClient:
     def _stub(self) -> SegmentationServiceStub:
         self._exchange.require_open(closed=self._closed)
         return self._open_stub
+
+    @property
+    def _admin(self) -> ModelAdminServiceStub:
+        self._exchange.require_open(closed=self._closed)
+        return self._open_admin
 
 
 class _Stream:

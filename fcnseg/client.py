@@ -24,7 +24,9 @@ from fcnseg.query import ImageSource, OverlayQuery, SegmentQuery, StreamSource
 from fcnseg.regions import RegionQuery
 from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
 from fcnseg.tls import ClientTls
+from fcnseg.v1 import model_admin_pb2 as admin_pb
 from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from fcnseg.wire import read_model, read_models
 
@@ -73,6 +75,7 @@ class Client:
         else:
             self._channel = grpc.secure_channel(server, access.tls.credentials(), options)
         self._open_stub = SegmentationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
+        self._open_admin = ModelAdminServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -199,6 +202,55 @@ class Client:
         response: pb.GetModelResponse = self._call(self._stub.GetModel, request)
         return read_model(response.model)
 
+    def load_model(self, model: str) -> tuple[RemoteModel, ...]:
+        """Let the server serve what its repository holds of a model now, and return all models that it serves then.
+
+        Versions that are new or have changed take the place of the old ones, with no request failed. It takes as long
+        as they take to open and to warm.
+
+        Args:
+            model: The model's name.
+
+        Raises:
+            RemoteModelNotFoundError: The repository holds no such model.
+            RemoteModelFileError: A version cannot be opened; all stays as it was.
+            UnauthenticatedError: The server wants a token, and knows none like that given.
+            PermissionDeniedError: The server does not let the client change what it serves.
+            RequestError: The server could not be reached, or failed; of the kinds of `segment`.
+        """
+        request = admin_pb.LoadModelRequest(model_name=model)
+        response: admin_pb.LoadModelResponse = self._call(self._admin.LoadModel, request)
+        return read_models(response.models)
+
+    def unload_model(self, model: str, version: str = "") -> tuple[RemoteModel, ...]:
+        """Take a model from service until it is loaded again, and return all models that are served then.
+
+        Args:
+            model: The model's name.
+            version: The version; empty stands for all of them.
+
+        Raises:
+            RemoteModelNotFoundError: No such model or version is served.
+            RequestError: As for `load_model`.
+        """
+        request = admin_pb.UnloadModelRequest(model_name=model, model_version=version)
+        response: admin_pb.UnloadModelResponse = self._call(self._admin.UnloadModel, request)
+        return read_models(response.models)
+
+    def reload_model(self, model: str) -> tuple[RemoteModel, ...]:
+        """Let the server open a model that it serves anew, whether its files have changed or not; else as `load_model`.
+
+        Args:
+            model: The model's name.
+
+        Raises:
+            RemoteModelNotFoundError: No such model is served, or the repository no longer holds it.
+            RequestError: As for `load_model`.
+        """
+        request = admin_pb.ReloadModelRequest(model_name=model)
+        response: admin_pb.ReloadModelResponse = self._call(self._admin.ReloadModel, request)
+        return read_models(response.models)
+
     def wait_until_ready(self, timeout_s: float) -> None:
         """Wait until the server answers.
 
@@ -233,6 +285,11 @@ class Client:
     def _stub(self) -> SegmentationServiceStub:
         self._exchange.require_open(closed=self._closed)
         return self._open_stub
+
+    @property
+    def _admin(self) -> ModelAdminServiceStub:
+        self._exchange.require_open(closed=self._closed)
+        return self._open_admin
 
 
 class _Stream:

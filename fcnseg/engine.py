@@ -13,8 +13,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from fcnseg.errors import DeviceError, ModelFileError
-from fcnseg.model_file import ModelInfo, read_info
+from fcnseg.model_file import ModelInfo, read_info, require_model_file
 from fcnseg.placement import Probe, probe, require_device
+from fcnseg.trial import try_out
 from fcnseg.types import ClassMap
 
 _FATAL_ONLY = 4  # what fails raises; onnxruntime would print it too
@@ -98,15 +99,13 @@ class Engine:
         self.path = path = Path(path)
         self.options = options
         self.device = resolve_device(device)
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise ModelFileError(f"model file {path} {what}; make one with 'fcnseg heatmap' or 'fcnseg export'")
+        require_model_file(path)
+        self.info = try_out(path, options.threads)
         proving = options.prove or self.device != "cpu"
         with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
             profiles = Path(folder) if proving else None
             session = _open_session(path, self.device, options, profiles)
             self._session: onnxruntime.InferenceSession | None = session
-            self.info = read_info(session, path)
             self.probe = self._prove(session, path, profiles) if profiles is not None else None
         if self.probe is not None and self.device != "cpu":
             require_device(self.probe.placements, self.provider, self.device)

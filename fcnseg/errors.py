@@ -16,6 +16,7 @@ FcnsegError
 └── RequestError          a server that could not be reached or refused a request
     ├── InvalidRequestError       a field without a valid value
     ├── RemoteModelNotFoundError  a model or version that the server does not hold
+    ├── RemoteModelFileError      a model that the server cannot open
     ├── UnauthenticatedError      no token, or one that the server does not know
     ├── PermissionDeniedError     a request that its token does not allow
     ├── ServerOverloadedError     a server that has as much to do as it may
@@ -151,6 +152,13 @@ class RemoteModelNotFoundError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "NOT_FOUND")
+
+
+class RemoteModelFileError(RequestError):
+    """A server cannot open a model's files; what it served before it still serves."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "FAILED_PRECONDITION")
 
 
 class UnauthenticatedError(RequestError):

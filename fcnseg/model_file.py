@@ -17,12 +17,13 @@ from fcnseg.errors import ModelFileError
 from fcnseg.geometry import Geometry
 from fcnseg.layers import Layer
 from fcnseg.model_card import ModelCard
+from fcnseg.model_grammar import require_plain
 from fcnseg.types import LabelMap, Rgb
 
 METADATA_KEY = "fcnseg"
 INPUTS = ("image",)
 OUTPUTS = ("class_map", "heatmap", "confidence")
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # what fails raises; onnxruntime would print it too
 CELL_RESOLUTION_ABOVE = 64
 """Above this many classes, the class map is the arg-max at the cells, enlarged by nearest.
 
@@ -122,19 +123,36 @@ def read_model_info(path: Path) -> ModelInfo:
     Raises:
         ModelFileError: The file is not there or is not a valid fcnseg model.
     """
+    require_model_file(path)
+    return read_info(open_unprepared(path, onnxruntime.SessionOptions()), path)
+
+
+def require_model_file(path: Path) -> None:
+    """Check that a file is there, and holds nothing but a model.
+
+    Raises:
+        ModelFileError: It does not; the message says why.
+    """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ModelFileError(f"model file {path} {what}; make one with 'fcnseg heatmap' or 'fcnseg export'")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    require_plain(path)
+
+
+def open_unprepared(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """Open a model file on the CPU as it stands: nothing is computed ahead, no weights are laid out anew.
+
+    Raises:
+        ModelFileError: onnxruntime cannot open it.
+    """
+    options.log_severity_level = _FATAL_ONLY
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         reason = " ".join(str(error).split())
         raise ModelFileError(f"{path} is not an ONNX file that onnxruntime can open: {reason}") from error
-    return read_info(session, path)
 
 
 def read_info(session: onnxruntime.InferenceSession, path: Path) -> ModelInfo:
@@ -143,7 +161,10 @@ def read_info(session: onnxruntime.InferenceSession, path: Path) -> ModelInfo:
     Raises:
         ModelFileError: The file was not made by fcnseg, or its inputs and outputs are not those it promises.
     """
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    try:
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"{path} has metadata that is no UTF-8 text: {error}; export the model again") from error
     if text is None:
         raise ModelFileError(
             f"{path} is an ONNX file without the metadata property {METADATA_KEY!r} that tells classes and geometry;"

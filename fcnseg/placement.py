@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -19,6 +19,8 @@ import onnxruntime
 from fcnseg.errors import DeviceError
 from fcnseg.geometry import Geometry
 
+Event: TypeAlias = Mapping[str, Any]
+"""An entry of onnxruntime's profile."""
 _PROBE_SIDE = 128
 _SHAPE_READERS = {"Shape", "Size"}  # they look at no data, whatever its size
 
@@ -72,7 +74,7 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry) -> Probe:
         events = json.loads(path.read_text())
     finally:
         path.unlink()
-    runs = _split_into_runs(events)
+    runs = node_runs(events)
     pixels = [padded_y * padded_x, padded_y * padded_x]
     pixels += [(padded_y + geometry.y.alignment) * padded_x, padded_y * (padded_x + geometry.x.alignment)]
     peaks = [max(int(event["args"].get("mem_in_use_peak", 0)) for event in nodes) for nodes in runs]
@@ -94,13 +96,10 @@ def require_device(placements: Iterable[Placement], provider: str, device: str) 
         )
 
 
-_Event = Mapping[str, Any]
-
-
-def _split_into_runs(events: Sequence[_Event]) -> list[list[_Event]]:
+def node_runs(events: Sequence[Event]) -> list[list[Event]]:
     """Return the node events of each run, in their order; a run's own event ends it."""
-    runs: list[list[_Event]] = []
-    nodes: list[_Event] = []
+    runs: list[list[Event]] = []
+    nodes: list[Event] = []
     for event in sorted(events, key=lambda event: int(event["ts"]) + int(event["dur"])):
         if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):
             nodes.append(event)
@@ -110,7 +109,7 @@ def _split_into_runs(events: Sequence[_Event]) -> list[list[_Event]]:
     return runs
 
 
-def _read_placements(runs: Sequence[Sequence[_Event]]) -> tuple[Placement, ...]:
+def _read_placements(runs: Sequence[Sequence[Event]]) -> tuple[Placement, ...]:
     """Read what ran where in four runs: small without confidence, then small, higher and wider with it."""
     plain, small, higher, wider = map(_tensor_sizes, runs)
     counts: Counter[tuple[str, str, bool]] = Counter()
@@ -133,7 +132,7 @@ class _Node:
     number: int
 
 
-def _tensor_sizes(events: Iterable[_Event]) -> dict[_Node, list[int]]:
+def _tensor_sizes(events: Iterable[Event]) -> dict[_Node, list[int]]:
     """Return the number of elements of every input and output of every node."""
     seen: Counter[str] = Counter()
     sizes = {}

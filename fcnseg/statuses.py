@@ -14,6 +14,7 @@ from fcnseg.errors import (
     FieldViolation,
     InvalidRequestError,
     PermissionDeniedError,
+    RemoteModelFileError,
     RemoteModelNotFoundError,
     RequestError,
     RequestTimeoutError,
@@ -29,6 +30,7 @@ _REMEDIES = ("ask again", "go on with another")
 _NO_HANDSHAKE = "handshake failed"
 _CUT_OFF = "Socket closed"
 _TOLD_AS_IT_IS: dict[grpc.StatusCode, Callable[[str], RequestError]] = {
+    grpc.StatusCode.FAILED_PRECONDITION: RemoteModelFileError,
     grpc.StatusCode.NOT_FOUND: RemoteModelNotFoundError,
     grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,

@@ -88,6 +88,10 @@ class ForbiddenError(FcnsegError):
     """The caller may not call the method."""
 
 
+class NotOpenedError(FcnsegError):
+    """A model's file cannot be opened, so that what was served before still is; the message names no path."""
+
+
 class TooLateError(RefusedError):
     """The request's deadline passed before its answer was there."""
 

@@ -9,6 +9,8 @@ import grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 
 from fcnseg.errors import FcnsegError
+from serving.admin_servicer import METHODS as MODEL_ADMIN_METHODS
+from serving.admin_servicer import SERVICE as MODEL_ADMIN_SERVICE
 from serving.allowance import Allowance
 from serving.errors import AllowanceError, ForbiddenError, NoTokenError
 from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 ADMIN_METHODS = frozenset(
-    f"/{INFERENCE_SERVICE}/{method}" for method in ("RepositoryModelLoad", "RepositoryModelUnload")
+    {
+        f"/{INFERENCE_SERVICE}/RepositoryModelLoad",
+        f"/{INFERENCE_SERVICE}/RepositoryModelUnload",
+        *(f"/{MODEL_ADMIN_SERVICE}/{method}" for method in MODEL_ADMIN_METHODS),
+    }
 )
 """The methods that change what is served."""
 _OPEN_SERVICE = f"/{HEALTH_SERVICE}/"

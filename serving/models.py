@@ -281,22 +281,33 @@ class ModelRegistry:
             DeviceError: The device cannot run it.
         """
         with self._changing:
-            found = [source for source in self.sources() if source.name == name]
-            if not found:
-                raise ModelNotFoundError(f"no model {quote(name)} in the repository")
-            self._replace(name, found)
+            self._replace(name, self._sources_of(name))
 
-    def unload(self, name: str) -> None:
-        """Take all versions of a model from service, and close them when what is under way is done.
+    def reload(self, name: str) -> None:
+        """Open a model's files again, changed or not; else as `load`.
 
         Raises:
-            ModelNotFoundError: There is no such model.
+            ModelNotFoundError: No such model is open, or the paths no longer hold it.
+            ModelFileError: One of its files is not a valid model.
+            DeviceError: The device cannot run it.
         """
         with self._changing:
-            names = dict.fromkeys(model.name for model in self._models)
-            if name not in names:
-                raise ModelNotFoundError(f"no model {quote(name)} on this server; {_there_are(names)}")
-            self._replace(name, [])
+            self.find(name, "")
+            self._replace(name, self._sources_of(name), anew=True)
+
+    def unload(self, name: str, version: str = "") -> None:
+        """Take a model from service, and close it when what is under way is done.
+
+        Args:
+            name: Its name.
+            version: Its version; empty stands for all of them.
+
+        Raises:
+            ModelNotFoundError: There is no such model or version.
+        """
+        with self._changing:
+            self.find(name, version)
+            self._serve(name, [m for m in self._models if m.name == name and version and m.version != version])
 
     def refresh(self) -> None:
         """Make all models what the paths hold now; what cannot be opened is logged once and stays as it was."""
@@ -319,8 +330,6 @@ class ModelRegistry:
                     self._log_failure(name, contents, error)
                 else:
                     self._failed.pop(name, None)
-                    versions = ", ".join(source.version for source in found)
-                    _log.info("model %r: %s", name, f"serving versions {versions}" if found else "no longer served")
 
     def close(self) -> None:
         """Stop the models' batchers; what waits is refused."""
@@ -328,10 +337,22 @@ class ModelRegistry:
             for model in self._models:
                 model.batcher.close()
 
-    def _replace(self, name: str, sources: Sequence[ModelSource]) -> None:
-        """Serve these versions of a model, in the place of those there are."""
+    def _sources_of(self, name: str) -> list[ModelSource]:
+        found = [source for source in self.sources() if source.name == name]
+        if not found:
+            raise ModelNotFoundError(f"no model {quote(name)} in the repository")
+        return found
+
+    def _replace(self, name: str, sources: Sequence[ModelSource], *, anew: bool = False) -> None:
+        """Open these versions of a model, but for those that are open, and serve them in the place of those there are.
+
+        Args:
+            name: The model.
+            sources: Its versions.
+            anew: Whether those that are open are opened again too.
+        """
         old = [model for model in self._models if model.name == name]
-        open_files = {(model.version, model.stamp): model for model in old}
+        open_files = {} if anew else {(model.version, model.stamp): model for model in old}
         versions: list[ServedModel] = []
         try:
             for source in sources:
@@ -342,7 +363,15 @@ class ModelRegistry:
         except Exception:
             self._retire([model for model in versions if model not in old])
             raise
+        self._serve(name, versions)
+
+    def _serve(self, name: str, versions: Sequence[ServedModel]) -> None:
+        """Let open versions of a model take the place of those there are, which are closed when nothing uses them."""
+        old = [model for model in self._models if model.name == name]
         self._swap((*(model for model in self._models if model.name != name), *versions))
+        if [*versions] != old:
+            numbers = ", ".join(model.version for model in versions)
+            _log.info("model %r: %s", name, f"serving versions {numbers}" if versions else "no longer served")
         self._retire([model for model in old if model not in versions])
 
     def _swap(self, models: Sequence[ServedModel]) -> None:

@@ -23,7 +23,11 @@ from fcnseg.allocator import release_freed_memory
 from fcnseg.errors import UsageError
 from fcnseg.images import ImageLimits
 from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.v1.model_admin_pb2_grpc import add_ModelAdminServiceServicer_to_server
 from fcnseg.v1.segmentation_pb2_grpc import add_SegmentationServiceServicer_to_server
+from serving.admin_servicer import SERVICE as MODEL_ADMIN_SERVICE
+from serving.admin_servicer import ModelAdminServicer
+from serving.administration import Administration
 from serving.connections import ConnectionConfig
 from serving.drain import CallCounter
 from serving.interceptor import ErrorInterceptor
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
-_SERVICES = ("", SERVICE, INFERENCE_SERVICE)
+_SERVICES = (SERVICE, MODEL_ADMIN_SERVICE, INFERENCE_SERVICE)
 _RAW_BYTES_PER_PIXEL = 3
 # Room beside the image: an image just beyond its limit still reaches the check that names the field.
 _MESSAGE_SLACK_BYTES = 1 << 20
@@ -123,13 +127,14 @@ class Server:
         )
         servicer = SegmentationServicer(registry, self._pipeline, self._calls, largest_request(config.limits))
         add_SegmentationServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call] # generated
-        inference = InferenceServicer(registry, self._pipeline, self._calls, self._health)
+        administration = Administration(registry)
+        admin = ModelAdminServicer(administration, servicer.describe_models)
+        add_ModelAdminServiceServicer_to_server(admin, self._server)  # type: ignore[no-untyped-call] # generated
+        inference = InferenceServicer(registry, administration, self._pipeline, self._calls, self._health)
         add_GRPCInferenceServiceServicer_to_server(inference, self._server)  # type: ignore[no-untyped-call] # generated
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.security.reflection:
-            reflection.enable_server_reflection(
-                [SERVICE, INFERENCE_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME], self._server
-            )
+            reflection.enable_server_reflection([*_SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME], self._server)
 
     @property
     def http_address(self) -> str | None:
@@ -151,7 +156,7 @@ class Server:
             port = self._config.security.listen(self._server, f"{host}:{port}")
         except RuntimeError as error:
             raise UsageError(f"cannot listen on {host}:{port}; choose another with --host and --port") from error
-        for service in _SERVICES:
+        for service in ("", *_SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
         if (http_port := self._config.http_port) is not None:
@@ -161,7 +166,7 @@ class Server:
                 SideServer, self._config.host, http_port, self._collectors, self._ready.is_set
             )
         await asyncio.to_thread(self._registry.warm)
-        for service in _SERVICES:
+        for service in ("", *_SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         self._ready.set()
         self._chores.append(asyncio.create_task(self._tidy()))

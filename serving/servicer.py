@@ -64,17 +64,21 @@ class SegmentationServicer(SegmentationServiceServicer):
     ) -> pb.ListModelsResponse:
         """List the models there are."""
         del request, context
-        limits = self._pipeline.limits
-        models = [converters.write_model(model, limits, self._max_request_bytes) for model in self._registry.models]
-        return pb.ListModelsResponse(models=models)
+        return pb.ListModelsResponse(models=self.describe_models())
 
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, context: "Context"
     ) -> pb.GetModelResponse:
         """Describe one model."""
         del context
-        model = self._registry.find(request.model_name, request.model_version)
-        return pb.GetModelResponse(model=converters.write_model(model, self._pipeline.limits, self._max_request_bytes))
+        return pb.GetModelResponse(model=self._describe(self._registry.find(request.model_name, request.model_version)))
+
+    def describe_models(self) -> list[pb.Model]:
+        """Return all models as the contract describes them."""
+        return [self._describe(model) for model in self._registry.models]
+
+    def _describe(self, model: ServedModel) -> pb.Model:
+        return converters.write_model(model, self._pipeline.limits, self._max_request_bytes)
 
     async def _segment(
         self, request: pb.SegmentRequest, deadline: float = math.inf, turn: Turn | None = None

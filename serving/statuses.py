@@ -18,6 +18,7 @@ from serving.errors import (
     ForbiddenError,
     InvalidFieldError,
     NoTokenError,
+    NotOpenedError,
     OverloadedError,
     StoppingError,
     TooLateError,
@@ -91,6 +92,8 @@ def refuse(error: Exception, what: str) -> Refusal:
             code, message = grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE
         case ModelNotFoundError():
             code = grpc.StatusCode.NOT_FOUND
+        case NotOpenedError():
+            code = grpc.StatusCode.FAILED_PRECONDITION
         case NoTokenError():
             code = grpc.StatusCode.UNAUTHENTICATED
         case ForbiddenError():

@@ -26,7 +26,8 @@ STRIDE = 2
 ALIGNMENT = 4
 _OPSET = 20
 _IR_VERSION = 10
-_WORK_SIZE = 192
+_WORK_SIZE = 768
+_ROUNDS_PER_PRODUCT = 64
 
 
 def write_tiny_model(
@@ -35,7 +36,6 @@ def write_tiny_model(
     class_count: int = 3,
     class_names: tuple[str, ...] | None = None,
     licence: str | None = None,
-    fails: bool = False,
     fails_on_magenta: bool = False,
     work_rounds: int = 0,
 ) -> Path:
@@ -46,15 +46,11 @@ def write_tiny_model(
         class_count: K; beyond 256 the class map is uint16.
         class_names: Names of the K classes; the default is red, green, blue, or `class 0`, `class 1`, ...
         licence: The metadata's licence note.
-        fails: Whether every run fails inside the graph, at a Reshape that cannot fit.
         fails_on_magenta: Whether a run fails inside the graph where the first pixel of an image is (255, 0, 255).
-        work_rounds: Matrix products to compute for nothing, to make a run last (about 0.1 ms each on one core).
+        work_rounds: How much to compute for nothing, to make a run last: about 0.1 ms each on one core.
     """
     graph = _Graph()
     scores = _cell_scores(graph, class_count)
-    if fails:
-        graph.add("Reshape", [graph.add("Cast", ["image"], to=TensorProto.FLOAT), graph.constant([7])], "seven")
-        scores = graph.add("Add", [scores, graph.add("Mul", [_sum(graph, "seven"), graph.constant(np.float32(0))])])
     if fails_on_magenta:
         scores = graph.add("Add", [scores, _fail_on_magenta(graph)])
     if work_rounds:
@@ -230,30 +226,14 @@ def _fail_on_magenta(graph: _Graph) -> str:
 
 
 def _idle_work(graph: _Graph, rounds: int) -> str:
-    """Add a loop of `rounds` matrix products and return a scalar zero that depends on them."""
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["going"], ["still_going"]),
-            helper.make_node("MatMul", ["state", "state"], ["product"]),
-            helper.make_node("Mul", ["product", "shrink"], ["next_state"]),
-        ],
-        "work",
-        [
-            helper.make_tensor_value_info("round", TensorProto.INT64, []),
-            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("state", TensorProto.FLOAT, [_WORK_SIZE, _WORK_SIZE]),
-        ],
-        [
-            helper.make_tensor_value_info("still_going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("next_state", TensorProto.FLOAT, [_WORK_SIZE, _WORK_SIZE]),
-        ],
-        [numpy_helper.from_array(np.float32(1 / _WORK_SIZE), "shrink")],
-    )
-    # The loop's state comes from the image, so that it cannot be computed ahead of the run.
-    first = graph.add(
+    """Add matrix products that take as long as `rounds` small ones, and return a scalar zero that depends on them."""
+    # Matrices come from the image, and their size from its height: nothing is computed ahead of runs.
+    height = graph.add("Slice", ["image_size", graph.constant([0]), graph.constant([1])])
+    side = graph.add("Add", [graph.add("Mod", [height, graph.constant([2 * ALIGNMENT])]), graph.constant([_WORK_SIZE])])
+    zero = graph.add(
         "Mul", [_sum(graph, graph.add("Cast", ["image"], to=TensorProto.FLOAT)), graph.constant(np.float32(0))]
     )
-    ones = graph.constant(np.ones((_WORK_SIZE, _WORK_SIZE), np.float32))
-    state = graph.add("Add", [ones, first])
-    last = graph.add("Loop", [graph.constant(np.int64(rounds)), "", state], body=body)
-    return graph.add("Mul", [_sum(graph, last), graph.constant(np.float32(0))])
+    state = graph.add("Expand", [zero, graph.add("Concat", [side, side], axis=0)])
+    for _ in range(-(-rounds // _ROUNDS_PER_PRODUCT)):
+        state = graph.add("MatMul", [state, state])
+    return graph.add("Mul", [_sum(graph, state), graph.constant(np.float32(0))])

@@ -1,7 +1,6 @@
 """The inference service: convert, call, convert."""
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -12,12 +11,13 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
 from numpy.typing import NDArray
 
-from fcnseg.errors import FcnsegError, ModelNotFoundError
+from fcnseg.errors import ModelNotFoundError
 from fcnseg.masks import Encoding
+from serving.administration import Administration
 from serving.batcher import Executed
 from serving.calls import image_span
 from serving.drain import CallCounter
-from serving.errors import InvalidFieldError, quote
+from serving.errors import InvalidFieldError
 from serving.models import ModelRegistry, ServedModel
 from serving.oip import inference_pb2 as pb
 from serving.oip.descriptions import (
@@ -40,8 +40,6 @@ from serving.unary import deadline_of
 if TYPE_CHECKING:
     from serving.unary import Context
 
-_log = logging.getLogger(__name__)
-
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _LONGEST_TIMEOUT_US = 10**15
 
@@ -51,15 +49,22 @@ class InferenceServicer(GRPCInferenceServiceServicer):
 
     Args:
         registry: The models.
+        administration: Changes which they are.
         pipeline: Answers images.
         calls: Knows when the server stops, and waits for streams.
         health: The server's health, which its readiness is.
     """
 
     def __init__(
-        self, registry: ModelRegistry, pipeline: Pipeline, calls: CallCounter, health: health_aio.HealthServicer
+        self,
+        registry: ModelRegistry,
+        administration: Administration,
+        pipeline: Pipeline,
+        calls: CallCounter,
+        health: health_aio.HealthServicer,
     ) -> None:
         self._registry = registry
+        self._administration = administration
         self._pipeline = pipeline
         self._calls = calls
         self._health = health
@@ -150,20 +155,12 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.RepositoryModelLoadResponse:
         """Make a model what the repository holds of it now."""
         del context
-        name = _read_name(request)
+        _require_no_repository(request.repository_name)
         if request.parameters:
             raise InvalidFieldError(
                 "parameters", "the server takes no configuration or files from clients; put them into its repository"
             )
-        try:
-            await asyncio.to_thread(self._registry.load, name)
-        except ModelNotFoundError:
-            raise
-        except FcnsegError as error:  # its message may name files
-            _log.warning("model %r cannot be opened: %s", name, error)
-            raise InvalidFieldError(
-                "model_name", f"model {quote(name)} cannot be opened; the server's log tells why"
-            ) from error
+        await self._administration.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(  # noqa: N802
@@ -171,7 +168,8 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.RepositoryModelUnloadResponse:
         """Close all versions of a model."""
         del context
-        await asyncio.to_thread(self._registry.unload, _read_name(request))
+        _require_no_repository(request.repository_name)
+        await self._administration.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
     async def _infer(
@@ -253,13 +251,6 @@ def _read_deadline(request: pb.ModelInferRequest) -> float:
             "parameters", "parameter 'timeout' must be a whole number of microseconds, 0 for no limit"
         )
     return time.monotonic() + timeout / 1e6 if timeout else math.inf
-
-
-def _read_name(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:
-    _require_no_repository(request.repository_name)
-    if not request.model_name:
-        raise InvalidFieldError("model_name", "the request names no model; give model_name")
-    return request.model_name
 
 
 def _require_no_repository(name: str) -> None:

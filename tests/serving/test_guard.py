@@ -19,6 +19,7 @@ from fcnseg import AsyncClient, Client
 from fcnseg.errors import ServerOverloadedError, UnauthenticatedError, UsageError
 from fcnseg.images import ImageLimits
 from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.v1.model_admin_pb2 import LoadModelRequest
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.guard import ADMIN_METHODS
 from serving.oip import inference_pb2 as oip
@@ -29,6 +30,7 @@ from serving.tokens import Tokens, make_token
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import RunningServer, running_server
 
+CHANGES = ("RepositoryModelLoad", "RepositoryModelUnload", "LoadModel", "UnloadModel", "ReloadModel")
 RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 PERMISSION_DENIED = grpc.StatusCode.PERMISSION_DENIED
@@ -202,7 +204,8 @@ def change(server: RunningServer, *metadata: tuple[str, str]) -> set[tuple[grpc.
     """Return what becomes of every method that changes what is served."""
 
     def call(method: str) -> Call:
-        request = oip.RepositoryModelLoadRequest(model_name="nobody").SerializeToString()
+        of_oip = oip.RepositoryModelLoadRequest(model_name="nobody").SerializeToString()
+        request = of_oip if "inference" in method else LoadModelRequest(model_name="nobody").SerializeToString()
         return lambda channel, given: channel.unary_unary(method)(request, metadata=given, timeout=10)
 
     return {outcome(server, call(method), *metadata) for method in ADMIN_METHODS}
@@ -215,11 +218,11 @@ def codes(outcomes: set[tuple[grpc.StatusCode, str]]) -> set[grpc.StatusCode]:
 def test_models_are_loaded_and_unloaded_by_those_whose_token_says_so(
     guarded: RunningServer, tokens: TokensFile
 ) -> None:
-    assert {method.rpartition("/")[2] for method in ADMIN_METHODS} == {"RepositoryModelLoad", "RepositoryModelUnload"}
+    assert {method.rpartition("/")[2] for method in ADMIN_METHODS} == set(CHANGES)
     assert codes(change(guarded, bearer(tokens.admin))) == {grpc.StatusCode.NOT_FOUND}
     assert change(guarded, bearer(tokens.plain)) == {
-        (PERMISSION_DENIED, f"RepositoryModel{name} was refused: it needs a token whose line on the server says admin")
-        for name in ("Load", "Unload")
+        (PERMISSION_DENIED, f"{name} was refused: it needs a token whose line on the server says admin")
+        for name in CHANGES
     }
     assert codes(change(guarded)) == {UNAUTHENTICATED}
 

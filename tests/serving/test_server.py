@@ -91,6 +91,7 @@ def test_reflection_lists_and_describes_the_services(tiny_model: Path) -> None:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         listed, described = list(stub.ServerReflectionInfo(iter(requests), timeout=10))
     assert {s.name for s in listed.list_services_response.service} == {
+        "fcnseg.v1.ModelAdminService",
         "fcnseg.v1.SegmentationService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",

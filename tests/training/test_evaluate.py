@@ -247,8 +247,9 @@ def test_faulty_masks_are_refused_before_anything_is_measured(tiny_model: Path, 
 
 
 def test_nothing_is_written_when_the_model_fails_on_the_way(tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "model.onnx", fails=True)
-    data = write_dataset(tmp_path / "data", TRUTH, NAMES)
+    model = write_tiny_model(tmp_path / "model.onnx", fails_on_magenta=True)
+    magenta = np.full((*TRUTH.shape, 3), (255, 0, 255), np.uint8)
+    data = write_images(tmp_path / "data", [(magenta, TRUTH)], NAMES)
     result = run(model, data, "--json", tmp_path / "out.json", "--report", tmp_path / "out.html")
     assert result.exit_code != 0
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "data"}

@@ -54,8 +54,9 @@ def test_a_broken_image_is_reported_in_its_turn_and_the_others_are_done(segmente
 
 
 def test_a_model_that_fails_on_an_image_is_reported(tmp_path: Path) -> None:
-    broken = fcnseg.load(write_tiny_model(tmp_path / "m.onnx", fails=True), "cpu")
-    touch(tmp_path / "in", "a.png")
+    broken = fcnseg.load(write_tiny_model(tmp_path / "m.onnx", fails_on_magenta=True), "cpu")
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (7, 5), "magenta").save(tmp_path / "in" / "a.png")
     (result,) = segment_folder(broken, tmp_path / "in", tmp_path / "out")
     assert "Reshape" in str(result.error)
     assert not list((tmp_path / "out").glob("*.png"))

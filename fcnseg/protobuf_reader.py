@@ -1,0 +1,177 @@
+"""Reads protobuf messages by a grammar: lengths and numbers are read, what else a file holds stays where it is.
+
+https://protobuf.dev/programming-guides/encoding has the format. protobuf's own parser would hold a model's weights a
+second time, and makes an object of a hundred bytes of every two bytes of a file that is made for that.
+"""
+
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Kind: TypeAlias = Literal["number", "bytes"] | "Message"
+"""What a field holds: a number, bytes that are not looked into, or a message."""
+MOST_FIELDS = 150_000
+"""Of a file in all; a ResNet-50's has four thousand."""
+_LONGEST_VARINT = 10
+
+
+class BrokenError(Exception):
+    """The bytes are no messages."""
+
+
+class UnfitError(Exception):
+    """The grammar has no place for what a message holds; the error's text names it."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """What may stand in a kind of message.
+
+    Attributes:
+        name: What a person calls it.
+        once: Fields that it may give once, by number, with what they are called and hold.
+        repeated: Fields that it may give many times.
+        refused: What is found where one of these fields is.
+    """
+
+    name: str
+    once: Mapping[int, tuple[str, Kind]] = field(default_factory=dict)
+    repeated: Mapping[int, tuple[str, Kind]] = field(default_factory=dict)
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a field's bytes lie in the file."""
+
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """How many bytes they are."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Part:
+    """A message that was read: its fields by what they are called, in the order of the file.
+
+    Attributes:
+        numbers: Fields that hold numbers; a float is 0.
+        spans: Fields that hold bytes.
+        parts: Fields that hold messages.
+    """
+
+    numbers: dict[str, list[int]] = field(default_factory=dict)
+    spans: dict[str, list[Span]] = field(default_factory=dict)
+    parts: dict[str, list["Part"]] = field(default_factory=dict)
+
+    def number(self, name: str) -> int:
+        """Return the number of a field that is given once, 0 where it is not."""
+        return self.numbers.get(name, [0])[-1]
+
+    def all(self, name: str) -> list["Part"]:
+        """Return the messages of a field."""
+        return self.parts.get(name, [])
+
+
+class Reader:
+    """Reads messages of one file, up to `MOST_FIELDS`.
+
+    Args:
+        data: The file.
+    """
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._left = MOST_FIELDS
+
+    def message(self, kind: Message, span: Span) -> Part:
+        """Read a message.
+
+        Raises:
+            BrokenError: It ends too early, or is none.
+            UnfitError: The grammar has no place for what it holds, or the file holds too much.
+        """
+        part = Part()
+        seen: set[int] = set()
+        for number, value in self._fields(kind, span):
+            if number in kind.refused:
+                raise UnfitError(kind.refused[number])
+            name, expected = kind.once.get(number) or kind.repeated.get(number) or ("", "number")
+            if not name:
+                raise BrokenError(f"its {kind.name} has a field {number}, which ONNX does not know")
+            if number in kind.once and number in seen:
+                raise UnfitError(f"a {kind.name} that gives its {name} twice")
+            seen.add(number)
+            self._take(part, name, expected, value)
+        return part
+
+    def _take(self, part: Part, name: str, expected: Kind, value: int | Span) -> None:
+        if isinstance(expected, Message):
+            if isinstance(value, int):
+                raise BrokenError(f"a number stands for its {expected.name}")
+            part.parts.setdefault(name, []).append(self.message(expected, value))
+        elif expected == "number" and isinstance(value, Span):  # several in one, packed
+            part.numbers.setdefault(name, []).extend(self._packed(value))
+        elif isinstance(value, int):
+            part.numbers.setdefault(name, []).append(value)
+        else:
+            part.spans.setdefault(name, []).append(value)
+
+    def _fields(self, kind: Message, span: Span) -> Iterator[tuple[int, int | Span]]:
+        at = span.start
+        while at < span.end:
+            self._count()
+            tag, at = self._varint(at, span.end)
+            number, wire = tag >> 3, tag & 7
+            value: int | Span
+            if wire == 0:
+                value, at = self._varint(at, span.end)
+            elif wire in {1, 2, 5}:
+                length = {1: 8, 5: 4}.get(wire, 0)
+                if wire == 2:
+                    length, at = self._varint(at, span.end)
+                if length > span.end - at:
+                    raise BrokenError(f"it ends within its {kind.name}")
+                value, at = (0 if wire != 2 else Span(at, at + length)), at + length
+            else:
+                raise BrokenError(f"its {kind.name} has bytes of no meaning")
+            yield number, value
+
+    def _packed(self, span: Span) -> Iterator[int]:
+        at = span.start
+        while at < span.end:
+            self._count()
+            value, at = self._varint(at, span.end)
+            yield value
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise UnfitError(f"more than {MOST_FIELDS} fields")
+
+    def text(self, part: Part, name: str) -> str:
+        """Return the text of a field that is given once, empty where it is not."""
+        spans = part.spans.get(name, [])
+        return self._text(spans[-1]) if spans else ""
+
+    def texts(self, part: Part, name: str) -> list[str]:
+        """Return the texts of a field."""
+        return [self._text(span) for span in part.spans.get(name, [])]
+
+    def _text(self, span: Span) -> str:
+        return self._data[span.start : span.end].decode(errors="replace")
+
+    def _varint(self, at: int, end: int) -> tuple[int, int]:
+        value = shift = 0
+        while at < end and shift < 7 * _LONGEST_VARINT:
+            byte = self._data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value, at
+            shift += 7
+        raise BrokenError("it ends within a number" if at >= end else "a number in it is too long")
