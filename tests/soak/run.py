@@ -1,0 +1,263 @@
+"""A soak: a real server under everything that clients and operators do to one, in rounds with a rest after each."""
+
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests import http2
+from tests.scraping import scrape
+from tests.server_process import ServerProcess, free_port, server_process
+from tests.soak.clients import Caller
+from tests.soak.gauge import MIB, Held, growth
+from tests.soak.repository import Repository
+from tests.soak.samples import Pool
+from tests.soak.strangers import Stranger
+from tests.soak.tally import Tally
+
+ROUNDS = 5
+CALLERS, STRANGERS = 6, 4
+_WATCH_S = 0.5
+_GRACE_S = 5.0
+_SETTLE_S = 30.0
+_TIDIED_S = 12.0  # the server gives memory back when it has been idle for 10 s
+_SAMPLE_S = 0.25
+_OPTIONS = (
+    *("--watch", str(_WATCH_S), "--http-port", "0", "--grace", str(_GRACE_S), "--log-format", "json"),
+    *("--max-batch", "4", "--max-delay-ms", "1", "--runners", "2", "--max-queue", "12"),
+    *("--max-memory", str(1024 * MIB)),
+)
+# Memory is judged by two readings, both of them taken while the same models are served. Under load it may not grow by
+# more than the C library keeps for later (see fcnseg/allocator.py), at rest by what fragments of it hold: the size of a
+# session of onnxruntime for one of the small nets here, where hundreds were opened and closed.
+_GROWTH_UNDER_LOAD = 0.10, 48 * MIB
+_GROWTH_AT_REST = 0.05, 24 * MIB
+# gRPC's threads come with the load and go after half a minute without it.
+_MORE_THREADS, _MORE_FILES = 4, 2
+_SHORTEST_JUDGED_S = 120.0
+
+
+@dataclass
+class Report:
+    """What a soak found.
+
+    Attributes:
+        tally: What clients saw.
+        changes: How often each change was made to the models.
+        fresh: What the server held before the load.
+        rests: What it held at rest after each round.
+        under_load: Resident bytes under load, four times a second.
+        exit_code: What the server ended with; None where it did not end.
+        seconds: Seconds of load.
+    """
+
+    tally: Tally = field(default_factory=Tally)
+    changes: dict[str, int] = field(default_factory=dict)
+    fresh: Held | None = None
+    rests: list[Held] = field(default_factory=list)
+    under_load: list[int] = field(default_factory=list)
+    exit_code: int | None = None
+    seconds: float = 0.0
+
+    @property
+    def problems(self) -> list[str]:
+        """What broke a law, one line each; empty where the soak was passed."""
+        return self.tally.problems
+
+    def __str__(self) -> str:
+        calls = self.tally.by_kind()
+        lines = [f"{self.seconds:.0f} s of load, {sum(self.tally.calls.values())} calls and images of streams:"]
+        lines += [
+            f"  {kind:28s} {', '.join(f'{code} {count}' for code, count in codes.items())}"
+            for kind, codes in calls.items()
+        ]
+        checked = ", ".join(f"{name} {count}" for name, count in sorted(self.tally.checked.items()))
+        lines.append(f"answers compared with offline ones: {sum(self.tally.checked.values())} ({checked})")
+        lines.append(
+            f"changes of models: {', '.join(f'{name} {count}' for name, count in sorted(self.changes.items()))}"
+        )
+        lines.append(f"before the load: {self.fresh}")
+        lines += [f"at rest after round {i}: {held}" for i, held in enumerate(self.rests, start=1)]
+        if len(self.under_load) >= ROUNDS:
+            early, late = growth(self.under_load)
+            lines.append(
+                f"memory under load: {early / MIB:.0f} MiB in the second fifth, {late / MIB:.0f} MiB in the last"
+                f" (medians), {max(self.under_load) / MIB:.0f} MiB at most"
+            )
+        lines.append(f"exit code: {self.exit_code}")
+        lines += [f"PROBLEM: {line}" for line in self.problems] or ["no law was broken"]
+        return "\n".join(lines)
+
+
+def soak(
+    folder: Path,
+    seconds: float,
+    seed: int,
+    tell: Callable[[str], None] = lambda _: None,
+    *,
+    options: Sequence[str] = (),
+    tidied: bool = True,
+) -> Report:
+    """Soak a server.
+
+    Args:
+        folder: An empty folder for models and the log.
+        seconds: Seconds of load, in `ROUNDS` rounds.
+        seed: What the random choices follow from, as far as threads allow.
+        tell: Takes a line of progress now and then.
+        options: More options of `fcnseg serve`.
+        tidied: Whether to wait at each rest until the server has given back what it freed.
+    """
+    report = Report()
+    rng = random.Random(seed)
+    repository = Repository(folder, rng)
+    pool = Pool(rng)
+    log = folder / "server.log"
+    with server_process(repository.folder, free_port(), (*_OPTIONS, *options), log) as server:
+        report.fresh = Held.by(server.pid)
+        tell(f"serving at {server.address}: {report.fresh}")
+        for number in range(1, ROUNDS + 1):
+            tell(f"round {number} of {ROUNDS}")
+            with _load(server, repository, pool, report, rng):
+                _watch(server, report, seconds / ROUNDS, tell)
+            if server.exit_code is not None:
+                report.tally.problem(f"the server ended with {server.exit_code} under load")
+                break
+            repository.settle()
+            report.rests.append(_rest(server, repository, report, _TIDIED_S if tidied else 0.0))
+            tell(f"at rest: {report.rests[-1]}")
+        else:
+            with _lingering(server):
+                try:
+                    report.exit_code = server.stop(_GRACE_S + 20)
+                except TimeoutError:
+                    report.tally.problem("the server did not end on SIGTERM")
+            if report.exit_code != 0:
+                report.tally.problem(f"the server ended with {report.exit_code} on SIGTERM")
+    report.changes = repository.changes
+    _judge_log(log, report)
+    _judge_held(report)
+    return report
+
+
+@contextmanager
+def _load(
+    server: ServerProcess, repository: Repository, pool: Pool, report: Report, rng: random.Random
+) -> Iterator[None]:
+    """Let clients, strangers and an operator loose on a server; when the block ends, they end."""
+    stopping = threading.Event()
+    assert server.http_address is not None
+    seeds = [random.Random(rng.getrandbits(64)) for _ in range(CALLERS + STRANGERS)]
+    callers = [
+        Caller(server.address, server.http_address, repository, pool, report.tally, own) for own in seeds[:CALLERS]
+    ]
+    strangers = [Stranger(server.address, server.http_address, report.tally, own) for own in seeds[CALLERS:]]
+    threads = [threading.Thread(target=each.run, args=(stopping,), daemon=True) for each in (*callers, *strangers)]
+    threads.append(threading.Thread(target=repository.churn, args=(stopping, 3 * _WATCH_S), daemon=True))
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        end = time.monotonic() + _SETTLE_S
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+            if thread.is_alive():
+                report.tally.problem(f"a call did not end within {_SETTLE_S:g} s of the load's end")
+
+
+def _watch(server: ServerProcess, report: Report, seconds: float, tell: Callable[[str], None]) -> None:
+    """Take the server's memory under load, for so long."""
+    began = told = time.monotonic()
+    while (now := time.monotonic()) < began + seconds and server.exit_code is None:
+        held = Held.by(server.pid)
+        report.under_load.append(held.memory)
+        if now > told + 15:
+            told = now
+            done, checked = sum(report.tally.calls.values()), sum(report.tally.checked.values())
+            tell(f"{report.seconds + now - began:.0f} s: {done} calls, {checked} answers checked; {held}")
+        time.sleep(_SAMPLE_S)
+    report.seconds += time.monotonic() - began
+
+
+def _rest(server: ServerProcess, repository: Repository, report: Report, pause_s: float) -> Held:
+    """Wait until nothing is under way and only the settled models are served; return what the server holds then."""
+    assert server.http_address is not None
+    end = time.monotonic() + _SETTLE_S
+    while busy := _busy(server.http_address, repository):
+        if time.monotonic() > end:
+            report.tally.problem(f"{_SETTLE_S:g} s after the load, {busy}")
+            break
+        time.sleep(0.2)
+    first = report.rests[0] if report.rests else None
+    time.sleep(pause_s)
+    while (held := Held.by(server.pid)) and first is not None and _holds_more(held, first) and time.monotonic() < end:
+        time.sleep(0.5)
+    return held
+
+
+def _busy(http_address: str, repository: Repository) -> str:
+    """Say what the server has still to do; empty where nothing."""
+    metrics = scrape(http_address)
+    served = {(labels["name"], labels["version"]) for labels in _models(metrics.labels("fcnseg_model_info"))}
+    gauges = {
+        "images are under way": metrics.value("fcnseg_queue_images"),
+        "bytes are held": metrics.value("fcnseg_memory_bytes", use="held"),
+        "bytes are taken by runs": metrics.value("fcnseg_memory_bytes", use="running"),
+    }
+    left = [f"{value:g} {what}" for what, value in gauges.items() if value]
+    if served != repository.served:
+        left.append(f"{served} are served where the repository holds {repository.served}")
+    return ", ".join(left)
+
+
+def _models(labels: list[dict[str, str]]) -> Iterator[dict[str, str]]:
+    for each in labels:
+        yield {"name": each["model"], "version": each["version"]}
+
+
+@contextmanager
+def _lingering(server: ServerProcess) -> Iterator[None]:
+    """Keep connections open that say nothing: they must not hold up a server's end."""
+    host, port = server.address.split(":")
+    with socket.create_connection((host, int(port))), socket.create_connection((host, int(port))) as other:
+        other.sendall(http2.greeting())
+        yield
+
+
+def _holds_more(held: Held, first: Held) -> bool:
+    return held.threads > first.threads + _MORE_THREADS or held.files > first.files + _MORE_FILES
+
+
+def _judge_log(log: Path, report: Report) -> None:
+    """Every line of the log must be JSON, and none of a fault."""
+    for line in log.read_text(errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            report.tally.problem(f"the log has a line that is no JSON: {line[:300]}")
+            continue
+        if entry["level"] in {"ERROR", "CRITICAL"} or "exception" in entry:
+            report.tally.problem(f"the log has a fault: {line[:2000]}")
+
+
+def _judge_held(report: Report) -> None:
+    if len(report.rests) < ROUNDS:
+        return
+    first, last = report.rests[0], report.rests[-1]
+    if _holds_more(last, first):
+        report.tally.problem(f"at rest the server held {first} after the first round, and {last} after the last")
+    if report.seconds < _SHORTEST_JUDGED_S:  # too short to tell warming up from leaking
+        return
+    for when, (early, late), (share, least) in (
+        ("under load", growth(report.under_load), _GROWTH_UNDER_LOAD),
+        ("at rest", (report.rests[1].memory, last.memory), _GROWTH_AT_REST),
+    ):
+        if late > early + max(early * share, least):
+            report.tally.problem(f"memory {when} grew from {early / MIB:.0f} to {late / MIB:.0f} MiB")
