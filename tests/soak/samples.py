@@ -15,9 +15,9 @@ from fcnseg.segmenter import Segmenter
 from fcnseg.types import Segmentation
 
 FORMATS = ("raw", "jpeg", "png", "webp", "tiff", "bmp", "palette", "grey")
-_LONGEST_SIDE = 500
-_LARGE = (500, 640)
-_LONG = (2, 4000)
+_LONGEST_SIDE = 400
+_LARGE = (320, 480)
+_LONG = (2, 3000)
 _POOL = 64
 
 
