@@ -55,6 +55,7 @@ _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _END_OF_IMAGE = b"\xff\xd9"
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 258
+_SAMPLES_AT_ONCE = 1 << 16
 
 getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # silent: what fails becomes an ImageError; OpenCV 5 moved it
 # What Pillow warns of (damaged EXIF above all) either does no harm to the pixels or ends in an ImageError. A filter
@@ -316,11 +317,20 @@ def _to_8_bits(samples: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:
     """Bring samples of more than 8 bits to 0..255 by the rules of the module's docstring."""
     if bits < 32:
         return (samples.astype(np.uint16) >> (bits - 8)).astype(np.uint8)
-    values = np.nan_to_num(samples.astype(np.float64), posinf=0.0, neginf=0.0)
     whites = (255, 65535, 2**32 - 1) if np.issubdtype(samples.dtype, np.integer) else (1, 255, 65535, 2**32 - 1)
-    largest = values.max()
+    # Row by row, nearly: the arithmetic takes several times the memory of the samples.
+    step = max(1, _SAMPLES_AT_ONCE // samples.shape[1])
+    bands = [slice(top, top + step) for top in range(0, samples.shape[0], step)]
+    largest = max(_read_samples(samples[band]).max() for band in bands)
     white = next((white for white in whites if largest <= white), largest)
-    return np.clip(values * (255 / white), 0, 255).astype(np.uint8)
+    grey = np.empty(samples.shape, np.uint8)
+    for band in bands:
+        grey[band] = np.clip(_read_samples(samples[band]) * (255 / white), 0, 255)
+    return grey
+
+
+def _read_samples(samples: NDArray[np.generic]) -> NDArray[np.float64]:
+    return np.nan_to_num(samples.astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 def _damaged(name: str, error: Exception) -> ImageError:

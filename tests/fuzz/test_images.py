@@ -13,12 +13,15 @@ from PIL import Image
 
 from fcnseg.errors import ImageError
 from fcnseg.images import EncodedImage, ImageLimits, decode
+from tests.fuzz.law import require_line
 from tests.fuzz.memory import MIB, at_most, require_peaks
 from tests.fuzz.mutations import examples, mutated
 
 LIMITS = ImageLimits(max_bytes=1 << 20, max_pixels=1 << 20, max_side=1 << 12)
 # A decoder's own tables, and for each pixel what the widest format takes in steps between.
-MOST_BYTES = 48 * MIB + 40 * LIMITS.max_pixels
+TABLES, BYTES_PER_PIXEL = 32 * MIB, 20
+MOST_BYTES = TABLES + BYTES_PER_PIXEL * LIMITS.max_pixels
+BOMB = zlib.compress(bytes(8 << 20), 9)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -71,10 +74,9 @@ def png_files(draw: st.DrawFn) -> bytes:
         draw(st.sampled_from([0, 0, 1, 2])),
     )
     kinds = [b"PLTE", b"tRNS", b"gAMA", b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"pHYs"]
-    bomb = zlib.compress(bytes(8 << 20), 9)
-    contents = st.binary(max_size=60) | st.just(b"name\0\0" + bomb) | st.just(b"name\0\1\0\0\0" + bomb)
+    contents = st.binary(max_size=60) | st.just(b"name\0\0" + BOMB) | st.just(b"name\0\1\0\0\0" + BOMB)
     chunks = [chunk(*draw(st.tuples(st.sampled_from(kinds), contents))) for _ in range(draw(st.integers(0, 4)))]
-    pixels = draw(st.binary(max_size=100).map(zlib.compress) | st.just(bomb) | st.binary(max_size=50))
+    pixels = draw(st.binary(max_size=100).map(zlib.compress) | st.just(BOMB) | st.binary(max_size=50))
     ends = draw(st.sampled_from([chunk(b"IEND", b""), b"", chunk(b"tEXt", b"a\0b")]))
     return b"".join([PNG_SIGNATURE, chunk(b"IHDR", header), *chunks, chunk(b"IDAT", pixels), ends])
 
@@ -97,7 +99,7 @@ def tiff_files(draw: st.DrawFn) -> bytes:
         for tag, value in sorted(tags.items())
         for counts in [st.sampled_from([1, 1, 1, 1, 1, 0, 3, 2**20, 2**32 - 1])]
     )
-    data = draw(st.sampled_from([bytes(64), zlib.compress(bytes(8 << 20), 9), bytes(range(64))]))
+    data = draw(st.sampled_from([bytes(64), BOMB, bytes(range(64))]))
     offset = 8 + len(data)
     magic = b"II*\0" if order == "<" else b"MM\0*"
     directory = struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
@@ -109,8 +111,7 @@ def require_law(data: bytes) -> None:
         try:
             image = decode(data, LIMITS)
         except ImageError as error:
-            assert "\n" not in str(error)
-            assert len(str(error)) < 500
+            require_line(error)
             return
     assert image.dtype == np.uint8
     assert image.ndim == 3
@@ -120,21 +121,21 @@ def require_law(data: bytes) -> None:
     assert sorted(image.shape[:2]) == sorted(EncodedImage(data, LIMITS).size)
 
 
-@examples(150)
+@examples(60)
 @given(mutated(SEEDS))
 def test_changed_files_are_images_or_an_image_error(data: bytes) -> None:
     require_peaks()
     require_law(data)
 
 
-@examples(60)
+@examples(25)
 @given(png_files())
 def test_pngs_with_any_header_and_chunks_are_images_or_an_image_error(data: bytes) -> None:
     require_peaks()
     require_law(data)
 
 
-@examples(80)
+@examples(30)
 @given(tiff_files())
 def test_tiffs_with_any_tags_are_images_or_an_image_error(data: bytes) -> None:
     require_peaks()
@@ -146,25 +147,29 @@ def test_the_seeds_are_sound() -> None:
         assert decode(data).shape[2] == 3
 
 
-def grey_tiff(mode: str) -> bytes:
-    return write(Image.new(mode, (1024, 1024)), "tiff", compression="tiff_adobe_deflate")
+SIDE = 2048
+
+
+def blank_tiff(mode: str) -> bytes:
+    return write(Image.new(mode, (SIDE, SIDE)), "tiff", compression="tiff_adobe_deflate")
 
 
 def blank_webp() -> bytes:
-    return write(Image.new("RGB", (1024, 1024)), "webp", lossless=True)
+    return write(Image.new("RGB", (SIDE, SIDE)), "webp", lossless=True)
 
 
-def blank_png(mode: str = "RGBA") -> bytes:
-    return write(Image.new(mode, (1024, 1024)), "png")
+def blank_png() -> bytes:
+    return write(Image.new("RGBA", (SIDE, SIDE)), "png")
 
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: grey_tiff("F"), lambda: grey_tiff("I"), lambda: grey_tiff("I;16"), blank_webp, blank_png],
+    [lambda: blank_tiff("F"), lambda: blank_tiff("I"), lambda: blank_tiff("I;16"), blank_webp, blank_png],
     ids=["float", "32 bits", "16 bits", "webp", "png"],
 )
 def test_small_files_of_many_pixels_take_no_more_than_their_pixels_are_worth(make: Callable[[], bytes]) -> None:
     require_peaks()
     data = make()
-    assert len(data) < 20_000
-    require_law(data)
+    assert len(data) < 50_000
+    with at_most(TABLES // 2 + BYTES_PER_PIXEL * SIDE**2):
+        assert decode(data).shape == (SIDE, SIDE, 3)
