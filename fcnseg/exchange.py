@@ -146,7 +146,7 @@ class Exchange:
                 "UNIMPLEMENTED",
             )
         try:
-            return read_segmentation(response, asked.started)
+            return read_segmentation(response, asked.started, self.max_message_bytes)
         except MaskError as error:
             raise RequestError(f"server {self.server} sent a broken answer: {error}", "INTERNAL") from error
 

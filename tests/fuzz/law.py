@@ -1,11 +1,9 @@
 """What every error that a stranger provokes must be like."""
 
-_LONGEST = 600
 
-
-def require_line(error: Exception) -> None:
+def require_line(error: Exception, longest: int = 600) -> None:
     """Check that an error is one line for a user, and not a long one."""
     text = str(error)
-    assert 10 < len(text) < _LONGEST, text
+    assert 10 < len(text) < longest, text
     assert "\n" not in text, text
     assert "Traceback" not in text, text
