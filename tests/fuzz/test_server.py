@@ -1,7 +1,6 @@
 """A real server asked with odd bytes, messages and metadata: it answers, or says what is wrong, and goes on."""
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from serving.oip import inference_pb2 as oip
 from tests.fuzz.mutations import examples, mutated
 from tests.fuzz.test_images import SEEDS as FILES
 from tests.fuzz.test_tensors import requests as infer_requests
+from tests.process_memory import peak
 from tests.server_process import ServerProcess, free_port, server_process
 
 PATIENCE_S = 10.0
@@ -73,9 +73,7 @@ def asked(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         with grpc.insecure_channel(server.address) as channel:
             yield Asked(server, channel, log)
             assert Asked(server, channel, log).call(SEGMENT, ONE_PIXEL) == ("OK", "")
-        memory = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server.pid}/status").read_text())
-        assert memory is not None
-        assert int(memory[1]) * 1024 < MOST_MEMORY
+        assert peak(server.pid) < MOST_MEMORY
         assert server.stop(20) == 0
     lines = [line for line in log.read_text().splitlines() if line.startswith("{")]
     assert [line for line in lines if json.loads(line)["level"] in {"ERROR", "CRITICAL"}] == []

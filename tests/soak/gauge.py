@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.process_memory import resident
+
 MIB = 1 << 20
 
 
@@ -26,9 +28,7 @@ class Held:
     def by(cls, pid: int) -> "Held":
         """Return what a process holds now."""
         folder = Path("/proc") / str(pid)
-        lines = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
-        memory = int(lines["VmRSS"].split()[0]) * 1024
-        return cls(memory, int(lines["Threads"]), len(list((folder / "fd").iterdir())))
+        return cls(resident(pid), len(list((folder / "task").iterdir())), len(list((folder / "fd").iterdir())))
 
     def __str__(self) -> str:
         return f"{self.memory / MIB:.0f} MiB, {self.threads} threads, {self.files} descriptors"
