@@ -98,7 +98,6 @@ class Engine:
         with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
             profiles = Path(folder) if proving else None
             self._session = _open_session(path, self.device, options, profiles)
-            self._session.disable_fallback()
             self.info = read_info(self._session, path)
             self.probe = self._prove(path, profiles) if profiles is not None else None
         if self.probe is not None and self.device != "cpu":
@@ -186,7 +185,8 @@ def _open_session(
         }
         providers.insert(0, (CUDA, cuda))
     try:
-        session = onnxruntime.InferenceSession(str(path), session_options, providers=providers)
+        # With its fallback onnxruntime would try again without CUDA, and print so to stdout.
+        session = onnxruntime.InferenceSession(str(path), session_options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         reason = " ".join(str(error).split())
         if device != "cpu" and "CUDA" in reason:

@@ -19,6 +19,7 @@ What every caller may rely on:
 """
 
 import io
+import logging
 import struct
 import warnings
 from contextlib import suppress
@@ -60,6 +61,7 @@ _SAMPLES_AT_ONCE = 1 << 16
 getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # silent: what fails becomes an ImageError; OpenCV 5 moved it
 # What Pillow warns of (damaged EXIF above all) either does no harm to the pixels or ends in an ImageError. A filter
 # put in place once is safe under threads; catch_warnings around every call is not.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # as with OpenCV
 for _category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 

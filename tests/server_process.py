@@ -1,11 +1,12 @@
-"""`fcnseg serve` in a process of its own, which can be killed."""
+"""`fcnseg serve` in a process of its own, which can be stopped and killed."""
 
+import os
 import random
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -13,13 +14,14 @@ import pytest
 
 
 class ServerProcess:
-    """A server that answers at `address` until it is killed.
+    """A server that answers at `address` until it is stopped or killed.
 
     Args:
-        model: The model file or repository.
+        model: The model file.
         port: The port.
-        options: More options of `fcnseg serve`.
-        log: Takes what the server writes to stderr; None leaves it where the tests' own goes.
+        options: What else the command is given.
+        environment: Variables beside the test's own.
+        log: Takes the server's log; None leaves it among the test's own output.
 
     Attributes:
         address: Where it answers, as HOST:PORT.
@@ -28,18 +30,29 @@ class ServerProcess:
 
     http_address: str | None = None
 
-    def __init__(self, model: Path, port: int, options: Sequence[str] = (), log: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: Path,
+        port: int,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
         self.address = f"127.0.0.1:{port}"
         command = [sys.executable, "-m", "fcnseg", "serve", str(model), "--port", str(port), "--device", "cpu"]
-        with log.open("w") if log else nullcontext() as stderr:
+        with log.open("a") if log else nullcontext() as stderr:
             self._process = subprocess.Popen(
-                [*command, "--threads", "1", *options], stdout=subprocess.PIPE, stderr=stderr, text=True
+                [*command, "--threads", "1", *options],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env={**os.environ, **(environment or {})},
             )
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if found := re.fullmatch(r"probes and metrics at http://(\S+)\n", line):
                 self.http_address = found[1]
-            if line == f"listening on {self.address}\n":
+            if re.fullmatch(rf"listening on {re.escape(self.address)}\n", line):
                 return
         pytest.fail(f"the server ended with {self._process.wait()} before it listened")
 
@@ -50,16 +63,15 @@ class ServerProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """What it ended with; None while it runs."""
+        """What the process ended with; None while it runs."""
         return self._process.poll()
 
-    def stop(self, timeout_s: float) -> int:
-        """Ask the process to end, as an operator does, and return its exit code.
-
-        Raises:
-            subprocess.TimeoutExpired: It has not ended in time.
-        """
+    def begin_stop(self) -> None:
+        """Ask for a graceful stop, by SIGTERM, and return at once."""
         self._process.terminate()
+
+    def wait_stopped(self, timeout_s: float = 30.0) -> int:
+        """Return the exit code when the process has ended."""
         return self._process.wait(timeout_s)
 
     def kill(self) -> None:
@@ -72,10 +84,14 @@ class ServerProcess:
 
 @contextmanager
 def server_process(
-    model: Path, port: int, options: Sequence[str] = (), log: Path | None = None
+    model: Path,
+    port: int,
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
 ) -> Iterator[ServerProcess]:
-    """Serve a model file or repository on the CPU."""
-    server = ServerProcess(model, port, options, log)
+    """Serve a model file on the CPU; arguments are those of `ServerProcess`."""
+    server = ServerProcess(model, port, *options, environment=environment, log=log)
     try:
         yield server
     finally:

@@ -69,12 +69,13 @@ class Asked:
 @pytest.fixture(scope="module")
 def asked(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
     log = tmp_path_factory.mktemp("log") / "log"
-    with server_process(tiny_model, free_port(), OPTIONS, log) as server:
+    with server_process(tiny_model, free_port(), *OPTIONS, log=log) as server:
         with grpc.insecure_channel(server.address) as channel:
             yield Asked(server, channel, log)
             assert Asked(server, channel, log).call(SEGMENT, ONE_PIXEL) == ("OK", "")
         assert peak(server.pid) < MOST_MEMORY
-        assert server.stop(20) == 0
+        server.begin_stop()
+        assert server.wait_stopped() == 0
     lines = [line for line in log.read_text().splitlines() if line.startswith("{")]
     assert [line for line in lines if json.loads(line)["level"] in {"ERROR", "CRITICAL"}] == []
 

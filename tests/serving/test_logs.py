@@ -195,7 +195,7 @@ def test_requests_without_an_id_get_different_ones(
 def test_strangers_write_nothing_into_the_log(tiny_model: Path, tmp_path: Path) -> None:
     forged = b'\n{"level": "ERROR", "message": "forged"}\n'
     log = tmp_path / "log"
-    with server_process(tiny_model, free_port(), ["--log-format", "json"], log) as server:
+    with server_process(tiny_model, free_port(), "--log-format", "json", log=log) as server:
         host, port = server.address.split(":")
         with socket.create_connection((host, int(port))) as leaving:
             leaving.sendall(http2.greeting() + http2.frame(http2.GOAWAY, payload=bytes(7) + b"\x02" + forged))
@@ -205,7 +205,8 @@ def test_strangers_write_nothing_into_the_log(tiny_model: Path, tmp_path: Path) 
             wait_until(lambda: '"code": "OK"' in log.read_text())
             unread.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # without a farewell
         time.sleep(0.5)
-        assert server.stop(20) == 0
+        server.begin_stop()
+        assert server.wait_stopped() == 0
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(line["level"], line["message"]) for line in lines[:-1]] == [("INFO", "call ended")]
     assert lines[-1]["message"].startswith("stopping")

@@ -31,7 +31,7 @@ _TIDIED_S = 12.0  # the server gives memory back when it has been idle for 10 s
 _SAMPLE_S = 0.25
 _OPTIONS = (
     *("--watch", str(_WATCH_S), "--http-port", "0", "--grace", str(_GRACE_S), "--log-format", "json"),
-    *("--max-batch", "4", "--max-delay-ms", "1", "--runners", "2", "--max-queue", "12"),
+    *("--max-batch", "4", "--max-delay-ms", "1", "--max-queue", "12"),
     *("--max-memory", str(1024 * MIB)),
 )
 # Each model keeps the memory of its largest run, and the C library some of what is freed (fcnseg/allocator.py), so that
@@ -129,7 +129,7 @@ def soak(
     repository = Repository(folder, rng)
     pool = Pool(rng)
     log = folder / "server.log"
-    with server_process(repository.folder, free_port(), options, log) as server:
+    with server_process(repository.folder, free_port(), *options, log=log) as server:
         report.fresh = Held.by(server.pid)
         tell(f"serving at {server.address}: {report.fresh}")
         for number in range(1, rounds + 1):
@@ -145,7 +145,8 @@ def soak(
         else:
             with _lingering(server):
                 try:
-                    report.exit_code = server.stop(_GRACE_S + 20)
+                    server.begin_stop()
+                    report.exit_code = server.wait_stopped(_GRACE_S + 20)
                 except subprocess.TimeoutExpired:
                     report.tally.problem("the server did not end on SIGTERM")
             if report.exit_code != 0:

@@ -11,7 +11,7 @@ from tests.soak.run import soak
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is read from /proc")
 def test_a_server_stands_what_clients_and_operators_do(tmp_path: Path) -> None:
-    report = soak(tmp_path, seconds=6, seed=1)
+    report = soak(tmp_path, seconds=6, seed=1, options=("--runners", "2"))
     assert not report.problems, str(report)
     assert report.exit_code == 0
     assert sum(report.tally.checked.values()) > 50, str(report)
