@@ -34,7 +34,12 @@ class Held:
         return f"{self.memory / MIB:.0f} MiB, {self.threads} threads, {self.files} descriptors"
 
 
-def growth(readings: Sequence[int]) -> tuple[int, int]:
-    """Return the medians of the second and of the last fifth of readings, at least 10 of them."""
+def medians(readings: Sequence[int]) -> tuple[int, int]:
+    """Return the medians of the second and of the last fifth of at least 10 readings."""
     fifth = len(readings) // 5
     return round(statistics.median(readings[fifth : 2 * fifth])), round(statistics.median(readings[-fifth:]))
+
+
+def grown(rests: Sequence[int]) -> tuple[int, int]:
+    """Return the highest of all readings but the last two, and the lower of those: where something leaks it is above."""
+    return max(rests[:-2]), min(rests[-2:])
