@@ -67,7 +67,7 @@ class Exchange:
         server: The server's address, `HOST:PORT`.
         timeout_s: How long a request may take, its retries included, in seconds.
         retries: How often a request is sent again where the server does not answer or has no room.
-        max_message_bytes: The largest request or answer, in bytes.
+        max_message_bytes: The largest request or answer, in bytes; of an answer, decoded too.
         access: How the client is let in.
 
     Raises:

@@ -41,5 +41,5 @@ def medians(readings: Sequence[int]) -> tuple[int, int]:
 
 
 def grown(rests: Sequence[int]) -> tuple[int, int]:
-    """Return the highest of all readings but the last two, and the lower of those: where something leaks it is above."""
+    """Return the highest of all readings but the last two, and the lower of those, which is above it in a leak."""
     return max(rests[:-2]), min(rests[-2:])
