@@ -145,7 +145,10 @@ def read_info(session: onnxruntime.InferenceSession, path: Path) -> ModelInfo:
     Raises:
         ModelFileError: The file was not made by fcnseg, or its inputs and outputs are not those it promises.
     """
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    try:
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"{path} has metadata that is no UTF-8 text: {error}; export the model again") from error
     if text is None:
         raise ModelFileError(
             f"{path} is an ONNX file without the metadata property {METADATA_KEY!r} that tells classes and geometry;"

@@ -140,6 +140,13 @@ def test_a_heatmap_of_other_axes_is_refused(tiny_model: Path, tmp_path: Path) ->
         read_model_info(tmp_path / "model.onnx")
 
 
+def test_metadata_that_is_no_text_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(tiny_model.read_bytes().replace(b'"architecture"', b'\x80architecture"'))
+    with pytest.raises(ModelFileError, match="no UTF-8 text"):
+        read_model_info(path)
+
+
 def test_a_broken_file_is_told_of_in_the_error_alone(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
