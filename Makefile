@@ -3,12 +3,13 @@
 PYTHON ?= python3
 PROTO := $(wildcard proto/fcnseg/v1/*.proto) proto/serving/oip/inference.proto
 STUBS := --python_out=. --pyi_out=. --grpc_python_out=.
+MINUTES ?= 10
 # The stubs carry the version that made them as the floor of the grpcio that runs them.
 GRPC_TOOLS := grpcio-tools==1.76.0
 # Its protobuf and ml-dtypes are older than ours may be, and its messages have the names of ours.
 TRITON_CLIENT := tritonclient[grpc]==2.73.0
 
-.PHONY: help quickstart test test-all test-runtime test-rest lint format proto proto-fresh contract clean
+.PHONY: help quickstart test test-all test-runtime test-rest soak fuzz lint format proto proto-fresh contract clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +29,12 @@ test-runtime: .venv-runtime/installed .venv-triton/installed  ## The built wheel
 
 test-rest: .venv/installed-dev  ## What test-runtime leaves: training, and the whole path
 	.venv/bin/python -m pytest --ignore tests/fcnseg --ignore tests/serving --ignore tests/contract
+
+soak: .venv/installed-dev  ## A server under everything at once for MINUTES=10, with SERVE='--no-arena' or other options
+	.venv/bin/python -m tests.soak --minutes $(MINUTES) -- $(SERVE)
+
+fuzz: .venv/installed-dev  ## Odd bytes at every door for MINUTES=10
+	.venv/bin/python -m tests.fuzz --minutes $(MINUTES)
 
 lint: .venv/installed-dev proto-fresh  ## Style, types, import walls, fresh stubs
 	.venv/bin/python -m ruff check

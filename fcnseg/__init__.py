@@ -5,6 +5,7 @@
 (480, 640)
 """
 
+import fcnseg.environment  # noqa: F401 - before all else
 from fcnseg.async_client import AsyncClient
 from fcnseg.client import Client
 from fcnseg.errors import FcnsegError

@@ -47,7 +47,7 @@ class Client:
             may take.
         retries: How often a request is sent again where the server does not answer or has no room, 0 to 4. The pauses
             between are those the server asks for, or 0.4, 1, 2.5 and 6.25 s. Streams are not retried.
-        max_message_bytes: The largest request or answer, in bytes.
+        max_message_bytes: The largest request or answer, in bytes; of an answer, decoded too.
         tls: Whether the connection is encrypted and the server must prove who it is, and by which files.
         token: What the server knows the client by, from `fcnseg token`.
         token_in_clear: Whether a token may go to another machine without TLS, where whoever is between can read it.

@@ -247,7 +247,8 @@ def _open_session(
         }
         providers.insert(0, (CUDA, cuda))
     try:
-        session = onnxruntime.InferenceSession(str(path), session_options, providers=providers)
+        # With its fallback onnxruntime would try again without CUDA, and print so to stdout.
+        session = onnxruntime.InferenceSession(str(path), session_options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         reason = " ".join(str(error).split())
         if device != "cpu" and "CUDA" in reason:
@@ -258,7 +259,6 @@ def _open_session(
             f"device {device} was asked for, but onnxruntime {onnxruntime.__version__} could not load its CUDA"
             " libraries; install 'onnxruntime-gpu[cuda,cudnn]' or use --device cpu"
         )
-    session.disable_fallback()
     return session
 
 

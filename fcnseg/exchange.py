@@ -69,7 +69,7 @@ class Exchange:
         server: The server's address, as `hosts.read_hosts` takes it.
         timeout_s: How long a request may take, its retries included, in seconds.
         retries: How often a request is sent again where the server does not answer or has no room.
-        max_message_bytes: The largest request or answer, in bytes.
+        max_message_bytes: The largest request or answer, in bytes; of an answer, decoded too.
         access: How the client is let in.
 
     Raises:
@@ -151,7 +151,7 @@ class Exchange:
                 "UNIMPLEMENTED",
             )
         try:
-            return read_segmentation(response, asked.started)
+            return read_segmentation(response, asked.started, self.max_message_bytes)
         except MaskError as error:
             raise RequestError(f"server {self.server} sent a broken answer: {error}", "INTERNAL") from error
 

@@ -19,6 +19,7 @@ What every caller may rely on:
 """
 
 import io
+import logging
 import struct
 import warnings
 from contextlib import suppress
@@ -56,10 +57,12 @@ _END_OF_IMAGE = b"\xff\xd9"
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 258
 _SAMPLE_FORMAT_TAG = 339
+_SAMPLES_AT_ONCE = 1 << 16
 
 getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # silent: what fails becomes an ImageError; OpenCV 5 moved it
 # What Pillow warns of (damaged EXIF above all) either does no harm to the pixels or ends in an ImageError. A filter
 # put in place once is safe under threads; catch_warnings around every call is not.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # as with OpenCV
 for _category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
@@ -353,16 +356,24 @@ def to_8_bits(samples: NDArray[np.generic], bits: int, largest: float | None = N
     """
     if bits < 32:
         return (samples.astype(np.uint16) >> (bits - 8)).astype(np.uint8)
-    values = _finite(samples)
     whites = (255, 65535, 2**32 - 1) if np.issubdtype(samples.dtype, np.integer) else (1, 255, 65535, 2**32 - 1)
     largest = largest_sample(samples) if largest is None else largest
     white = next((white for white in whites if largest <= white), largest)
-    return np.clip(values * (255 / white), 0, 255).astype(np.uint8)
+    grey = np.empty(samples.shape, np.uint8)
+    for band in _bands(samples):
+        grey[band] = np.clip(_finite(samples[band]) * (255 / white), 0, 255)
+    return grey
 
 
 def largest_sample(samples: NDArray[np.generic]) -> float:
     """Return the largest sample, infinite ones and NaN being 0."""
-    return float(_finite(samples).max())
+    return max(float(_finite(samples[band]).max()) for band in _bands(samples))
+
+
+def _bands(samples: NDArray[np.generic]) -> list[slice]:
+    """Cut samples into some rows at a time: the arithmetic takes several times their memory."""
+    step = max(1, _SAMPLES_AT_ONCE // max(1, samples[0].size))
+    return [slice(top, top + step) for top in range(0, samples.shape[0], step)]
 
 
 def _finite(samples: NDArray[np.generic]) -> NDArray[np.float64]:

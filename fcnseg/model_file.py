@@ -149,7 +149,7 @@ def open_unprepared(path: Path, options: onnxruntime.SessionOptions) -> onnxrunt
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         reason = " ".join(str(error).split())
         raise ModelFileError(f"{path} is not an ONNX file that onnxruntime can open: {reason}") from error
@@ -180,7 +180,7 @@ def read_info(session: onnxruntime.InferenceSession, path: Path) -> ModelInfo:
     info = parse_info(text, str(path))
     class_map, heatmap = session.get_outputs()[:2]
     ids = f"tensor({info.label_map.id_dtype.name})"
-    channels = heatmap.shape[1]  # a name where the graph leaves it open
+    channels = heatmap.shape[1] if len(heatmap.shape) == 4 else 0  # a name where the graph leaves it open
     if class_map.type != ids or (isinstance(channels, int) and channels != len(info.label_map)):
         raise ModelFileError(
             f"{path}: its fcnseg metadata names {len(info.label_map)} classes, which its outputs, class_map of"

@@ -92,21 +92,22 @@ def _write_overlay(overlay: bool | OverlayQuery) -> pb.OverlayQuery | None:  # n
     return pb.OverlayQuery() if overlay else None
 
 
-def read_segmentation(response: pb.SegmentResponse, started: float) -> RemoteSegmentation:
+def read_segmentation(response: pb.SegmentResponse, started: float, max_bytes: int) -> RemoteSegmentation:
     """Return an answer.
 
     Args:
         response: The message.
         started: When the request was begun, by `time.perf_counter`.
+        max_bytes: The largest message; what an answer holds may take no more when it is decoded, as if it were raw.
 
     Raises:
-        MaskError: Class map, confidence map or a heatmap is broken.
+        MaskError: Class map, confidence map or a heatmap is broken, or a map is too large.
     """
     wire = response.class_map
     grid = _read_grid(response.heatmap_grid) if response.HasField("heatmap_grid") else None
     spent = response.timings
     return RemoteSegmentation(
-        class_map=_read_class_map(wire),
+        class_map=_read_class_map(wire, max_bytes),
         classes=tuple(RemoteClassArea(c.id, c.name, c.pixel_count, c.fraction) for c in response.classes),
         label_map_hash=response.label_map_hash,
         model_name=response.model_name,
@@ -131,7 +132,7 @@ def read_segmentation(response: pb.SegmentResponse, started: float) -> RemoteSeg
     )
 
 
-def _read_class_map(wire: pb.ClassMap) -> ClassMap:
+def _read_class_map(wire: pb.ClassMap, max_bytes: int) -> ClassMap:
     encoding, dtype = _FROM_WIRE.get(wire.encoding), _DTYPES.get(wire.type)
     if encoding is None or dtype is None:
         raise MaskError(
@@ -139,6 +140,11 @@ def _read_class_map(wire: pb.ClassMap) -> ClassMap:
             " version of fcnseg"
         )
     shape = (wire.height, wire.width)
+    if (size := wire.height * wire.width * dtype.itemsize) > max_bytes:
+        raise MaskError(
+            f"a class map of {wire.height} x {wire.width} {dtype.name} ids takes {size} bytes, more than the client's"
+            f" limit on messages of {max_bytes}; raise max_message_bytes, or send a smaller image"
+        )
     if encoding is not Encoding.COCO_RLE:
         return masks.decode(wire.data, encoding, shape=shape, dtype=dtype)
     runs = {runs.id: runs.counts for runs in wire.runs}

@@ -12,6 +12,8 @@ from typing import Literal
 from serving.calls import current_call, current_span
 
 LogFormat = Literal["human", "json"]
+_TRANSPORT = "grpc._cython.cygrpc"
+_UNDELIVERED = "ExecuteBatchError"  # which cygrpc has, and does not export
 _WORD = re.compile(r"[!#-~]+")
 
 
@@ -70,4 +72,11 @@ def set_up_logs(log_format: LogFormat, level: str) -> None:
     root = logging.getLogger()
     for handler in root.handlers:
         handler.setFormatter(formatter)
+    logging.getLogger(_TRANSPORT).addFilter(_tells_of_a_fault)
     logging.getLogger("serving").setLevel(min(root.level, logging.getLevelNamesMapping()[level.upper()]))
+
+
+def _tells_of_a_fault(record: logging.LogRecord) -> bool:
+    """Tell whether a line of gRPC's is about more than an answer whose client went away before it was delivered."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or kind.__name__ != _UNDELIVERED

@@ -159,17 +159,31 @@ def find_sources(paths: Sequence[Path], *, strict: bool = True) -> list[ModelSou
 
 
 def _sources_in(repository: Path, *, strict: bool) -> Iterator[ModelSource]:
-    folders = sorted(f for f in repository.iterdir() if f.is_dir() and not f.name.startswith("."))
+    folders = [folder for folder in _list(repository) if folder.is_dir() and not folder.name.startswith(".")]
     if not folders:
         raise ModelFileError(f"model repository {repository} is empty; its layout is NAME/VERSION/{_FILE_NAME}")
     for folder in folders:
-        versions = [v for v in folder.iterdir() if _VERSION.fullmatch(v.name) and (v / _FILE_NAME).is_file()]
+        versions = [v for v in _list(folder) if _VERSION.fullmatch(v.name) and (v / _FILE_NAME).is_file()]
         if strict and not versions:
             raise ModelFileError(
                 f"{folder} in model repository {repository} holds no version; put the model at {folder}/1/{_FILE_NAME}"
             )
         for version in sorted(versions, key=lambda v: int(v.name)):
             yield ModelSource(folder.name, version.name, version / _FILE_NAME)
+
+
+def _list(folder: Path) -> list[Path]:
+    """Return what a folder holds by name; nothing where it has just been removed.
+
+    Raises:
+        ModelFileError: It cannot be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ModelFileError(f"folder {folder} cannot be read: {error.strerror}; let the server read it") from error
 
 
 def _there_are(names: Collection[str]) -> str:
@@ -310,15 +324,19 @@ class ModelRegistry:
             self._serve(name, [m for m in self._models if m.name == name and version and m.version != version])
 
     def refresh(self) -> None:
-        """Make all models what the paths hold now; what cannot be opened is logged once and stays as it was."""
+        """Make all models what the paths hold now; what cannot be opened is logged once and stays as it was.
+
+        Nothing is raised: whoever looks now and then must look again, whatever a file does to the runtime.
+        """
         with self._changing:
             try:
                 sources = self.sources()
             except FcnsegError as error:
                 self._log_failure("", ((str(error), None),), error)
                 return
-            self._failed.pop("", None)
-            for name in {source.name for source in sources} | {model.name for model in self._models}:
+            names = {source.name for source in sources} | {model.name for model in self._models}
+            self._failed = {name: contents for name, contents in self._failed.items() if name in names}
+            for name in names:
                 found = [source for source in sources if source.name == name]
                 contents = tuple((source.version, stamp_of(source.path)) for source in found)
                 served = tuple((model.version, model.stamp) for model in self._models if model.name == name)
@@ -326,7 +344,7 @@ class ModelRegistry:
                     continue
                 try:
                     self._replace(name, found)
-                except FcnsegError as error:
+                except Exception as error:  # noqa: BLE001 - onnxruntime's have no base
                     self._log_failure(name, contents, error)
                 else:
                     self._failed.pop(name, None)
@@ -384,9 +402,11 @@ class ModelRegistry:
             model.users.wait_until_none(_LONGEST_DRAIN_S)
             model.batcher.close()
 
-    def _log_failure(self, name: str, contents: _Contents, error: FcnsegError) -> None:
+    def _log_failure(self, name: str, contents: _Contents, error: Exception) -> None:
         if self._failed.get(name) != contents:
-            _log.warning("the models stay as they were: %s", error)
+            fault = None if isinstance(error, FcnsegError) else error
+            level = logging.WARNING if fault is None else logging.ERROR
+            _log.log(level, "the models stay as they were: %s", error, exc_info=fault)
         self._failed[name] = contents
 
     def _open(self, source: ModelSource) -> ServedModel:

@@ -22,7 +22,13 @@ class ServerProcess:
         options: What else the command is given.
         environment: Variables beside the test's own.
         log: Takes the server's log; None leaves it among the test's own output.
+
+    Attributes:
+        address: Where it answers, as HOST:PORT.
+        http_address: Where it answers probes; None where `options` do not ask for that.
     """
+
+    http_address: str | None = None
 
     def __init__(
         self,
@@ -44,9 +50,21 @@ class ServerProcess:
             )
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            if found := re.fullmatch(r"probes and metrics at http://(\S+)\n", line):
+                self.http_address = found[1]
             if re.fullmatch(rf"listening on {re.escape(self.address)}\n", line):
                 return
         pytest.fail(f"the server ended with {self._process.wait()} before it listened")
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """What the process ended with; None while it runs."""
+        return self._process.poll()
 
     def begin_stop(self) -> None:
         """Ask for a graceful stop, by SIGTERM, and return at once."""

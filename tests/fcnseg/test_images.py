@@ -298,3 +298,14 @@ def test_awkward_real_files_decode_as_pillow_decodes_them_or_are_refused(capfd: 
     assert {file: value for file, value in worst.items() if value > LOSSY_TOLERANCE} == {}
     # libjpeg inside OpenCV writes this one line by itself for a file with a stray byte.
     assert capfd.readouterr().err in {"", "Corrupt JPEG data: 1 extraneous bytes before marker 0xdb\n"}
+
+
+def test_a_file_that_its_reader_complains_of_leaves_no_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "tiff")
+    data = bytearray(file.getvalue())
+    place = data.index(struct.pack("<HHI", 277, 3, 1))  # SamplesPerPixel
+    struct.pack_into("<H", data, place + 8, 5891)
+    with pytest.raises(ImageError, match="damaged"):
+        images.decode(bytes(data))
+    assert not caplog.records

@@ -130,3 +130,29 @@ def test_a_path_that_is_no_model_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelFileError, match=reason) as raised:
             read_model_info(tmp_path / name)
         assert "\n" not in str(raised.value)
+
+
+def test_a_heatmap_of_other_axes_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny_model)
+    del model.graph.output[1].type.tensor_type.shape.dim[1:]
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ModelFileError, match="do not fit|cannot open|can open"):
+        read_model_info(tmp_path / "model.onnx")
+
+
+def test_metadata_that_is_no_text_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(tiny_model.read_bytes().replace(b'"architecture"', b'\x80architecture"'))
+    with pytest.raises(ModelFileError, match="no UTF-8 text"):
+        read_model_info(path)
+
+
+def test_a_broken_file_is_told_of_in_the_error_alone(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(tiny_model.read_bytes().replace(b"\x05image\x12", b"\x05\xffmage\x12", 1))
+    for read in (read_model_info, lambda path: Engine(path, "cpu")):
+        with pytest.raises(ModelFileError):
+            read(path)
+    assert capfd.readouterr() == ("", "")

@@ -4,6 +4,9 @@ import io
 import json
 import logging
 import re
+import socket
+import struct
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +19,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.logs import HumanFormatter, JsonFormatter
+from tests import http2
 from tests.running_server import running_server
+from tests.server_process import free_port, server_process
 from tests.tiny_model import write_tiny_model
+from tests.waiting import wait_until
 
 RED = pb.SegmentRequest(raw=pb.RawImage(height=4, width=6, rgb=bytes((255, 0, 0)) * 24))
 FRESH = re.compile(r"[0-9a-f]{32}")
@@ -184,3 +190,23 @@ def test_requests_without_an_id_get_different_ones(
     assert all(FRESH.fullmatch(value) for value in ids)
     assert returned_id(call) == longest
     assert [line["request_id"] for line in lines(stream)] == [*ids, longest]
+
+
+def test_strangers_write_nothing_into_the_log(tiny_model: Path, tmp_path: Path) -> None:
+    forged = b'\n{"level": "ERROR", "message": "forged"}\n'
+    log = tmp_path / "log"
+    with server_process(tiny_model, free_port(), "--log-format", "json", log=log) as server:
+        host, port = server.address.split(":")
+        with socket.create_connection((host, int(port))) as leaving:
+            leaving.sendall(http2.greeting() + http2.frame(http2.GOAWAY, payload=bytes(7) + b"\x02" + forged))
+            time.sleep(0.5)
+        with socket.create_connection((host, int(port))) as unread:
+            unread.sendall(http2.greeting(window=0) + http2.begin_segment() + http2.send_segment(RED))
+            wait_until(lambda: '"code": "OK"' in log.read_text())
+            unread.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # without a farewell
+        time.sleep(0.5)
+        server.begin_stop()
+        assert server.wait_stopped() == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["level"], line["message"]) for line in lines[:-1]] == [("INFO", "call ended")]
+    assert lines[-1]["message"].startswith("stopping")

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from fcnseg.client import Client
+from fcnseg.engine import EngineOptions
 from fcnseg.errors import FcnsegError, ModelFileError, RemoteModelNotFoundError
-from serving.models import ModelRegistry
+from fcnseg.segmenter import Segmenter, load
+from serving.models import ModelRegistry, find_sources
 from serving.oip import inference_pb2
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.server import ServerConfig
@@ -159,6 +161,46 @@ def test_a_folder_that_is_being_filled_concerns_only_itself(repository: Path) ->
     assert licence(registry) == "second"
     assert [source.name for source in registry.sources()] == ["cat", "cat"]
     registry.close()
+
+
+def test_a_repository_may_change_while_it_is_looked_at(repository: Path) -> None:
+    ended = threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            for i in range(50):
+                (repository / f"dog {i}").mkdir()
+            for i in range(50):
+                (repository / f"dog {i}").rmdir()
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for _ in range(300):
+            assert [source.name for source in find_sources([repository], strict=False)] == ["cat"]
+    finally:
+        ended.set()
+        changing.join()
+
+
+def test_a_file_that_the_runtime_fails_on_does_not_end_the_watch(
+    repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def open_segmenter(path: Path, device: str, options: EngineOptions) -> Segmenter:
+        segmenter = load(path, device, options=options)
+        if segmenter.info.licence == "hostile":
+            raise RuntimeError("the runtime failed")
+        return segmenter
+
+    registry = ModelRegistry([repository], CPU_CONFIG, open_segmenter)
+    with running_server(registry, ServerConfig(watch_s=0.05)):
+        put(repository, 2, "hostile")
+        wait_until(lambda: "the runtime failed" in caplog.text)
+        time.sleep(0.3)
+        assert caplog.text.count("the models stay as they were: the runtime failed") == 1
+        assert licence(registry) == "first"
+        put(repository, 2, "second")
+        wait_until(lambda: licence(registry) == "second")
 
 
 def test_the_inference_service_loads_what_has_changed(repository: Path) -> None:

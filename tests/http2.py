@@ -1,0 +1,49 @@
+"""Bytes of HTTP/2 by hand, for clients that no library would be."""
+
+import struct
+
+from fcnseg.v1 import segmentation_pb2 as pb
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, SETTINGS, GOAWAY = 0, 1, 4, 7
+_END_STREAM, _END_HEADERS = 1, 4
+_INITIAL_WINDOW_SIZE = 4
+
+
+def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
+    """Return a frame (RFC 9113, 4.1)."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def greeting(window: int = 65_535) -> bytes:
+    """Return a client's first bytes, which let so many bytes of each answer come."""
+    return PREFACE + frame(SETTINGS, payload=struct.pack(">HI", _INITIAL_WINDOW_SIZE, window))
+
+
+def begin_segment() -> bytes:
+    """Return the headers of a call of Segment, on stream 1."""
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": "/fcnseg.v1.SegmentationService/Segment",
+        ":authority": "localhost",
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    # Literals without an index (RFC 7541, 6.2.2), each length in one byte.
+    block = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in headers.items()
+    )
+    return frame(HEADERS, _END_HEADERS, 1, block)
+
+
+def send_segment(request: pb.SegmentRequest) -> bytes:
+    """Return the message of a call of Segment and its end, in one frame: at most 16 kB."""
+    data = request.SerializeToString()
+    return frame(DATA, _END_STREAM, 1, struct.pack(">BI", 0, len(data)) + data)
+
+
+def send_part(claimed: int, sent: int) -> bytes:
+    """Return the first bytes of a message that claims more."""
+    return frame(DATA, 0, 1, struct.pack(">BI", 0, claimed) + bytes(sent))

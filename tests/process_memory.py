@@ -1,0 +1,27 @@
+"""What Linux tells of a process's memory."""
+
+from pathlib import Path
+
+
+def resident(pid: int | str = "self") -> int:
+    """Return the bytes that a process has in memory now."""
+    return _read(pid, "VmRSS")
+
+
+def peak(pid: int | str = "self") -> int:
+    """Return the most bytes that a process has had in memory, native libraries' included."""
+    return _read(pid, "VmHWM")
+
+
+def forget_peak() -> None:
+    """Let this process's peak begin anew.
+
+    Raises:
+        OSError: The system does not tell of peaks.
+    """
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _read(pid: int | str, name: str) -> int:
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024
