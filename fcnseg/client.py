@@ -107,7 +107,8 @@ class Client:
         """Segment one image.
 
         Args:
-            image: A path, an encoded image's bytes (JPEG, PNG, WebP, TIFF or BMP), or pixels as (H, W, 3) uint8 RGB.
+            image: A path, an encoded image's bytes (JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF), or pixels as (H, W, 3)
+                uint8 RGB.
             model: The model's name; empty where the server holds exactly one.
             version: The model's version; empty takes the highest.
             encoding: How the class map travels; the answer is the same in each.

@@ -2,15 +2,18 @@
 
 Pillow reads the header without touching pixels, so that the limits hold before anything is allocated. Then
 
-- OpenCV decodes greyscale and colour JPEG and still WebP, the formats that come in volume (a quarter or more faster);
+- OpenCV decodes greyscale and colour JPEG and still WebP, the formats that come in volume (a quarter or more faster),
+  and still AVIF without alpha, during which Pillow would hold up every other thread;
 - Pillow decodes what OpenCV gets wrong or cannot: CMYK JPEG (OpenCV rounds twice), LAB, 12-bit and float TIFF, PNG
   whose checksums are damaged or whose EXIF follows the pixels (and libpng under OpenCV writes to stderr), palettes
-  with transparency, BMP and TIFF in all their kinds, animated WebP, JPEG without an end-of-image marker, which some
-  versions of OpenCV complete with grey rows. It is also asked, and has the last word, wherever OpenCV refuses.
+  with transparency, BMP, GIF and TIFF in all their kinds, animated WebP and AVIF, JPEG without an end-of-image marker,
+  which some versions of OpenCV complete with grey rows. It is also asked, and has the last word, wherever OpenCV
+  refuses.
 
-What every caller may rely on:
+What every caller may rely on (docs/images.md has it as a table):
 
-- The EXIF orientation is applied, here and nowhere else; of a file with several frames the first is taken.
+- The orientation (EXIF's; AVIF's `irot` and `imir`) is applied, here and nowhere else, unless the stored orientation is
+  asked for; of a file with several frames the first is taken.
 - Alpha and transparency are dropped, not blended, because training reads images so: the stored colours stay as they
   are, and no background is invented. Colour profiles and PNG's gamma are not applied, for the same reason.
 - 16-bit samples keep their high byte, as libpng does for 16-bit colour (12-bit TIFF: the high 8 of the 12 bits).
@@ -20,6 +23,7 @@ What every caller may rely on:
 
 import io
 import logging
+import re
 import struct
 import warnings
 from contextlib import suppress
@@ -29,8 +33,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -39,10 +45,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from fcnseg.errors import ImageError, ImageTooLargeError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 """Suffixes, in lower case, under which the accepted formats are usually stored; `decode` looks at content alone."""
 
-_ACCEPTED = "JPEG, PNG, WebP, TIFF or BMP"
+_ACCEPTED = "JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
 _SMALLER = "scale it down or cut it into tiles"
 # The plugins' classes are called directly: Image.open would apply Pillow's own pixel limit, a process-wide setting
 # that warns or raises, before ours.
@@ -51,10 +57,16 @@ _READERS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
     ((b"\x89PNG\r\n\x1a\n",), PngImageFile),
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
     ((b"BM",), BmpImageFile),
+    ((b"GIF87a", b"GIF89a"), GifImageFile),
 )
-_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"}
+_AVIF_SIZE = re.compile(rb"\0\0\0\x14ispe\0{4}(.{4})(.{4})", re.DOTALL)
+_AVIF_HEAD_BYTES = 2**16
+_UNSUPPORTED = re.compile("unknown|unsupported|cannot handle|not installed", re.IGNORECASE)
 _END_OF_IMAGE = b"\xff\xd9"
 _ORIENTATION_TAG = 0x0112
+_INVERSE: dict[object, int] = {6: 8, 8: 6}  # every other orientation is its own inverse
 _BITS_PER_SAMPLE_TAG = 258
 _SAMPLE_FORMAT_TAG = 339
 _SAMPLES_AT_ONCE = 1 << 16
@@ -86,12 +98,12 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, upright: bool = True) -> NDArray[np.uint8]:
-    """Decode a JPEG, PNG, WebP, TIFF or BMP file's bytes.
+    """Decode a JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF file's bytes.
 
     Args:
         data: The file's bytes.
         limits: What is refused before any pixel is decoded.
-        upright: Whether the EXIF orientation is applied; else pixels come as they are stored.
+        upright: Whether to turn the image as its orientation says, or leave the pixels as they are stored.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -100,26 +112,28 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, upright: bool =
         ImageTooLargeError: There are more bytes, pixels, rows or columns than the limits allow.
         ImageError: The format is not accepted, or the file is damaged or cut short.
     """
-    return EncodedImage(data, limits).decode(upright=upright)
+    return EncodedImage(data, limits, upright=upright).decode()
 
 
 class EncodedImage:
     """An image file whose header has been read and is within limits, and whose pixels have not been touched.
 
     Args:
-        data: A JPEG, PNG, WebP, TIFF or BMP file's bytes.
+        data: A JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF file's bytes.
         limits: What is refused.
+        upright: Whether to turn the image as its orientation says, or leave the pixels as they are stored.
 
     Raises:
         ImageTooLargeError: There are more bytes, pixels, rows or columns than the limits allow.
         ImageError: The format is not accepted, or the header is damaged or cut short.
     """
 
-    def __init__(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> None:
+    def __init__(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, upright: bool = True) -> None:
         if not data:
             raise ImageError(f"the image is empty (0 bytes); give the bytes of a {_ACCEPTED} file")
         _check_bytes(len(data), limits)
         self._data = data
+        self._upright = upright
         self._stream = io.BytesIO(data)
         self._header = _read_header(self._stream, data, limits)
         width, height = self._header.size
@@ -130,14 +144,11 @@ class EncodedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) as stored; an EXIF orientation may swap them."""
+        """(height, width) as the header has it; the orientation may swap them."""
         return self._header.height, self._header.width
 
-    def decode(self, *, upright: bool = True) -> NDArray[np.uint8]:
+    def decode(self) -> NDArray[np.uint8]:
         """Decode the pixels, once.
-
-        Args:
-            upright: Whether the EXIF orientation is applied; else pixels come as they are stored.
 
         Returns:
             (H, W, 3) uint8 RGB.
@@ -145,8 +156,10 @@ class EncodedImage:
         Raises:
             ImageError: The file is damaged or cut short.
         """
-        image = _decode_with_opencv(self._header, self._stream, self._data, upright=upright)
-        return _decode_with_pillow(self._header, upright=upright) if image is None else image
+        image = _decode_with_opencv(self._header, self._stream, self._data)
+        if image is None:
+            return _decode_with_pillow(self._header, upright=self._upright)
+        return turn_upright(image, _orientation(self._header)) if self._upright else image
 
 
 def require_within(limits: ImageLimits, height: int, width: int, name: str) -> None:
@@ -179,7 +192,7 @@ def read(path: Path, limits: ImageLimits = DEFAULT_LIMITS, *, upright: bool = Tr
     Args:
         path: The file.
         limits: What is refused before any pixel is decoded.
-        upright: Whether the EXIF orientation is applied; else pixels come as they are stored.
+        upright: Whether to turn the image as its orientation says, or leave the pixels as they are stored.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -246,6 +259,11 @@ def _read_header(stream: io.BytesIO, data: bytes, limits: ImageLimits) -> ImageF
     reader = next((reader for magic, reader in _READERS if data.startswith(magic)), None)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         reader = WebPImageFile
+    if _AVIF_BRANDS & _brands(data):
+        reader = AvifImageFile
+        # libavif has limits of its own, and calls what is beyond them damaged.
+        for width, height in _AVIF_SIZE.findall(data, 0, _AVIF_HEAD_BYTES):
+            require_within(limits, int.from_bytes(height, "big"), int.from_bytes(width, "big"), "the AVIF image")
     if reader is None:
         name = _name_format(data)
         what = f"{name} images are not accepted" if name else "the data is not an image that can be recognised"
@@ -258,11 +276,19 @@ def _read_header(stream: io.BytesIO, data: bytes, limits: ImageLimits) -> ImageF
             f"the {reader.format} image has more pixels than the limit of {limit}; {_SMALLER}"
         ) from error
     except Exception as error:  # damaged headers raise anything from struct.error to KeyError
-        raise _damaged(reader.format or "", error) from error
+        raise _refused(reader.format or "", error) from error
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """Return the brands that a file of the ISO base media format says it is compatible with; of another, none."""
+    if data[4:8] != b"ftyp":
+        return set()
+    box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+    return {box[:4], *(box[i : i + 4] for i in range(8, len(box), 4))}
 
 
 def _name_format(data: bytes) -> str | None:
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+    if _HEIF_BRANDS & _brands(data):
         return "HEIC"
     if data.startswith(b"%PDF"):
         return "PDF"
@@ -275,15 +301,14 @@ def _name_format(data: bytes) -> str | None:
     return None
 
 
-def _decode_with_opencv(
-    header: ImageFile, stream: io.BytesIO, data: bytes, *, upright: bool
-) -> NDArray[np.uint8] | None:
+def _decode_with_opencv(header: ImageFile, stream: io.BytesIO, data: bytes) -> NDArray[np.uint8] | None:
     """Decode what OpenCV is trusted with; None where Pillow is to decode."""
     if header.format == "JPEG":
         # Pillow has stopped reading at the start of the scan, behind any thumbnail with a marker of its own.
         trusted = header.mode in {"L", "RGB"} and data.find(_END_OF_IMAGE, stream.tell()) >= 0
     else:
-        trusted = header.format == "WEBP" and not getattr(header, "is_animated", False)
+        kinds = {"WEBP": {"RGB", "RGBA", "RGBX"}, "AVIF": {"L", "RGB"}}.get(header.format or "", set())
+        trusted = header.mode in kinds and not getattr(header, "is_animated", False)
     if not trusted:
         return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -293,13 +318,17 @@ def _decode_with_opencv(
         return None
     if image is None or image.shape != (header.height, header.width, 3):
         return None
-    if not upright:
-        return image.astype(np.uint8, copy=False)
+    return image.astype(np.uint8, copy=False)
+
+
+def _orientation(header: ImageFile) -> object:
+    """Return the EXIF orientation; 1, which turns nothing, where there is none."""
+    if header.format == "AVIF":
+        header.info.pop("xmp", None)  # Pillow would turn by it where nothing else turns; browsers do not
     try:
-        orientation = header.getexif().get(_ORIENTATION_TAG, 1)
+        return header.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # noqa: BLE001  # EXIF so damaged that it cannot be read turns nothing
-        orientation = 1
-    return turn_upright(image.astype(np.uint8, copy=False), orientation)
+        return 1
 
 
 def turn_upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
@@ -315,19 +344,27 @@ def turn_upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.ui
 
 def _decode_with_pillow(header: ImageFile, *, upright: bool) -> NDArray[np.uint8]:
     try:
-        header.load()
-        if upright:
-            with suppress(Exception):  # EXIF so damaged that it cannot be read turns nothing
-                ImageOps.exif_transpose(header, in_place=True)
-        if header.mode.startswith(("I", "F")):
-            grey = to_8_bits(_samples(header), _sample_bits(header))
-            return np.repeat(grey[:, :, None], 3, axis=2)
-        header.info.pop("transparency", None)
-        # Pillow converts these to RGB by way of RGBA only.
-        image = header.convert("RGBA") if header.mode in {"La", "PA", "RGBa"} else header
-        return np.array(image.convert("RGB"))
+        if isinstance(header, TiffImageFile):  # Pillow turns TIFF by itself, as it loads
+            turned = _orientation(header)
+            header.load()
+            orientation = 1 if upright else _INVERSE.get(turned, turned)
+        else:
+            header.load()
+            orientation = _orientation(header) if upright else 1
+        return turn_upright(_to_rgb(header), orientation)
     except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, MemoryError, struct.error ...
-        raise _damaged(header.format or "", error) from error
+        compression = header.info.get("compression", "") if isinstance(header, TiffImageFile) else ""
+        raise _refused(header.format or "", error, compression) from error
+
+
+def _to_rgb(image: ImageFile) -> NDArray[np.uint8]:
+    if image.mode.startswith(("I", "F")):
+        grey = to_8_bits(_samples(image), _sample_bits(image))
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    image.info.pop("transparency", None)
+    # Pillow converts these to RGB by way of RGBA only.
+    converted = image.convert("RGBA") if image.mode in {"La", "PA", "RGBa"} else image
+    return np.array(converted.convert("RGB"))
 
 
 def _samples(header: ImageFile) -> NDArray[np.generic]:
@@ -380,6 +417,9 @@ def _finite(samples: NDArray[np.generic]) -> NDArray[np.float64]:
     return np.nan_to_num(samples.astype(np.float64), posinf=0.0, neginf=0.0)
 
 
-def _damaged(name: str, error: Exception) -> ImageError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ImageError(f"the {name} image is damaged or cut short ({reason[:200]}); store or send it again")
+def _refused(name: str, error: Exception, compression: str = "") -> ImageError:
+    reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+    if _UNSUPPORTED.search(reason):
+        return ImageError(f"the {name} image is of a kind that is not supported ({reason}); store it as 8-bit PNG")
+    compressed = f"; its compression is {compression}" if compression else ""
+    return ImageError(f"the {name} image is damaged or cut short ({reason}{compressed}); store or send it again")

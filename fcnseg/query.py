@@ -13,7 +13,7 @@ from fcnseg.masks import Encoding
 from fcnseg.regions import RegionQuery
 
 ImageSource: TypeAlias = str | Path | bytes | NDArray[np.uint8]
-"""A path, an encoded image's bytes (JPEG, PNG, WebP, TIFF or BMP), or pixels as (H, W, 3) uint8 RGB."""
+"""A path, an encoded image's bytes (JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF), or pixels as (H, W, 3) uint8 RGB."""
 
 StreamSource: TypeAlias = ImageSource | tuple[str | int, ImageSource]
 """An image, or its id and the image; without an id, its position is its id."""

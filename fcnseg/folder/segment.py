@@ -274,13 +274,13 @@ class _Worker:
         held, taken = 0, False
         try:
             data = images.read_bytes(Path(item.image), self._options.limits)
-            encoded = images.EncodedImage(data, self._options.limits)
+            encoded = images.EncodedImage(data, self._options.limits, upright=self._options.upright)
             held = len(data) + self._model.held_bytes(*encoded.size)
             self._memory.take(turn, held)
             taken = True
             loaded.held = held
             if self._needs_pixels:
-                loaded.image = encoded.decode(upright=self._options.upright)
+                loaded.image = encoded.decode()
             if self._model.remote and self._options.upright:
                 loaded.data = data
         except ImageError as error:

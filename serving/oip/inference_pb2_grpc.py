@@ -30,8 +30,8 @@ class GRPCInferenceServiceStub(object):
 
     A model has one input and three outputs, N being the number of images in the request:
 
-    image       UINT8 [N, H, W, 3]: red, green and blue, row by row; or BYTES [N]: JPEG, PNG, WebP, TIFF or BMP files,
-    whose images must be of one size.
+    image       UINT8 [N, H, W, 3]: red, green and blue, row by row; or BYTES [N]: JPEG, PNG, WebP, TIFF, BMP, GIF or
+    AVIF files, whose images must be of one size.
     class_map   UINT8 [N, H, W], or UINT16 for models of more than 256 classes: the class of every pixel.
     heatmap     FP32 [N, K, h, w]: the scores of the K classes on the grid of the net's cells.
     confidence  UINT8 [N, H, W]: the winning class's softmax probability times 255, rounded.
@@ -112,8 +112,8 @@ class GRPCInferenceServiceServicer(object):
 
     A model has one input and three outputs, N being the number of images in the request:
 
-    image       UINT8 [N, H, W, 3]: red, green and blue, row by row; or BYTES [N]: JPEG, PNG, WebP, TIFF or BMP files,
-    whose images must be of one size.
+    image       UINT8 [N, H, W, 3]: red, green and blue, row by row; or BYTES [N]: JPEG, PNG, WebP, TIFF, BMP, GIF or
+    AVIF files, whose images must be of one size.
     class_map   UINT8 [N, H, W], or UINT16 for models of more than 256 classes: the class of every pixel.
     heatmap     FP32 [N, K, h, w]: the scores of the K classes on the grid of the net's cells.
     confidence  UINT8 [N, H, W]: the winning class's softmax probability times 255, rounded.
@@ -290,8 +290,8 @@ class GRPCInferenceService(object):
 
     A model has one input and three outputs, N being the number of images in the request:
 
-    image       UINT8 [N, H, W, 3]: red, green and blue, row by row; or BYTES [N]: JPEG, PNG, WebP, TIFF or BMP files,
-    whose images must be of one size.
+    image       UINT8 [N, H, W, 3]: red, green and blue, row by row; or BYTES [N]: JPEG, PNG, WebP, TIFF, BMP, GIF or
+    AVIF files, whose images must be of one size.
     class_map   UINT8 [N, H, W], or UINT16 for models of more than 256 classes: the class of every pixel.
     heatmap     FP32 [N, K, h, w]: the scores of the K classes on the grid of the net's cells.
     confidence  UINT8 [N, H, W]: the winning class's softmax probability times 255, rounded.

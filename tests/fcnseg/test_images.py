@@ -18,8 +18,8 @@ from fcnseg.errors import ImageError, ImageTooLargeError
 from fcnseg.images import ImageLimits
 
 HARD_IMAGES = Path(__file__).parents[3] / "shared" / "data" / "hard_images"
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-ACCEPTED = {*FORMATS}
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
+ACCEPTED = {*FORMATS, "GIF"}
 # Two builds of one decoder may differ by rounding; JPEG and WebP in particular. Lossless formats agree exactly.
 LOSSY_TOLERANCE = 4
 
@@ -56,10 +56,11 @@ def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_accepted_format_decodes_to_rgb(kind: str) -> None:
-    image = images.decode(encoded(Image.fromarray(picture()), kind, **({"quality": 95} if kind == "WEBP" else {})))
+    options = {"quality": 95} if kind in {"WEBP", "AVIF"} else {}
+    image = images.decode(encoded(Image.fromarray(picture()), kind, **options))
     assert image.dtype == np.uint8
     assert image.flags.c_contiguous
-    lossy = kind in {"JPEG", "WEBP"}
+    lossy = kind in {"JPEG", "WEBP", "AVIF"}
     assert image.shape == picture().shape
     assert np.abs(image.astype(int) - picture()).mean() <= (12 if lossy else 0)
 
@@ -72,7 +73,7 @@ def test_a_grey_image_has_three_equal_channels(kind: str) -> None:
     assert np.ptp(image.astype(int), axis=2).max() <= LOSSY_TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(10))
 def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     exif = Image.Exif()
@@ -91,7 +92,11 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     expected = turns.get(orientation, lambda a: a)(picture())
     image = images.decode(data)
     assert image.shape == expected.shape
-    assert np.abs(image.astype(int) - expected).mean() <= (12 if kind == "JPEG" else 0)
+    tolerance = 12 if kind in {"JPEG", "AVIF"} else 0
+    assert np.abs(image.astype(int) - expected).mean() <= tolerance
+    stored = images.decode(data, upright=False)
+    assert stored.shape == picture().shape
+    assert np.abs(stored.astype(int) - picture()).mean() <= tolerance
 
 
 def test_exif_behind_the_pixels_of_a_png_is_applied() -> None:
@@ -176,8 +181,12 @@ def test_a_jpeg_cut_behind_a_complete_thumbnail_is_refused() -> None:
         (b"BM", "BMP image is damaged"),
         (b"II*\0", "TIFF image is damaged"),
         (b"RIFF\x04\0\0\0WEBP", "WEBP image is damaged"),
-        (encoded(Image.fromarray(picture()), "GIF"), "GIF images are not accepted.*use JPEG, PNG, WebP, TIFF or BMP"),
-        (encoded(Image.fromarray(picture()), "PPM"), "PPM images are not accepted"),
+        (b"GIF89a", "GIF image is damaged"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0avifmif1", "AVIF image is damaged"),
+        (
+            encoded(Image.fromarray(picture()), "PPM"),
+            "PPM images are not accepted.*use JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF",
+        ),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC images are not accepted"),
         (b"%PDF-1.7", "PDF images are not accepted"),
     ],
