@@ -144,8 +144,8 @@ class Engine:
         class_map, heatmap, confidences = session.run(None, feed)
         return EngineOutput(class_map, heatmap, confidences if confidence else None)
 
-    def working_bytes_per_pixel(self) -> float:
-        """Return what a run takes at its peak for each padded pixel; measured now, where it was not at the start.
+    def measured(self) -> Probe:
+        """Return what runs showed; measured now, where it was not at the start.
 
         Raises:
             ModelFileError: The model cannot be run.
@@ -154,7 +154,7 @@ class Engine:
             with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
                 session = _open_session(self.path, self.device, replace(self.options, arena=True), Path(folder))
                 self.probe = self._prove(session, self.path, Path(folder))
-        return self.probe.bytes_per_pixel
+        return self.probe
 
     def leave_session_behind(self) -> None:
         """Do without the session, in a process that was forked from the one that opened it."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fcnseg.blending import Blender
 from fcnseg.segmenter import Segmenter
-from fcnseg.tiling import Tiling
+from fcnseg.tiling import Tiling, plan_tiles
 from fcnseg.types import ClassMap, Segmentation
 from fcnseg.windows import ArrayImage, SegmentedWindow, Windowed
 
@@ -65,7 +65,7 @@ def segment_windows(
 def segment_in_tiles(
     segmenter: Segmenter,
     image: Windowed | NDArray[np.uint8],
-    tiling: Tiling,
+    tile: int | None,
     *,
     confidence: bool = False,
     progress: Callable[[int, int], None] = no_progress,
@@ -75,16 +75,18 @@ def segment_in_tiles(
     Args:
         segmenter: The model.
         image: The image, or its pixels as (H, W, 3) uint8 RGB.
-        tiling: From `plan_tiles` for this model and this image's size.
+        tile: As for `plan_tiles`.
         confidence: Whether to compute the confidence map too.
         progress: Told how many tiles are done, and of how many.
 
     Raises:
         ImageError: The image cannot be read, or is not of that shape and dtype.
+        UsageError: `tile` is not positive.
     """
     if isinstance(image, np.ndarray):
         image = ArrayImage(image)
     height, width, info = image.height, image.width, segmenter.info
+    tiling = plan_tiles(info, height, width, tile)
     class_map: ClassMap = np.empty((height, width), info.label_map.id_dtype)
     confidences = np.empty((height, width), np.uint8) if confidence else None
     heatmap = np.empty((len(info.label_map), *heatmap_shape(tiling)), np.float32)

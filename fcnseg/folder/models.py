@@ -29,7 +29,7 @@ from fcnseg.large_masks import segment_to_mask
 from fcnseg.masks import Encoding
 from fcnseg.segmenter import Segmenter
 from fcnseg.tiled import segment_in_tiles
-from fcnseg.tiling import Tiling, choose_tile, plan_tiles
+from fcnseg.tiling import choose_tile, plan_tiles
 from fcnseg.types import LabelMap
 
 _PATIENCE_S = 600.0
@@ -174,11 +174,13 @@ class LocalModel:
         try:
             if first.image is None:
                 return [self._segment_to_mask(first)]
-            tiling = self._tiling(*first.image.shape[:2])
+            height, width = first.image.shape[:2]
+            tile = self._tile(height, width)
+            tiling = plan_tiles(self._segmenter.info, height, width, tile)
             if len(tiling) == 1:
                 return self._segment_whole(loaded)
             if len(loaded) == 1:
-                return [self._segment_in_tiles(first, first.image, tiling)]
+                return [self._segment_in_tiles(first, first.image, tile, tiling.notice)]
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001 - onnxruntime's have no base: out of memory for one image, for example
@@ -197,17 +199,19 @@ class LocalModel:
             for item, segmentation in zip(loaded, found, strict=True)
         ]
 
-    def _segment_in_tiles(self, item: Loaded, image: NDArray[np.uint8], tiling: Tiling) -> Outcome:
+    def _segment_in_tiles(
+        self, item: Loaded, image: NDArray[np.uint8], tile: int | None, notice: str | None
+    ) -> Outcome:
         began = time.perf_counter()
         segmentation = segment_in_tiles(
             self._segmenter,
             image,
-            tiling,
+            tile,
             confidence=self._options.confidence,
             progress=partial(self._progress, item.source),
         )
         timings_ms = {"decode": item.decode_ms, "infer": (time.perf_counter() - began) * 1000}
-        return LocalAnswer(segmentation, self._segmenter.info.geometry, timings_ms, tiling.notice)
+        return LocalAnswer(segmentation, self._segmenter.info.geometry, timings_ms, notice)
 
     def _segment_to_mask(self, item: Loaded) -> Outcome:
         """Segment an image that is never in memory whole, and write its mask."""
@@ -219,19 +223,21 @@ class LocalModel:
             )
         began = time.perf_counter()
         with open_windowed(item.source, options.limits) as image:
-            tiling = self._tiling(image.height, image.width)
+            tile = self._tile(image.height, image.width)
+            tiling = plan_tiles(self._segmenter.info, image.height, image.width, tile)
             progress = partial(self._progress, item.source)
             classes = segment_to_mask(self._segmenter, image, tiling, item.mask, progress)
         timings_ms = {"infer": (time.perf_counter() - began) * 1000}
         return WrittenAnswer((image.height, image.width), classes, timings_ms, tiling.notice)
 
-    def _tiling(self, height: int, width: int) -> Tiling:
-        """Return how an image is cut: into one tile, where it is not."""
+    def _tile(self, height: int, width: int) -> int | None:
+        """Return the size of an image's tiles; None where it is not cut."""
         info, wanted, memory = self._segmenter.info, self._options.tile, self._options.memory_bytes
-        tile = wanted if isinstance(wanted, int) else None
         if wanted == "auto" and math.prod(info.geometry.padded(height, width)) * _MOST_BYTES_PER_PIXEL > memory:
-            tile = choose_tile(info, height, width, memory / self._segmenter.engine.working_bytes_per_pixel())
-        return plan_tiles(info, height, width, tile)
+            measured = self._segmenter.engine.measured()
+            cost = measured.bytes_per_pixel if self._options.confidence else measured.plain_bytes_per_pixel
+            return choose_tile(info, height, width, memory / cost)
+        return wanted if isinstance(wanted, int) else None
 
 
 class ServerModel:
