@@ -60,7 +60,7 @@ def segment(model: Path, image: Path, mask: Path, memory: float, threads: int) -
     segmenter = fcnseg.load(model, "cpu", options=EngineOptions(threads=threads, arena=False, prove=True))
     assert segmenter.engine.probe is not None  # noqa: S101
     with open_windowed(image, WINDOWED) as opened:
-        pixels = (memory * 2**30 - OTHERS_BYTES) / segmenter.engine.probe.bytes_per_pixel
+        pixels = (memory * 2**30 - OTHERS_BYTES) / segmenter.engine.probe.plain_bytes_per_pixel
         tile = choose_tile(segmenter.info, opened.height, opened.width, pixels)
         tiling = plan_tiles(segmenter.info, opened.height, opened.width, tile)
         began = time.monotonic()

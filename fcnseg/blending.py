@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg.geometry import AxisGeometry
-from fcnseg.resample import Grid, resample_window
+from fcnseg.resample import resample_window
 from fcnseg.tiling import Span, Tiling
 from fcnseg.types import ClassMap
 from fcnseg.windows import SegmentedWindow
@@ -130,7 +130,7 @@ class _Window:
 
 
 @dataclass(frozen=True)
-class _WindowGrid(Grid):
+class _WindowGrid:
     y: _Window
     x: _Window
 

@@ -23,8 +23,7 @@ from fcnseg.jpeg_blocks import JpegBlocks
 from fcnseg.tiff_samples import Pixels, Samples, Tags, conversion, holds_jpeg_of_ycbcr
 from fcnseg.windows import ArrayImage, Windowed
 
-_BIGTIFF = 43
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF, _BIGTIFF = (b"II*\0", b"MM\0*"), b"II+\0"
 
 
 @dataclass(frozen=True)
@@ -129,10 +128,10 @@ def _tags_beyond(path: Path, limits: ImageLimits) -> Tags | None:
 def _read_tags(path: Path) -> Tags | None:
     with path.open("rb") as file:
         header = file.read(8)
-        if header[:4] not in _TIFF_MAGIC:
-            return None
-        if _BIGTIFF in header[2:4]:
+        if header[:4] == _BIGTIFF:
             header += file.read(8)
+        elif header[:4] not in _TIFF:
+            return None
         directory = ImageFileDirectory_v2(header)
         file.seek(directory.next)
         directory.load(file)
@@ -162,8 +161,8 @@ def _stored_reader(path: Path, tags: Tags, dataset: Any) -> Callable[[slice, sli
 
 def _not_in_windows(path: Path, why: str) -> ImageTooLargeError:
     return ImageTooLargeError(
-        f"{why}, and is not read in windows; store it as a tiled TIFF, for example by"
-        f" 'rio convert {path.name} large.tif --co tiled=yes --co compress=deflate'"
+        f"{why}, and is not read in windows; store it as a tiled TIFF, for example by 'rio convert {path.name} large.tif"
+        " --co tiled=yes --co blockxsize=512 --co blockysize=512 --co compress=deflate'"
     )
 
 

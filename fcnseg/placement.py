@@ -48,10 +48,12 @@ class Probe:
     Attributes:
         placements: What ran where, by provider, operator and kind of data.
         bytes_per_pixel: Working memory of a run at its peak, for each pixel of the padded image.
+        plain_bytes_per_pixel: The same of a run without confidences.
     """
 
     placements: tuple[Placement, ...]
     bytes_per_pixel: float
+    plain_bytes_per_pixel: float
 
 
 def probe(session: onnxruntime.InferenceSession, geometry: Geometry) -> Probe:
@@ -76,7 +78,8 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry) -> Probe:
     pixels = [padded_y * padded_x, padded_y * padded_x]
     pixels += [(padded_y + geometry.y.alignment) * padded_x, padded_y * (padded_x + geometry.x.alignment)]
     peaks = [max(int(event["args"].get("mem_in_use_peak", 0)) for event in nodes) for nodes in runs]
-    return Probe(_read_placements(runs), max(peak / count for peak, count in zip(peaks, pixels, strict=True)))
+    costs = [peak / count for peak, count in zip(peaks, pixels, strict=True)]
+    return Probe(_read_placements(runs), max(costs), costs[0])
 
 
 def require_device(placements: Iterable[Placement], provider: str, device: str) -> None:

@@ -154,7 +154,8 @@ def choose_tile(info: ModelInfo, height: int, width: int, max_pixels: float) -> 
         info: The model's.
         height: The image's rows.
         width: The image's columns.
-        max_pixels: Padded pixels that a run has memory for: the bytes to spare over `Probe.bytes_per_pixel`.
+        max_pixels: Padded pixels that a run has memory for: the bytes to spare over `Probe.bytes_per_pixel`, or
+            over `plain_bytes_per_pixel` where no confidence is asked for.
 
     Returns:
         Rows and columns of a core for `plan_tiles`; None where the whole image fits.
