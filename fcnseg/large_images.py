@@ -160,9 +160,10 @@ def _stored_reader(path: Path, tags: Tags, dataset: Any) -> Callable[[slice, sli
 
 
 def _not_in_windows(path: Path, why: str) -> ImageTooLargeError:
+    options = "--co tiled=yes --co blockxsize=512 --co blockysize=512 --co compress=deflate"
     return ImageTooLargeError(
-        f"{why}, and is not read in windows; store it as a tiled TIFF, for example by 'rio convert {path.name}"
-        " large.tif --co tiled=yes --co blockxsize=512 --co blockysize=512 --co compress=deflate'"
+        f"{why}, and is not read in windows; store it as a tiled TIFF, for example by"
+        f" 'rio convert {path.name} large.tif {options}'"
     )
 
 

@@ -22,6 +22,8 @@ from fcnseg.errors import UsageError
 from fcnseg.geometry import AxisGeometry
 from fcnseg.model_file import ModelInfo
 
+_LARGEST_CORE = 3072
+"""Scores are brought to pixels by matrices, whose cost a pixel grows with the side; beyond it outweighs the margins."""
 _NAMES_SHOWN = 3
 
 
@@ -148,7 +150,7 @@ def plan_tiles(info: ModelInfo, height: int, width: int, tile: int | None) -> Ti
 
 
 def choose_tile(info: ModelInfo, height: int, width: int, max_pixels: float) -> int | None:
-    """Choose the largest tiles whose working memory there is room for: the larger, the less is computed twice.
+    """Choose the largest tiles, up to 3072, that there is memory for: the larger, the less is computed twice.
 
     Args:
         info: The model's.
@@ -166,7 +168,7 @@ def choose_tile(info: ModelInfo, height: int, width: int, max_pixels: float) -> 
     if math.prod(info.geometry.padded(height, width)) <= max_pixels:
         return None
     step = max(_phase(info, info.geometry.y), _phase(info, info.geometry.x))
-    most = -(-max(height, width) // step)
+    most = -(-min(max(height, width), _LARGEST_CORE) // step)
     low, high = 0, most  # the largest number of steps that fits is in low..high, and tiles only grow with it
     while low < high:
         middle = (low + high + 1) // 2

@@ -105,6 +105,13 @@ def test_windows_have_the_pixels_of_the_whole_file(kind: str, tmp_path: Path) ->
     check_windows(path, whole)
 
 
+def test_unsigned_samples_of_32_bits_are_white_at_the_top(tmp_path: Path) -> None:
+    bands = np.array([[[0, 2**31 - 1, 2**31 + 1, 2**32 - 1]]], np.uint32)
+    path = write(tmp_path / "image.tif", bands)
+    assert images.read(path)[0, :, 0].tolist() == [0, 127, 127, 255]
+    check_windows(path, images.read(path))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_windows_are_upright(orientation: int, tmp_path: Path) -> None:
     picture = Image.fromarray(np.moveaxis(samples(3), 0, 2).astype(np.uint8))
