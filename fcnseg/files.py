@@ -31,6 +31,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def shown(path: Path) -> str:
+    """Return a path as it can stand in a line of text: one with line breaks or bytes that are no text is quoted."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)
+
+
 def require_place(path: Path) -> None:
     """Check, before work is done for its sake, that a file can stand at a path.
 
