@@ -42,6 +42,12 @@ def remove_halves(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def shown(path: Path) -> str:
+    """Return a path as it can stand in a line of text: one with line breaks or bytes that are no text is quoted."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)
+
+
 def require_place(path: Path) -> None:
     """Check, before work is done for its sake, that a file can stand at a path.
 

@@ -44,6 +44,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from fcnseg.errors import ImageError, ImageTooLargeError
+from fcnseg.files import shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 """Suffixes, in lower case, under which the accepted formats are usually stored; `decode` looks at content alone."""
@@ -205,7 +206,7 @@ def read(path: Path, limits: ImageLimits = DEFAULT_LIMITS, *, upright: bool = Tr
     try:
         return decode(data, limits, upright=upright)
     except ImageError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(f"{shown(path)}: {error}") from error
 
 
 def read_bytes(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
@@ -222,12 +223,12 @@ def read_bytes(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
             if len(data) > limits.max_bytes:
                 _check_bytes(max(path.stat().st_size, len(data)), limits)
     except ImageTooLargeError as error:
-        raise ImageTooLargeError(f"{path}: {error}") from None
+        raise ImageTooLargeError(f"{shown(path)}: {error}") from None
     except FileNotFoundError as error:
-        raise ImageError(f"image {path} does not exist; check the path") from error
+        raise ImageError(f"image {shown(path)} does not exist; check the path") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ImageError(f"image {path} cannot be read: {reason}") from error
+        raise ImageError(f"image {shown(path)} cannot be read: {reason}") from error
     return data
 
 

@@ -5,6 +5,7 @@ done, or not at all.
 """
 
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -216,7 +217,12 @@ class _OverlayWriter:
         self._rows.flush()
         if self._video is not None:
             self._video.release()
-        # OpenCV does not tell when it cannot write.
+        # OpenCV does not tell when it cannot write: where the disk is full, this does.
+        with self._part.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.write(b"\0")
+            file.flush()
+            file.truncate(end)
         written = cv2.VideoCapture(str(self._part.absolute()), cv2.CAP_FFMPEG)
         count = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
         written.release()

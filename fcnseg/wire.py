@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fcnseg import masks, rle
 from fcnseg.errors import ImageError, MaskError
+from fcnseg.files import shown
 from fcnseg.images import ImageLimits, require_pixels
 from fcnseg.masks import Encoding
 from fcnseg.placement import Placement
@@ -72,7 +73,7 @@ def write_request(image: ImageSource, query: SegmentQuery, max_bytes: int) -> pb
                 request.encoded = file.read(max_bytes + 1)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise ImageError(f"image {image} cannot be read: {reason}; check the path") from error
+            raise ImageError(f"image {shown(Path(image))} cannot be read: {reason}; check the path") from error
     else:
         require_pixels(image)
         request.raw.height, request.raw.width = image.shape[:2]

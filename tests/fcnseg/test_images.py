@@ -1,6 +1,9 @@
 import io
 import json
+import os
+import socket
 import struct
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -241,6 +244,35 @@ def test_reading_a_file_names_its_path(tmp_path: Path) -> None:
         images.read(tmp_path)
     with pytest.raises(ImageTooLargeError, match=r"good\.bmp: the image has \d+ bytes, more than the limit of 9"):
         images.read(tmp_path / "good.bmp", ImageLimits(max_bytes=9))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+@pytest.mark.parametrize("name", [b"two\nlines.png", b"caf\xe9.png"])
+def test_a_name_that_is_no_line_of_text_is_quoted(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / os.fsdecode(name)
+    for data, words in ((b"", "empty"), (b"hello", "not an image")):
+        path.write_bytes(data)
+        with pytest.raises(ImageError, match=words) as raised:
+            images.read(path)
+        assert str(raised.value).isprintable()
+    path.unlink()
+    with pytest.raises(ImageError, match="does not exist") as raised:
+        images.read(path)
+    assert str(raised.value).isprintable()
+
+
+def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "gone.jpg").symlink_to("nowhere")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket.jpg"))
+        for name, words in {
+            "loop.jpg": "cannot be read: Too many levels",
+            "gone.jpg": "does not exist",
+            "socket.jpg": "cannot be read: No such device",
+        }.items():
+            with pytest.raises(ImageError, match=words):
+                images.read(tmp_path / name)
 
 
 def test_threads_decode_the_same() -> None:
