@@ -5,24 +5,33 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from serving.unary import UnaryInterceptor
+import grpc
+
+from serving.calls import asked_by_probes
+from serving.errors import StoppingError
+from serving.statuses import abort
+from serving.unary import UnaryInterceptor, write_all
 
 if TYPE_CHECKING:
-    from serving.unary import Context
+    from serving.unary import Context, Handler
 
 
 class CallCounter(UnaryInterceptor):
     """Counts what is under way: unary calls, and what else says so.
 
     A health Watch lives as long as its client: a server that waited for every stream would always wait out its grace.
+    So those of probes are ended when a stopping server is idle. Calls are ended by nothing else: one whose request is
+    still on its way is not counted, and gRPC waits for it.
 
     Attributes:
         stopping: Set when the server takes nothing more; streams of images then read no further.
+        stopped: Set when nothing is under way any more; streams of probes then end.
         ended: How many have ended.
     """
 
     def __init__(self) -> None:
         self.stopping = asyncio.Event()
+        self.stopped = asyncio.Event()
         self.ended = 0
         self._calls = 0
         self._idle = asyncio.Event()
@@ -49,6 +58,34 @@ class CallCounter(UnaryInterceptor):
             self.ended += 1
             if self._calls == 0:
                 self._idle.set()
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Wrap a method's handler."""
+        handler = await super().intercept_service(continuation, handler_call_details)
+        method = handler_call_details.method
+        if handler is None or handler.unary_unary is not None or not asked_by_probes(method.removeprefix("/")):
+            return handler
+        streams_requests = handler.stream_stream is not None
+        make = grpc.stream_stream_rpc_method_handler if streams_requests else grpc.unary_stream_rpc_method_handler
+        inner: Any = handler.stream_stream if streams_requests else handler.unary_stream
+
+        async def until_stopped(request: Any, context: "Context") -> None:
+            answering = asyncio.create_task(write_all(inner(request, context), context))
+            stopped = asyncio.create_task(self.stopped.wait())
+            try:
+                await asyncio.wait({answering, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if not answering.done():
+                    await abort(context, StoppingError("the server is stopping; go on with another"), method)
+                answering.result()
+            finally:
+                answering.cancel()
+                stopped.cancel()
+
+        return make(until_stopped, handler.request_deserializer, handler.response_serializer)
 
     async def around(self, answer: Callable[[], Awaitable[Any]], context: "Context", method: str) -> Any:
         """Count the call while it is answered."""

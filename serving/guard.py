@@ -1,6 +1,5 @@
 """The server's door: who may call what, decided before anything of a request is read."""
 
-import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from serving.errors import AllowanceError, ForbiddenError, NoTokenError
 from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
 from serving.statuses import abort
 from serving.tokens import Token, Tokens
+from serving.unary import write_all
 
 if TYPE_CHECKING:
     from serving.unary import Context, Handler
@@ -134,12 +134,7 @@ def _within(handler: "Handler", allowance: Allowance, method: str) -> "Handler":
     async def stream(requests: Any, context: "Context") -> None:
         try:
             with allowance.call():
-                answers = answer_all(allowance.pace(requests), context)
-                if inspect.isasyncgen(answers):
-                    async for response in answers:
-                        await context.write(response)
-                else:
-                    await answers
+                await write_all(answer_all(allowance.pace(requests), context), context)
         except AllowanceError as error:
             await abort(context, error, method)
 

@@ -1,7 +1,6 @@
 """Every call is counted, named and logged."""
 
 import asyncio
-import inspect
 import threading
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
     """Counts calls and their bytes, gives each its id, and logs its end.
 
     The outermost interceptor, so that it sees what the client sees. Methods that do not exist are counted together:
-    nothing that a client makes up becomes a label. Reflection passes untouched.
+    nothing that a client makes up becomes a label.
 
     Args:
         tracer: Traces calls; None for no traces.
@@ -64,8 +63,6 @@ class CallObserver(grpc.aio.ServerInterceptor):
         elif handler.stream_stream is not None:
             make, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream
         else:
-            return handler
-        if inspect.isasyncgenfunction(inner):
             return handler
         return make(
             self._around(inner, method),

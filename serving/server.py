@@ -194,8 +194,7 @@ class Server:
         idle = asyncio.create_task(self._calls.wait_until_idle())
         await asyncio.wait([ended, idle], return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
-        # What is left are streams, such as health watchers, which would live as long as their clients.
-        await self._server.stop(None)
+        self._calls.stopped.set()
         await ended
         if self._config.tracer is not None:
             left = min(end_of_grace - time.monotonic(), _LONGEST_FLUSH_S)

@@ -1,5 +1,6 @@
-"""Unary calls: their deadline, and the frame of an interceptor around them."""
+"""What interceptors and servicers share: a call's deadline, the frame around unary calls, and how streams are sent."""
 
+import inspect
 import math
 import time
 from abc import ABC, abstractmethod
@@ -17,6 +18,15 @@ def deadline_of(context: "Context") -> float:
     """Return when a call's answer is of no use any more, on the monotonic clock."""
     remaining: float | None = context.time_remaining()
     return math.inf if remaining is None else time.monotonic() + remaining
+
+
+async def write_all(answers: Any, context: "Context") -> None:
+    """Let a stream's handler of either kind, one that yields or one that writes, send its answers."""
+    if inspect.isasyncgen(answers):
+        async for answer in answers:
+            await context.write(answer)
+    else:
+        await answers
 
 
 class UnaryInterceptor(grpc.aio.ServerInterceptor, ABC):

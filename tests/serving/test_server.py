@@ -1,6 +1,9 @@
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +119,83 @@ def test_request_under_way_is_finished_and_new_ones_are_refused_when_stopping(
         segmenter.gate.set()
         assert answer.result(10).class_map.tolist() == [[0] * 4] * 4
         server.wait_stopped()
+
+
+class SlowLine:
+    """A TCP line to a server, which carries a number of bytes to it at once, and the others when its gate is open."""
+
+    def __init__(self, server: str, at_once: int) -> None:
+        host, _, port = server.rpartition(":")
+        self.gate = threading.Event()
+        self.held = threading.Event()
+        self._at_once = at_once
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._there = socket.create_connection((host, int(port)))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._carry, daemon=True).start()
+
+    def close(self) -> None:
+        self.gate.set()
+        self._listener.close()
+        self._there.close()
+
+    def _carry(self) -> None:
+        with suppress(OSError):
+            here, _ = self._listener.accept()
+            threading.Thread(target=self._carry_back, args=(here,), daemon=True).start()
+            carried = 0
+            while data := here.recv(4096):
+                if carried + len(data) > self._at_once:
+                    self.held.set()
+                    assert self.gate.wait(20)
+                self._there.sendall(data)
+                carried += len(data)
+
+    def _carry_back(self, here: socket.socket) -> None:
+        with suppress(OSError), here:
+            while data := self._there.recv(65536):
+                here.sendall(data)
+
+
+def test_request_whose_image_is_still_on_its_way_is_answered_when_stopping(tiny_model: Path) -> None:
+    image = np.full((300, 400, 3), (0, 255, 0), np.uint8)
+    with (
+        running_server(tiny_model, ServerConfig(grace_s=20)) as server,
+        closing(SlowLine(server.address, 16_000)) as line,
+        Client(line.address, retries=0) as client,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        answer = thread.submit(client.segment, image)
+        assert line.held.wait(10)
+        time.sleep(0.1)  # what was carried has come
+        server.begin_stop()
+        wait_until_refused(server.address)
+        time.sleep(0.2)
+        line.gate.set()
+        assert (answer.result(10).class_map == 1).all()
+        server.wait_stopped()
+
+
+def test_open_reflection_does_not_hold_up_the_end(tiny_model: Path) -> None:
+    asked = threading.Event()
+
+    def requests() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        asked.wait(20)
+
+    with (
+        running_server(tiny_model, ServerConfig(grace_s=25)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(requests(), timeout=20)
+        next(answers)
+        started = time.monotonic()
+        server.stop()
+        assert time.monotonic() - started < 10
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        asked.set()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def wait_until_refused(address: str) -> None:
