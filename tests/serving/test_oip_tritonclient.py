@@ -174,7 +174,7 @@ def test_stream_is_answered_in_order_and_survives_a_request_that_fails(session: 
         ("late", "DEADLINE_EXCEEDED", ""),
         ("too late in the queue", "RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED", "deadline"),
         ("load", "NOT_FOUND", "no model 'nobody'"),
-        ("load broken", "INVALID_ARGUMENT", "the server's log tells why"),
+        ("load broken", "FAILED_PRECONDITION", "version 1 is not an ONNX file"),
         ("load with a configuration", "INVALID_ARGUMENT", "no configuration"),
         ("unload", "NOT_FOUND", "no model 'nobody'"),
         ("metadata", "NOT_FOUND", "no model 'nobody'"),
