@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -99,7 +99,7 @@ def require_video_output(output: Path) -> None:
 
 def segment_video(
     segmenter: Segmenter, frames: FrameSource, output: Path, *, opacity: float = 0.5
-) -> Iterator[SegmentedFrame]:
+) -> Generator[SegmentedFrame, None, None]:
     """Segment frames one after the other, while one thread reads those ahead and another writes those behind.
 
     About ten frames are held at a time, so memory does not grow with the video. When the results are not taken to the

@@ -171,12 +171,16 @@ def segment(
     for every image, and report.html. Ctrl-C, or worse, loses nothing: the same command goes on where it was. A broken
     image is named, the others are done, and the exit code is 1.
 
+    With an OUTPUT such as out.mp4, INPUT is a video, a folder of frames or a pattern such as frames/%05d.png: OUTPUT is
+    the overlay video, and out.manifest.jsonl beside it has a line for every frame.
+
     Example: fcnseg segment model.onnx photos/ masks/ --overlay
 
     Example: fcnseg segment my-model photos/ masks/ --server gpu-box:50051
     """
     from fcnseg.client import Client
     from fcnseg.folder import FolderOptions, Job, LocalModel, MaskFormat, ServerModel
+    from fcnseg.frames import is_video
     from fcnseg.segmenter import load
 
     options = FolderOptions(
@@ -195,6 +199,13 @@ def segment(
         in_flight=in_flight,
         memory_bytes=memory_mib * _MIB,
     )
+    if is_video(output) and not output.is_dir():
+        if server is not None:
+            raise click.UsageError(
+                "a video is not segmented through a server; leave out --server, or give its frames"
+            )
+        _segment_video(Path(model), Path(source), output, device, threads, upright=not stored_orientation)
+        return
     with ExitStack() as stack:
         tiles = _Tiles()
         if server is None:
@@ -209,6 +220,46 @@ def segment(
             )
             job = Job(ServerModel(stack.enter_context(client), model, options), source, output, options)
         _run(job, tiles, top=bool(top))
+
+
+def _segment_video(model: Path, source: Path, output: Path, device: str, threads: int, *, upright: bool) -> None:
+    """Segment a video or a sequence of images into an overlay video and a manifest of its frames."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fcnseg.errors import PartialFailureError, UsageError
+    from fcnseg.frames import open_frames
+    from fcnseg.segmenter import load
+    from fcnseg.video import manifest_path, require_video_output, segment_video
+
+    require_video_output(output)
+    if source.exists() and output.exists() and source.samefile(output):
+        raise UsageError(f"the video {output} would take the place of the input; name another output")
+    frames = open_frames(source, upright=upright)
+    segmenter = load(model, device, threads)
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    done, failed, began = 0, 0, time.monotonic()
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+        closing(segment_video(segmenter, frames, output)) as results,
+    ):
+        task = progress.add_task("", total=frames.total)
+        for result in results:
+            done += 1
+            if result.error is not None:
+                failed += 1
+                console.print(f"failed: frame {result.frame}: {result.error}", markup=False, soft_wrap=True)
+            progress.advance(task)
+    for note in frames.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    seconds = time.monotonic() - began
+    click.echo(
+        f"{done - failed} of {done} frames segmented in {seconds:.1f} s ({done / seconds:.1f} frames/s on"
+        f" {segmenter.device}), {failed} failed; overlay: {output}, manifest: {manifest_path(output)}"
+    )
+    if failed:
+        raise PartialFailureError(f"{failed} of {done} frames failed; the reasons are above")
 
 
 def _read_tile(text: str) -> "Tile":

@@ -145,3 +145,21 @@ def test_help_shows_defaults_and_an_example() -> None:
     text = " ".join(run("--help").stdout.split())
     assert "[default: auto]" in text
     assert "Example: fcnseg segment model.onnx photos/ masks/ --overlay" in text
+
+
+def test_a_folder_of_frames_becomes_a_video_and_a_manifest(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    for i in range(4):
+        Image.new("RGB", (32, 24), (200, 50 * i, 0)).save(tmp_path / "frames" / f"{i}.png")
+    done = run(tiny_model, tmp_path / "frames", tmp_path / "out.avi", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 frames segmented" in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "out.manifest.jsonl").read_text().splitlines()]
+    assert [row["frame"] for row in rows] == [0, 1, 2, 3]
+    again = run(tiny_model, tmp_path / "out.avi", tmp_path / "out.avi", "--device", "cpu")
+    assert again.returncode == 2
+    assert "would take the place of the input" in again.stderr
+    second = run(tiny_model, tmp_path / "out.avi", tmp_path / "second.mp4", "--device", "cpu")
+    assert second.returncode == 0, second.stderr
+    assert (tmp_path / "second.mp4").stat().st_size > 0
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
