@@ -201,9 +201,7 @@ def segment(
     )
     if is_video(output) and not output.is_dir():
         if server is not None:
-            raise click.UsageError(
-                "a video is not segmented through a server; leave out --server, or give its frames"
-            )
+            raise click.UsageError("a video is not segmented through a server; leave out --server, or give its frames")
         _segment_video(Path(model), Path(source), output, device, threads, upright=not stored_orientation)
         return
     with ExitStack() as stack:
