@@ -23,6 +23,7 @@ What every caller may rely on (docs/images.md has it as a table):
 
 import io
 import logging
+import math
 import re
 import struct
 import warnings
@@ -410,7 +411,7 @@ def largest_sample(samples: NDArray[np.generic]) -> float:
 
 def _bands(samples: NDArray[np.generic]) -> list[slice]:
     """Cut samples into some rows at a time: the arithmetic takes several times their memory."""
-    step = max(1, _SAMPLES_AT_ONCE // max(1, samples[0].size))
+    step = max(1, _SAMPLES_AT_ONCE // max(1, math.prod(samples.shape[1:])))
     return [slice(top, top + step) for top in range(0, samples.shape[0], step)]
 
 

@@ -84,4 +84,4 @@ def require_help(message: str) -> None:
     """Check that a message says what to do, in a line."""
     assert 20 < len(message) < 300, message
     assert "\n" not in message, message
-    assert message.endswith(("store or send it again", "use JPEG, PNG, WebP, TIFF or BMP")), message
+    assert message.endswith(("store or send it again", "use JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF")), message
