@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import fcnseg
-from fcnseg import render
+from fcnseg import images, render
 from fcnseg.errors import ImageError, UsageError
 from fcnseg.frames import FrameSource, ImageFrames, is_pattern, is_video, open_frames
 from fcnseg.images import ImageLimits
