@@ -10,6 +10,7 @@ import click
 from fcnseg.commands.options import add_options
 
 if TYPE_CHECKING:
+    from fcnseg.client import Client
     from fcnseg.tls import ClientTls
 
 _TOKEN_VARIABLE = "FCNSEG_TOKEN"  # noqa: S105 - a variable's name
@@ -42,7 +43,34 @@ def access_options(command: _Command) -> _Command:
     )
 
 
-def read_tls(*, tls: bool, ca: Path | None, cert: Path | None, key: Path | None) -> "ClientTls | bool":
+def open_client(
+    server: str,
+    *,
+    tls: bool,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    token_file: Path | None,
+    token_in_clear: bool,
+    **settings: Any,
+) -> "Client":
+    """Return a client of a server that the options let in; `settings` are the client's own, such as `timeout_s`.
+
+    Raises:
+        UsageError: An option has no valid value.
+    """
+    from fcnseg.client import Client
+
+    return Client(
+        server,
+        tls=_read_tls(tls=tls, ca=ca, cert=cert, key=key),
+        token=_read_token(token_file),
+        token_in_clear=token_in_clear,
+        **settings,
+    )
+
+
+def _read_tls(*, tls: bool, ca: Path | None, cert: Path | None, key: Path | None) -> "ClientTls | bool":
     """Return how the options encrypt; a file asks for TLS too."""
     from fcnseg.tls import ClientTls
 
@@ -51,7 +79,7 @@ def read_tls(*, tls: bool, ca: Path | None, cert: Path | None, key: Path | None)
     return ClientTls(ca, cert, key)
 
 
-def read_token(file: Path | None) -> str | None:
+def _read_token(file: Path | None) -> str | None:
     """Return the token of a file, or else of the environment; None where there is neither.
 
     It is no option of its own, since other users of the machine see a program's arguments.

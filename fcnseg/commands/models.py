@@ -1,16 +1,14 @@
 """`fcnseg models`: what a server serves, and changing it while it runs."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fcnseg.commands.access import access_options, read_tls, read_token
+from fcnseg.commands.access import access_options, open_client
 from fcnseg.commands.options import add_options
 
 if TYPE_CHECKING:
-    from fcnseg.client import Client
     from fcnseg.remote import RemoteModel
 
 _CLASSES_NAMED = 5
@@ -51,7 +49,7 @@ def list_(**access: Any) -> None:
 
     Example: fcnseg models list --server 127.0.0.1:50051
     """
-    with _client(**access) as client:
+    with open_client(**access) as client:
         _show(client.list_models())
 
 
@@ -63,11 +61,10 @@ def load(name: str, **access: Any) -> None:
 
     Versions that are new or have changed are opened; those that are gone are closed. What is served answers until the
     new versions are warm. If one of them cannot be opened, all stays as it was.
-    new versions are warm. If one of them cannot be opened, all stays as it was.
 
     Example: fcnseg models load cat --server 127.0.0.1:50051 --token-file operator.token
     """
-    with _client(**access) as client:
+    with open_client(**access) as client:
         _show(client.load_model(name))
 
 
@@ -82,7 +79,7 @@ def unload(name: str, version: str, **access: Any) -> None:
 
     Example: fcnseg models unload cat --version 2 --server 127.0.0.1:50051
     """
-    with _client(**access) as client:
+    with open_client(**access) as client:
         _show(client.unload_model(name, version))
 
 
@@ -96,30 +93,8 @@ def reload(name: str, **access: Any) -> None:
 
     Example: fcnseg models reload cat --server 127.0.0.1:50051
     """
-    with _client(**access) as client:
+    with open_client(**access) as client:
         _show(client.reload_model(name))
-
-
-def _client(
-    *,
-    server: str,
-    timeout_s: float,
-    tls: bool,
-    ca: Path | None,
-    cert: Path | None,
-    key: Path | None,
-    token_file: Path | None,
-    token_in_clear: bool,
-) -> "Client":
-    from fcnseg.client import Client
-
-    return Client(
-        server,
-        timeout_s=timeout_s,
-        tls=read_tls(tls=tls, ca=ca, cert=cert, key=key),
-        token=read_token(token_file),
-        token_in_clear=token_in_clear,
-    )
 
 
 def _show(served: Iterable["RemoteModel"]) -> None:

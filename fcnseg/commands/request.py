@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnseg.commands.access import access_options, read_tls, read_token
+from fcnseg.commands.access import access_options, open_client
 from fcnseg.commands.options import region_options, region_query, show_regions
 
 if TYPE_CHECKING:
@@ -95,11 +95,10 @@ def request(
 
     Example: fcnseg request 127.0.0.1:50051 photo.jpg -o mask.png
     """
-    from fcnseg.client import Client
     from fcnseg.errors import UsageError
     from fcnseg.files import require_place
     from fcnseg.masks import Encoding
-    from fcnseg.pictures import overlay_path, regions_path, write_regions
+    from fcnseg.pictures import confidence_path, overlay_path, regions_path, write_regions
 
     suffix = output.suffix.lower()
     if suffix not in {".png", ".npy"}:
@@ -107,19 +106,22 @@ def request(
     require_place(output)
     places = {"mask": output}
     if confidence:
-        places["confidence map"] = _confidence_path(output)
+        places["confidence map"] = confidence_path(output)
     if overlay:
         places["overlay"] = overlay_path(output)
     for name, place in places.items():
         _require_other(name, place, image)
     query = region_query(regions=regions, region_classes=region_classes, threshold=threshold, min_pixels=min_pixels)
-    with Client(
+    with open_client(
         server,
+        tls=tls,
+        ca=ca,
+        cert=cert,
+        key=key,
+        token_file=token_file,
+        token_in_clear=token_in_clear,
         timeout_s=timeout_s,
         retries=retries,
-        tls=read_tls(tls=tls, ca=ca, cert=cert, key=key),
-        token=read_token(token_file),
-        token_in_clear=token_in_clear,
     ) as client:
         answer = client.segment(
             image,
@@ -141,10 +143,6 @@ def request(
         show_regions(answer.regions)
 
 
-def _confidence_path(mask: Path) -> Path:
-    return mask.with_suffix(".confidence.png")
-
-
 def _require_other(name: str, path: Path, image: Path) -> None:
     from fcnseg.errors import UsageError
 
@@ -158,10 +156,10 @@ def _write_answer(answer: "RemoteSegmentation", output: Path) -> None:
 
     from fcnseg import masks
     from fcnseg.files import replacing, write_bytes
-    from fcnseg.pictures import overlay_path
+    from fcnseg.pictures import confidence_path, overlay_path
 
     if answer.confidence is not None:
-        write_bytes(_confidence_path(output), masks.encode(answer.confidence, masks.Encoding.PNG, None))
+        write_bytes(confidence_path(output), masks.encode(answer.confidence, masks.Encoding.PNG, None))
     if answer.overlay is not None:
         write_bytes(overlay_path(output), answer.overlay)
     if output.suffix.lower() == ".png":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnseg.commands.access import access_options, read_tls, read_token
+from fcnseg.commands.access import access_options, open_client
 from fcnseg.commands.options import region_options, region_query, show_regions
 
 if TYPE_CHECKING:
@@ -178,7 +178,6 @@ def segment(
 
     Example: fcnseg segment my-model photos/ masks/ --server gpu-box:50051
     """
-    from fcnseg.client import Client
     from fcnseg.folder import FolderOptions, Job, LocalModel, MaskFormat, ServerModel
     from fcnseg.frames import is_video
     from fcnseg.segmenter import load
@@ -209,12 +208,15 @@ def segment(
         if server is None:
             job = Job(LocalModel(load(model, device, threads), options, tiles.show), source, output, options)
         else:
-            client = Client(
+            client = open_client(
                 server,
-                timeout_s=timeout_s,
-                tls=read_tls(tls=tls, ca=ca, cert=cert, key=key),
-                token=read_token(token_file),
+                tls=tls,
+                ca=ca,
+                cert=cert,
+                key=key,
+                token_file=token_file,
                 token_in_clear=token_in_clear,
+                timeout_s=timeout_s,
             )
             job = Job(ServerModel(stack.enter_context(client), model, options), source, output, options)
         _run(job, tiles, top=bool(top))
@@ -360,9 +362,8 @@ def _shown(results: "Iterable[SegmentedImage]", total: int, tiles: _Tiles) -> "I
             if result.notice is not None and result.notice not in notices:
                 notices.add(result.notice)
                 console.print(f"note: {result.image}: {result.notice}", markup=False, soft_wrap=True)
-            if result.error is not None:
+            if (reason := result.row.error) is not None:
                 failed += 1
-                reason = " ".join(str(result.error).split())
                 named = reason if str(result.image) in reason else f"{result.image}: {reason}"
                 console.print(f"failed: {named}", markup=False, soft_wrap=True)
             done += not result.skipped
