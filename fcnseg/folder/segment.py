@@ -26,7 +26,6 @@ from fcnseg.folder.names import JOB, MANIFEST, PARQUET, REPORT
 from fcnseg.folder.options import DEFAULT_OPTIONS, FolderOptions
 from fcnseg.folder.pipeline import Pipeline, Widths
 from fcnseg.folder.plan import Plan, PlannedImage, plan, require_room
-from fcnseg.folder.report import write_report
 from fcnseg.masks import Encoding
 from fcnseg.pictures import (
     Pictures,
@@ -248,6 +247,8 @@ class Job:
         if self.plan.mask_format is MaskFormat.COCO:
             coco.merge(output, label_map)
         if self.options.report:
+            from fcnseg.folder.report import write_report  # noqa: PLC0415 - its templates are slow to import
+
             write_report(output / REPORT, self.plan, self.options, label_map, self.model.name, self.model.at)
 
 
