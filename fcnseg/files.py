@@ -1,5 +1,6 @@
 """Writing files so that a killed program never leaves half of one."""
 
+import hashlib
 import os
 import re
 import secrets
@@ -40,6 +41,12 @@ def remove_halves(folder: Path) -> None:
         for path in folder.iterdir():
             if _HALF.fullmatch(path.name):
                 path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shown(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Measuring a model on a split: a model file through the runtime, or a checkpoint through torch."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -222,12 +221,6 @@ def extremes(images: Sequence[Scores], count: int) -> tuple[list[int], list[int]
     ranked = sorted(labelled, key=lambda i: -images[i].mean_iou)
     best = ranked[: min(count, len(ranked) - len(ranked) // 2)]
     return best, ranked[len(best) :][::-1][:count]
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _resize(picture: NDArray[_Value], height: int, width: int, how: int) -> NDArray[_Value]:

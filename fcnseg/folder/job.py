@@ -1,6 +1,5 @@
 """A job's place: which model and options its output folder belongs to, and that one program at a time writes there."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,12 +82,6 @@ def only_one(output: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from fcnseg.errors import (
     ServerOverloadedError,
     UsageError,
 )
+from fcnseg.files import sha256_of
 from fcnseg.folder.answers import Answer, LocalAnswer, RemoteAnswer, WrittenAnswer
-from fcnseg.folder.job import file_hash
+from fcnseg.folder.mask_files import MaskFormat
 from fcnseg.folder.options import FolderOptions
 from fcnseg.large_images import open_windowed
 from fcnseg.large_masks import segment_to_mask
@@ -152,7 +153,7 @@ class LocalModel:
         """The file's hash and what it says of itself."""
         info = self._segmenter.info
         return {
-            "sha256": file_hash(self._segmenter.engine.path),
+            "sha256": sha256_of(self._segmenter.engine.path),
             "architecture": info.architecture,
             "variant": info.variant,
             "label_map_hash": info.label_map.hash,
@@ -216,7 +217,7 @@ class LocalModel:
     def _segment_to_mask(self, item: Loaded) -> Outcome:
         """Segment an image that is never in memory whole, and write its mask."""
         options = self._options
-        if options.draws or item.mask.suffix.lower() not in {".tif", ".tiff"} or not options.upright:
+        if options.draws or MaskFormat.of(item.mask.suffix) is not MaskFormat.TIFF or not options.upright:
             raise ImageTooLargeError(
                 f"{str(item.too_large).partition(';')[0]}; of an image of this size there is a mask alone, as TIFF and"
                 " upright: use --format tiff, and leave out what stands beside masks"

@@ -92,10 +92,10 @@ def evaluate(
     from rich.console import Console
 
     from fcnseg.errors import UsageError
-    from fcnseg.files import require_place, write_bytes, write_text
+    from fcnseg.files import require_place, sha256_of, write_bytes, write_text
     from training.contents import check_samples
     from training.data import open_dataset
-    from training.evaluation import AveragedPredictor, extremes, open_predictor, require_same_classes, sha256_of
+    from training.evaluation import AveragedPredictor, extremes, open_predictor, require_same_classes
     from training.report import Subject, figures, to_json
     from training.report_page import to_html
 
