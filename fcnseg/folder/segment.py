@@ -173,7 +173,7 @@ class Job:
     def _record(self, manifest: Manifest) -> Iterator[SegmentedImage]:
         """Yield what became of every image, and write down what this run does."""
         order = iter(self.plan.images)
-        undone = (item for item in self.plan.images if self._done(item, manifest) is None)
+        undone = (item for item in self.plan.images if not self._is_done(item, manifest))
         with closing(self._segment(undone, manifest.append)) as results:
             for result in results:
                 yield from self._done_before(result.image, order, manifest)
@@ -183,32 +183,33 @@ class Job:
     def _done_before(
         self, image: Path | None, order: Iterator[PlannedImage], manifest: Manifest
     ) -> Iterator[SegmentedImage]:
-        """Yield the images up to one, or to the end, which an earlier run did."""
+        """Yield the images up to one, or to the end, all of which an earlier run did."""
         for item in order:
             if image is not None and Path(item.image) == image:
                 return
-            if (result := self._done(item, manifest)) is not None:
-                yield result
+            if (row := manifest.row(item.name)) is not None:
+                yield self._skipped(item, row)
 
-    def _done(self, item: PlannedImage, manifest: Manifest) -> SegmentedImage | None:
-        """Return an image that an earlier run did, if what it wrote is there and no older than the image."""
+    def _is_done(self, item: PlannedImage, manifest: Manifest) -> bool:
+        """Tell whether an earlier run did an image: what it wrote is there, and no older than the image."""
         row = manifest.row(item.name)
         if row is None or row.error is not None or row.mask != item.mask:
-            return None
-        files = [self.output / name for name in (row.mask, *row.files)]
+            return False
         try:
-            if files[0].stat().st_mtime_ns < Path(item.image).stat().st_mtime_ns:
-                return None
+            if (self.output / row.mask).stat().st_mtime_ns < Path(item.image).stat().st_mtime_ns:
+                return False
         except OSError:
-            return None
-        if not all(path.exists() for path in files[1:]):
-            return None
+            return False
+        return all((self.output / name).exists() for name in row.files)
+
+    def _skipped(self, item: PlannedImage, row: Row) -> SegmentedImage:
+        """Return an image that an earlier run did, as its row tells of it."""
         known = self.model.label_map.classes
         return SegmentedImage(
             Path(item.image),
             row,
-            files[0],
-            tuple(files[1:]),
+            self.output / item.mask,
+            tuple(self.output / name for name in row.files),
             tuple(ClassArea(known[c["id"]], c["pixels"], c["fraction"]) for c in row.classes),
             tuple(ClassPeak(known[c["id"]], c["probability"]) for c in row.top),
             skipped=True,
