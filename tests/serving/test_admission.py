@@ -13,6 +13,7 @@ from serving.batcher import Batcher, BatchingConfig
 from serving.errors import OverloadedError
 from serving.memory import MemoryBudget, machine_memory
 from serving.pace import Pace
+from tests.process_memory import resident
 
 RED = np.full((4, 4, 3), (255, 0, 0), np.uint8)
 
@@ -84,8 +85,7 @@ def test_a_budget_gives_what_there_is_and_takes_it_back() -> None:
 
 
 def test_the_memory_of_this_machine_is_at_least_what_this_process_holds() -> None:
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-    assert resident < machine_memory() < 2**50
+    assert resident() < machine_memory() < 2**50
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1))

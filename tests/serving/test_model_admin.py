@@ -312,10 +312,11 @@ import sys
 from pathlib import Path
 from fcnseg import Client
 from fcnseg.errors import RemoteModelFileError
+from tests.process_memory import resident
 from tests.running_server import running_server
 from tests.serving.test_model_admin import RED, put, put_hostile
 
-repository, resident = Path(sys.argv[1]), []
+repository, held = Path(sys.argv[1]), []
 with running_server([repository]) as server, Client(server.address) as client:
     for i in range(50):
         put(repository, "cat", 1, licence=f"number {i}")
@@ -333,8 +334,8 @@ with running_server([repository]) as server, Client(server.address) as client:
         hostile.unlink()
         client.reload_model("cat")
         client.unload_model("cat")
-        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
-print(resident[4], resident[49])
+        held.append(resident())
+print(held[4], held[49])
 """
 
 

@@ -19,6 +19,7 @@ from serving.models import ModelRegistry, find_sources
 from serving.oip import inference_pb2
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.server import ServerConfig
+from tests.process_memory import resident
 from tests.running_server import CPU_CONFIG, RunningServer, running_server
 from tests.tiny_model import write_tiny_model
 from tests.waiting import wait_until
@@ -216,9 +217,6 @@ def test_the_inference_service_loads_what_has_changed(repository: Path) -> None:
 def test_memory_stays_flat_over_loads_and_unloads(repository: Path) -> None:
     """Broken files included."""
     registry = ModelRegistry([repository], CPU_CONFIG)
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1])
 
     after = []
     for i in range(50):
