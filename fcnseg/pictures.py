@@ -53,9 +53,6 @@ class Pictures:
         )
 
 
-NO_PICTURES = Pictures()
-
-
 def overlay_path(mask: Path) -> Path:
     """Return where the overlay of a mask goes."""
     return mask.with_suffix(".overlay.jpg")
