@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from types import TracebackType
 from typing import Self
 
@@ -24,9 +25,9 @@ class Admission:
     def __init__(self, batcher: Batcher, memory: MemoryBudget) -> None:
         self.batcher = batcher
         self.memory = memory
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._count = 0
-        self._pixels = 0
+        self._sizes: Counter[int] = Counter()  # padded pixels of the images under way, and how many have so many
         self._finishing_s = Pace()
 
     @property
@@ -52,8 +53,9 @@ class Admission:
 
     def retry_after_s(self, least: float = _SHORTEST_RETRY_S) -> float:
         """Return in how many seconds half of what is under way will be done, or the least."""
-        half = self._pixels * self.batcher.seconds_per_pixel.mean / self.batcher.config.runners / 2
-        return min(_LONGEST_RETRY_S, max(least, half))
+        with self._lock:
+            ahead = sum(self.batcher.pace.seconds(size) * count for size, count in self._sizes.items())
+        return min(_LONGEST_RETRY_S, max(least, ahead / self.batcher.config.runners / 2))
 
     def schedule(self, pixels: int, patience_s: float | None) -> None:
         """Count an image of so many padded pixels as under way.
@@ -62,25 +64,25 @@ class Admission:
             OverloadedError: Its answer would come after its patience.
         """
         with self._lock:
-            pace, config = self.batcher.seconds_per_pixel.cautious, self.batcher.config
+            seconds, config = self.batcher.pace.cautious_seconds, self.batcher.config
+            ahead = sum(seconds(size) * count for size, count in self._sizes.items()) / config.runners
             # Its batch may be as large as what waits; an idle model takes whatever comes, or it would never learn.
-            together = min(config.max_batch, self._count)
-            computing = (self._pixels / config.runners + pixels * together) * pace
-            expected = config.max_delay_s + computing + self._finishing_s.cautious
-            if self._pixels and patience_s is not None and expected > patience_s:
+            own = seconds(pixels) * min(config.max_batch, self._count)
+            expected = config.max_delay_s + ahead + own + self._finishing_s.cautious
+            if self._sizes and patience_s is not None and expected > patience_s:
                 raise OverloadedError(
                     f"the answer would take about {expected * 1000:.0f} ms and the deadline leaves"
                     f" {max(0.0, patience_s) * 1000:.0f} ms; ask again later or allow more time",
                     self.retry_after_s(),
                     Reason.DEADLINE,
                 )
-            self._pixels += pixels
+            self._sizes[pixels] += 1
 
     def end_run(self, pixels: int) -> None:
         """Count an image of so many padded pixels as under way no more."""
         with self._lock:
             self._count -= 1
-            self._pixels -= pixels
+            self._sizes -= Counter({pixels: 1})
 
     def finished(self, seconds: float) -> None:
         """Take in how long the answer to an image took from the end of its run."""

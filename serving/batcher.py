@@ -20,7 +20,7 @@ from fcnseg.segmenter import Segmenter
 from fcnseg.types import Segmentation
 from serving.errors import StoppingError, TooLateError
 from serving.memory import MemoryBudget
-from serving.pace import Pace
+from serving.pace import PaceBySize
 
 _LONGEST_DELAY_S = 60.0
 _HAND_OVER_S = 0.01
@@ -106,7 +106,7 @@ class Batcher:
     Attributes:
         memory: What runs may take together.
         config: How requests share runs.
-        seconds_per_pixel: The pace of its runs.
+        pace: How long images take in its runs, by their padded pixels.
         warm_sizes: Image sizes that were run before serving.
         cold_sizes: How many padded sizes have come beside those.
     """
@@ -126,7 +126,7 @@ class Batcher:
         self._waiting: list[_Job] = []
         self._changed = threading.Condition()
         self._closing = False
-        self.seconds_per_pixel = Pace()
+        self.pace = PaceBySize()
         self.warm_sizes: tuple[tuple[int, int], ...] = ()
         self.cold_sizes = 0
         self._sizes_seen: set[tuple[int, int]] = set()
@@ -171,7 +171,7 @@ class Batcher:
                         return
                     _, seconds = self._segment([image] * count, count * pixels, confidence=False)
                     if not first:
-                        self._learn(seconds, count * pixels)
+                        self._learn(pixels, count, seconds)
             self._sizes_seen.add(self._padded(image))
         self.warm_sizes = tuple(sizes)
 
@@ -259,11 +259,12 @@ class Batcher:
         for jobs in kinds.values():
             most = self._largest_batch(jobs[0].pixels)
             batch = jobs[:most]
-            pace = self.seconds_per_pixel.cautious
-            latest = min(job.deadline for job in batch) - pace * batch[0].pixels * len(batch) - _HAND_OVER_S
+            image_s = self.pace.cautious_seconds(batch[0].pixels)
+            latest = min(job.deadline for job in batch) - image_s * len(batch) - _HAND_OVER_S
             ready_at = min(batch[0].submitted + self.config.max_delay_s, latest)
-            # Where nothing is known of its pace, the model does not wait either.
-            choices.append((batch, ready_at if pace and len(batch) < most else batch[0].submitted))
+            # Where nothing is known of their pace, images do not wait for others either.
+            waits = self.pace.knows(batch[0].pixels) and len(batch) < most
+            choices.append((batch, ready_at if waits else batch[0].submitted))
         return min(choices, key=lambda choice: choice[1])
 
     @staticmethod
@@ -278,9 +279,9 @@ class Batcher:
 
     def _run(self, jobs: list[_Job]) -> None:
         cold = self._count_size(jobs[0].padded)
-        size, pixels = len(jobs), len(jobs) * jobs[0].pixels
+        size, pixels = len(jobs), jobs[0].pixels
         try:
-            answers, seconds = self._segment([job.image for job in jobs], pixels, confidence=jobs[0].confidence)
+            answers, seconds = self._segment([job.image for job in jobs], size * pixels, confidence=jobs[0].confidence)
         except Exception as error:  # noqa: BLE001 - onnxruntime's have no base; they belong to the callers
             if size == 1:
                 jobs[0].future.set_exception(error)
@@ -290,8 +291,8 @@ class Batcher:
             return
         began = time.monotonic() - seconds
         # The first run of a size on CUDA searches for algorithms, and tells nothing of those that follow.
-        if not cold or self._segmenter.device == "cpu" or not self.seconds_per_pixel.mean:
-            self._learn(seconds, pixels)
+        if not cold or self._segmenter.device == "cpu" or not self.pace.knows(pixels):
+            self._learn(pixels, size, seconds)
         self._observe(size, seconds)
         for job, answer in zip(jobs, answers, strict=True):
             job.future.set_result(Executed(answer, began - job.submitted, seconds, size))
@@ -313,9 +314,9 @@ class Batcher:
         finally:
             self.memory.give_back(needed)
 
-    def _learn(self, seconds: float, pixels: int) -> None:
+    def _learn(self, pixels: int, images: int, seconds: float) -> None:
         with self._changed:
-            self.seconds_per_pixel.add(seconds / pixels)
+            self.pace.add(pixels, images, seconds)
 
     def _count_size(self, padded: tuple[int, int]) -> bool:
         """Tell whether a size comes for the first time, and count it."""

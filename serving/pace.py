@@ -33,3 +33,49 @@ class Pace:
             self.deviation += _SHARE_OF_NEWEST * (abs(value - self.mean) - self.deviation)
             self.mean += _SHARE_OF_NEWEST * (value - self.mean)
         self._empty = False
+
+
+class PaceBySize:
+    """How long images of a size take, learned from runs; sizes are told apart by powers of two of their pixels.
+
+    A run has a fixed cost, so that seconds a pixel that small images teach are far too many for large ones. Of a size
+    that has not come it is the least that it can be expected to take: who is let in on it teaches more.
+    """
+
+    def __init__(self) -> None:
+        self._seconds_per_pixel: dict[int, Pace] = {}  # replaced when it grows: others read it meanwhile
+
+    @staticmethod
+    def octave(pixels: int) -> int:
+        """Return the power of two that is the next below so many pixels, or they themselves."""
+        return 1 << pixels.bit_length() - 1
+
+    def add(self, pixels: int, images: int, seconds: float) -> None:
+        """Take in a run of some images of so many padded pixels each."""
+        octave = self.octave(pixels)
+        if octave not in self._seconds_per_pixel:
+            self._seconds_per_pixel = {**self._seconds_per_pixel, octave: Pace()}
+        self._seconds_per_pixel[octave].add(seconds / (pixels * images))
+
+    def knows(self, pixels: int) -> bool:
+        """Tell whether images of about so many pixels have come."""
+        return self.octave(pixels) in self._seconds_per_pixel
+
+    def seconds(self, pixels: int) -> float:
+        """Return about how many seconds an image of so many padded pixels adds to a run; 0 where nothing is known."""
+        pace, counted = self._nearest(pixels)
+        return pace.mean * counted
+
+    def cautious_seconds(self, pixels: int) -> float:
+        """Return seconds that few such images will exceed."""
+        pace, counted = self._nearest(pixels)
+        return pace.cautious * counted
+
+    def _nearest(self, pixels: int) -> tuple[Pace, int]:
+        """Return the pace to go by, and of how many pixels: all, or as many as the largest images known have."""
+        known, octave = self._seconds_per_pixel, self.octave(pixels)
+        if larger := [size for size in known if size >= octave]:
+            return known[min(larger)], pixels
+        if known:
+            return known[max(known)], max(known)
+        return Pace(), pixels

@@ -12,7 +12,7 @@ from serving.admission import Admission
 from serving.batcher import Batcher, BatchingConfig
 from serving.errors import OverloadedError
 from serving.memory import MemoryBudget, machine_memory
-from serving.pace import Pace
+from serving.pace import Pace, PaceBySize
 from tests.process_memory import resident
 
 RED = np.full((4, 4, 3), (255, 0, 0), np.uint8)
@@ -55,7 +55,7 @@ def test_no_more_bytes_are_let_in_than_the_memory_holds_until_answers_are_writte
 
 def test_an_image_that_would_be_answered_too_late_is_refused_on_arrival(batcher: Batcher) -> None:
     admission = Admission(batcher, MemoryBudget(10**6))
-    batcher.seconds_per_pixel.add(1.0)  # 16 s an image of 4 x 4
+    batcher.pace.add(16, 1, 16.0)
     with admission.enter() as first, admission.enter() as second:
         first.reserve(4, 4, 1, 0.001)  # an idle model takes whatever comes
         with pytest.raises(OverloadedError, match=r"would take about 48000 ms and the deadline leaves 47000 ms"):
@@ -110,6 +110,47 @@ def test_the_less_steady_the_pace_the_less_is_promised(unsteady: bool) -> None: 
         assert max(values) < pace.cautious < 2 * max(values)
     else:
         assert pace.cautious == 1.0
+
+
+def test_what_small_images_take_is_not_held_against_large_ones(batcher: Batcher) -> None:
+    admission = Admission(batcher, MemoryBudget(10**6))
+    batcher.pace.add(16, 1, 0.02)  # nearly all of it what any run costs: 480 x 640 images would take six minutes
+    with admission.enter() as first, admission.enter() as second:
+        first.reserve(4, 4, 1, 0.1)
+        second.reserve(480, 640, 1, 0.1)
+    batcher.pace.add(480 * 640, 1, 0.2)
+    with admission.enter() as first, admission.enter() as second:
+        first.reserve(4, 4, 1, 0.1)
+        with pytest.raises(OverloadedError, match="would take about 420 ms"):  # two such images may share its run
+            second.reserve(480, 640, 1, 0.1)
+        second.reserve(480, 640, 1, 0.5)
+
+
+def test_an_image_is_paced_by_those_of_its_size_or_by_the_least_it_can_take() -> None:
+    pace = PaceBySize()
+    assert pace.seconds(100) == pace.cautious_seconds(100) == 0
+    pace.add(100, 1, 1.0)
+    pace.add(1000, 4, 4.0)
+    assert [pace.knows(pixels) for pixels in (63, 64, 127, 128, 511, 512, 1023, 1024)] == [
+        False, True, True, False, False, True, True, False,
+    ]  # fmt: skip
+    assert pace.seconds(120) == pytest.approx(1.2)
+    assert pace.seconds(600) == pytest.approx(0.6)
+    assert pace.seconds(200) == pytest.approx(0.2)  # at the pace of larger ones
+    assert pace.seconds(10) == pytest.approx(0.1)
+    assert pace.seconds(10**6) == pytest.approx(0.512)  # as long as the largest
+
+
+@given(st.lists(st.tuples(st.integers(1, 2**20), st.floats(1e-6, 10)), min_size=1), st.integers(1, 2**24))
+def test_a_size_that_came_alone_is_paced_by_itself(runs: list[tuple[int, float]], pixels: int) -> None:
+    pace = PaceBySize()
+    for size, seconds in runs:
+        pace.add(size, 1, seconds)
+    same = [seconds / size for size, seconds in runs if pace.octave(size) == pace.octave(pixels)]
+    assert pace.knows(pixels) == bool(same)
+    assert 0 < pace.seconds(pixels) <= pace.cautious_seconds(pixels)
+    if same:
+        assert min(same) * pixels * (1 - 1e-9) <= pace.seconds(pixels) <= max(same) * pixels * (1 + 1e-9)
 
 
 def test_what_a_run_takes_is_measured(tiny_model: Path) -> None:

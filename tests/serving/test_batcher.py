@@ -110,7 +110,8 @@ def test_a_batch_waits_for_more_images_no_longer_than_its_delay(gated: GatedSegm
 
 def test_a_full_batch_does_not_wait_nor_does_it_behind_a_lonely_image(tiny_model: Path) -> None:
     with batching(load(tiny_model, "cpu", threads=1), max_batch=2, delay_s=30) as batcher:
-        batcher.submit(RED).result(10)
+        for image in (RED, noise(40, 40)):
+            batcher.submit(image).result(10)
         lonely = batcher.submit(noise(40, 40), deadline=time.monotonic() + 8)
         full = [batcher.submit(RED), batcher.submit(RED)]
         wait(full, 6)
@@ -253,7 +254,7 @@ def test_the_first_run_of_a_size_that_is_warmed_does_not_tell_the_pace(tiny_mode
     with batching(ColdSegmenter(Engine(tiny_model, "cpu", PROVED)), max_batch=4) as batcher:
         batcher.warm([(8, 8)])
         assert runs == [1, 1, 4, 4]
-        assert batcher.seconds_per_pixel.cautious * 64 < 0.2
+        assert 0 < batcher.pace.cautious_seconds(64) < 0.2
 
 
 def test_a_size_to_warm_that_does_not_fit_is_told(tiny_model: Path) -> None:
@@ -267,7 +268,8 @@ def test_a_size_to_warm_that_does_not_fit_is_told(tiny_model: Path) -> None:
 def test_sizes_that_were_not_declared_are_counted_when_they_first_come(tiny_model: Path) -> None:
     with batching(load(tiny_model, "cpu", options=PROVED)) as batcher:
         batcher.warm([(8, 8), (480, 640)])
-        assert batcher.seconds_per_pixel.mean > 0
+        assert batcher.pace.knows(64)
+        assert batcher.pace.knows(480 * 640)
         for height, width in ((8, 8), (7, 6), (480, 640)):  # 7 x 6 is padded to 8 x 8
             batcher.submit(noise(height, width)).result(10)
         assert batcher.cold_sizes == 0
