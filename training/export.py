@@ -37,6 +37,7 @@ IR_VERSION = 10
 PARITY_SIZES = ((97, 131), (224, 300), (33, 47), (1, 1))
 TOLERANCE = 1e-4
 _FLAG = "with_confidence"
+_PLAIN = "plain_class_map"
 _TRACED_SIZE = (2, 203, 157)
 
 
@@ -124,16 +125,31 @@ def _write_proved(proto: onnx.ModelProto, model: SegmentationModel, path: Path, 
 def _trace(model: SegmentationModel) -> onnx.ModelProto:
     image = torch.zeros(*_TRACED_SIZE, 3, dtype=torch.uint8)
     dynamic = torch.export.Dim.DYNAMIC
+    names = [*OUTPUTS, _PLAIN] if model.class_map_at == "pixel" else list(OUTPUTS)
     with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
-            _clamping(model), (image,), dynamo=True, dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},),
-            input_names=["image"], output_names=list(OUTPUTS), opset_version=OPSET, external_data=False, verbose=False,
+            _Outputs(_clamping(model)), (image,), dynamo=True, dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},),
+            input_names=["image"], output_names=names, opset_version=OPSET, external_data=False, verbose=False,
         )  # fmt: skip
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     proto: onnx.ModelProto = program.model_proto
     proto.ir_version = IR_VERSION
     return proto
+
+
+class _Outputs(nn.Module):
+    """A model's outputs, and the class map once more, by the way that is taken where confidences are not asked for."""
+
+    def __init__(self, model: SegmentationModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        class_map, heatmap, confidence = self.model(image)
+        if self.model.class_map_at == "cell":
+            return class_map, heatmap, confidence
+        return class_map, heatmap, confidence, self.model.class_map(heatmap, (image.shape[1], image.shape[2]))
 
 
 class _Clamp(nn.Module):
@@ -181,6 +197,7 @@ def _declare(proto: onnx.ModelProto, num_classes: int) -> None:
     shapes: dict[str, tuple[int, list[str | int | None]]] = {
         "image": (TensorProto.UINT8, ["N", "H", "W", 3]),
         "class_map": (TensorProto.UINT8 if num_classes <= 256 else TensorProto.UINT16, ["N", "H", "W"]),
+        _PLAIN: (TensorProto.UINT8, ["N", "H", "W"]),
         "heatmap": (TensorProto.FLOAT, ["N", num_classes, "h", "w"]),
         # Empty, (N, 0, 0), when it is not asked for, hence names of its own.
         "confidence": (TensorProto.UINT8, ["N", "H_confidence", "W_confidence"]),
@@ -202,36 +219,48 @@ def _producer(graph: onnx.GraphProto, value: str) -> onnx.NodeProto:
 def _guard_confidence(proto: onnx.ModelProto) -> None:
     """Move what only `confidence` needs behind an If on the optional input `with_confidence`.
 
-    onnxruntime computes every output of a graph whether it is fetched or not; a branch is skipped.
+    onnxruntime computes every output of a graph whether it is fetched or not; a branch is skipped. Confidences need the
+    scores of all pixels, and with these the class map comes by the way; without, it is computed where it has to be.
     """
     graph = proto.graph
-    needed = _ancestors(graph, [o.name for o in graph.output if o.name != "confidence"])
-    moved = [node for node in graph.node if not set(node.output) & needed]
-    kept = [node for node in graph.node if set(node.output) & needed]
-    inner = "confidence_of_every_pixel"
-    for node in moved:
-        node.output[:] = [inner if name == "confidence" else name for name in node.output]
-    declared = next(o for o in graph.output if o.name == "confidence")
-    then_output = onnx.ValueInfoProto()
-    then_output.CopyFrom(declared)
-    then_output.name = inner
-    batch = [
+    plain = [o.name for o in graph.output if o.name == _PLAIN]
+    chosen = ["class_map", "confidence"] if plain else ["confidence"]
+    declared = [o for o in graph.output if o.name in chosen]
+    for_plain, for_chosen = _ancestors(graph, plain), _ancestors(graph, chosen)
+    common = _ancestors(graph, [o.name for o in graph.output if o.name not in (*chosen, _PLAIN)])
+    common |= for_plain & for_chosen
+    asked = [node for node in graph.node if set(node.output) & (for_chosen - common)]
+    unasked = [node for node in graph.node if set(node.output) & (for_plain - common)]
+    kept = [node for node in graph.node if set(node.output) & common]
+    for node in asked:
+        node.output[:] = [f"every_{name}" if name in chosen else name for name in node.output]
+    unasked += [
         helper.make_node("Shape", ["image"], ["image_count"], start=0, end=1),
         helper.make_node("Concat", ["image_count", "no_pixels"], ["empty_shape"], axis=0),
         helper.make_node("ConstantOfShape", ["empty_shape"], ["no_confidence"],
                          value=helper.make_tensor("zero", TensorProto.UINT8, [1], [0])),
     ]  # fmt: skip
-    empty = helper.make_tensor_value_info("no_confidence", TensorProto.UINT8, ["N", "H_confidence", "W_confidence"])
     sizes = helper.make_tensor("no_pixels", TensorProto.INT64, [2], [0, 0])
+    everywhere = _renamed(declared, [f"every_{name}" for name in chosen])
+    at_borders = _renamed(declared, [*plain, "no_confidence"])
     choice = helper.make_node(
-        "If", [_FLAG], ["confidence"], name="confidence_if_asked_for",
-        then_branch=helper.make_graph(moved, "confidence", [], [then_output]),
-        else_branch=helper.make_graph(batch, "no_confidence", [], [empty], [sizes]),
+        "If", [_FLAG], chosen, name="confidence_if_asked_for",
+        then_branch=helper.make_graph(asked, "confidence", [], everywhere),
+        else_branch=helper.make_graph(unasked, "no_confidence", [], at_borders, [sizes]),
     )  # fmt: skip
     del graph.node[:]
     graph.node.extend([*kept, choice])
+    for output in [o for o in graph.output if o.name == _PLAIN]:
+        graph.output.remove(output)
     graph.input.append(helper.make_tensor_value_info(_FLAG, TensorProto.BOOL, []))
     graph.initializer.append(helper.make_tensor(_FLAG, TensorProto.BOOL, [], [False]))
+
+
+def _renamed(values: list[onnx.ValueInfoProto], names: list[str]) -> list[onnx.ValueInfoProto]:
+    copies = [copy.deepcopy(value) for value in values]
+    for value, name in zip(copies, names, strict=True):
+        value.name = name
+    return copies
 
 
 def _ancestors(graph: onnx.GraphProto, values: list[str]) -> set[str]:

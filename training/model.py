@@ -18,6 +18,7 @@ from training.config import Tail, Upsampling, Variant
 from training.fcn import build_fcn
 from training.grid import Lattice
 from training.net_grid import NetGrid
+from training.pixel_blocks import PixelBlocks
 from training.resample import PIXELS, enlarge_nearest, resample
 from training.tracing import input_channels
 from training.zoo import Classifier, load_classifier
@@ -127,8 +128,8 @@ class SegmentationModel(nn.Module):
         size = (image.shape[1], image.shape[2])
         heatmap = self.heatmap(image)
         if self.class_map_at == "pixel":
-            scores = self._to_pixels(heatmap, size)
-            return _classes(scores), heatmap, _confidence(scores)
+            class_map, confidence = PixelBlocks(heatmap, self._image_lattice, size).classes_and_confidences()
+            return class_map, heatmap, confidence
         class_map, confidence = _classes(heatmap), _confidence(heatmap)
         lattice = self._image_lattice
         pixels = (PIXELS, PIXELS)
@@ -137,6 +138,18 @@ class SegmentationModel(nn.Module):
             heatmap,
             enlarge_nearest(confidence, lattice, pixels, size),
         )
+
+    def class_map(self, heatmap: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return `forward`'s class map alone, computed at the borders between classes; up to 64 classes.
+
+        Args:
+            heatmap: (N, K, h, w) float32, as `heatmap` returns it.
+            size: (H, W) of the images.
+
+        Returns:
+            (N, H, W) uint8.
+        """
+        return PixelBlocks(heatmap, self._image_lattice, size).classes()
 
     @property
     def class_map_at(self) -> Literal["pixel", "cell"]:

@@ -111,13 +111,25 @@ def test_confidence_is_empty_unless_asked_for(fcn_file: Path) -> None:
     assert asked.min() > 255 / CLASSES - 1
 
 
-def test_only_confidence_is_behind_the_if(fcn_file: Path) -> None:
+def test_scores_of_every_pixel_are_computed_for_confidences_alone(fcn_file: Path) -> None:
     graph = onnx.load(fcn_file).graph
     (choice,) = [node for node in graph.node if node.op_type == "If"]
-    inside = {node.op_type for a in choice.attribute if a.name == "then_branch" for node in a.g.node}
-    assert "Softmax" in inside
-    assert "Softmax" not in {node.op_type for node in graph.node}
-    assert not inside & {"Conv", "ArgMax"}
+    branches = {a.name: {node.op_type for node in a.g.node} for a in choice.attribute}
+    asked, unasked = branches["then_branch"], branches["else_branch"]
+    assert "Exp" in asked
+    assert "NonZero" in unasked
+    assert not {"Exp", "NonZero", "GatherND"} & {node.op_type for node in graph.node}
+    assert "Conv" not in asked | unasked
+
+
+def test_a_class_map_is_the_same_with_confidences_and_without(fcn_file: Path) -> None:
+    engine = Engine(fcn_file, "cpu")
+    for height, width in SIZES:
+        images = random_images(2, height, width)
+        both = [engine.run(images, confidence=confidence).class_map for confidence in (False, True)]
+        np.testing.assert_array_equal(*both)
+    even = np.full((1, 97, 131, 3), 80, np.uint8)  # few borders or none
+    np.testing.assert_array_equal(*[engine.run(even, confidence=c).class_map for c in (False, True)])
 
 
 def test_metadata_travels_with_the_file(fcn: SegmentationModel, fcn_file: Path) -> None:

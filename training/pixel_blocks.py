@@ -1,0 +1,103 @@
+"""Classes of pixels from scores of cells, in blocks of the pixels that lie between four neighbouring cells.
+
+A pixel's score for a class is interpolated between the four cells around it (`training.resample`): a weighted mean. So
+where one class wins at all four, it wins at every pixel between them, and nothing has to be computed there; rounding
+cannot turn it, for products with a weight and sums keep the order of their operands. What is left are the blocks on
+the borders between classes. The blocks of a lattice with a whole stride all have the same weights, which makes them one
+matrix product.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from training.grid import Lattice
+
+
+class PixelBlocks:
+    """The pixels of an image in blocks, with the scores at the corners of each.
+
+    Args:
+        scores: (N, K, h, w) float scores of cells.
+        source: (y, x) lattices of the cells, their strides whole pixels.
+        size: (height, width) of the image; pixels beyond the outermost cells take those cells' scores.
+    """
+
+    def __init__(self, scores: Tensor, source: tuple[Lattice, Lattice], size: tuple[int, int]) -> None:
+        self._size = size
+        self._y, self._x = (_BlockAxis(lattice, pixels) for lattice, pixels in zip(source, size, strict=True))
+        rows, columns = self._y.cells(scores.shape[2], scores.device), self._x.cells(scores.shape[3], scores.device)
+        self._scores = scores.permute(0, 2, 3, 1).index_select(1, rows).index_select(2, columns)  # (N, p+1, q+1, K)
+        weights = (axis.weights(scores)[shape] for axis, shape in ((self._y, _DOWN), (self._x, _ACROSS)))
+        self._weights = torch.mul(*weights).reshape(-1, 4).T  # (4, pixels of a block)
+        first, second, third, fourth = _corners(self._scores.argmax(3).to(torch.int32))
+        self._mixed = (first != second) | (first != third) | (first != fourth)  # (N, p, q)
+        self._corner_class = first.to(torch.uint8)
+
+    def classes(self) -> Tensor:
+        """Return the best class of every pixel, (N, height, width) uint8; it is computed at the borders alone."""
+        image, row, column = self._mixed.nonzero(as_tuple=True)
+        corners = [self._scores[image, row + down, column + right] for down in (0, 1) for right in (0, 1)]
+        # All blocks and classes are rows of one product, which may have none.
+        best = (torch.stack(corners, 2) @ self._weights).argmax(1).to(torch.uint8)  # (mixed, pixels)
+        uniform = self._corner_class[..., None].expand(-1, -1, -1, best.shape[1])
+        return self._joined(uniform.index_put((image, row, column), best))
+
+    def classes_and_confidences(self) -> tuple[Tensor, Tensor]:
+        """Return the same and the probability of the best class.
+
+        Returns:
+            Classes, (N, height, width) uint8; the winners' softmax probabilities times 255, rounded, of the same shape,
+            uint8.
+        """
+        scores = torch.stack(_corners(self._scores), 4) @ self._weights  # (N, p, q, K, pixels)
+        best = scores.argmax(3).to(torch.uint8)
+        classes = torch.where(self._mixed[..., None], best, self._corner_class[..., None])
+        probability = 1 / (scores - scores.amax(3, keepdim=True)).exp().sum(3)
+        return self._joined(classes), self._joined((probability * 255).round().to(torch.uint8))
+
+    def _joined(self, blocks: Tensor) -> Tensor:
+        """Put (N, p, q, pixels) blocks side by side and cut out the image."""
+        y, x = self._y, self._x
+        cut = blocks.reshape(-1, y.blocks, x.blocks, y.stride, x.stride).permute(0, 1, 3, 2, 4)
+        whole = cut.reshape(-1, y.blocks * y.stride, x.blocks * x.stride)
+        return whole[:, y.skipped : y.skipped + self._size[0], x.skipped : x.skipped + self._size[1]]
+
+
+_DOWN, _ACROSS = (slice(None), None, slice(None), None), (None, slice(None), None, slice(None))
+
+
+class _BlockAxis:
+    """The blocks along one axis: block b holds the pixels from the centre of cell `first_cell` + b to the next one's.
+
+    Attributes:
+        stride: Pixels of a block.
+        blocks: How many blocks hold the image.
+        skipped: Pixels of the first block that lie before the image.
+    """
+
+    def __init__(self, lattice: Lattice, pixels: int) -> None:
+        self.stride = int(lattice.stride)
+        first_cell = math.floor(-lattice.offset / self.stride)  # the last one that is centred at pixel 0 or before
+        first_centre = lattice.offset + first_cell * self.stride
+        self.skipped = -math.ceil(first_centre)
+        self.blocks = (pixels + self.skipped + self.stride - 1) // self.stride
+        self._first_cell = first_cell
+        self._phase = -self.skipped - first_centre
+
+    def cells(self, count: int, device: torch.device) -> Tensor:
+        """(blocks + 1,): the cells that the blocks lie between, of so many; the outermost stand in for those beyond."""
+        cells = torch.arange(self.blocks + 1, device=device) + self._first_cell
+        return cells.clamp(min=0).clamp(max=count - 1)
+
+    def weights(self, like: Tensor) -> Tensor:
+        """(stride, 2): how much of a pixel's score comes from the cell before it and the one behind it."""
+        behind = (torch.arange(self.stride, dtype=torch.float32, device=like.device) + self._phase) / self.stride
+        return torch.stack([1 - behind, behind], 1).to(like.dtype)
+
+
+def _corners(cells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The upper left, upper right, lower left and lower right cells of every block, each (N, p, q, ...)."""
+    upper, lower = cells[:, :-1], cells[:, 1:]
+    return upper[:, :, :-1], upper[:, :, 1:], lower[:, :, :-1], lower[:, :, 1:]
