@@ -18,10 +18,14 @@ import onnxruntime
 
 from fcnseg.errors import DeviceError
 from fcnseg.geometry import Geometry
+from fcnseg.model_file import CELL_RESOLUTION_ABOVE
 
 Event: TypeAlias = Mapping[str, Any]
 """An entry of onnxruntime's profile."""
 _PROBE_SIDE = 128
+_SCORE_BYTES, _CLASS_BYTES = 4, 16
+"""What a pixel at a border holds: a float for each class, and its class as int64 and uint8, before and after blocks are
+joined."""
 _SHAPE_READERS = {"Shape", "Size"}  # they look at no data, whatever its size
 
 
@@ -50,7 +54,8 @@ class Probe:
     Attributes:
         placements: What ran where, by provider, operator and kind of data.
         bytes_per_pixel: Working memory of a run at its peak, for each pixel of the padded image.
-        plain_bytes_per_pixel: The same of a run without confidences.
+        plain_bytes_per_pixel: The same of a run without confidences, on an image of nothing but borders between
+            classes.
     """
 
     placements: tuple[Placement, ...]
@@ -59,7 +64,7 @@ class Probe:
 
 
 def probe(session: onnxruntime.InferenceSession, geometry: Geometry) -> Probe:
-    """Run a session that was opened with profiling four times, on sizes grown in each direction, and read its profile.
+    """Run a session that was opened with profiling five times, on sizes grown in each direction, and read its profile.
 
     Args:
         session: The session, with an arena; its profiling has ended afterwards.
@@ -68,7 +73,8 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry) -> Probe:
     padded_y, padded_x = geometry.y.padded(_PROBE_SIDE), geometry.x.padded(_PROBE_SIDE)
     height, width = geometry.canonical(_PROBE_SIDE, _PROBE_SIDE)
     sizes = [(height, width), (height + geometry.y.alignment, width), (height, width + geometry.x.alignment)]
-    session.run(None, {"image": np.zeros((1, height, width, 3), np.uint8)})  # the branch without confidence
+    for _ in range(2):  # the branch without confidence; from the second run on onnxruntime plans what a run takes
+        session.run(None, {"image": np.zeros((1, height, width, 3), np.uint8)})
     for h, w in sizes:
         session.run(None, {"image": np.zeros((1, h, w, 3), np.uint8), "with_confidence": np.array(True)})
     path = Path(session.end_profiling())
@@ -77,11 +83,14 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry) -> Probe:
     finally:
         path.unlink()
     runs = node_runs(events)
-    pixels = [padded_y * padded_x, padded_y * padded_x]
+    pixels = [padded_y * padded_x] * 3
     pixels += [(padded_y + geometry.y.alignment) * padded_x, padded_y * (padded_x + geometry.x.alignment)]
     peaks = [max(int(event["args"].get("mem_in_use_peak", 0)) for event in nodes) for nodes in runs]
     costs = [peak / count for peak, count in zip(peaks, pixels, strict=True)]
-    return Probe(_read_placements(runs), max(costs), costs[0])
+    # The class map is computed at borders, of which images without content have none.
+    classes = session.get_outputs()[1].shape[1]
+    borders = classes * _SCORE_BYTES + _CLASS_BYTES if classes <= CELL_RESOLUTION_ABOVE else 0
+    return Probe(_read_placements(runs[1:]), max(costs), max(costs[:2]) + borders)
 
 
 def require_device(placements: Iterable[Placement], provider: str, device: str) -> None:
