@@ -135,7 +135,17 @@ def _trace(model: SegmentationModel) -> onnx.ModelProto:
         raise RuntimeError("torch.onnx.export returned no program")
     proto: onnx.ModelProto = program.model_proto
     proto.ir_version = IR_VERSION
+    _name_as_in_the_model(proto.graph)
     return proto
+
+
+def _name_as_in_the_model(graph: onnx.GraphProto) -> None:
+    """Give weights the names that they have in the model, not in the module around it."""
+    prefix = "model."
+    for initializer in graph.initializer:
+        initializer.name = initializer.name.removeprefix(prefix)
+    for node in graph.node:
+        node.input[:] = [name.removeprefix(prefix) for name in node.input]
 
 
 class _Outputs(nn.Module):

@@ -60,6 +60,11 @@ def test_the_file_tells_no_folder_of_the_machine_that_made_it(fcn_file: Path) ->
     assert str(Path(exporting.__file__).parent).encode() not in fcn_file.read_bytes()
 
 
+def test_weights_have_the_names_of_the_model(fcn: SegmentationModel, fcn_file: Path) -> None:
+    kept = {initializer.name for initializer in onnx.load(fcn_file).graph.initializer}
+    assert {name for name, _ in fcn.named_parameters() if name.startswith("net.scores")} <= kept
+
+
 def test_the_file_answers_as_the_model_does_at_any_size(fcn: SegmentationModel, fcn_file: Path) -> None:
     check_answers(fcn, fcn_file)
 
