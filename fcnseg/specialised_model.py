@@ -2,11 +2,11 @@
 
 A model file branches on its optional input `with_confidence`, and CUDA graphs know no branches. Here the branch is put
 where the choice was. It is always the one that answers with confidences: the other's class map, the same to the bit, is
-computed where classes meet, in shapes that depend on the image, which CUDA graphs do not know either. Nodes that nothing
-needs any more are left out, since onnxruntime would run them.
+computed where classes meet, in shapes that depend on the image, which CUDA graphs do not know either. Nodes that
+nothing needs any more are left out, since onnxruntime would run them.
 
-The file is rewritten as bytes, by https://protobuf.dev/programming-guides/encoding, so that weights are copied and never
-parsed. The numbers of fields are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+The file is rewritten as bytes, by https://protobuf.dev/programming-guides/encoding, so that weights are copied and
+never parsed. The numbers of fields are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
 from collections.abc import Iterator
