@@ -162,9 +162,9 @@ class _RecordedRun:
     def __init__(
         self, session: onnxruntime.InferenceSession, device: str, shape: Shape, outputs: Sequence[str]
     ) -> None:
-        self._free: SimpleQueue[_Buffers] = SimpleQueue()
+        self._free: SimpleQueue[BoundRun] = SimpleQueue()
         for number in range(_SETS):
-            self._free.put(_Buffers(session, device, shape, outputs, number))
+            self._free.put(BoundRun(session, device, shape, outputs, number))
 
     def run(self, images: NDArray[np.uint8], thread: Executor) -> Arrays:
         """Fill a set of buffers, replay its run in the thread that recorded it, and copy the answers out."""
@@ -177,11 +177,19 @@ class _RecordedRun:
             self._free.put(buffers)
 
 
-class _Buffers:
-    """Device memory for a run's input and outputs, at addresses that stay; recorded when it is made."""
+class BoundRun:
+    """A run whose input and outputs are device memory at addresses that stay, made ready by a first run.
+
+    Args:
+        session: The session; where it was opened with CUDA graphs, the run is recorded.
+        device: `cuda:N` or `cpu`, as the session's.
+        shape: The images'.
+        outputs: Which outputs are wanted, by name.
+        number: What tells this run from others of the session.
+    """
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, device: str, shape: Shape, outputs: Sequence[str], number: int
+        self, session: onnxruntime.InferenceSession, device: str, shape: Shape, outputs: Sequence[str], number: int = 0
     ) -> None:
         kind, _, index = device.partition(":")
         place = (kind, int(index or 0))
@@ -196,20 +204,23 @@ class _Buffers:
         self.fill(np.zeros((*shape, 3), np.uint8))
         for _ in range(_RUNS_AHEAD):
             session.run_with_iobinding(self._binding, _run_options(_UNRECORDED))
-        self._outputs = self._binding.get_outputs()
-        for name, value in zip(outputs, self._outputs, strict=True):
+        self.outputs = self._binding.get_outputs()
+        for name, value in zip(outputs, self.outputs, strict=True):
             self._binding.bind_ortvalue_output(name, value)
         self.replay()
 
     def fill(self, images: NDArray[np.uint8]) -> None:
+        """Copy images of the run's shape to the device."""
         self._image.update_inplace(np.ascontiguousarray(images))  # strides are not looked at
 
     def replay(self) -> None:
+        """Run on what was filled in; in the thread that made this, where it is a recording."""
         self._session.run_with_iobinding(self._binding, self._options)
 
     def read(self) -> Arrays:
-        values = [value.numpy() for value in self._outputs]
-        return [value.copy() for value in values] if self._on_cpu else values  # there they are the buffers themselves
+        """Copy the outputs from the device to new arrays."""
+        values = [value.numpy() for value in self.outputs]
+        return [value.copy() for value in values] if self._on_cpu else values  # there they are the memory itself
 
 
 def _run_options(graph: int) -> onnxruntime.RunOptions:
