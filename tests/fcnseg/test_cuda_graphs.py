@@ -129,7 +129,9 @@ def test_what_cannot_be_recorded_is_told_in_one_line(tiny_model: Path) -> None:
         return open_on_cpu(path, (shape[0], shape[1] + 4, shape[2]))  # a run fails, as a recording may
 
     graphs = CudaGraphs(tiny_model, "cpu", 2, open_for_another_size)
-    with pytest.raises(DeviceError, match=r"cannot record a run of .*\.onnx on 1 images of 8x8: .*; leave CUDA") as raised:
+    with pytest.raises(
+        DeviceError, match=r"cannot record a run of .*\.onnx on 1 images of 8x8: .*; leave CUDA"
+    ) as raised:
         graphs.prove((1, 8, 8))
     assert "\n" not in str(raised.value)
 
