@@ -33,6 +33,9 @@ _GRAPH_ID = "gpu_graph_id"  # a run option: what a recording is called; -1 runs 
 _UNRECORDED = -1
 _RUNS_AHEAD = 2
 """In which onnxruntime allocates what a run takes; it cannot while it records."""
+_PATTERN = 251
+"""A prime, so that neither rows nor images repeat each other."""
+_MOST_APART = 0.01
 _SETS = 2
 """Of buffers: one is filled or read while another's run is on the device."""
 _RUNS_TO_TAKE_A_PLACE = 8
@@ -178,7 +181,7 @@ class _RecordedRun:
 
 
 class BoundRun:
-    """A run whose input and outputs are device memory at addresses that stay, made ready by a first run.
+    """A run whose input and outputs are device memory at addresses that stay; it is recorded and tried out at once.
 
     Args:
         session: The session; where it was opened with CUDA graphs, the run is recorded.
@@ -186,6 +189,9 @@ class BoundRun:
         shape: The images'.
         outputs: Which outputs are wanted, by name.
         number: What tells this run from others of the session.
+
+    Raises:
+        DeviceError: A replay answers otherwise than a run that is not recorded.
     """
 
     def __init__(
@@ -208,6 +214,19 @@ class BoundRun:
         for name, value in zip(outputs, self.outputs, strict=True):
             self._binding.bind_ortvalue_output(name, value)
         self.replay()
+        self._try_out(shape)
+
+    def _try_out(self, shape: Shape) -> None:
+        """Check on other images than those of the recording that a replay reads its input and writes its outputs."""
+        self.fill(np.resize(np.arange(_PATTERN, dtype=np.uint8), (*shape, 3)))
+        self.replay()
+        replayed = self.read()
+        self._session.run_with_iobinding(self._binding, _run_options(_UNRECORDED))
+        for name, ours, plain in zip(OUTPUTS, replayed, self.read(), strict=False):
+            gap = np.abs(ours.astype(np.float32) - plain.astype(np.float32))
+            share = float(np.mean(gap > _MOST_APART * (float(np.ptp(plain)) or 1)))
+            if share > _MOST_APART:
+                raise DeviceError(f"a replay's {name} is another than a run's in {share:.1%} of its elements")
 
     def fill(self, images: NDArray[np.uint8]) -> None:
         """Copy images of the run's shape to the device."""

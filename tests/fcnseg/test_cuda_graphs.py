@@ -136,6 +136,24 @@ def test_what_cannot_be_recorded_is_told_in_one_line(tiny_model: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_a_recording_that_answers_otherwise_than_a_run_is_refused(tiny_model: Path) -> None:
+    class Stuck(onnxruntime.InferenceSession):
+        """Goes on answering as it did when it was recorded, as a graph that does not read its input would."""
+
+        def run_with_iobinding(
+            self, iobinding: onnxruntime.IOBinding, run_options: onnxruntime.RunOptions | None = None
+        ) -> None:
+            assert run_options is not None
+            if run_options.get_run_config_entry("gpu_graph_id") == "-1" or not iobinding.get_outputs():
+                super().run_with_iobinding(iobinding, run_options)
+
+    def open_stuck(path: Path, shape: Shape) -> onnxruntime.InferenceSession:
+        return Stuck(str(path), providers=["CPUExecutionProvider"])
+
+    with pytest.raises(DeviceError, match=r"a replay's class_map is another than a run's in .*%"):
+        CudaGraphs(tiny_model, "cpu", 1, open_stuck).prove((1, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
