@@ -82,6 +82,7 @@ class CudaGraphs:
         session = self._open(key)
         with GATE.alone():
             self._record(session, key)
+            del session  # frees device memory, which is to be done within the gate
 
     def run(self, images: NDArray[np.uint8], *, confidence: bool) -> Arrays | None:
         """Answer by the recorded run of the images' shape.

@@ -1,7 +1,7 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -46,6 +46,10 @@ def open_session(
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def operators(path: Path) -> set[str]:
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
 def some_images() -> np.ndarray:
     images = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3), np.uint8)
     images[:, :40] = 127  # a region of one class, and borders
@@ -79,7 +83,7 @@ def test_a_specialised_model_takes_an_image_and_nothing_else(model: Path, tmp_pa
 
 @pytest.mark.parametrize("confidence", [False, True])
 def test_of_one_size_it_has_only_nodes_that_cuda_graphs_can_record(
-    model: Path, tmp_path: Path, operators: Callable[[Path], set[str]], *, confidence: bool
+    model: Path, tmp_path: Path, *, confidence: bool
 ) -> None:
     path = specialised(model, tmp_path / "m.onnx", confidence=confidence)
     open_session(path, SHAPE, tmp_path / "optimised.onnx")
@@ -88,16 +92,10 @@ def test_of_one_size_it_has_only_nodes_that_cuda_graphs_can_record(
     assert not found & (UNRECORDABLE | ON_SIZES)
 
 
-def test_what_only_confidences_need_is_left_out(tmp_path: Path, operators: Callable[[Path], set[str]]) -> None:
+def test_what_only_confidences_need_is_left_out(tmp_path: Path) -> None:
     only_confidences = {"Round", "ReduceMax"}
     for name, model in TRAINED.items():
         plain = specialised(model, tmp_path / f"{name}-plain.onnx", confidence=False)
         asked = specialised(model, tmp_path / f"{name}-asked.onnx", confidence=True)
         assert only_confidences <= operators(asked)
         assert not only_confidences & operators(plain)
-
-
-@pytest.fixture
-def operators() -> Callable[[Path], set[str]]:
-    onnx = pytest.importorskip("onnx")
-    return lambda path: {node.op_type for node in onnx.load(path).graph.node}
