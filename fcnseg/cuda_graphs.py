@@ -8,8 +8,9 @@ import mmap
 import tempfile
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias
@@ -141,7 +142,7 @@ class CudaGraphs:
 
     def _open(self, key: _Key) -> onnxruntime.InferenceSession:
         shape, confidence = key
-        with GATE.shared(), tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
+        with self._telling(shape), GATE.shared(), tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
             path = Path(folder) / self._path.name
             write_specialised(self._model, path, confidence=confidence)
             return self._open_session(path, shape)
@@ -149,8 +150,14 @@ class CudaGraphs:
     def _record(self, session: onnxruntime.InferenceSession, key: _Key) -> "_RecordedRun":
         shape, confidence = key
         outputs = OUTPUTS if confidence else OUTPUTS[:2]
-        try:
+        with self._telling(shape):
             return self._thread.submit(_RecordedRun, session, self._device, shape, outputs).result()
+
+    @contextmanager
+    def _telling(self, shape: Shape) -> Iterator[None]:
+        """Tell in one line that a shape cannot be recorded, for whatever reason: a full folder, memory, the graph."""
+        try:
+            yield
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             count, height, width = shape
             reason = " ".join(str(error).split())

@@ -16,7 +16,7 @@ SECTIONS = {"export small", "ceiling", "small", "server", "shapes", "placement",
 
 @pytest.mark.slow
 def test_every_section_measures_something_on_the_cpu(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--output", str(tmp_path)]
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--budget", "1100", "--output", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]

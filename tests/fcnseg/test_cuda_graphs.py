@@ -124,6 +124,17 @@ def test_a_file_that_is_replaced_is_still_the_one_that_was_opened(tmp_path: Path
     assert np.array_equal(answers[1], expected)
 
 
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = CudaGraphs(tiny_model, "cpu", 2, open_on_cpu)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(DeviceError, match=r"cannot record a run of .*\.onnx on 1 images of 8x8: .*No such file"):
+        graphs.run(images(1, 8, 8), confidence=False)
+    monkeypatch.undo()
+    assert graphs.run(images(1, 8, 8), confidence=False) is not None
+
+
 def test_what_cannot_be_recorded_is_told_in_one_line(tiny_model: Path) -> None:
     def open_for_another_size(path: Path, shape: Shape) -> onnxruntime.InferenceSession:
         return open_on_cpu(path, (shape[0], shape[1] + 4, shape[2]))  # a run fails, as a recording may
