@@ -4,6 +4,7 @@ import ctypes
 import os
 import tempfile
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from fcnseg.errors import DeviceError, ModelFileError
+from fcnseg.capture_gate import GATE
+from fcnseg.cuda_graphs import CudaGraphs, Shape
+from fcnseg.errors import DeviceError, ModelFileError, UsageError
 from fcnseg.model_file import ModelInfo, read_info, require_model_file
 from fcnseg.placement import Probe, probe, require_device
 from fcnseg.trial import try_out
@@ -38,6 +41,10 @@ class EngineOptions:
         tf32: Whether CUDA may round the factors of products to 10 bits: faster, and scores differ in the third digit.
         prove: Whether to run the model on small images when it is opened, to tell what runs where and what a pixel
             costs. On CUDA it is done in any case.
+        channels_last: Whether CUDA keeps the channels of a pixel together (NHWC), as tensor cores read them; scores
+            differ in their last digits.
+        cuda_graphs: For how many input shapes CUDA keeps a recorded run, which is replayed by one call; 0 for none.
+            Each holds the model's weights and the memory of a run once more.
     """
 
     threads: int = 0
@@ -46,6 +53,8 @@ class EngineOptions:
     cudnn_search: CudnnSearch = "heuristic"
     tf32: bool = False
     prove: bool = False
+    channels_last: bool = False
+    cuda_graphs: int = 0
 
 
 DEFAULT_OPTIONS = EngineOptions()
@@ -87,6 +96,7 @@ class Engine:
     Raises:
         ModelFileError: The file is not a valid fcnseg model.
         DeviceError: The device is not there or cannot run the whole model; the engine never falls back to another.
+        UsageError: An option is for CUDA alone, and the device is not.
     """
 
     path: Path
@@ -99,16 +109,21 @@ class Engine:
         self.path = path = Path(path)
         self.options = options
         self.device = resolve_device(device)
+        _require_fit(options, self.device)
         require_model_file(path)
         self.info = try_out(path, options.threads)
         proving = options.prove or self.device != "cpu"
-        with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
+        with self._gate(), tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
             profiles = Path(folder) if proving else None
             session = _open_session(path, self.device, options, profiles)
             self._session: onnxruntime.InferenceSession | None = session
             self.probe = self._prove(session, path, profiles) if profiles is not None else None
         if self.probe is not None and self.device != "cpu":
             require_device(self.probe.placements, self.provider, self.device)
+        self._graphs: CudaGraphs | None = None
+        if options.cuda_graphs:
+            self._graphs = CudaGraphs(path, self.device, options.cuda_graphs, self._open_recording)
+            self._graphs.prove((1, *self.info.geometry.canonical(1, 1)))
         _engines.add(self)
 
     def __getstate__(self) -> tuple[Path, str, EngineOptions]:
@@ -137,12 +152,15 @@ class Engine:
         Returns:
             Class maps at the images' own size, heatmaps, and confidences if asked for.
         """
-        feed: dict[str, NDArray[np.generic]] = {"image": images}
-        if confidence:
-            feed["with_confidence"] = np.array(confidence)
         session = self._session or self._open_again()
-        class_map, heatmap, confidences = session.run(None, feed)
-        return EngineOutput(class_map, heatmap, confidences if confidence else None)
+        outputs = self._graphs.run(images, confidence=confidence) if self._graphs else None
+        if outputs is None:
+            feed: dict[str, NDArray[np.generic]] = {"image": images}
+            if confidence:
+                feed["with_confidence"] = np.array(confidence)
+            with self._gate():
+                outputs = session.run(None, feed)
+        return EngineOutput(outputs[0], outputs[1], outputs[2] if confidence else None)
 
     def measured(self) -> Probe:
         """Return what runs showed; measured now, where it was not at the start.
@@ -151,7 +169,7 @@ class Engine:
             ModelFileError: The model cannot be run.
         """
         if self.probe is None:
-            with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
+            with self._gate(), tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
                 session = _open_session(self.path, self.device, replace(self.options, arena=True), Path(folder))
                 self.probe = self._prove(session, self.path, Path(folder))
         return self.probe
@@ -161,6 +179,14 @@ class Engine:
         # Never freed here: it would wait for its threads, which are not in this process.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
         self._session = None
+
+    def _gate(self) -> AbstractContextManager[None]:
+        """Return what is to be held while the device is used."""
+        return nullcontext() if self.device == "cpu" else GATE.shared()
+
+    def _open_recording(self, path: Path, shape: Shape) -> onnxruntime.InferenceSession:
+        """Open a specialised file for one input shape, to be recorded."""
+        return _open_session(path, self.device, self.options, None, shape)
 
     def _open_again(self) -> onnxruntime.InferenceSession:
         """Open the file in a forked process.
@@ -223,8 +249,21 @@ def resolve_device(device: str) -> str:
     raise DeviceError(f"unknown device {device!r}; use cpu, cuda, cuda:N or auto")
 
 
+def _require_fit(options: EngineOptions, device: str) -> None:
+    """Check that options suit the device.
+
+    Raises:
+        UsageError: They do not.
+    """
+    if options.cuda_graphs < 0:
+        raise UsageError(f"the number of CUDA graphs is {options.cuda_graphs}; it must be at least 0")
+    for asked, name in ((options.channels_last, "the layout channels last"), (options.cuda_graphs, "CUDA graphs")):
+        if asked and device == "cpu":
+            raise UsageError(f"{name} cannot be had on the cpu; leave this out, or use --device cuda")
+
+
 def _open_session(
-    path: Path, device: str, options: EngineOptions, profile_folder: Path | None
+    path: Path, device: str, options: EngineOptions, profile_folder: Path | None, recorded: Shape | None = None
 ) -> onnxruntime.InferenceSession:
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = options.threads
@@ -236,6 +275,9 @@ def _open_session(
     if profile_folder is not None:
         session_options.enable_profiling = True
         session_options.profile_file_prefix = str(profile_folder / "profile")
+    if recorded is not None:
+        for name, size in zip(("N", "H", "W"), recorded, strict=True):  # as the model file's `image` has them
+            session_options.add_free_dimension_override_by_name(name, size)
     providers: list[str | tuple[str, dict[str, str]]] = [CPU]
     if device != "cpu":
         _require_cuda(device)
@@ -244,6 +286,8 @@ def _open_session(
             "cudnn_conv_algo_search": options.cudnn_search.upper(),
             "arena_extend_strategy": "kSameAsRequested",
             "use_tf32": str(int(options.tf32)),
+            "prefer_nhwc": str(int(options.channels_last)),
+            "enable_cuda_graph": str(int(recorded is not None)),
         }
         providers.insert(0, (CUDA, cuda))
     try:

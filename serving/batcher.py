@@ -37,7 +37,7 @@ class BatchingConfig:
             would pass.
         max_queue: Images that may be under way at a time, from their arrival to the end of their run.
         runners: Runs at a time. On the CPU a second one fills the cores where a small net leaves them idle, and takes
-            the caches from a large one; on CUDA runs follow each other anyway.
+            the caches from a large one; on CUDA it copies while the other computes.
     """
 
     max_batch: int = 8

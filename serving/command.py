@@ -139,6 +139,21 @@ class _Size(click.ParamType[tuple[int, int]]):
     "--tf32/--no-tf32", default=False, show_default=True, help="Let CUDA round products: faster, and masks may differ."
 )
 @click.option(
+    "--channels-last/--no-channels-last",
+    default=False,
+    show_default=True,
+    help="Let CUDA keep the channels of a pixel together, as tensor cores read them.",
+)
+@click.option(
+    "--cuda-graphs",
+    metavar="N",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 1024),
+    help="Record CUDA's work for up to N input shapes (batch, height, width), and replay it by one call; each holds the"
+    " model once more.",
+)
+@click.option(
     "--grace",
     "grace_s",
     default=30.0,
@@ -234,6 +249,8 @@ def serve(
     arena: bool,
     cudnn_search: Literal["heuristic", "exhaustive", "default"],
     tf32: bool,
+    channels_last: bool,
+    cuda_graphs: int,
     grace_s: float,
     drain_delay_s: float,
     max_age_s: float,
@@ -291,7 +308,9 @@ def serve(
     keep_freed_memory(_KEPT_BYTES)
     device = resolve_device(device)
     default_batch = _CPU_BATCH if device == "cpu" else _CUDA_BATCH
-    engine = EngineOptions(threads, spinning, arena, cudnn_search, tf32)
+    engine = EngineOptions(
+        threads, spinning, arena, cudnn_search, tf32, channels_last=channels_last, cuda_graphs=cuda_graphs
+    )
     batching = BatchingConfig(max_batch or default_batch, max_delay_ms / 1000, max_queue, runners)
     registry = ModelRegistry(models, ModelConfig(device, engine, batching, max_memory, warm_sizes))
 

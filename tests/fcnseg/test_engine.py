@@ -2,15 +2,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
-from fcnseg import engine as engine_module
 from fcnseg.engine import Engine, EngineOptions
 from fcnseg.errors import DeviceError, ModelFileError
+from tests.gpu import GPUS, needs_gpu
 from tests.tiny_model import write_tiny_model
-
-GPUS = engine_module._cuda_device_count() if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else 0
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -53,7 +50,7 @@ def test_without_a_gpu_cuda_is_refused_and_auto_takes_the_cpu(tiny_model: Path, 
     assert Engine(tiny_model, "auto").device == "cpu"
 
 
-@pytest.mark.skipif(GPUS == 0, reason="this machine has no CUDA device")
+@needs_gpu
 def test_with_a_gpu_auto_takes_it_and_gives_the_cpus_classes(tiny_model: Path) -> None:
     gpu = Engine(tiny_model, "auto")
     assert gpu.device == "cuda:0"

@@ -173,6 +173,21 @@ def test_what_is_given_on_the_command_line_is_told_to_clients(tiny_model: Path) 
     assert {placement.provider for placement in execution.placements} == {"CPUExecutionProvider"}
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--cuda-graphs", "4"), "CUDA graphs cannot be had on the cpu; leave this out, or use --device cuda"),
+        (
+            ("--channels-last",),
+            "the layout channels last cannot be had on the cpu; leave this out, or use --device cuda",
+        ),
+    ],
+)
+def test_what_only_cuda_has_is_refused_on_the_cpu(tiny_model: Path, option: tuple[str, ...], message: str) -> None:
+    result = fail(str(tiny_model), "--port", "0", "--device", "cpu", *option)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"fcnseg: error: {message}\n")
+
+
 @pytest.mark.parametrize("size", ["480", "0x10", "480x", "-1x5", "480x640x3"])
 def test_a_size_to_warm_that_is_none_is_refused(tiny_model: Path, size: str) -> None:
     result = fail(str(tiny_model), "--port", "0", "--device", "cpu", "--warm", size)

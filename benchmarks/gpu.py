@@ -1,0 +1,513 @@
+"""How fast is the model on a GPU, by which way, and how much of that does the server keep?
+
+Run it: python benchmarks/gpu.py [--device cuda:0] [--output DIR] [--budget SECONDS] [--sections NAME...]
+
+Writes DIR/gpu.md and DIR/gpu.json in under ten minutes. Nets have random weights and 21 classes. Each section runs in
+a process of its own and has a time of its own; what fails in one, and what there was no time for, stands in the table,
+and the others go on. `--device cpu --quick` runs all of it on the CPU with a tiny net in single precision, to see that
+it runs; CUDA's settings mean nothing there.
+
+export      the nets' files, in single and half precision, three nets at a time
+ceiling     multiply-adds a second of one large matrix product in half precision: what shares are taken of
+placement   what ran on which provider when the files were opened; a net that is not whole on the device fails here
+NET         ms per image of each way, at each size and batch, and its share of the ceiling; ways beside "on the
+            device" and those of single precision take the layout that was faster there
+shapes      two sizes in turns (A B A B) over the same runs in rows (A A B B): 1.0 where no plan is made anew
+compile NET the same of torch.compile, which takes long to begin
+server      fcnseg serve with VGG16: JPEG in, zstd out, 32 clients, over the fastest run on the device alone
+"""
+
+import argparse
+import gc
+import inspect
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from gpu_ways import Files, Torch, Way, matrix_rate, times
+from grpc_load import load
+from numpy.typing import NDArray
+from served import serve
+
+from fcnseg.engine import Engine, EngineOptions, cudnn_version, resolve_device
+from fcnseg.pictures import encode_jpeg
+from fcnseg.types import LabelMap
+from fcnseg.v1 import segmentation_pb2 as pb
+from training.export import export
+from training.model import SegmentationModel, build_model
+
+CLASSES = 21
+ENDING_S = 5.0
+"""Left of a section's time for what was begun to end."""
+
+
+@dataclass(frozen=True)
+class Net:
+    """A net to be measured.
+
+    Attributes:
+        name: Of its section and its files.
+        architecture: For `build_model`.
+        cases: Batch, height, width.
+    """
+
+    name: str
+    architecture: str
+    cases: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run measures.
+
+    Attributes:
+        nets: The nets; the server serves the first.
+        square: Height and width of the images that the server is asked for.
+        seconds: How long each way is timed.
+        matrix_side: Of the product that tells the ceiling.
+        load_s: How long answers of the server are counted.
+        clients: How many ask it.
+        precision: Of the ways that are of interest.
+        budgets: Seconds by kind of section.
+    """
+
+    nets: tuple[Net, ...]
+    square: int
+    seconds: float
+    matrix_side: int
+    load_s: float
+    clients: int
+    precision: str
+    budgets: dict[str, float]
+
+
+_CITY = ((1, 360, 480), (8, 360, 480), (1, 1024, 2048), (8, 1024, 2048))
+FULL = Plan(
+    nets=(
+        Net("vgg16", "vgg16", ((8, 500, 500), (1, 500, 500))),
+        Net("resnet50", "resnet50", _CITY),
+        Net("mobilenet_v2", "mobilenet_v2", _CITY),
+    ),
+    square=500,
+    seconds=0.5,
+    matrix_side=8192,
+    load_s=12,
+    clients=32,
+    precision="fp16",
+    budgets={"export": 130, "ceiling": 20, "net": 85, "server": 90, "shapes": 35, "placement": 45, "compile": 60},
+)
+QUICK = Plan(
+    nets=(
+        Net(
+            "small",
+            f"{Path(__file__).parent.parent / 'tests' / 'golden' / 'small_net.py'}:SmallNet",
+            ((2, 48, 64), (1, 48, 64)),
+        ),
+    ),
+    square=48,
+    seconds=0.05,
+    matrix_side=256,
+    load_s=1,
+    clients=4,
+    precision="fp32",  # the CPU's half precision is slow
+    budgets=dict.fromkeys(FULL.budgets, 180.0),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        section: Where it was measured.
+        case: On what: batch and size.
+        way: How.
+        value: What was measured; None where it failed.
+        unit: Of what.
+        low: Lower quartile.
+        high: Upper quartile.
+        multiply_adds: Of an image, where the unit is a time of one.
+        note: What else there is to say, or why it failed.
+    """
+
+    section: str
+    case: str
+    way: str
+    value: float | None = None
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    multiply_adds: float | None = None
+    note: str = ""
+
+
+class Section:
+    """What one process measures: writes a row a line to stdout, as soon as it is known."""
+
+    def __init__(self, name: str, plan: Plan, device: str, folder: Path, end: float) -> None:
+        self.name, self.plan, self.device, self.folder, self.end = name, plan, device, folder, end
+
+    def run(self) -> None:
+        torch.manual_seed(0)
+        nets = {net.name: net for net in self.plan.nets}
+        kind, _, name = self.name.rpartition(" ")
+        if name in nets:
+            {"": self.net, "export": self.export, "compile": self.compile}[kind](nets[name])
+        else:
+            whole = {"placement": self.placement, "shapes": self.shapes, "server": self.server}
+            whole.get(name, self.ceiling)()
+
+    def row(self, case: str, way: str, **rest: float | str | None) -> None:
+        print(json.dumps(asdict(Row(self.name, case, way, **rest))), flush=True)  # type: ignore[arg-type]
+
+    def attempt(self, case: str, way: str, measure: Callable[[], None]) -> None:
+        """Measure; what goes wrong becomes a row, and so does what there is no time for."""
+        if time.time() > self.end - ENDING_S:
+            self.row(case, way, note="no time was left")
+            return
+        try:
+            measure()
+        except Exception as error:  # noqa: BLE001 # whatever it is, the other ways are still to be measured
+            self.row(case, way, note=f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        gc.collect()
+
+    def export(self, net: Net) -> None:
+        model = build(net)
+        for precision in ("fp32", "fp16"):
+            self.attempt("", precision, partial(self.export_as, net, model, precision))
+
+    def export_as(self, net: Net, model: SegmentationModel, precision: str) -> None:
+        if precision != "fp32" and "precision" not in inspect.signature(export).parameters:
+            raise NotImplementedError("this version of fcnseg exports no half precision")
+        options = {} if precision == "fp32" else {"precision": precision}
+        names = [f"class {k}" for k in range(CLASSES)]
+        path = self.path(net, precision)
+        began = time.perf_counter()
+        export(model, LabelMap.from_names(names), path, **options)  # type: ignore[arg-type]
+        seconds = time.perf_counter() - began
+        self.row("", precision, value=seconds, unit="s", note=f"{path.stat().st_size / 1e6:.0f} MB")
+
+    def ceiling(self) -> None:
+        side = self.plan.matrix_side
+        self.attempt(
+            f"{side} x {side}",
+            "matrix product",
+            lambda: self.row(
+                f"{side} x {side}",
+                "matrix product",
+                value=matrix_rate(self.device, side, 2 * self.plan.seconds) / 1e12,
+                unit="T multiply-adds/s",
+            ),
+        )
+
+    def placement(self) -> None:
+        for net in self.plan.nets:
+            for precision, path in self.paths(net).items():
+                self.attempt(net.name, precision, partial(self.place, net, precision, path))
+
+    def place(self, net: Net, precision: str, path: Path) -> None:
+        probe = Engine(path, self.device, EngineOptions(prove=True)).probe  # fails where not all of it is on the device
+        if probe is None:
+            raise RuntimeError("the engine proved nothing")
+        counts: dict[str, int] = {}
+        for placed in probe.placements:
+            what = f"{placed.provider.removesuffix('ExecutionProvider')}, {'image' if placed.image_sized else 'sizes'}"
+            counts[what] = counts.get(what, 0) + placed.nodes
+        note = "; ".join(f"{what}: {nodes} nodes" for what, nodes in sorted(counts.items()))
+        self.row(net.name, precision, value=probe.plain_bytes_per_pixel, unit="bytes/pixel", note=note)
+
+    def net(self, net: Net) -> None:
+        files = Files(self.paths(net), self.device, self.folder)
+        peer = Torch(build(net), self.device)
+        for shape in net.cases:
+            images, case, half = pictures(shape), case_of(shape), self.plan.precision
+            work = self.multiply_adds(peer, images, case)
+            speeds: dict[bool, float] = {}
+            for layout in (True, False):
+                name = f"{half}, on the device, {'channels last' if layout else 'channels first'}"
+                way = partial(files.bound, half, images, channels_last=layout)
+                speeds[layout] = self.time(case, name, way, shape[0], work)
+            for layout in speeds:
+                name = f"{half}, CUDA graph on the device, {'channels last' if layout else 'channels first'}"
+                way = partial(files.recorded, half, images, channels_last=layout)
+                self.time(case, name, way, shape[0], work)
+            self.time(case, f"{half}, PyTorch, on the device", partial(peer.eager, images), shape[0], work)
+            fast = min(speeds, key=speeds.__getitem__)
+            for name, make, batches in (
+                ("engine, CUDA graph, 2 threads", files.graphs_by_two, 2),
+                ("engine, CUDA graph", files.graphs, 1),
+                ("engine, 2 threads", files.engine_by_two, 2),
+                ("engine", files.engine, 1),
+                ("pinned memory", files.pinned, 1),
+                ("CUDA graph, pinned memory", files.recorded_pinned, 1),
+            ):
+                way = partial(make, half, images, channels_last=fast)
+                self.time(case, f"{half}, {name}", way, batches * shape[0], work)
+            self.time(case, f"{half}, plain onnxruntime", partial(files.plain, half, images), shape[0], work)
+            self.time(case, "fp32, on the device", partial(files.bound, "fp32", images), shape[0], work)
+            self.time(case, "fp32, plain onnxruntime", partial(files.plain, "fp32", images), shape[0], work)
+
+    def compile(self, net: Net) -> None:
+        peer = Torch(build(net), self.device)
+        for shape in net.cases:
+            images, case = pictures(shape), case_of(shape)
+            work = self.multiply_adds(peer, images, case)
+            way = partial(peer.compiled, images)
+            self.time(case, f"{self.plan.precision}, PyTorch compiled, on the device", way, shape[0], work)
+
+    def multiply_adds(self, peer: Torch, images: NDArray[np.uint8], case: str) -> float | None:
+        """Multiply-adds of an image; None where they cannot be counted."""
+        found: list[float] = []
+        self.attempt(case, "multiply-adds", lambda: found.append(peer.multiply_adds(images) / len(images)))
+        return found[0] if found else None
+
+    def time(self, case: str, name: str, make: Callable[[], Way], count: int, work: float | None) -> float:
+        """Time a way whose call computes so many images; return its ms per image, infinite where it failed."""
+        found = [float("inf")]
+
+        def measure() -> None:
+            per_image = np.array(times(make(), self.plan.seconds)) * 1000 / count
+            low, found[0], high = (float(q) for q in np.quantile(per_image, (0.25, 0.5, 0.75)))
+            self.row(case, name, value=found[0], unit="ms/image", low=low, high=high, multiply_adds=work)
+
+        self.attempt(case, name, measure)
+        return found[0]
+
+    def shapes(self) -> None:
+        net = self.plan.nets[-1]
+        files = Files(self.paths(net), self.device, self.folder)
+        height, width = net.cases[-2][1:] if len(net.cases) > 2 else net.cases[0][1:]
+        a, b = pictures((1, height, width)), pictures((1, width, height))
+        case = f"{net.name}, {height}x{width} and {width}x{height}"
+        precision = self.plan.precision
+
+        def plain() -> Callable[[NDArray[np.uint8]], object]:
+            return Engine(self.path(net, precision), self.device).run
+
+        def recorded() -> Callable[[NDArray[np.uint8]], object]:
+            return partial(files.cuda_graphs(precision, 2).run, confidence=False)
+
+        for name, make in ((f"engine, {precision}", plain), (f"CUDA graphs, {precision}", recorded)):
+            self.attempt(case, name, partial(self.interleave, case, name, make, a, b))
+
+    def interleave(
+        self,
+        case: str,
+        name: str,
+        make: Callable[[], Callable[[NDArray[np.uint8]], object]],
+        a: NDArray[np.uint8],
+        b: NDArray[np.uint8],
+    ) -> None:
+        run = make()
+        found = [
+            times(lambda order=order: [run(images) for images in order], self.plan.seconds)
+            for order in ((a, a, b, b), (a, b, a, b)) * 3  # in turns, since clocks drift
+        ]
+        in_rows, in_turns = (np.concatenate(found[i::2]) for i in (0, 1))
+        ratio = float(np.median(in_turns) / np.median(in_rows))
+        note = f"{np.median(in_turns) * 250:.2f} ms a run in turns, {np.median(in_rows) * 250:.2f} ms in rows"
+        self.row(case, name, value=ratio, unit="of the time in rows", note=note)
+
+    def server(self) -> None:
+        net, side = self.plan.nets[0], self.plan.square
+        paths = self.paths(net)
+        precision = self.plan.precision if self.plan.precision in paths else "fp32"  # named in the table
+        batch = pictures((8, side, side))
+        on_cpu = self.device == "cpu"
+        fastest = [0.0]  # images a second
+
+        def on_device(channels_last: bool) -> None:  # noqa: FBT001 # as it is called below
+            files = Files(paths, self.device, self.folder)
+            for way in (files.bound, files.recorded):
+                run = way(precision, batch, channels_last=channels_last)
+                fastest[0] = max(fastest[0], 8 / float(np.median(times(run, 4 * self.plan.seconds))))
+
+        case = f"{net.name} {precision}, {side}x{side}"
+        for layout in (False, True):
+            self.attempt(case, "device alone, batch 8", partial(on_device, layout))
+        self.row(case, "device alone, batch 8, the fastest way", value=fastest[0], unit="images/s")
+        request = pb.SegmentRequest(encoded=encode_jpeg(batch[0], 90), encoding=pb.CLASS_MAP_ENCODING_ZSTD)
+        options = ["--device", self.device, "--warm", f"{side}x{side}", "--max-queue", "256"]
+        tuned = ["--max-batch", "8", "--runners", "2"] + ([] if on_cpu else ["--channels-last", "--cuda-graphs", "16"])
+        for name, more in (("defaults", []), (" ".join(tuned), tuned)):
+            command = partial(serve, paths[precision], *options, *more)
+            measure = partial(self.serve, case, name, command, request.SerializeToString(), fastest[0])
+            self.attempt(case, name, measure)
+
+    def serve(
+        self,
+        case: str,
+        name: str,
+        server: Callable[[], AbstractContextManager[tuple[str, object]]],
+        request: bytes,
+        on_device: float,
+    ) -> None:
+        with server() as (address, _):
+            found = load(address, request, self.plan.clients, self.plan.load_s, self.plan.load_s / 4)
+        note = f"{found.failed} failed; {self.plan.clients} clients"
+        if on_device:
+            note = f"{found.rate / on_device:.3f} of the device alone; {note}"
+        self.row(case, f"server, {name}", value=found.rate, unit="images/s", note=note)
+
+    def path(self, net: Net, precision: str) -> Path:
+        return self.folder / f"{net.name}-{precision}.onnx"
+
+    def paths(self, net: Net) -> dict[str, Path]:
+        """The files that were exported."""
+        paths = {precision: self.path(net, precision) for precision in ("fp32", "fp16")}
+        return {precision: path for precision, path in paths.items() if path.exists()}
+
+
+def case_of(shape: tuple[int, int, int]) -> str:
+    """A batch and its images' size, in words."""
+    return f"{shape[0]} x {shape[1]}x{shape[2]}"
+
+
+def build(net: Net) -> SegmentationModel:
+    """An FCN-8s with random weights: what it costs does not depend on them."""
+    return build_model(net.architecture, "fcn8s", CLASSES, pretrained=False).eval()
+
+
+def pictures(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Images with regions and noise, (N, H, W, 3)."""
+    random = np.random.default_rng(0)
+    count, height, width = shape
+    coarse = random.integers(0, 200, (count, -(-height // 32), -(-width // 32), 3), np.uint8)
+    regions = coarse.repeat(32, 1).repeat(32, 2)[:, :height, :width]
+    return regions + random.integers(0, 50, (*shape, 3), np.uint8)
+
+
+class Bench:
+    """Runs the sections, and writes what they found.
+
+    Args:
+        arguments: The command line.
+        folder: Where the nets' files go.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self.plan = QUICK if arguments.quick else FULL
+        self.arguments, self.folder = arguments, folder
+        self.rows: list[Row] = []
+        self.end = time.time() + arguments.budget
+
+    def run(self) -> None:
+        asked = self.arguments.sections
+        exports = [f"export {net.name}" for net in self.plan.nets]
+        with ThreadPoolExecutor(len(exports)) as pool:  # without files there is little to measure
+            for rows in pool.map(lambda name: self.section(name, "export"), exports):
+                self.rows += rows
+        first, *rest = (net.name for net in self.plan.nets)
+        kinds = {"ceiling": "ceiling", first: "net", "server": "server", **dict.fromkeys(rest, "net")}
+        kinds |= {"shapes": "shapes", "placement": "placement"}
+        kinds |= {f"compile {net.name}": "compile" for net in self.plan.nets}
+        for name, kind in kinds.items():
+            if not asked or name in asked:
+                self.rows += self.section(name, kind)
+                self.write()  # what is known so far outlives whatever ends this program
+        self.write()
+
+    def section(self, name: str, kind: str) -> list[Row]:
+        """Run a section in a process of its own, and end it when its time is over."""
+        budget = min(self.plan.budgets[kind], self.end - time.time())
+        if budget <= 0:
+            return [Row(name, "", "", note="no time was left")]
+        command = [sys.executable, __file__, "--device", self.arguments.device, "--run", name]
+        command += ["--folder", str(self.folder), "--end", str(time.time() + budget)]
+        command += ["--quick"] if self.arguments.quick else []
+        print(f"{name}: {budget:.0f} s at most", file=sys.stderr, flush=True)
+        log, found = self.folder / "log.txt", self.folder / f"{name.replace(' ', '-')}.jsonl"
+        with log.open("a") as errors, found.open("w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=errors, start_new_session=True)
+            try:
+                code: int | None = process.wait(budget + ENDING_S)
+            except subprocess.TimeoutExpired:
+                code = None
+                os.killpg(process.pid, 9)  # a server and clients that it started too
+                process.wait()
+        rows = [Row(**json.loads(line)) for line in found.read_text().splitlines() if line.startswith('{"section"')]
+        if code is None:
+            rows.append(Row(name, "", "", note=f"its {budget:.0f} s were over, and it was ended"))
+        elif code:
+            last = (log.read_text().strip().splitlines() or ["no word"])[-1]
+            rows.append(Row(name, "", "", note=f"failed with exit code {code}: {last[:300]}"))
+        return rows
+
+    def write(self) -> None:
+        machine = describe(self.arguments.device)
+        self.arguments.output.mkdir(parents=True, exist_ok=True)
+        ceiling = next((row.value for row in self.rows if row.section == "ceiling"), None)
+        found = {"machine": machine, "ceiling": ceiling, "rows": [asdict(row) for row in self.rows]}
+        (self.arguments.output / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+        lines = [
+            ", ".join(machine),
+            "",
+            "| section | case | way | measured | of the ceiling | note |",
+            "|---|" + "---|" * 5,
+        ]
+        lines += [as_line(row, ceiling) for row in self.rows]
+        (self.arguments.output / "gpu.md").write_text("\n".join(lines) + "\n")
+
+
+def as_line(row: Row, ceiling: float | None) -> str:
+    """A row in Markdown."""
+    measured = "" if row.value is None else f"{row.value:.4g} {row.unit}"
+    if row.low is not None and row.high is not None:
+        measured = f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f}) {row.unit}"
+    share = ""
+    if ceiling and row.value and row.multiply_adds and row.unit == "ms/image":
+        share = f"{row.multiply_adds / (row.value / 1000) / (ceiling * 1e12):.1%}"
+    return f"| {row.section} | {row.case} | {row.way} | {measured} | {share} | {row.note.replace('|', '/')} |"
+
+
+def describe(device: str) -> list[str]:
+    """The machine, in words."""
+    name = "CPU" if device == "cpu" else torch.cuda.get_device_name(int(device.partition(":")[2]))
+    return [
+        name,
+        f"{len(os.sched_getaffinity(0))} cores",
+        f"Python {platform.python_version()}",
+        f"onnxruntime {onnxruntime.__version__}",
+        f"torch {torch.__version__}",
+        f"cuDNN {cudnn_version() or 'none'}",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda:0", help="cuda, cuda:N or cpu (cuda:0)")
+    parser.add_argument("--output", type=Path, default=Path(), help="folder for gpu.md and gpu.json (here)")
+    parser.add_argument("--budget", type=float, default=560.0, help="seconds for all of it (560)")
+    parser.add_argument("--sections", nargs="+", default=[], help="only these, after the export")
+    parser.add_argument("--quick", action="store_true", help="a tiny net and few repetitions, to see that it runs")
+    for hidden in ("--run", "--folder", "--end"):  # how it calls itself for a section
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.device = resolve_device(arguments.device)
+    if arguments.run:
+        plan = QUICK if arguments.quick else FULL
+        Section(arguments.run, plan, arguments.device, Path(arguments.folder), float(arguments.end)).run()
+        return
+    if arguments.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"torch sees no CUDA device for {arguments.device}; use --device cpu --quick to try the script")
+    with tempfile.TemporaryDirectory(prefix="fcnseg-gpu-") as folder:
+        bench = Bench(arguments, Path(folder))
+        bench.run()
+    print((arguments.output / "gpu.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

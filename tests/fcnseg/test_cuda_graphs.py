@@ -1,0 +1,224 @@
+"""What of CUDA graphs can be seen without a GPU: on the CPU nothing is recorded, and all else is as on CUDA."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from fcnseg.capture_gate import CaptureGate
+from fcnseg.cuda_graphs import CudaGraphs, Shape
+from fcnseg.engine import Engine, EngineOptions
+from fcnseg.errors import DeviceError, UsageError
+from tests.gpu import needs_gpu
+from tests.tiny_model import write_tiny_model
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "scenes-fcn8s.onnx"
+
+
+def images(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
+
+
+def open_on_cpu(path: Path, shape: Shape) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    for name, size in zip("NHW", shape, strict=True):
+        options.add_free_dimension_override_by_name(name, size)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture
+def graphs(tiny_model: Path) -> Callable[[int], CudaGraphs]:
+    return lambda limit: CudaGraphs(tiny_model, "cpu", limit, open_on_cpu)
+
+
+@pytest.mark.parametrize("confidence", [False, True])
+def test_bound_runs_answer_as_plain_ones_do(*, confidence: bool) -> None:
+    graphs = CudaGraphs(GOLDEN, "cpu", 4, open_on_cpu)
+    engine = Engine(GOLDEN, "cpu", EngineOptions(threads=1))
+    for seed, shape in enumerate([(1, 64, 96), (2, 64, 96), (1, 97, 131), (1, 64, 96)]):
+        batch = images(*shape, seed=seed)
+        answers = graphs.run(batch, confidence=confidence)
+        expected = engine.run(batch, confidence=confidence)
+        assert answers is not None
+        assert len(answers) == 2 + confidence
+        assert np.array_equal(answers[0], expected.class_map)
+        np.testing.assert_allclose(answers[1], expected.heatmap, rtol=0, atol=1e-5 * np.ptp(expected.heatmap))
+        if expected.confidence is not None:
+            assert np.abs(answers[2].astype(int) - expected.confidence).max() <= 1
+
+
+def test_an_answer_is_not_touched_by_later_runs(graphs: Callable[[int], CudaGraphs]) -> None:
+    shared = graphs(1)
+    batches = [images(1, 8, 12, seed=seed) for seed in range(6)]
+    answers = [shared.run(batch, confidence=True) for batch in batches]
+    kept = [[array.copy() for array in answer] for answer in answers if answer is not None]
+    for batch in reversed(batches):
+        shared.run(batch, confidence=True)
+    for answer, copies in zip(answers, kept, strict=True):
+        assert answer is not None
+        assert all(np.array_equal(a, b) for a, b in zip(answer, copies, strict=True))
+    assert len({answer[0].tobytes() for answer in kept}) == len(batches)
+
+
+def test_images_that_are_views_are_read_as_they_are(graphs: Callable[[int], CudaGraphs]) -> None:
+    shared = graphs(2)
+    whole = images(1, 8, 24)
+    view = whole[:, :, ::2]
+    from_view, from_copy = (shared.run(batch, confidence=False) for batch in (view, view.copy()))
+    assert from_view is not None
+    assert from_copy is not None
+    assert np.array_equal(from_view[0], from_copy[0])
+
+
+def test_threads_may_share_recordings(graphs: Callable[[int], CudaGraphs], tiny_model: Path) -> None:
+    shared, engine = graphs(2), Engine(tiny_model, "cpu", EngineOptions(threads=1))
+    batches = [images(1, 8 + 4 * (seed % 3), 12, seed=seed) for seed in range(60)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda batch: shared.run(batch, confidence=False), batches))
+    recorded = [(answer, batch) for answer, batch in zip(answers, batches, strict=True) if answer is not None]
+    assert len(recorded) > len(batches) // 3
+    assert all(np.array_equal(answer[0], engine.run(batch).class_map) for answer, batch in recorded)
+
+
+def test_a_bounded_number_of_shapes_is_kept_and_rare_ones_are_not_recorded(
+    graphs: Callable[[int], CudaGraphs],
+) -> None:
+    shared = graphs(2)
+    often, seldom, new = images(1, 8, 8), images(1, 8, 12), images(1, 12, 12)
+    assert shared.run(seldom, confidence=False) is not None
+    assert shared.run(often, confidence=False) is not None
+    assert [shared.run(new, confidence=False) is None for _ in range(8)] == [True] * 7 + [False]
+    assert shared.shapes == [((1, 8, 8), False), ((1, 12, 12), False)]
+    assert shared.run(seldom, confidence=False) is None  # it made room
+    assert shared.run(often, confidence=False) is not None
+    assert shared.shapes == [((1, 12, 12), False), ((1, 8, 8), False)]
+
+
+def test_interleaved_shapes_are_opened_once_each(tiny_model: Path) -> None:
+    opened: list[Shape] = []
+
+    def open_noted(path: Path, shape: Shape) -> onnxruntime.InferenceSession:
+        opened.append(shape)
+        return open_on_cpu(path, shape)
+
+    shared = CudaGraphs(tiny_model, "cpu", 2, open_noted)
+    for _ in range(5):
+        for width in (8, 12):
+            shared.run(images(1, 8, width), confidence=False)
+    assert opened == [(1, 8, 8), (1, 8, 12)]
+
+
+def test_a_file_that_is_replaced_is_still_the_one_that_was_opened(tmp_path: Path) -> None:
+    path, other = write_tiny_model(tmp_path / "m.onnx"), write_tiny_model(tmp_path / "other.onnx", class_count=2)
+    graphs = CudaGraphs(path, "cpu", 2, open_on_cpu)
+    expected = Engine(path, "cpu").run(images(1, 8, 8)).heatmap
+    other.replace(path)
+    answers = graphs.run(images(1, 8, 8), confidence=False)
+    assert answers is not None
+    assert np.array_equal(answers[1], expected)
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = CudaGraphs(tiny_model, "cpu", 2, open_on_cpu)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(DeviceError, match=r"cannot record a run of .*\.onnx on 1 images of 8x8: .*No such file"):
+        graphs.run(images(1, 8, 8), confidence=False)
+    monkeypatch.undo()
+    assert graphs.run(images(1, 8, 8), confidence=False) is not None
+
+
+def test_what_cannot_be_recorded_is_told_in_one_line(tiny_model: Path) -> None:
+    def open_for_another_size(path: Path, shape: Shape) -> onnxruntime.InferenceSession:
+        return open_on_cpu(path, (shape[0], shape[1] + 4, shape[2]))  # a run fails, as a recording may
+
+    graphs = CudaGraphs(tiny_model, "cpu", 2, open_for_another_size)
+    with pytest.raises(
+        DeviceError, match=r"cannot record a run of .*\.onnx on 1 images of 8x8: .*; leave CUDA"
+    ) as raised:
+        graphs.prove((1, 8, 8))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_recording_that_answers_otherwise_than_a_run_is_refused(tiny_model: Path) -> None:
+    class Stuck(onnxruntime.InferenceSession):
+        """Goes on answering as it did when it was recorded, as a graph that does not read its input would."""
+
+        def run_with_iobinding(
+            self, iobinding: onnxruntime.IOBinding, run_options: onnxruntime.RunOptions | None = None
+        ) -> None:
+            assert run_options is not None
+            if run_options.get_run_config_entry("gpu_graph_id") == "-1" or not iobinding.get_outputs():
+                super().run_with_iobinding(iobinding, run_options)
+
+    def open_stuck(path: Path, shape: Shape) -> onnxruntime.InferenceSession:
+        return Stuck(str(path), providers=["CPUExecutionProvider"])
+
+    with pytest.raises(DeviceError, match=r"a replay's class_map is another than a run's in .*%"):
+        CudaGraphs(tiny_model, "cpu", 1, open_stuck).prove((1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (EngineOptions(cuda_graphs=4), "CUDA graphs cannot be had on the cpu; leave this out, or use --device cuda"),
+        (EngineOptions(channels_last=True), "the layout channels last cannot be had on the cpu"),
+        (EngineOptions(cuda_graphs=-1), "the number of CUDA graphs is -1; it must be at least 0"),
+    ],
+)
+def test_what_only_cuda_has_is_refused_on_the_cpu(tiny_model: Path, options: EngineOptions, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Engine(tiny_model, "cpu", options)
+
+
+@needs_gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("confidence", [False, True])
+def test_on_a_gpu_recorded_runs_give_the_cpus_classes(*, channels_last: bool, confidence: bool) -> None:
+    plain = Engine(GOLDEN, "cpu")
+    engine = Engine(GOLDEN, "cuda", EngineOptions(channels_last=channels_last, cuda_graphs=2))
+    batches = [images(1, 64, 96 + 32 * (seed % 2), seed=seed) for seed in range(8)]
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda batch: engine.run(batch, confidence=confidence), batches))
+    for batch, answer in zip(batches, answers, strict=True):
+        expected = plain.run(batch, confidence=confidence)
+        assert np.mean(answer.class_map != expected.class_map) < 0.001  # where two classes are nearly equal
+        assert (answer.confidence is None) is not confidence
+
+
+def test_the_gate_lets_in_many_or_one() -> None:
+    gate = CaptureGate()
+    inside, entered = [], threading.Barrier(3)
+    leave = threading.Event()
+
+    def share() -> None:
+        with gate.shared():
+            entered.wait(10)
+            leave.wait(10)
+            inside.append("shared")
+
+    def be_alone() -> None:
+        with gate.alone():
+            inside.append("alone")
+
+    sharing = [threading.Thread(target=share) for _ in range(2)]
+    for thread in sharing:
+        thread.start()
+    entered.wait(10)  # both are in
+    alone = threading.Thread(target=be_alone)
+    alone.start()
+    leave.set()
+    for thread in (*sharing, alone):
+        thread.join(10)
+    assert inside == ["shared", "shared", "alone"]
+    with gate.alone():
+        pass
+    with gate.shared():
+        pass
