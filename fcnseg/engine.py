@@ -1,6 +1,7 @@
 """The engine: one onnxruntime session on the device that was asked for."""
 
 import ctypes
+import mmap
 import os
 import tempfile
 import weakref
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from fcnseg.capture_gate import GATE
 from fcnseg.cuda_graphs import CudaGraphs, Shape
 from fcnseg.errors import DeviceError, ModelFileError, UsageError
-from fcnseg.model_file import ModelInfo, read_info, require_model_file
+from fcnseg.model_file import OUTPUTS, ModelInfo, read_info, require_model_file
 from fcnseg.placement import Probe, probe, require_device
+from fcnseg.specialised_model import write_specialised
 from fcnseg.trial import try_out
 from fcnseg.types import ClassMap
 
@@ -156,10 +158,10 @@ class Engine:
         outputs = self._graphs.run(images, confidence=confidence) if self._graphs else None
         if outputs is None:
             feed: dict[str, NDArray[np.generic]] = {"image": images}
-            if confidence:
+            if confidence and self.device == "cpu":
                 feed["with_confidence"] = np.array(confidence)
             with self._gate():
-                outputs = session.run(None, feed)
+                outputs = session.run(OUTPUTS if confidence else OUTPUTS[:2], feed)
         return EngineOutput(outputs[0], outputs[1], outputs[2] if confidence else None)
 
     def measured(self) -> Probe:
@@ -264,6 +266,19 @@ def _require_fit(options: EngineOptions, device: str) -> None:
 
 def _open_session(
     path: Path, device: str, options: EngineOptions, profile_folder: Path | None, recorded: Shape | None = None
+) -> onnxruntime.InferenceSession:
+    """Open a model file; on CUDA, where a shape that depends on data makes the device wait, with confidences always."""
+    if device == "cpu" or recorded is not None:
+        return _open_file(path, device, options, profile_folder, recorded)
+    with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder, path.open("rb") as file:
+        specialised = Path(folder) / path.name
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+            write_specialised(view, specialised, confidence=True)
+        return _open_file(specialised, device, options, profile_folder, None)
+
+
+def _open_file(
+    path: Path, device: str, options: EngineOptions, profile_folder: Path | None, recorded: Shape | None
 ) -> onnxruntime.InferenceSession:
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = options.threads
