@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import tempfile
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from fcnseg.errors import DeviceError, ModelFileError
 from fcnseg.model_file import ModelInfo, read_info, require_model_file
 from fcnseg.placement import Probe, probe, require_device
+from fcnseg.profiles import profile_folder
 from fcnseg.trial import try_out
 from fcnseg.types import ClassMap
 
@@ -102,8 +102,8 @@ class Engine:
         require_model_file(path)
         self.info = try_out(path, options.threads)
         proving = options.prove or self.device != "cpu"
-        with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
-            profiles = Path(folder) if proving else None
+        with profile_folder(path) as folder:
+            profiles = folder if proving else None
             session = _open_session(path, self.device, options, profiles)
             self._session: onnxruntime.InferenceSession | None = session
             self.probe = self._prove(session, path, profiles) if profiles is not None else None
@@ -151,9 +151,9 @@ class Engine:
             ModelFileError: The model cannot be run.
         """
         if self.probe is None:
-            with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
-                session = _open_session(self.path, self.device, replace(self.options, arena=True), Path(folder))
-                self.probe = self._prove(session, self.path, Path(folder))
+            with profile_folder(self.path) as folder:
+                session = _open_session(self.path, self.device, replace(self.options, arena=True), folder)
+                self.probe = self._prove(session, self.path, folder)
         return self.probe
 
     def leave_session_behind(self) -> None:
@@ -186,7 +186,9 @@ class Engine:
             session.end_profiling()
             session = _open_session(path, self.device, replace(self.options, arena=True), profiles)
         try:
-            return probe(session, self.info.geometry)
+            return probe(session, self.info.geometry, path)
+        except ModelFileError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             reason = " ".join(str(error).split())
             raise ModelFileError(f"{path} cannot be run: {reason}; export the model again") from error
