@@ -19,6 +19,7 @@ from fcnseg.cuda_graphs import CudaGraphs, Shape
 from fcnseg.errors import DeviceError, ModelFileError, UsageError
 from fcnseg.model_file import OUTPUTS, ModelInfo, read_info, require_model_file
 from fcnseg.placement import Probe, probe, require_device
+from fcnseg.profiles import profile_folder
 from fcnseg.specialised_model import write_specialised
 from fcnseg.trial import try_out
 from fcnseg.types import ClassMap
@@ -115,8 +116,8 @@ class Engine:
         require_model_file(path)
         self.info = try_out(path, options.threads)
         proving = options.prove or self.device != "cpu"
-        with self._gate(), tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
-            profiles = Path(folder) if proving else None
+        with self._gate(), profile_folder(path) as folder:
+            profiles = folder if proving else None
             session = _open_session(path, self.device, options, profiles)
             self._session: onnxruntime.InferenceSession | None = session
             self.probe = self._prove(session, path, profiles) if profiles is not None else None
@@ -171,9 +172,9 @@ class Engine:
             ModelFileError: The model cannot be run.
         """
         if self.probe is None:
-            with self._gate(), tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
-                session = _open_session(self.path, self.device, replace(self.options, arena=True), Path(folder))
-                self.probe = self._prove(session, self.path, Path(folder))
+            with self._gate(), profile_folder(self.path) as folder:
+                session = _open_session(self.path, self.device, replace(self.options, arena=True), folder)
+                self.probe = self._prove(session, self.path, folder)
         return self.probe
 
     def leave_session_behind(self) -> None:
@@ -214,7 +215,9 @@ class Engine:
             session.end_profiling()
             session = _open_session(path, self.device, replace(self.options, arena=True), profiles)
         try:
-            return probe(session, self.info.geometry)
+            return probe(session, self.info.geometry, path)
+        except ModelFileError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             reason = " ".join(str(error).split())
             raise ModelFileError(f"{path} cannot be run: {reason}; export the model again") from error

@@ -44,6 +44,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from fcnseg.avif import coded_size
 from fcnseg.errors import ImageError, ImageTooLargeError
 from fcnseg.files import shown
 
@@ -143,6 +144,8 @@ class EncodedImage:
         if width < 1 or height < 1:
             raise ImageError(f"{name} has no pixels ({width} x {height}); store it again")
         require_within(limits, height, width, name)
+        if isinstance(self._header, AvifImageFile):
+            _require_coded_within(limits, self._header, data)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -186,6 +189,18 @@ def require_within(limits: ImageLimits, height: int, width: int, name: str) -> N
             f"{name} has {width} x {height} pixels, and its longer side is beyond the limit of {limits.max_side};"
             f" {_SMALLER}"
         )
+
+
+def _require_coded_within(limits: ImageLimits, header: AvifImageFile, data: bytes) -> None:
+    """Check that AV1 data, which decoders scale to the declared size only when decoded, are no larger than it."""
+    height, width = coded_size(data)
+    if height <= header.height and width <= header.width:  # tiles of a grid are smaller
+        return
+    require_within(limits, height, width, "the AV1 data of the AVIF image")
+    raise ImageError(
+        f"the AVIF image declares {header.width} x {header.height} pixels, and its AV1 data code {width} x {height};"
+        " store or send it again"
+    )
 
 
 def read(path: Path, limits: ImageLimits = DEFAULT_LIMITS, *, upright: bool = True) -> NDArray[np.uint8]:

@@ -5,13 +5,11 @@ with it the image there and back. A profile tells of every node that ran who ran
 out.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -19,9 +17,8 @@ import onnxruntime
 from fcnseg.errors import DeviceError
 from fcnseg.geometry import Geometry
 from fcnseg.model_file import CELL_RESOLUTION_ABOVE
+from fcnseg.profiles import Event, end_profiling
 
-Event: TypeAlias = Mapping[str, Any]
-"""An entry of onnxruntime's profile."""
 _PROBE_SIDE = 128
 _SCORE_BYTES, _CLASS_BYTES = 4, 16
 """What a pixel at a border holds: a float for each class, and its class as int64 and uint8, before and after blocks are
@@ -63,12 +60,16 @@ class Probe:
     plain_bytes_per_pixel: float
 
 
-def probe(session: onnxruntime.InferenceSession, geometry: Geometry) -> Probe:
+def probe(session: onnxruntime.InferenceSession, geometry: Geometry, model: Path) -> Probe:
     """Run a session that was opened with profiling five times, on sizes grown in each direction, and read its profile.
 
     Args:
         session: The session, with an arena; its profiling has ended afterwards.
         geometry: The model's.
+        model: The model file, for messages.
+
+    Raises:
+        ModelFileError: The profile could not be written.
     """
     padded_y, padded_x = geometry.y.padded(_PROBE_SIDE), geometry.x.padded(_PROBE_SIDE)
     height, width = geometry.canonical(_PROBE_SIDE, _PROBE_SIDE)
@@ -79,12 +80,7 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry) -> Probe:
         session.run(None, {"image": np.zeros((1, height, width, 3), np.uint8)})
     for h, w in sizes:
         session.run(None, {"image": np.zeros((1, h, w, 3), np.uint8), **asked})
-    path = Path(session.end_profiling())
-    try:
-        events = json.loads(path.read_text())
-    finally:
-        path.unlink()
-    runs = node_runs(events)
+    runs = node_runs(end_profiling(session, model))
     pixels = [padded_y * padded_x] * 3
     pixels += [(padded_y + geometry.y.alignment) * padded_x, padded_y * (padded_x + geometry.x.alignment)]
     peaks = [max(int(event["args"].get("mem_in_use_peak", 0)) for event in nodes) for nodes in runs]

@@ -8,8 +8,6 @@ onnxruntime computes ahead of the first run what does not depend on the image, a
 bound. Such data has one size whatever the image's, which the two runs tell.
 """
 
-import json
-import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +18,8 @@ import onnxruntime
 from fcnseg.errors import ModelFileError
 from fcnseg.geometry import AxisGeometry
 from fcnseg.model_file import ModelInfo, open_unprepared, read_info
-from fcnseg.placement import Event, node_runs
+from fcnseg.placement import node_runs
+from fcnseg.profiles import Event, end_profiling, profile_folder
 
 _ROOM = 512 << 20
 _ROOM_PER_FILE_BYTE = 4
@@ -44,22 +43,22 @@ def try_out(path: Path, threads: int = 0) -> ModelInfo:
         threads: CPU threads within an operator; 0 takes one per physical core.
 
     Raises:
-        ModelFileError: It is no valid fcnseg model, takes more, or cannot be run.
+        ModelFileError: It is no valid fcnseg model, takes more, or cannot be run; or there is no room for the record.
     """
     size = path.stat().st_size
-    with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
-        session = _open(path, threads, _ROOM + _ROOM_PER_FILE_BYTE * size, Path(folder))
+    with profile_folder(path) as folder:
+        session = _open(path, threads, _ROOM + _ROOM_PER_FILE_BYTE * size, folder)
         info = read_info(session, path)
         sides = [(_smallest(info.geometry.y, more, path), _smallest(info.geometry.x, more, path)) for more in (0, 1)]
         try:
             for (height, width), confidence in zip(sides, (True, False), strict=True):
                 _run(session, height, width, confidence=confidence, info=info, path=path)
-            profile = Path(session.end_profiling())
+            events = end_profiling(session, path)
         except ModelFileError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             raise ModelFileError(_tell(error, path, size)) from error
-        fixed = _fixed_bytes(*node_runs(json.loads(profile.read_text())))
+        fixed = _fixed_bytes(*node_runs(events))
     if fixed > _FIXED_ROOM + _ROOM_PER_FILE_BYTE * size:
         raise ModelFileError(
             f"{path} was refused: it computes {fixed >> 20} MB that do not depend on the image's size, of a file of"

@@ -37,6 +37,8 @@ def seeds() -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     rgba = image.convert("RGBA")
+    clear = rgba.copy()
+    clear.putalpha(image.getchannel("G"))
     frames = {"save_all": True, "append_images": [rgba]}
     return [
         *(write(image, "jpeg", exif=exif, **options) for options in ({}, {"progressive": True}, {"quality": 10})),
@@ -49,10 +51,13 @@ def seeds() -> list[bytes]:
         write(image, "tiff", tiffinfo=exif, **frames),
         *(write(image.convert(mode), "bmp") for mode in ("RGB", "P", "1", "L")),
         write(rgba, "bmp"),
+        *(write(image, "avif", **options) for options in ({}, {"exif": exif}, {"quality": 100}, frames)),
+        write(clear, "avif"),
     ]
 
 
 SEEDS = seeds()
+AVIF_SEEDS = [data for data in SEEDS if data[4:8] == b"ftyp"]
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -124,6 +129,13 @@ def require_law(data: bytes) -> None:
 @examples(60)
 @given(mutated(SEEDS))
 def test_changed_files_are_images_or_an_image_error(data: bytes) -> None:
+    require_peaks()
+    require_law(data)
+
+
+@examples(60)
+@given(mutated(AVIF_SEEDS))
+def test_changed_avif_files_are_images_or_an_image_error(data: bytes) -> None:
     require_peaks()
     require_law(data)
 

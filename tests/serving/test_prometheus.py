@@ -26,6 +26,7 @@ from tests.waiting import wait_until
 FOLDER = DEPLOY / "prometheus"
 DASHBOARD = DEPLOY / "grafana" / "fcnseg.json"
 RULES = FOLDER / "alerts.yml"
+RULES_TEST = FOLDER / "alerts.test.yml"
 TARGET = "fcnseg:8080"
 IMAGE = np.full((4, 6, 3), (255, 0, 0), np.uint8)
 ANSWERED, REFUSED = 7, 2
@@ -105,6 +106,15 @@ def test_promtool_accepts_the_configuration_and_the_rules() -> None:
     told = output_of(["promtool", "check", "rules", "--lint=all", "--lint-fatal", str(RULES)])
     (rules,) = re.findall(r"SUCCESS: (\d+) rules found", told)
     assert int(rules) == sum(len(group["rules"]) for group in yaml.safe_load(RULES.read_text())["groups"])
+
+
+def test_every_alert_fires_where_it_should_and_not_elsewhere() -> None:
+    assert "SUCCESS" in output_of(["promtool", "test", "rules", str(RULES_TEST)])
+    cases = [case for test in yaml.safe_load(RULES_TEST.read_text())["tests"] for case in test["alert_rule_test"]]
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    alerts = {rule["alert"] for rule in rules if "alert" in rule}
+    assert {case["alertname"] for case in cases if case["exp_alerts"]} == alerts
+    assert {case["alertname"] for case in cases if not case["exp_alerts"]} == alerts
 
 
 def test_the_server_is_a_target_that_is_up(prometheus: Prometheus) -> None:

@@ -15,6 +15,7 @@ import fcnseg
 from fcnseg.errors import UsageError
 from fcnseg.folder import FolderOptions, segment_folder
 from fcnseg.segmenter import Segmenter
+from tests.disks import small_disk
 from tests.image_folders import touch, write_noise
 from tests.tiny_model import write_tiny_model
 from tests.waiting import wait_until
@@ -155,15 +156,11 @@ def test_a_manifest_that_ends_in_half_a_line_is_read_up_to_there(segmenter: Segm
     assert contents(tmp_path / "out") == whole
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk, which root alone may")
 def test_a_full_disk_ends_the_job_with_one_line_and_it_goes_on_when_there_is_room(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "m.onnx")
     write_noise(tmp_path / "in", 30)
     disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], check=False).returncode:
-        pytest.skip("no disk can be mounted here")
-    try:
+    with small_disk(disk, "100k"):
         process = start(model, tmp_path / "in", disk / "out")
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 1
@@ -178,5 +175,3 @@ def test_a_full_disk_ends_the_job_with_one_line_and_it_goes_on_when_there_is_roo
         assert process.returncode == 0, stderr
         assert "were done before" in stdout
         assert done_count(disk / "out") == 30
-    finally:
-        subprocess.run(["umount", disk], check=True)
