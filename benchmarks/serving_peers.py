@@ -27,10 +27,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import grpc
-from h2load import h2load, require_h2load
+from h2load import Request, h2load, require_h2load
 from loop import HEIGHT, WIDTH, Loop, middle, photograph
 from nets import SMALL, build
-from peers.faces import Request
 from peers.sides import SIDES, Side
 
 CLIENTS = (1, 8)

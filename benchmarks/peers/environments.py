@@ -44,13 +44,13 @@ class Environment:
     def make(self, python: str) -> None:
         """Make it anew."""
         subprocess.run([python, "-m", "venv", "--clear", self.folder], check=True)
-        pip = [self.python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-r", self._requirements], check=True)
+        options = ["--quiet", "--no-cache-dir", "--disable-pip-version-check", "-r", str(self._requirements)]
+        subprocess.run([str(self.python), "-m", "pip", "install", *options], check=True)
         self._made_from.write_bytes(self._requirements.read_bytes())
 
     def versions(self) -> dict[str, str]:
         """What is installed in it."""
-        command = [self.python, "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
+        command = [str(self.python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         return {package["name"]: package["version"] for package in json.loads(text)}
 

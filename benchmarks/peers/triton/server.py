@@ -46,7 +46,12 @@ def main(model: Path, port: int, threads: int) -> None:
         install_server(server)
         write_repository(repository, model, threads)
         libraries = Path(pytriton.__file__).parent.parent / "nvidia_pytriton.libs"
-        command = [server / "bin" / "tritonserver", "--model-repository", repository, "--backend-directory"]
+        command: list[str | Path] = [
+            server / "bin" / "tritonserver",
+            "--model-repository",
+            repository,
+            "--backend-directory",
+        ]
         command += [server / "backends", "--grpc-address", "127.0.0.1", "--grpc-port", str(port)]
         command += ["--allow-http", "false", "--allow-metrics", "false"]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
