@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytriton
+import session
 
 CONFIG = """
 name: "{name}"
@@ -28,6 +29,7 @@ def write_repository(folder: Path, model: Path, threads: int) -> None:
     version = folder / model.stem / "1"
     version.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("model.py"), version)
+    shutil.copy(session.__file__, version)  # the backend looks for modules here, and not in PYTHONPATH
     config = CONFIG.format(name=model.stem, model=model.resolve(), threads=threads)
     version.with_name("config.pbtxt").write_text(config)
 
