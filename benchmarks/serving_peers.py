@@ -140,7 +140,10 @@ def choose_sides(names: str | None) -> list[Side]:
             found.append(side)
         elif side.name in asked and side.environment is not None:
             name = side.environment.name
-            print(f"{side.name} is left out: make its environment by python benchmarks/peers/environments.py {name}")
+            print(
+                f"{side.name} is left out: make its environment by python benchmarks/peers/environments.py {name}",
+                file=sys.stderr,
+            )
     return found
 
 
