@@ -20,8 +20,6 @@ idle        a MobileNetV2 FCN: seconds from start to SERVING with one declared s
 import argparse
 import os
 import platform
-import re
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -32,30 +30,22 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-import cv2
 import grpc
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
+from h2load import Request, h2load, require_h2load
+from loop import HEIGHT, WIDTH, Loop, middle, photograph
+from nets import SMALL, build
 from served import serve
-from skimage import data
 
 import fcnseg
 from fcnseg import images, masks
 from fcnseg.masks import Encoding
 from fcnseg.pictures import encode_jpeg
-from fcnseg.types import LabelMap
 from fcnseg.v1 import segmentation_pb2 as pb
-from training.export import export
-from training.model import build_model
 
-_Result = TypeVar("_Result")
-
-HEIGHT, WIDTH = 360, 480
 SEGMENT = "/fcnseg.v1.SegmentationService/Segment"
-SMALL = Path(__file__).parent.parent / "results" / "camvid-fcn8s.onnx"
 QUESTIONS = ("throughput", "codec", "latency", "overload", "idle")
 OVERLOAD_S, CAPACITY_S, SERVICE_TIMES = 60.0, 20.0, 10
 
@@ -68,49 +58,9 @@ class Case:
     expected: bytes
 
 
-class Loop:
-    """session.run in a plain loop."""
-
-    def __init__(self, model: Path, threads: int, photo: NDArray[np.uint8]) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.dynamic_block_base", "4")
-        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        self._feed = {"image": photo[None]}
-        self.class_map: NDArray[np.uint8] = self._session.run(None, self._feed)[0][0]
-
-    def around(self, seconds: float, load: Callable[[float], _Result]) -> tuple[list[float], _Result]:
-        """Seconds of each run, half of them before the load and half after, which is told their mean; and its result.
-
-        What else the machine does changes within seconds, for both sides.
-        """
-        before = self._times(seconds / 2)
-        result = load(statistics.fmean(before))
-        return before + self._times(seconds / 2), result
-
-    def _times(self, seconds: float) -> list[float]:
-        found = []
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            began = time.perf_counter()
-            self._session.run(None, self._feed)
-            found.append(time.perf_counter() - began)
-        return found
-
-
-def h2load(address: str, case: Case, clients: int, requests: int, folder: Path) -> float:
-    """Requests a second; fails where an answer was not whole."""
-    body = folder / "body"
-    body.write_bytes(b"\0" + len(case.request).to_bytes(4, "big") + case.request)
-    command = ["h2load", "-c", str(clients), "-n", str(requests), "-m", "1", "-d", str(body)]
-    command += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"http://{address}{SEGMENT}"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rate, received = re.search(r", ([\d.]+) req/s", text), re.search(r"\((\d+)\) data", text)
-    if rate is None or received is None or int(received[1]) < requests * len(case.expected):
-        raise SystemExit(f"h2load did not receive {requests} whole answers:\n{text}")
-    return float(rate[1])
+def load(address: str, case: Case, clients: int, requests: int) -> float:
+    """Requests a second."""
+    return h2load(address, Request(SEGMENT, case.request), clients, requests, len(case.expected))
 
 
 @contextmanager
@@ -128,18 +78,13 @@ def check(address: str, case: Case) -> None:
         raise SystemExit("the server's mask is not that of session.run")
 
 
-def middle(values: list[float], digits: int = 2) -> str:
-    """Median and range."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
 class Benchmark:
     """The questions, on one model."""
 
-    def __init__(self, name: str, model: Path, arguments: argparse.Namespace, folder: Path) -> None:
-        self.name, self.model, self.folder = name, model, folder
+    def __init__(self, name: str, model: Path, arguments: argparse.Namespace) -> None:
+        self.name, self.model = name, model
         self.threads, self.rounds, self.seconds = arguments.threads, arguments.rounds, arguments.seconds
-        photo = cv2.resize(data.chelsea(), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).astype(np.uint8)
+        photo = photograph()
         self.jpeg = encode_jpeg(photo, quality=90)
         self.label_map = fcnseg.load(model, "cpu").info.label_map
         self.loop = Loop(model, self.threads, photo)
@@ -182,7 +127,7 @@ class Benchmark:
 
     def _load(self, address: str, case: Case, clients: int) -> Callable[[float], float]:
         """Return what measures requests a second for as long as the loop's side takes, told the loop's frame."""
-        return lambda frame: h2load(address, case, clients, max(2 * clients, int(self.seconds / frame)), self.folder)
+        return lambda frame: load(address, case, clients, max(2 * clients, int(self.seconds / frame)))
 
     def codec(self) -> None:
         cores = len(os.sched_getaffinity(0))
@@ -291,7 +236,7 @@ class Benchmark:
     def _capacity(self, address: str) -> float:
         """Requests a second of 8 clients, measured for longer than a round: all of the answer depends on it."""
         frame = statistics.fmean(self.loop.around(self.seconds, lambda _: None)[0])
-        return h2load(address, self.raw, 8, max(16, int(CAPACITY_S / frame)), self.folder)
+        return load(address, self.raw, 8, max(16, int(CAPACITY_S / frame)))
 
     def idle(self) -> None:
         starts, resident = [], []
@@ -312,14 +257,6 @@ def memory_of(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def build(architecture: str, folder: Path) -> Path:
-    """Export an FCN-8s of 21 classes with random weights: what it costs does not depend on them."""
-    path = folder / f"{architecture}.onnx"
-    names = [f"class {i}" for i in range(21)]
-    export(build_model(architecture, "fcn8s", len(names), pretrained=False), LabelMap.from_names(names), path)
-    return path
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help="all by default")
@@ -331,18 +268,17 @@ def main() -> None:
     asked = arguments.questions or QUESTIONS
     if unknown := set(asked) - set(QUESTIONS):
         parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
-    if shutil.which("h2load") is None:
-        parser.error("h2load is not installed; Debian has it: apt install nghttp2-client")
+    require_h2load()
     cores = len(os.sched_getaffinity(0))
     print(f"{cores} cores, Python {platform.python_version()}, grpcio {grpc.__version__},", end=" ")
     print(f"onnxruntime {onnxruntime.__version__}, {arguments.threads} threads within an operator, no spinning;")
     print(f"{arguments.rounds} rounds of {arguments.seconds:g} s a side\n")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        heavy = Benchmark("heavy: ResNet-50 FCN-8s", build("resnet50", folder), arguments, folder)
+        heavy = Benchmark("heavy: ResNet-50 FCN-8s", build("resnet50", folder), arguments)
         if set(asked) & {"throughput", "codec", "latency"}:
             print("| net | requests | session.run | server | ratio |\n|---|---|---|---|---|")
-        small = Benchmark(f"small: {arguments.small.stem}", arguments.small, arguments, folder)
+        small = Benchmark(f"small: {arguments.small.stem}", arguments.small, arguments)
         for question in ("throughput", "codec", "latency"):
             if question in asked:
                 getattr(small, question)()
@@ -350,7 +286,7 @@ def main() -> None:
         if "overload" in asked:
             heavy.overload()
         if "idle" in asked:
-            Benchmark("MobileNetV2 FCN-8s", build("mobilenet_v2", folder), arguments, folder).idle()
+            Benchmark("MobileNetV2 FCN-8s", build("mobilenet_v2", folder), arguments).idle()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,231 @@
+"""How does `fcnseg serve` compare with the model servers that people use?
+
+Run it: python benchmarks/peers/environments.py, once, then
+        python benchmarks/serving_peers.py [--peers A,B] [--nets small,heavy] [--rounds N] [--seconds N] [--json FILE]
+
+Needs h2load (Debian: apt install nghttp2-client). Every server runs the same ONNX file in onnxruntime with the same
+settings (session.py), one run at a time, in a process of its own on the same cores, and writes no line a request. A
+request is one 480x360 photograph as pixels, an answer its class map; where the peer speaks the Open Inference Protocol,
+the bytes are the same for all. In each round each server is started, asked until its answer is session.run's own class
+map, byte for byte, warmed, loaded by 1 and by 8 clients, and stopped. A plain loop over session.run runs before and
+after each load; a server's figure is its rate over the loop's. Prints a Markdown table of medians and ranges.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+
+import grpc
+from h2load import Request, h2load, require_h2load
+from loop import HEIGHT, WIDTH, Loop, middle, photograph
+from nets import SMALL, build
+from peers.sides import SIDES, Side
+
+CLIENTS = (1, 8)
+READY_S = 120.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one load of one round gave.
+
+    Attributes:
+        net: `small` or `heavy`.
+        side: The server's name.
+        round: Which round, from 0.
+        clients: Callers at a time, each of which waits for its answer.
+        loop_s: Mean seconds of the loop's runs around the load.
+        rate: Answers a second.
+        ratio: The rate over the loop's.
+    """
+
+    net: str
+    side: str
+    round: int
+    clients: int
+    loop_s: float
+    rate: float
+    ratio: float
+
+
+class Comparison:
+    """The servers, on one model."""
+
+    def __init__(self, net: str, model: Path, sides: list[Side], arguments: argparse.Namespace) -> None:
+        self._net, self._model, self._sides = net, model, sides
+        self._threads, self._seconds = arguments.threads, arguments.seconds
+        self._photo = photograph()
+        self._loop = Loop(model, self._threads, self._photo)
+        self._expected = self._loop.class_map.tobytes()
+
+    def measure(self, turn: int) -> list[Figure]:
+        """Measure every server once."""
+        return [figure for side in self._sides for figure in self._measure_one(side, turn)]
+
+    def _measure_one(self, side: Side, turn: int) -> list[Figure]:
+        request = side.face.request(self._model.stem, self._photo)
+        found = []
+        with side.serve(self._model, self._threads, (HEIGHT, WIDTH)) as (address, process):
+            self._wait(side, address, request, process)
+            h2load(address, request, max(CLIENTS), 2 * max(CLIENTS), len(self._expected))
+            for clients in CLIENTS:
+
+                def load(frame: float, clients: int = clients) -> float:
+                    requests = max(2 * clients, int(self._seconds / frame))
+                    return h2load(address, request, clients, requests, len(self._expected))
+
+                times, rate = self._loop.around(self._seconds, load)
+                mean = statistics.fmean(times)
+                found.append(Figure(self._net, side.name, turn, clients, mean, rate, rate * mean))
+                text = f"{self._net}, round {turn}, {side.name}, {clients} clients: {rate:.1f} /s, {rate * mean:.3f}"
+                print(text, file=sys.stderr)
+        return found
+
+    def _wait(self, side: Side, address: str, request: Request, process: subprocess.Popen[str]) -> None:
+        """Ask until the server answers, and see that its answer is the loop's class map."""
+        end = time.monotonic() + READY_S
+        while True:
+            try:
+                answer = side.face.ask(address, request)
+            except (grpc.RpcError, OSError) as error:
+                if process.poll() is not None or time.monotonic() > end:
+                    raise SystemExit(f"{side.name} does not answer: {error}") from error
+                time.sleep(0.2)
+            else:
+                break
+        if answer != self._expected:
+            raise SystemExit(f"{side.name}'s class map is not that of session.run")
+
+
+def table(net: str, model: Path, sides: list[Side], figures: list[Figure]) -> str:
+    """Medians and ranges over the rounds, in Markdown."""
+    here = [figure for figure in figures if figure.net == net]
+    frames = middle([figure.loop_s * 1000 for figure in here])
+    columns = [f"{clients} client{'s' * (clients > 1)}, /s | of session.run" for clients in CLIENTS]
+    lines = [f"{net}: {model.stem}, session.run {frames} ms", "", f"| server | protocol | {' | '.join(columns)} |"]
+    lines.append("|---|---|" + "---|" * 2 * len(CLIENTS))
+    for side in sides:
+        cells = [side.title, side.face.title]
+        for clients in CLIENTS:
+            own = [figure for figure in here if figure.side == side.name and figure.clients == clients]
+            cells += [middle([f.rate for f in own], 1), f"**{middle([f.ratio for f in own])}**"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def choose_sides(names: str | None) -> list[Side]:
+    """The servers asked for; those without an environment are left out, with a line that says how to make it.
+
+    Raises:
+        SystemExit: There is no such server, or none is left.
+    """
+    asked = names.split(",") if names else [side.name for side in SIDES]
+    if unknown := set(asked) - {side.name for side in SIDES}:
+        known = ", ".join(side.name for side in SIDES)
+        raise SystemExit(f"no peer {', '.join(sorted(unknown))}; there are {known}")
+    found = []
+    for side in SIDES:
+        if side.name in asked and (side.environment is None or side.environment.is_made):
+            found.append(side)
+        elif side.name in asked and side.environment is not None:
+            name = side.environment.name
+            print(
+                f"{side.name} is left out: make its environment by python benchmarks/peers/environments.py {name}",
+                file=sys.stderr,
+            )
+    return found
+
+
+def describe(sides: list[Side], arguments: argparse.Namespace, models: dict[str, Path]) -> dict[str, object]:
+    """What was measured, where and with what."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    made = {side.environment.name: side.environment for side in sides if side.environment is not None}
+    h2load_version = subprocess.run(["h2load", "--version"], check=True, capture_output=True, text=True).stdout
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "platform": platform.platform(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "h2load": h2load_version.strip(),
+            "fcnseg": {d.metadata["Name"]: d.version for d in distributions()},
+            **{name: environment.versions() for name, environment in made.items()},
+        },
+        "models": {net: model.stem for net, model in models.items()},
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+        "seconds": arguments.seconds,
+        "size": [HEIGHT, WIDTH],
+        "sides": [{"name": side.name, "title": side.title, "face": side.face.title} for side in sides],
+    }
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", metavar="A,B", help=f"of {', '.join(side.name for side in SIDES)} (all)")
+    parser.add_argument("--nets", default="small,heavy", help="of small, heavy (both)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each load, and of the loop around it (4)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="within an operator (cores)")
+    parser.add_argument("--small", type=Path, default=SMALL, metavar="MODEL", help="(results/camvid-fcn8s.onnx)")
+    parser.add_argument("--heavy", type=Path, metavar="MODEL", help="(an FCN-8s of ResNet-50 with random weights)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="gets the figures of every round, after each")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.nets.split(",")) - {"small", "heavy"}:
+        parser.error(f"no net {', '.join(sorted(unknown))}; there are small, heavy")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    require_h2load()
+    sides = choose_sides(arguments.peers)
+    with tempfile.TemporaryDirectory() as folder:
+        models = {}
+        if "small" in arguments.nets.split(","):
+            models["small"] = arguments.small
+        if "heavy" in arguments.nets.split(","):
+            models["heavy"] = arguments.heavy or build("resnet50", Path(folder))
+        comparisons = [Comparison(net, model, sides, arguments) for net, model in models.items()]
+        about = describe(sides, arguments, models)
+        figures: list[Figure] = []
+        for turn in range(arguments.rounds):
+            for comparison in comparisons:
+                figures += comparison.measure(turn)
+            if arguments.json:
+                result = {**about, "figures": [asdict(figure) for figure in figures]}
+                arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(
+        f"{arguments.threads} threads within an operator, {arguments.rounds} rounds of {arguments.seconds:g} s a side\n"
+    )
+    for net, model in models.items():
+        print(table(net, model, sides, figures))
+
+
+if __name__ == "__main__":
+    main()
