@@ -12,8 +12,8 @@ eager    PyTorch on the same module, resampling by grids included: model.eval(),
 as users of torchvision and segmentation_models_pytorch write it: the net alone between pixels / 255, Normalize and
          F.interpolate(bilinear) to the image's size, argmax.
 
-The first two give the same mask wherever a pixel's two best scores are clearly apart (`nets.CLEAR`), or the run fails.
-The third stretches the map to the image's size, hence other masks; the share of pixels that agree is told.
+The first two give the same mask wherever a pixel's two best scores are clearly apart (`random_nets.CLEAR`), or the run
+fails. The third stretches the map to the image's size, hence other masks; the share of pixels that agree is told.
 """
 
 import argparse
@@ -26,8 +26,8 @@ import cv2
 import numpy as np
 import torch
 import torchvision
-from nets import build_net, clear_pixels, export_net
 from numpy.typing import NDArray
+from random_nets import build_net, clear_pixels, export_net
 from reporting import Report, Spread, Table, add_json_option, in_turns
 from skimage import data
 from torch.nn import functional as F
@@ -50,7 +50,7 @@ COLUMNS = (
     "pixels alike as users write it",
 )
 NOTE = (
-    "Eager runs the same module as the model file, resampling by grids included; their masks are equal at all pixels whose"
+    "Eager runs the same module as the model file, resampling by grids included; their masks are equal wherever a pixel's"
     " two best scores are clearly apart. As users of torchvision and segmentation_models_pytorch write it, the map is"
     " stretched to the image's size, which gives other masks."
 )
@@ -90,14 +90,14 @@ def compare(net: str, folder: Path, arguments: argparse.Namespace, table: Table)
     if not same[clear].all() or clear.mean() < 0.5 or len(np.unique(found["eager"])) < 2:
         raise SystemExit(f"{net}: the masks differ where the scores are clearly apart, or tell nothing")
     rounds = in_turns(sides, arguments.rounds, arguments.seconds)
-    ms = [Spread(tuple(1e3 * value for value in spread.values)) for spread in rounds.values()]
+    ms = [Spread.of(1e3 * value for value in spread.values) for spread in rounds.values()]
     ratios = (ratio(ms[0], other) for other in ms[1:])
     table.add(net, *ms, *ratios, float(clear.mean()), float((found["users"] == found["fcnseg"]).mean()))
 
 
 def ratio(ours: Spread, others: Spread) -> Spread:
     """Of the other's time over ours, round by round."""
-    return Spread(tuple(b / a for a, b in zip(ours.values, others.values, strict=True)))
+    return Spread.of(b / a for a, b in zip(ours.values, others.values, strict=True))
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 import torch
-from nets import build_net
+from random_nets import build_net
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 

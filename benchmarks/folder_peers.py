@@ -1,17 +1,18 @@
 """What does a folder take by `fcnseg segment`, and by the scripts that one would write instead?
 
-Run it: python benchmarks/folder_peers.py [--net ARCH ...] [--rounds N] [--images N] [--batch N] [--threads N] [--json FILE]
+Run it: python benchmarks/folder_peers.py [--net ARCH ...] [--rounds N] [--images N] [--batch N] [--threads N]
+        [--json FILE]
 
 480x360 JPEGs, all different, in; PNG masks out. Each side is a program of its own with the same number of threads, and
 sides alternate:
 
 fcnseg segment      the command, without its report.
-OpenCV loop         folder_by_opencv.py: imread, cvtColor, session.run and imwrite in a for loop, on the same model file.
-PyTorch DataLoader  folder_by_pytorch.py: the same weights in PyTorch, images read by as many workers as there are threads.
+OpenCV loop         folder_by_opencv.py: imread, cvtColor, session.run and imwrite in a for loop, on the same file.
+PyTorch DataLoader  folder_by_pytorch.py: the same weights in PyTorch, with as many workers that read as threads.
 
-Images a second are counted from the first mask to the last; the seconds are all of the program's, its start included; the
-memory is the peak of the side's largest process. All masks of the first two are equal, or the run fails; those of PyTorch
-wherever a pixel's two best scores are clearly apart (`nets.CLEAR`).
+Images a second are counted from the first mask to the last; the seconds are all of the program's, its start included;
+the memory is the peak of the program's own process, without PyTorch's workers. All masks of the first two are equal, or
+the run fails; those of PyTorch wherever a pixel's two best scores are clearly apart (`random_nets.CLEAR`).
 """
 
 import argparse
@@ -26,10 +27,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from nets import build_net, clear_pixels, export_net
 from numpy.typing import NDArray
 from PIL import Image
-from reporting import Report, Spread, Table, add_json_option
+from random_nets import build_net, clear_pixels, export_net
+from reporting import Report, Spread, Table, add_json_option, peak_mib
 from skimage import data
 
 from training.model import SegmentationModel
@@ -38,7 +39,7 @@ HEIGHT, WIDTH = 360, 480
 NETS = ("mobilenet_v2", "resnet50")
 LOOKED_AT = 8  # images whose scores are computed once more
 COLUMNS = ("net", "side", "images/s", "fcnseg's images/s over it", "seconds in all", "peak memory, MiB")
-NOTE = "Images a second from the first mask to the last; seconds with the program's start; memory of the largest process."
+NOTE = "Images a second from the first mask to the last; seconds with the program's start; memory without PyTorch's workers."
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Run:
 def make_folder(folder: Path, count: int) -> None:
     """JPEGs of different windows of photographs."""
     random = np.random.default_rng(0)
-    photographs = [cv2.resize(photo(), (2 * WIDTH, 2 * HEIGHT)) for photo in (data.chelsea, data.coffee, data.astronaut)]
+    photographs = [
+        cv2.resize(photo(), (2 * WIDTH, 2 * HEIGHT)) for photo in (data.chelsea, data.coffee, data.astronaut)
+    ]
     for i in range(count):
         top, left = random.integers(0, HEIGHT), random.integers(0, WIDTH)
         window = photographs[i % len(photographs)][top : top + HEIGHT, left : left + WIDTH, ::-1]
@@ -63,15 +66,17 @@ def run(command: list[str], output: Path, count: int) -> Run:
     """Run a side, and read what it wrote."""
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, peak_mib(process.pid))
+        time.sleep(0.02)
     took = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
     paths = sorted(output.glob("*.png"))
     if process.returncode or len(paths) != count:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode} and {len(paths)} of {count} masks")
     written = [path.stat().st_mtime_ns for path in paths]
     rate = (count - 1) / (max(written) - min(written)) * 1e9
-    return Run(rate, took, usage.ru_maxrss / 1024, {path.stem: np.asarray(Image.open(path)) for path in paths})
+    return Run(rate, took, peak, {path.stem: np.asarray(Image.open(path)) for path in paths})
 
 
 def check(runs: dict[str, Run], model: SegmentationModel, source: Path) -> None:
@@ -113,10 +118,10 @@ def compare(net: str, source: Path, folder: Path, arguments: argparse.Namespace,
         table.add(
             net,
             side,
-            Spread(tuple(run.images_per_second for run in runs)),
-            None if side == "fcnseg segment" else Spread(tuple(ratios)),
-            Spread(tuple(run.seconds for run in runs)),
-            Spread(tuple(run.peak_mib for run in runs)),
+            Spread.of(run.images_per_second for run in runs),
+            None if side == "fcnseg segment" else Spread.of(ratios),
+            Spread.of(run.seconds for run in runs),
+            Spread.of(run.peak_mib for run in runs),
         )
 
 

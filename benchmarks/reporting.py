@@ -9,12 +9,12 @@ A report is read by `page.py`. Its file holds one object:
     versions              of Python and of the packages that matter
     tables                each with name, title, columns, rows and note
 
-A cell of a row is a text, a number, null, or a spread: {"median": ..., "low": ..., "high": ..., "values": [...]}, where low
-and high are the least and the greatest of the values.
+A cell of a row is a text, a number, null, or a spread: {"median": ..., "low": ..., "high": ..., "values": [...]}, where
+low and high are the least and the greatest of the values.
 """
 
 import argparse
-import datetime
+import datetime as dt
 import importlib.metadata
 import inspect
 import json
@@ -25,10 +25,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("fcnseg", "onnxruntime-gpu", "onnxruntime", "numpy", "opencv-python", "grpcio", "torch", "torchvision")
@@ -40,6 +40,10 @@ class Spread:
     """Figures of one thing, one a round."""
 
     values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self:
+        return cls(tuple(values))
 
     @property
     def median(self) -> float:
@@ -90,7 +94,7 @@ def in_turns(sides: Mapping[str, Callable[[], object]], rounds: int, at_least_s:
             while sum(times) < at_least_s:
                 times.append(seconds(work))
             found[name].append(statistics.median(times))
-    return {name: Spread(tuple(times)) for name, times in found.items()}
+    return {name: Spread.of(times) for name, times in found.items()}
 
 
 class Table:
@@ -134,7 +138,7 @@ class Report:
             "benchmark": Path(sys.argv[0]).stem,
             "question": (inspect.getdoc(main) or "").split("\n", 1)[0],
             "command": command_line(),
-            "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+            "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
             "commit": commit(),
             "machine": machine(gpu),
             "versions": versions(),
@@ -143,8 +147,9 @@ class Report:
         print(f"{told['cores']} cores of {told['processor']}, load {told['load']}, {self._head['versions']}")
 
     def table(self, name: str, title: str, columns: Sequence[str], note: str = "") -> Table:
-        """Begin a table; its name is unique within the report."""
-        self._tables.append(Table(name, title, columns, note))
+        """Begin a table; the one of that name is gone on with, if it is the last."""
+        if not self._tables or self._tables[-1].name != name:
+            self._tables.append(Table(name, title, columns, note))
         return self._tables[-1]
 
     def write(self) -> None:
@@ -171,7 +176,9 @@ def command_line() -> str:
 
 def commit() -> str:
     """The commit that is checked out, and whether sources differ from it; empty outside of git."""
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if found.returncode:
         return ""
     others = [f":(exclude){path}" for path in WRITTEN]
@@ -204,23 +211,25 @@ def versions() -> dict[str, str]:
 
 
 def peak_mib(pid: int | str = "self") -> float:
-    """The most memory that a process had resident so far."""
+    """The most memory that a process had resident so far; 0 where it has ended."""
     return _status(pid, "VmHWM")
 
 
 def resident_mib(pid: int | str = "self") -> float:
-    """The memory that a process has resident."""
+    """The memory that a process has resident; 0 where it has ended."""
     return _status(pid, "VmRSS")
 
 
 def _status(pid: int | str, field: str) -> float:
     fields = dict(line.split(":", 1) for line in _lines(f"/proc/{pid}/status"))
-    return int(fields[field].split()[0]) / 1024
+    return int(fields.get(field, "0").split()[0]) / 1024
 
 
 def _lines(file: str) -> list[str]:
-    path = Path(file)
-    return path.read_text().splitlines() if path.exists() else []
+    try:
+        return Path(file).read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):  # not Linux, or no such process any more
+        return []
 
 
 def _shown(cell: Cell) -> str:

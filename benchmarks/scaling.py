@@ -2,16 +2,16 @@
 
 Run it: python benchmarks/scaling.py [QUESTION ...] [--model MODEL.onnx] [--seconds S] [--threads N] [--json FILE]
 
-On the CPU, by default with results/camvid-fcn8s.onnx. Every row is measured in a process of its own, whose peak memory it
-tells (VmHWM). Questions, all by default:
+On the CPU, by default with results/camvid-fcn8s.onnx. Every row is measured in a process of its own, whose peak memory
+it tells (VmHWM). Questions, all by default:
 
 size     images of 256 to 4096 pixels a side, by fcnseg.load(MODEL).segment: time, and which operators take it, by
          onnxruntime's profile of one more run.
 batch    1 to 16 images of 480x360 in one run.
 classes  a MobileNetV2 FCN-8s of 2 to 1000 classes, 480x360. Above 64 the arg-max is taken at the map's cells.
-clients  1 to 256 clients of `fcnseg serve`, each with a connection of its own, JPEG in, zstd out: each asks again as soon
-         as it has its answer, or a moment (0.1 s) after it was refused.
-models   a repository of 1 to 16 models: the server's start and memory, and requests of 8 clients that go round the models.
+clients  1 to 256 clients of `fcnseg serve`, each with a connection of its own, JPEG in, zstd out: each asks again as
+         soon as it has its answer, or a moment (0.1 s) after it was refused.
+models   a repository of 1 to 16 models: the server's start and memory, and requests of 8 clients that go round them.
 
 `Power of pixels` is the p for which time grew as pixels ** p since the row above: 1 is linear.
 """
@@ -73,14 +73,21 @@ class Scaling:
         self.seconds, self.threads = arguments.seconds, arguments.threads
 
     def size(self) -> None:
-        columns = ("side, pixels", "megapixels", "seconds", "seconds a megapixel", "power of pixels", "peak memory, MiB")
+        columns = (
+            "side, pixels",
+            "megapixels",
+            "seconds",
+            "seconds a megapixel",
+            "power of pixels",
+            "peak memory, MiB",
+        )
         table = self.report.table("size", f"Image size, {self.model.stem}", columns)
         operators: dict[int, dict[str, float]] = {}
         before: tuple[float, float] | None = None
         steeper = []
         for side in SIDES:
             found = self._in_fresh_process(self.model, (side, side))
-            times, megapixels = Spread(tuple(found["seconds"])), side * side / 1e6
+            times, megapixels = Spread.of(found["seconds"]), side * side / 1e6
             power = before and math.log(times.median / before[1]) / math.log(megapixels / before[0])
             before = megapixels, times.median
             if power is not None and power > LINEAR:
@@ -98,14 +105,18 @@ class Scaling:
         title = "Milliseconds a megapixel by operator, of one run that onnxruntime profiled"
         table = self.report.table("operators", title, ("side, pixels", *names, "all others"))
         for side, found in operators.items():
-            table.add(side, *(found.get(name, 0.0) for name in names), sum(v for k, v in found.items() if k not in names))
-        table.note = "An operator whose figures are the same in all rows costs a pixel the same whatever the image's size."
+            table.add(
+                side, *(found.get(name, 0.0) for name in names), sum(v for k, v in found.items() if k not in names)
+            )
+        table.note = (
+            "An operator whose figures are the same in all rows costs a pixel the same whatever the image's size."
+        )
         if steeper:
             smallest, largest = operators[min(operators)], operators[max(operators)]
             worst = max(names, key=lambda name: largest.get(name, 0.0) - smallest.get(name, 0.0))
             table.note += (
-                f" Time grew faster than pixels up to the sides {', '.join(map(str, steeper))}; the operator that added the"
-                f" most time a pixel from the smallest to the largest image is {worst}."
+                f" Time grew faster than pixels up to the sides {', '.join(map(str, steeper))}; the operator that added"
+                f" the most time a pixel from the smallest to the largest image is {worst}."
             )
 
     def batch(self) -> None:
@@ -113,11 +124,11 @@ class Scaling:
         table = self.report.table("batch", f"Images in one run, {self.model.stem}, {WIDTH}x{HEIGHT}", columns)
         for count in BATCHES:
             found = self._in_fresh_process(self.model, (HEIGHT, WIDTH), count)
-            times = Spread(tuple(found["seconds"]))
+            times = Spread.of(found["seconds"])
             table.add(count, times, count / times.median, found["peak_mib"])
 
     def classes(self) -> None:
-        from nets import build_net, export_net  # noqa: PLC0415 - the processes measured hold no torch
+        from random_nets import build_net, export_net  # noqa: PLC0415 - the processes measured hold no torch
 
         columns = ("classes", "arg-max at", "seconds", "peak memory, MiB")
         title = f"Number of classes, MobileNetV2 FCN-8s, {WIDTH}x{HEIGHT}"
@@ -126,7 +137,7 @@ class Scaling:
             net, path = build_net("mobilenet_v2", count), self.folder / f"{count}.onnx"
             export_net(net, path)
             found = self._in_fresh_process(path, (HEIGHT, WIDTH))
-            table.add(count, net.class_map_at, Spread(tuple(found["seconds"])), found["peak_mib"])
+            table.add(count, net.class_map_at, Spread.of(found["seconds"]), found["peak_mib"])
 
     def clients(self) -> None:
         columns = (
@@ -171,7 +182,9 @@ class Scaling:
     def _ask(self, address: str, clients: int, models: list[str]) -> tuple[list[float], int, float]:
         """Load a server; seconds of each answer, the number of refusals, and how much CPU the clients took."""
         jpeg = encode_jpeg(photograph(HEIGHT, WIDTH), quality=90)
-        kinds = (pb.SegmentRequest(encoded=jpeg, encoding=pb.CLASS_MAP_ENCODING_ZSTD, model=name) for name in models)
+        kinds = (
+            pb.SegmentRequest(encoded=jpeg, encoding=pb.CLASS_MAP_ENCODING_ZSTD, model_name=name) for name in models
+        )
         requests = [request.SerializeToString() for request in kinds]
         busy, began = time.process_time(), time.perf_counter()
         waits, refused = asyncio.run(ask(address, clients, requests, self.seconds))
@@ -192,7 +205,9 @@ async def ask(address: str, clients: int, requests: list[bytes], within_s: float
     turn = 0
     options = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
     async with AsyncExitStack() as stack:
-        channels = [await stack.enter_async_context(grpc.aio.insecure_channel(address, options)) for _ in range(clients)]
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(address, options)) for _ in range(clients)
+        ]
         calls = [channel.unary_unary(SEGMENT) for channel in channels]
         await asyncio.gather(*(call(requests[i % len(requests)], timeout=60) for i, call in enumerate(calls[:64])))
         end = time.perf_counter() + within_s
@@ -225,7 +240,11 @@ def measure(told: dict[str, Any]) -> dict[str, Any]:
     while sum(times) < told["seconds"]:
         times.append(seconds(lambda: segmenter.segment_batch(images)))
     peak = peak_mib()
-    return {"seconds": times, "peak_mib": peak, "operators": profile(Path(told["model"]), np.stack(images), told["threads"])}
+    return {
+        "seconds": times,
+        "peak_mib": peak,
+        "operators": profile(Path(told["model"]), np.stack(images), told["threads"]),
+    }
 
 
 def profile(model: Path, images: Pixels, threads: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from training.export import export
 from training.model import SegmentationModel, build_model
 
 CLEAR = 1e-3
-"""How far apart the two best scores of a pixel are, as a share of all scores' range, where rounding cannot swap them."""
+"""How far apart a pixel's two best scores are, as a share of all scores' range, where rounding cannot swap them."""
 
 
 def build_net(architecture: str, classes: int = 21) -> SegmentationModel:
