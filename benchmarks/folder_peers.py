@@ -39,7 +39,10 @@ HEIGHT, WIDTH = 360, 480
 NETS = ("mobilenet_v2", "resnet50")
 LOOKED_AT = 8  # images whose scores are computed once more
 COLUMNS = ("net", "side", "images/s", "fcnseg's images/s over it", "seconds in all", "peak memory, MiB")
-NOTE = "Images a second from the first mask to the last; seconds with the program's start; memory without PyTorch's workers."
+NOTE = (
+    "Images a second from the first mask to the last; seconds with the program's start; memory of its own process,"
+    " without PyTorch's workers."
+)
 
 
 @dataclass(frozen=True)
