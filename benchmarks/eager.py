@@ -51,7 +51,7 @@ COLUMNS = (
 )
 NOTE = (
     "Eager runs the same module as the model file, resampling by grids included; their masks are equal wherever the two"
-    " best scores of a pixel are clearly apart. As users of torchvision and of segmentation_models_pytorch write it, the"
+    " best scores of a pixel are clearly apart. As users of torchvision and segmentation_models_pytorch write it, the"
     " map is stretched to the image's size, which gives other masks."
 )
 

@@ -7,7 +7,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 from result_files import Figure, Result, Table
 
 WIDTH, ROW, PANEL = 7.4, 0.34, 2.9
@@ -95,10 +95,9 @@ def _size(table: Table, result: Result) -> Picture:
     sides = _numbers(shares.column("side, pixels"))
     names = shares.columns[1:]
     operators.stackplot(sides, [_numbers(shares.column(name)) for name in names], labels=names, colors=COLOURS)
-    operators.set_xscale("log", base=2)
-    _axes(operators, "side, pixels", "milliseconds a megapixel", "Where a pixel's time goes", None, None)
+    _axes(operators, "side, pixels", "milliseconds a megapixel", "Where a pixel's time goes", "log", None)
     operators.set_xticks(sides)
-    operators.legend(fontsize=7)
+    operators.legend(reverse=True, loc="upper left", bbox_to_anchor=(1, 1), handlelength=1)
     _line(memory, megapixels, table.column("peak memory, MiB"), None)
     _axes(memory, "megapixels", "MiB", "Peak memory", "log", "log")
     return picture
@@ -108,9 +107,9 @@ def _batch(table: Table, _: Result) -> Picture:
     picture, (rate, memory) = plt.subplots(1, 2, figsize=(WIDTH, PANEL))
     images = _numbers(table.column("images"))
     _line(rate, images, table.column("images/s"), None)
-    _axes(rate, "images in a run", "images a second", "Throughput", "log", None)
+    _axes(rate, "images in a run", "images a second", "Throughput", None, None)
     _line(memory, images, table.column("peak memory, MiB"), None)
-    _axes(memory, "images in a run", "MiB", "Peak memory", "log", None)
+    _axes(memory, "images in a run", "MiB", "Peak memory", None, None)
     return _from_zero(picture, images)
 
 
@@ -161,7 +160,7 @@ def _models(table: Table, _: Result) -> Picture:
     return _from_zero(picture, models)
 
 
-def _dots(names: Sequence[object], sides: dict[str, list[object]], label: str, scale: str) -> Picture:
+def _dots(names: Sequence[object], sides: dict[str, list[object]], label: str, scale: str | None) -> Picture:
     """A row for each name, a dot for each side in it, and a line over its range."""
     height = ROW * max(2, len(names)) * 1.4 + 0.9
     picture, axes = plt.subplots(figsize=(WIDTH, height))
@@ -184,7 +183,7 @@ def _dots(names: Sequence[object], sides: dict[str, list[object]], label: str, s
 def _ratios(table: Table, labels: tuple[str, str], axis: str) -> Picture:
     """The ratios of a table's rows, beside 1."""
     names = [f"{net}\n{what}" for net, what in zip(*(table.column(label) for label in labels), strict=True)]
-    picture = _dots(names, {"ratio": table.column("ratio")}, axis, "linear")
+    picture = _dots(names, {"ratio": table.column("ratio")}, axis, None)
     (axes,) = picture.axes
     axes.axvline(1, color=COLOURS[2], linewidth=1)
     axes.set_xlim(left=0)
@@ -203,11 +202,11 @@ def _axes(axes: Axes, x: str, y: str, title: str, x_scale: str | None, y_scale: 
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_title(title, loc="left")
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
     for scale, setter, axis in ((x_scale, axes.set_xscale, axes.xaxis), (y_scale, axes.set_yscale, axes.yaxis)):
-        if scale:
+        if scale == "log":
             setter(scale)
-        axis.set_major_formatter(plain) if scale != "linear" else None
+            axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.minorticks_off()
 
 
