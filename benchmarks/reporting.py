@@ -61,10 +61,11 @@ Cell = str | float | Spread | None
 
 
 def number(value: float) -> str:
-    """At least three digits that count, and no fractions of what is in the hundreds."""
-    if value == int(value) or abs(value) >= 100:
+    """Three digits that count, or the whole number."""
+    size = abs(value)
+    if value == int(value) or size >= 100:
         return f"{value:.0f}"
-    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3g}"
 
 
 def seconds(work: Callable[[], object]) -> float:
