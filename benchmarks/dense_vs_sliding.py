@@ -1,11 +1,11 @@
 """How much faster is one dense evaluation than sliding the classifier over the image?
 
-Run it: python benchmarks/dense_vs_sliding.py [--net alexnet|vgg16] [--rounds N]
+Run it: python benchmarks/dense_vs_sliding.py [--net alexnet|vgg16] [--rounds N] [--json FILE]
 
 AlexNet and VGG-16 (torchvision, random weights) answer for every cell of the grid that a 500x500 image gives them: the
 converted net in one evaluation, and the classifier on one 224x224 window per cell, at the map's stride. The windows go
 through in the batch size that was fastest in a trial, which the table names. Both sides run in this process with the
-same threads and alternate within one run; the table has medians and the range of the middle half. A round of VGG-16's
+same threads and alternate within one run; the table has medians and their range. A round of VGG-16's
 windows takes about 1.3 T multiply-adds, so it gets fewer rounds.
 
 Sharing work between windows that overlap saves at most the ratio of the multiply-adds, which is printed beside the
@@ -15,12 +15,11 @@ rounds them down and has 9x9 cells there.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
+from reporting import Report, Spread, add_json_option, in_turns, number, seconds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,6 +28,11 @@ from training.zoo import Classifier, load_classifier
 
 SIZE = 500
 ROUNDS = {"alexnet": 7, "vgg16": 3}
+COLUMNS = ("way", "ms", "ratio", "G multiply-adds", "ratio of these")
+NOTE = (
+    "Dense: the scores of every cell from one evaluation. Windows: the classifier on each cell's own crop. Their scores"
+    " differ, since these nets pad with zeros: a window ends where the dense net goes on to see the image."
+)
 BATCHES = (1, 3, 9, 27, 81)
 TRIAL_WINDOWS = 27
 
@@ -41,12 +45,6 @@ def windows(image: Tensor, native: tuple[int, int], stride: tuple[int, int]) -> 
 
 def slide(classifier: nn.Module, crops: Tensor, batch: int) -> Tensor:
     return torch.cat([classifier(part) for part in torch.split(crops, batch)])
-
-
-def seconds(run: Callable[[], Tensor]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
 
 
 def fastest_batch(classifier: nn.Module, crops: Tensor) -> int:
@@ -66,21 +64,22 @@ def multiply_adds(run: Callable[[], Tensor]) -> float:
     return float(counter.get_total_flops()) / 2  # it counts a multiply-add as two
 
 
-def compare(name: str, rounds: int) -> None:
+def compare(report: Report, name: str, rounds: int) -> None:
     torch.manual_seed(0)
     classifier = load_classifier(name, pretrained=False)
     net, certificate = convolutionalize(classifier.net, classifier.input_size)
     with torch.inference_mode():
-        race(name, classifier, net, certificate.output_stride, rounds)
+        race(report, name, classifier, net, certificate.output_stride, rounds)
 
 
-def race(name: str, classifier: Classifier, net: nn.Module, stride: tuple[int, int], rounds: int) -> None:
+def race(
+    report: Report, name: str, classifier: Classifier, net: nn.Module, stride: tuple[int, int], rounds: int
+) -> None:
     image = torch.randn(1, 3, SIZE, SIZE)
     crops = windows(image, classifier.input_size, stride)
     heatmap = net(image)
     h, w = heatmap.shape[2:]
     assert len(crops) == h * w, "a window for every cell"  # noqa: S101
-    print(f"\n{name}: a {h}x{w} grid of stride {stride[0]}, {len(crops)} windows")
     batch = fastest_batch(classifier.net, crops)
     sides: dict[str, Callable[[], Tensor]] = {
         "dense, one evaluation": lambda: net(image),
@@ -90,33 +89,30 @@ def race(name: str, classifier: Classifier, net: nn.Module, stride: tuple[int, i
         multiply_adds(sides["dense, one evaluation"]),
         len(crops) * multiply_adds(lambda: classifier.net(crops[:1])),
     ]
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(rounds):
-        for side, run in sides.items():
-            times[side].append(seconds(run))
-    base = float(np.median(next(iter(times.values()))))
-    print(f"{'median of ' + str(rounds):26}{'ms (middle half)':>26}{'ratio':>8}{'G multiply-adds':>18}{'ratio':>8}")
-    for (side, values), count in zip(times.items(), work, strict=True):
-        low, median, high = 1e3 * np.percentile(values, (25, 50, 75))
-        shown = f"{median:.0f} ({low:.0f}-{high:.0f})"
-        print(f"{side:26}{shown:>26}{median / 1e3 / base:8.1f}{count / 1e9:18.1f}{count / work[0]:8.1f}")
+    times = in_turns(sides, rounds)
+    title = f"{name}, {SIZE}x{SIZE}: a {h}x{w} grid of stride {stride[0]}, {len(crops)} windows"
+    table = report.table(name, title, COLUMNS)
+    dense = next(iter(times.values()))
+    for (side, spread), count in zip(times.items(), work, strict=True):
+        ratio = Spread.of(a / b for a, b in zip(spread.values, dense.values, strict=True))
+        table.add(side, Spread.of(1e3 * value for value in spread.values), ratio, count / 1e9, count / work[0])
     logits = slide(classifier.net, crops, batch).T.reshape(heatmap.shape)
     difference = float((heatmap - logits).abs().max() / logits.abs().max())
-    print(f"largest difference between the two, relative to the largest logit: {difference:.2g}")
+    table.note = (
+        f"{NOTE} The largest difference between the two, relative to the largest logit, is {number(difference)}."
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="One dense evaluation against a sliding window.")
     parser.add_argument("--net", choices=ROUNDS, action="append", help="may be repeated; both by default")
     parser.add_argument("--rounds", type=int, help=f"by default {ROUNDS}")
+    add_json_option(parser)
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, one {SIZE}x{SIZE} image, float32")
-    print(
-        "Dense: the scores of every cell from one evaluation. Windows: the classifier on each cell's own crop. Their\n"
-        "scores differ, since these nets pad with zeros: a window ends where the dense net goes on to see the image."
-    )
+    report = Report(options.json)
     for name in options.net or ROUNDS:
-        compare(name, options.rounds or ROUNDS[name])
+        compare(report, name, options.rounds or ROUNDS[name])
+    report.write()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What does a folder cost beside running the model?
 
 Run it: python benchmarks/folder.py [QUESTION...] [--rounds N] [--images N] [--threads N] [--small MODEL]
+        [--json FILE]
 
 Every figure stands beside a plain loop over onnxruntime's session.run on images that are decoded already, in the same
 run, with the same threads. Questions:
@@ -22,29 +23,33 @@ import tempfile
 import time
 from pathlib import Path
 
-import cv2
-import numpy as np
+from loop import HEIGHT, WIDTH, Loop, photograph
+from nets import SMALL, build
+from reporting import Report, Spread, add_json_option, resident_mib
 from served import serve
-from serving_load import Loop, build, memory_of, middle
-from skimage import data
 
 import fcnseg
 from fcnseg import images, masks
 from fcnseg.masks import Encoding
 from fcnseg.pictures import encode_jpeg
 
-HEIGHT, WIDTH = 360, 480
-SMALL = Path(__file__).parent.parent / "results" / "camvid-fcn8s.onnx"
 QUESTIONS = ("speed", "server", "memory", "start")
+TITLE = f"Jobs of JPEGs in and PNG masks out, {WIDTH}x{HEIGHT}"
+COLUMNS = ("net", "job", "session.run, ms", "T / (T + C)", "images/s", "ratio")
+NOTE = (
+    "T is session.run's time a frame, C the time in which one core decodes the JPEG and encodes the mask, divided by"
+    " the cores; the ratio is images a second over 1 / (T + C)."
+)
 SETTLED = 500
 
 
 class Benchmark:
     """The questions, on one model."""
 
-    def __init__(self, name: str, model: Path, arguments: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, report: Report, name: str, model: Path, arguments: argparse.Namespace, folder: Path) -> None:
+        self.report = report
         self.name, self.model, self.arguments, self.folder = name, model, arguments, folder
-        photo = cv2.resize(data.chelsea(), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).astype(np.uint8)
+        photo = photograph()
         self.jpeg = encode_jpeg(photo, quality=90)
         self.loop = Loop(model, arguments.threads, images.decode(self.jpeg))
         self.label_map = fcnseg.load(model, "cpu").info.label_map
@@ -68,13 +73,12 @@ class Benchmark:
             while process.poll() is None:
                 time.sleep(1)
                 if process.poll() is None:
-                    seen.append((_lines(Path(output)), memory_of(process.pid)))
+                    seen.append((_lines(Path(output)), resident_mib(process.pid)))
             _require_success(process)
         settled = [resident for done, resident in seen if done >= SETTLED]
-        print(
-            f"\n{self.name}: {settled[0]:.0f} MiB after {SETTLED} images, at most {max(settled):.0f} MiB up to"
-            f" {self.arguments.many} (**{max(settled) - settled[0]:+.0f} MiB**)\n"
-        )
+        columns = ("net", f"MiB after {SETTLED} images", "at most, MiB", "more, MiB")
+        table = self.report.table("memory", f"Resident memory of a job of {self.arguments.many} images", columns)
+        table.add(self.name, settled[0], max(settled), max(settled) - settled[0])
 
     def start(self) -> None:
         """Time the way to the first mask."""
@@ -87,7 +91,8 @@ class Benchmark:
                         time.sleep(0.005)
                     times.append(time.perf_counter() - began)
                     process.wait()
-        print(f"\n{self.name}: the first mask {middle(times)} s after the command's start\n")
+        table = self.report.table("start", "From the command's start to its first mask", ("net", "seconds"))
+        table.add(self.name, Spread.of(times))
 
     def _compare(self, what: str, model: list[str]) -> None:
         cores, count = len(os.sched_getaffinity(0)), self.arguments.images
@@ -100,11 +105,8 @@ class Benchmark:
             rates.append(rate)
             ceilings.append(frame / (frame + codec))
             ratios.append(rate * (frame + codec))
-        print(
-            f"| {self.name} | {what}; T / (T + C) = {middle(ceilings, 3)} | {middle(frames)} ms | {middle(rates, 1)} /s"
-            f" | **{middle(ratios, 3)}** of T / (T + C) |",
-            flush=True,
-        )
+        measured = (Spread.of(values) for values in (frames, ceilings, rates, ratios))
+        self.report.table("speed", TITLE, COLUMNS, NOTE).add(self.name, what, *measured)
 
     def _rate(self, source: Path, model: list[str]) -> float:
         """Images a second of a job, from its first mask to its last."""
@@ -159,22 +161,24 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=10_000, help="images for the memory question (10000)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="within an operator (cores)")
     parser.add_argument("--small", type=Path, default=SMALL, help="the small net (results/camvid-fcn8s.onnx)")
+    add_json_option(parser)
     arguments = parser.parse_args()
     asked = arguments.questions or QUESTIONS
     if unknown := set(asked) - set(QUESTIONS):
         parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+    report = Report(arguments.json)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        small = Benchmark(f"small: {arguments.small.stem}", arguments.small, arguments, folder)
-        print("| net | job | session.run | images | ratio |\n|---|---|---|---|---|")
+        small = Benchmark(report, f"small: {arguments.small.stem}", arguments.small, arguments, folder)
         for question in ("speed", "server"):
             if question in asked:
-                heavy = Benchmark("heavy: ResNet-50 FCN-8s", build("resnet50", folder), arguments, folder)
+                heavy = Benchmark(report, "heavy: ResNet-50 FCN-8s", build("resnet50", folder), arguments, folder)
                 getattr(small, question)()
                 getattr(heavy, question)()
         for question in ("memory", "start"):
             if question in asked:
                 getattr(small, question)()
+    report.write()
 
 
 if __name__ == "__main__":

@@ -47,8 +47,3 @@ class Loop:
             self._session.run(None, self._feed)
             found.append(time.perf_counter() - began)
         return found
-
-
-def middle(values: list[float], digits: int = 2) -> str:
-    """Median and range."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

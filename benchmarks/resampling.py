@@ -1,20 +1,20 @@
 """Which way of enlarging scores to pixels is fastest in onnxruntime's CPU provider?
 
-Run it: python benchmarks/resampling.py
+Run it: python benchmarks/resampling.py [--json FILE]
 
 A heatmap of stride 8 is enlarged to 360x480 pixels, followed by the arg-max, in four ways that a graph can say it. The
 first three give the same class map wherever two classes do not tie; Resize follows half-pixel centres and is shown for
-its speed alone. Sides alternate within one run; the table has medians and the range of the middle half.
+its speed alone. Sides alternate within one run; the tables have medians and ranges.
 """
 
+import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 import torch
+from reporting import Report, Spread, add_json_option, in_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -87,26 +87,25 @@ def session(enlarge: Callable[[Tensor], Tensor], scores: Tensor, folder: Path) -
 
 
 def main() -> None:
-    print(f"onnxruntime {onnxruntime.__version__}, 2 threads, {CELLS[0]}x{CELLS[1]} cells to {HEIGHT}x{WIDTH} pixels")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_json_option(parser)
+    report = Report(parser.parse_args().json)
     for classes in (12, 60):
         scores = torch.randn(1, classes, *CELLS, generator=torch.Generator().manual_seed(0))
         with tempfile.TemporaryDirectory() as folder:
             sessions = {name: session(side, scores, Path(folder)) for name, side in SIDES.items()}
         feed = {"scores": scores.numpy()}
         answers = {name: s.run(None, feed)[0] for name, s in sessions.items()}
-        times: dict[str, list[float]] = {name: [] for name in sessions}
-        for _ in range(ROUNDS):
-            for name, side in sessions.items():
-                began = time.perf_counter()
-                side.run(None, feed)
-                times[name].append(time.perf_counter() - began)
+        times = in_turns({name: lambda s=s, feed=feed: s.run(None, feed) for name, s in sessions.items()}, ROUNDS)
         first = next(iter(SIDES))
-        base = float(np.median(times[first]))
-        print(f"\n{classes} classes{'':25} ms (middle half)   ratio   same class map")
-        for name, values in times.items():
-            low, median, high = 1e3 * np.percentile(values, (25, 50, 75))
-            same = (answers[name] == answers[first]).mean()
-            print(f"{name:34}{median:6.1f} ({low:.1f}-{high:.1f}){'':6}{median / 1e3 / base:6.1f}   {same:.5f}")
+        title = f"{classes} classes, {CELLS[0]}x{CELLS[1]} cells to {HEIGHT}x{WIDTH} pixels, 2 threads"
+        columns = ("way", "ms", "ratio", "pixels with the first's class")
+        table = report.table(f"{classes} classes", title, columns)
+        for name, spread in times.items():
+            ratio = Spread.of(a / b for a, b in zip(spread.values, times[first].values, strict=True))
+            same = float((answers[name] == answers[first]).mean())
+            table.add(name, Spread.of(1e3 * value for value in spread.values), ratio, same)
+    report.write()
 
 
 if __name__ == "__main__":

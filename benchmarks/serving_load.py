@@ -1,6 +1,7 @@
 """What does serving cost beside running the model?
 
 Run it: python benchmarks/serving_load.py [QUESTION...] [--rounds N] [--seconds N] [--threads N] [--small MODEL]
+       [--json FILE]
 
 Needs h2load (Debian: apt install nghttp2-client). Every figure stands beside a plain loop over onnxruntime's
 session.run on the same file, in the same run, with the same settings, on one 480x360 photograph; the loop runs before
@@ -19,7 +20,6 @@ idle        a MobileNetV2 FCN: seconds from start to SERVING with one declared s
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -33,10 +33,10 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-import onnxruntime
 from h2load import Request, h2load, require_h2load
-from loop import HEIGHT, WIDTH, Loop, middle, photograph
+from loop import HEIGHT, WIDTH, Loop, photograph
 from nets import SMALL, build
+from reporting import Report, Spread, add_json_option, resident_mib
 from served import serve
 
 import fcnseg
@@ -47,6 +47,25 @@ from fcnseg.v1 import segmentation_pb2 as pb
 
 SEGMENT = "/fcnseg.v1.SegmentationService/Segment"
 QUESTIONS = ("throughput", "codec", "latency", "overload", "idle")
+FRAMES = f"One photograph of {WIDTH}x{HEIGHT}, beside session.run in a loop"
+THROUGHPUT = ("net", "requests", "session.run, ms", "T / (T + C)", "server, requests/s", "ratio")
+CEILING = (
+    "T is session.run's time a frame, C the time in which one core decodes the JPEG and encodes the mask, divided by"
+    " the cores. The ratio is requests a second over 1 / T for raw pixels, and over 1 / (T + C) for files."
+)
+LATENCY = ("net", "requests", "session.run, ms", "server, ms", "more, ms")
+OVERLOAD = (
+    "net",
+    "capacity, requests/s",
+    "deadline, ms",
+    "requests",
+    *("OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"),
+    "goodput over capacity",
+    "p99 of the answered, ms",
+    "memory before, MiB",
+    "at most, MiB",
+    "load's share of the CPU",
+)
 OVERLOAD_S, CAPACITY_S, SERVICE_TIMES = 60.0, 20.0, 10
 
 
@@ -81,8 +100,8 @@ def check(address: str, case: Case) -> None:
 class Benchmark:
     """The questions, on one model."""
 
-    def __init__(self, name: str, model: Path, arguments: argparse.Namespace) -> None:
-        self.name, self.model = name, model
+    def __init__(self, report: Report, name: str, model: Path, arguments: argparse.Namespace) -> None:
+        self.report, self.name, self.model = report, name, model
         self.threads, self.rounds, self.seconds = arguments.threads, arguments.rounds, arguments.seconds
         photo = photograph()
         self.jpeg = encode_jpeg(photo, quality=90)
@@ -119,11 +138,9 @@ class Benchmark:
                     frames.append(frame * 1000)
                     rates.append(rate)
                     ratios.append(rate * frame)
-                print(
-                    f"| {self.name} | raw, {clients} client{'s' * (clients > 1)} | {middle(frames)} ms |"
-                    f" {middle(rates, 1)} /s | **{middle(ratios, 3)}** |",
-                    flush=True,
-                )
+                table = self.report.table("throughput", FRAMES, THROUGHPUT, CEILING)
+                what = f"raw, {clients} client{'s' * (clients > 1)}"
+                table.add(self.name, what, Spread.of(frames), None, Spread.of(rates), Spread.of(ratios))
 
     def _load(self, address: str, case: Case, clients: int) -> Callable[[float], float]:
         """Return what measures requests a second for as long as the loop's side takes, told the loop's frame."""
@@ -142,11 +159,8 @@ class Benchmark:
                 rates.append(rate)
                 ceilings.append(ceiling)
                 ratios.append(rate * frame / ceiling)
-        print(
-            f"| {self.name} | JPEG to zstd, 8 clients; T / (T + C) = {middle(ceilings, 3)} | {middle(frames)} ms |"
-            f" {middle(rates, 1)} /s | **{middle(ratios, 3)}** of T / (T + C) |",
-            flush=True,
-        )
+        table = self.report.table("throughput", FRAMES, THROUGHPUT, CEILING)
+        table.add(self.name, "JPEG to zstd, 8 clients", *map(Spread.of, (frames, ceilings, rates, ratios)))
 
     def _codec_seconds(self) -> float:
         """Seconds that one core takes to decode the JPEG and encode its mask."""
@@ -168,11 +182,8 @@ class Benchmark:
                     frames.append(statistics.median(times) * 1000)
                     waits.append(statistics.median(found) * 1000)
                     extra.append(waits[-1] - frames[-1])
-                print(
-                    f"| {self.name} | {what}, 1 client | {middle(frames)} ms | {middle(waits)} ms |"
-                    f" **{middle(extra)} ms** more |",
-                    flush=True,
-                )
+                table = self.report.table("latency", "What a request takes beside session.run", LATENCY)
+                table.add(self.name, f"{what}, 1 client", *map(Spread.of, (frames, waits, extra)))
 
     def _waits(self, call: Callable[..., bytes], case: Case) -> list[float]:
         """Seconds of each request of one client."""
@@ -191,7 +202,7 @@ class Benchmark:
             deadline = SERVICE_TIMES / before
             outcomes: Counter[str] = Counter()
             waits: list[float] = []
-            resident = [memory_of(process.pid)]
+            resident = [resident_mib(process.pid)]
             lock = threading.Lock()
 
             def note(began: float, future: grpc.Future) -> None:
@@ -213,25 +224,26 @@ class Benchmark:
                 future.add_done_callback(lambda f, sent=sent: note(sent, f))
                 pending = [f for f in pending if not f.done()] + [future]
                 if len(resident) < (sent - began):
-                    resident.append(memory_of(process.pid))
+                    resident.append(resident_mib(process.pid))
             for future in pending:
                 future.exception()
             seconds = time.perf_counter() - began
             own = (time.process_time() - busy) / seconds / len(os.sched_getaffinity(0))
-            resident.append(memory_of(process.pid))
+            resident.append(resident_mib(process.pid))
             capacity = (before + self._capacity(address)) / 2
-        ok, late = outcomes["OK"], outcomes["DEADLINE_EXCEEDED"]
-        print(
-            f"\n{self.name}: {outcomes.total()} requests in {seconds:.0f} s at twice the {before:.1f} /s of 8 clients,"
+        table = self.report.table("overload", "Twice the requests that a server can answer", OVERLOAD)
+        table.add(
+            self.name,
+            before,
+            deadline * 1000,
+            outcomes.total(),
+            *(outcomes[code] for code in OVERLOAD[4:7]),
+            outcomes["OK"] / seconds / capacity,
+            float(np.quantile(waits, 0.99)) * 1000,
+            resident[0],
+            max(resident),
+            own,
         )
-        print(f"each with a deadline of {deadline * 1000:.0f} ms: {dict(outcomes)}.")
-        print(
-            f"Goodput {ok / seconds:.1f} /s, **{ok / seconds / capacity:.3f}** of capacity; {late / (ok + late):.2%} of"
-        )
-        print(
-            f"the accepted not answered in time, p99 of the answered {np.quantile(waits, 0.99) * 1000:.0f} ms. Resident"
-        )
-        print(f"memory {resident[0]:.0f} MiB before, at most {max(resident):.0f} MiB; the load took {own:.1%} CPU.\n")
 
     def _capacity(self, address: str) -> float:
         """Requests a second of 8 clients, measured for longer than a round: all of the answer depends on it."""
@@ -245,16 +257,11 @@ class Benchmark:
             with self._serve() as (_, process):
                 starts.append(time.perf_counter() - began)
                 time.sleep(1)
-                resident.append(memory_of(process.pid))
-        print(
-            f"\n{self.name}: SERVING {middle(starts)} s after its start, {middle(resident, 0)} MiB resident when idle\n"
+                resident.append(resident_mib(process.pid))
+        columns = ("net", "seconds from start to SERVING", "resident when idle, MiB")
+        self.report.table("idle", "A server with one declared size", columns).add(
+            self.name, Spread.of(starts), Spread.of(resident)
         )
-
-
-def memory_of(pid: int) -> float:
-    """Resident memory of a process, in MiB."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def main() -> None:
@@ -264,21 +271,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each side in each round (4)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="within an operator (cores)")
     parser.add_argument("--small", type=Path, default=SMALL, help="the small net (results/camvid-fcn8s.onnx)")
+    add_json_option(parser)
     arguments = parser.parse_args()
     asked = arguments.questions or QUESTIONS
     if unknown := set(asked) - set(QUESTIONS):
         parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
     require_h2load()
-    cores = len(os.sched_getaffinity(0))
-    print(f"{cores} cores, Python {platform.python_version()}, grpcio {grpc.__version__},", end=" ")
-    print(f"onnxruntime {onnxruntime.__version__}, {arguments.threads} threads within an operator, no spinning;")
-    print(f"{arguments.rounds} rounds of {arguments.seconds:g} s a side\n")
+    report = Report(arguments.json)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        heavy = Benchmark("heavy: ResNet-50 FCN-8s", build("resnet50", folder), arguments)
-        if set(asked) & {"throughput", "codec", "latency"}:
-            print("| net | requests | session.run | server | ratio |\n|---|---|---|---|---|")
-        small = Benchmark(f"small: {arguments.small.stem}", arguments.small, arguments)
+        heavy = Benchmark(report, "heavy: ResNet-50 FCN-8s", build("resnet50", folder), arguments)
+        small = Benchmark(report, f"small: {arguments.small.stem}", arguments.small, arguments)
         for question in ("throughput", "codec", "latency"):
             if question in asked:
                 getattr(small, question)()
@@ -286,7 +289,8 @@ def main() -> None:
         if "overload" in asked:
             heavy.overload()
         if "idle" in asked:
-            Benchmark("MobileNetV2 FCN-8s", build("mobilenet_v2", folder), arguments).idle()
+            Benchmark(report, "MobileNetV2 FCN-8s", build("mobilenet_v2", folder), arguments).idle()
+    report.write()
 
 
 if __name__ == "__main__":

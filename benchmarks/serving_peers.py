@@ -12,27 +12,24 @@ after each load; a server's figure is its rate over the loop's. Prints a Markdow
 """
 
 import argparse
-import json
 import os
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import distributions
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 from h2load import Request, h2load, require_h2load
-from loop import HEIGHT, WIDTH, Loop, middle, photograph
+from loop import HEIGHT, WIDTH, Loop, photograph
 from nets import SMALL, build
 from peers.sides import SIDES, Side
+from reporting import Report, Spread, add_json_option
 
 CLIENTS = (1, 8)
+PEERS = ("nvidia-pytriton", "kserve", "mosec", "litserve")
 READY_S = 120.0
 
 
@@ -108,20 +105,28 @@ class Comparison:
             raise SystemExit(f"{side.name}'s class map is not that of session.run")
 
 
-def table(net: str, model: Path, sides: list[Side], figures: list[Figure]) -> str:
-    """Medians and ranges over the rounds, in Markdown."""
-    here = [figure for figure in figures if figure.net == net]
-    frames = middle([figure.loop_s * 1000 for figure in here])
-    columns = [f"{clients} client{'s' * (clients > 1)}, /s | of session.run" for clients in CLIENTS]
-    lines = [f"{net}: {model.stem}, session.run {frames} ms", "", f"| server | protocol | {' | '.join(columns)} |"]
-    lines.append("|---|---|" + "---|" * 2 * len(CLIENTS))
-    for side in sides:
-        cells = [side.title, side.face.title]
-        for clients in CLIENTS:
-            own = [figure for figure in here if figure.side == side.name and figure.clients == clients]
-            cells += [middle([f.rate for f in own], 1), f"**{middle([f.ratio for f in own])}**"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def tell(report: Report, nets: list[str], sides: list[Side], figures: list[Figure]) -> None:
+    """Put the figures of all rounds into the report, a table for each net."""
+    for net in nets:
+        loads = [f"{clients} client{'s' * (clients > 1)}" for clients in CLIENTS]
+        columns = [f"{load}, {what}" for load in loads for what in ("requests/s", "of session.run")]
+        frames = Spread.of(figure.loop_s * 1000 for figure in figures if figure.net == net)
+        note = f"session.run alone takes {frames} ms. {_versions(sides)}"
+        table = report.table(net, f"Servers of the {net} net", ("server", "protocol", *columns), note)
+        for side in sides:
+            cells: list[Spread] = []
+            for clients in CLIENTS:
+                own = [f for f in figures if (f.net, f.side, f.clients) == (net, side.name, clients)]
+                cells += [Spread.of(f.rate for f in own), Spread.of(f.ratio for f in own)]
+            table.add(side.title, side.face.title, *cells)
+
+
+def _versions(sides: list[Side]) -> str:
+    """What the peers are, by the packages that their environments are made of."""
+    made = {side.environment.name: side.environment for side in sides if side.environment is not None}
+    found = {name: version for environment in made.values() for name, version in environment.versions().items()}
+    shown = [f"{name} {found[name]}" for name in PEERS if name in found]
+    return f"Peers: {', '.join(shown)}." if shown else ""
 
 
 def choose_sides(names: str | None) -> list[Side]:
@@ -147,44 +152,6 @@ def choose_sides(names: str | None) -> list[Side]:
     return found
 
 
-def describe(sides: list[Side], arguments: argparse.Namespace, models: dict[str, Path]) -> dict[str, object]:
-    """What was measured, where and with what."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
-    made = {side.environment.name: side.environment for side in sides if side.environment is not None}
-    h2load_version = subprocess.run(["h2load", "--version"], check=True, capture_output=True, text=True).stdout
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "processor": processor(),
-            "cores": len(os.sched_getaffinity(0)),
-            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "platform": platform.platform(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "h2load": h2load_version.strip(),
-            "fcnseg": {d.metadata["Name"]: d.version for d in distributions()},
-            **{name: environment.versions() for name, environment in made.items()},
-        },
-        "models": {net: model.stem for net, model in models.items()},
-        "threads": arguments.threads,
-        "rounds": arguments.rounds,
-        "seconds": arguments.seconds,
-        "size": [HEIGHT, WIDTH],
-        "sides": [{"name": side.name, "title": side.title, "face": side.face.title} for side in sides],
-    }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", metavar="A,B", help=f"of {', '.join(side.name for side in SIDES)} (all)")
@@ -194,7 +161,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="within an operator (cores)")
     parser.add_argument("--small", type=Path, default=SMALL, metavar="MODEL", help="(results/camvid-fcn8s.onnx)")
     parser.add_argument("--heavy", type=Path, metavar="MODEL", help="(an FCN-8s of ResNet-50 with random weights)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="gets the figures of every round, after each")
+    add_json_option(parser)
     arguments = parser.parse_args()
     if unknown := set(arguments.nets.split(",")) - {"small", "heavy"}:
         parser.error(f"no net {', '.join(sorted(unknown))}; there are small, heavy")
@@ -212,19 +179,10 @@ def main() -> None:
         if "heavy" in arguments.nets.split(","):
             models["heavy"] = arguments.heavy or build("resnet50", Path(folder))
         comparisons = [Comparison(net, model, sides, arguments) for net, model in models.items()]
-        about = describe(sides, arguments, models)
-        figures: list[Figure] = []
-        for turn in range(arguments.rounds):
-            for comparison in comparisons:
-                figures += comparison.measure(turn)
-            if arguments.json:
-                result = {**about, "figures": [asdict(figure) for figure in figures]}
-                arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(
-        f"{arguments.threads} threads within an operator, {arguments.rounds} rounds of {arguments.seconds:g} s a side\n"
-    )
-    for net, model in models.items():
-        print(table(net, model, sides, figures))
+        report = Report(arguments.json)
+        figures = [figure for turn in range(arguments.rounds) for side in comparisons for figure in side.measure(turn)]
+    tell(report, list(models), sides, figures)
+    report.write()
 
 
 if __name__ == "__main__":

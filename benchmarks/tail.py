@@ -1,6 +1,7 @@
 """What does it cost to go from scores of cells to a class map of pixels, and which way is cheapest?
 
 Run it: python benchmarks/tail.py [MODEL.onnx] [--classes K ...] [--image FILE] [--rounds N] [--threads N]
+        [--json FILE]
 
 A model file is cut at its heatmap, and tails that give the same class map are set behind it:
 
@@ -12,13 +13,12 @@ convolution     depth to space by a grouped 2x2 convolution
 NumPy, OpenCV   outside of the graph: a bilinear warp of each class's scores, and a running maximum
 
 More classes than the model's are copies of its own with lower scores: they win nowhere and cost as much. Sides
-alternate within one run; the table has medians of their times, the range of the middle half, and the time of the net
-alone over each (median over the rounds). Class maps are compared with that of the matrices.
+alternate within one run; the table has medians of their times, their range, and the time of the net alone over each,
+round by round. Class maps are compared with that of the matrices.
 """
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +29,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from reporting import Report, Spread, add_json_option, in_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -159,7 +160,7 @@ def session(proto: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSessio
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def measure(model: Path, classes: int, photo: NDArray[np.uint8], rounds: int, threads: int) -> None:
+def measure(report: Report, model: Path, classes: int, photo: NDArray[np.uint8], rounds: int, threads: int) -> None:
     net = cut_at_heatmap(model, classes)
     feed = {"image": photo[None]}
     alone = session(net, threads)
@@ -177,22 +178,16 @@ def measure(model: Path, classes: int, photo: NDArray[np.uint8], rounds: int, th
     sides |= {name: lambda s=s: s.run(None, feed)[0] for name, s in sessions.items()}
     sides["NumPy, OpenCV"] = lambda: tails.outside(alone.run(None, feed)[0])
     answers = {name: run() for name, run in sides.items()}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, run in sides.items():
-            began = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - began)
+    times = in_turns(sides, rounds)
     best = answers["matrices"][0]
     cells = heatmap[0].argmax(0)
     inner = (cells[1:, 1:] == cells[:-1, 1:]) & (cells[1:, 1:] == cells[1:, :-1]) & (cells[1:, 1:] == cells[:-1, :-1])
-    print(f"\n{model.stem}, {classes} classes, {100 * (1 - inner.mean()):.0f} % of the blocks lie on borders\n")
-    print("| tail | ms | the net alone over it | pixels that differ |\n|---|---|---|---|")
-    for name, values in times.items():
-        low, median, high = 1e3 * np.percentile(values, (25, 50, 75))
-        ratio = np.median(np.array(times["the net alone"]) / np.array(values))
-        differ = "" if name == "the net alone" else int((answers[name][0] != best).sum())
-        print(f"| {name} | {median:.2f} ({low:.2f}-{high:.2f}) | {ratio:.3f} | {differ} |")
+    title = f"{model.stem}, {classes} classes, {100 * (1 - inner.mean()):.0f} % of the blocks lie on borders"
+    table = report.table(f"{classes} classes", title, ("tail", "ms", "the net alone over it", "pixels that differ"))
+    for name, spread in times.items():
+        ratio = Spread.of(a / b for a, b in zip(times["the net alone"].values, spread.values, strict=True))
+        differ = None if name == "the net alone" else int((answers[name][0] != best).sum())
+        table.add(name, Spread.of(1e3 * value for value in spread.values), ratio, differ)
 
 
 def main() -> None:
@@ -202,14 +197,16 @@ def main() -> None:
     parser.add_argument("--image", type=Path, help="a photograph that the model knows; default: noise, all borders")
     parser.add_argument("--rounds", type=int, default=51)
     parser.add_argument("--threads", type=int, default=2)
+    add_json_option(parser)
     arguments = parser.parse_args()
     if arguments.image:
         photo = cv2.resize(images.read(arguments.image), (WIDTH, HEIGHT))
     else:
         photo = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-    print(f"onnxruntime {onnxruntime.__version__}, {arguments.threads} threads, {HEIGHT}x{WIDTH}")
+    report = Report(arguments.json)
     for classes in arguments.classes:
-        measure(arguments.model, classes, photo, arguments.rounds, arguments.threads)
+        measure(report, arguments.model, classes, photo, arguments.rounds, arguments.threads)
+    report.write()
 
 
 if __name__ == "__main__":

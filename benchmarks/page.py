@@ -1,0 +1,117 @@
+"""Makes docs/benchmarks.md, with its pictures, of what the benchmarks kept in benchmarks/results/.
+
+Run it: python benchmarks/page.py [--results FOLDER] [--docs FOLDER]
+
+Every figure on the page stands in one of these files. What has no file there is named as missing.
+"""
+
+import argparse
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+from pictures import PICTURES, style
+from reporting import ROOT, number
+from result_files import Figure, Result, Table, read
+
+BENCHMARKS = {
+    "eager": "",
+    "folder_peers": "",
+    "folder": "",
+    "serving_load": "h2load",
+    "serving_peers": "h2load and the peers' environments",
+    "gpu": "a CUDA GPU",
+    "scaling": "",
+    "tail": "",
+    "tiling": "",
+    "resampling": "",
+    "dense_vs_sliding": "",
+}
+"""In the page's order, with what they need beside the project's own environment."""
+INTRODUCTION = """\
+# Benchmarks
+
+Made by `make bench` from the figures in [benchmarks/results/](../benchmarks/results/);
+[benchmarks/](../benchmarks/README.md) tells what each one does, and has the figures of those that `make bench` leaves
+out. A cell is one figure, or the median of rounds and their whole range in brackets. Sides of a table took turns within
+one run: the ratios are what to read, since absolute times belong to one machine.
+"""
+
+
+def page(results: dict[str, Result], images: Path) -> str:
+    """The page's Markdown, its pictures beside it in a folder."""
+    parts = [INTRODUCTION]
+    parts += [
+        section(results[name], draw(results[name], images), images.name) for name in BENCHMARKS if name in results
+    ]
+    if missing := [name for name in BENCHMARKS if name not in results]:
+        needs = {name: f" (needs {BENCHMARKS[name]})" if BENCHMARKS[name] else "" for name in missing}
+        parts.append(f"Not measured: {', '.join(f'{name}.py{needs[name]}' for name in missing)}.\n")
+    return "\n".join(parts)
+
+
+def section(result: Result, pictures: dict[str, str], folder: str) -> str:
+    """A benchmark's part of the page.
+
+    Args:
+        result: Its figures.
+        pictures: File names of its pictures, by the table that they belong to.
+        folder: Where the pictures lie, relative to the page.
+    """
+    machine, versions = result.machine, ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    devices = f"{machine.cores} cores of {machine.processor}" + (f" and {machine.gpu}" if machine.gpu else "")
+    told = f"{devices}, {machine.memory_gib:g} GiB, load {machine.load:g} at the start; {versions}"
+    commit = f"commit {result.commit or 'unknown'}, {result.date}"
+    lines = [f"## {result.question}", "", f"    {result.command}", "", f"{told}; {commit}.", ""]
+    for table in result.tables:
+        lines += [f"### {table.title}", ""]
+        if table.name in pictures:
+            lines += [f"![{table.title}]({folder}/{pictures[table.name]})", ""]
+        lines += [*markdown(table), ""]
+        if table.note:
+            lines += [table.note, ""]
+    return "\n".join(lines)
+
+
+def markdown(table: Table) -> list[str]:
+    rows = [f"| {' | '.join(map(shown, row))} |" for row in table.rows]
+    return [f"| {' | '.join(table.columns)} |", f"|{'---|' * len(table.columns)}", *rows]
+
+
+def shown(cell: Figure | float | str | None) -> str:
+    if cell is None:
+        return ""
+    return number(cell) if isinstance(cell, (int, float)) else str(cell).replace("|", "\\|")
+
+
+def draw(result: Result, images: Path) -> dict[str, str]:
+    """Draw a benchmark's pictures; their file names, by table."""
+    files = {}
+    with style():
+        for name, picture in PICTURES.get(result.benchmark, lambda _: {})(result).items():
+            files[name] = f"benchmarks-{result.benchmark.replace('_', '-')}-{name}.svg"
+            picture.savefig(images / files[name], metadata={"Date": None})
+            plt.close(picture)
+    return files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument(
+        "--docs", type=Path, default=ROOT / "docs", help="benchmarks.md goes there, pictures to images/"
+    )
+    arguments = parser.parse_args()
+    results = {path.stem: read(path) for path in sorted(arguments.results.glob("*.json"))}
+    if unknown := sorted(set(results) - set(BENCHMARKS)):
+        raise SystemExit(f"{arguments.results} has results of {', '.join(unknown)}, which the page has no place for")
+    images = arguments.docs / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    for old in images.glob("benchmarks-*.svg"):
+        old.unlink()
+    target = arguments.docs / "benchmarks.md"
+    target.write_text(page(results, images))
+    print(f"{target}: {len(results)} of {len(BENCHMARKS)} benchmarks")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""How do time and memory grow as the work grows?
+
+Run it: python benchmarks/scaling.py [QUESTION ...] [--model MODEL.onnx] [--seconds S] [--threads N] [--json FILE]
+
+On the CPU, by default with results/camvid-fcn8s.onnx. Every row is measured in a process of its own, whose peak memory
+it tells (VmHWM). Questions, all by default:
+
+size     images of 256 to 4096 pixels a side, by fcnseg.load(MODEL).segment: time, and which operators take it, by
+         onnxruntime's profile of one more run.
+batch    1 to 16 images of 480x360 in one run.
+classes  a MobileNetV2 FCN-8s of 2 to 1000 classes, 480x360. Above 64 the arg-max is taken at the map's cells.
+clients  1 to 256 clients of `fcnseg serve`, each with a connection of its own, JPEG in, zstd out: each asks again as
+         soon as it has its answer, or a moment (0.1 s) after it was refused.
+models   a repository of 1 to 16 models: the server's start and memory, and requests of 8 clients that go round them.
+
+`Power of pixels` is the p for which time grew as pixels ** p since the row above: 1 is linear.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import cv2
+import grpc
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from reporting import ROOT, Report, Spread, add_json_option, peak_mib, resident_mib, seconds
+from served import serve
+from skimage import data
+
+import fcnseg
+from fcnseg.pictures import encode_jpeg
+from fcnseg.v1 import segmentation_pb2 as pb
+
+HEIGHT, WIDTH = 360, 480
+SMALL = ROOT / "results" / "camvid-fcn8s.onnx"
+SIDES = (256, 512, 1024, 2048, 4096)
+BATCHES = (1, 2, 4, 8, 16)
+CLASSES = (2, 16, 64, 65, 1000)
+CLIENTS = (1, 4, 16, 64, 256)
+MODELS = (1, 2, 4, 8, 16)
+CALLERS_OF_MODELS = 8
+OPERATORS = 4
+LINEAR = 1.05
+REFUSED_S, LONGEST_S, TIMEOUT_S = 0.1, 20.0, 60.0
+SEGMENT = "/fcnseg.v1.SegmentationService/Segment"
+
+Pixels = NDArray[np.uint8]
+
+
+def photograph(height: int, width: int) -> Pixels:
+    return cv2.resize(data.chelsea(), (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
+class Scaling:
+    """The questions."""
+
+    def __init__(self, report: Report, model: Path, arguments: argparse.Namespace, folder: Path) -> None:
+        self.report, self.model, self.folder = report, model, folder
+        self.seconds, self.threads = arguments.seconds, arguments.threads
+
+    def size(self) -> None:
+        columns = (
+            "side, pixels",
+            "megapixels",
+            "seconds",
+            "seconds a megapixel",
+            "power of pixels",
+            "peak memory, MiB",
+        )
+        table = self.report.table("size", f"Image size, {self.model.stem}", columns)
+        operators: dict[int, dict[str, float]] = {}
+        before: tuple[float, float] | None = None
+        steeper = []
+        for side in SIDES:
+            found = self._in_fresh_process(self.model, (side, side))
+            times, megapixels = Spread.of(found["seconds"]), side * side / 1e6
+            power = before and math.log(times.median / before[1]) / math.log(megapixels / before[0])
+            before = megapixels, times.median
+            if power is not None and power > LINEAR:
+                steeper.append(side)
+            operators[side] = {name: 1e3 * s / megapixels for name, s in found["operators"].items()}
+            table.add(side, megapixels, times, times.median / megapixels, power, found["peak_mib"])
+        self._operators(operators, steeper)
+
+    def _operators(self, operators: dict[int, dict[str, float]], steeper: list[int]) -> None:
+        """Tell which operators a pixel's time goes to."""
+        most: Counter[str] = Counter()
+        for found in operators.values():
+            most.update(found)
+        names = [name for name, _ in most.most_common(OPERATORS)]
+        title = "Milliseconds a megapixel by operator, of one run that onnxruntime profiled"
+        table = self.report.table("operators", title, ("side, pixels", *names, "all others"))
+        for side, found in operators.items():
+            table.add(
+                side, *(found.get(name, 0.0) for name in names), sum(v for k, v in found.items() if k not in names)
+            )
+        table.note = (
+            "An operator whose figures are the same in all rows costs a pixel the same whatever the image's size."
+        )
+        if steeper:
+            smallest, largest = operators[min(operators)], operators[max(operators)]
+            worst = max(names, key=lambda name: largest.get(name, 0.0) - smallest.get(name, 0.0))
+            table.note += (
+                f" Time grew faster than pixels up to the sides {', '.join(map(str, steeper))}; the operator that added"
+                f" the most time a pixel from the smallest to the largest image is {worst}."
+            )
+
+    def batch(self) -> None:
+        columns = ("images", "seconds a run", "images/s", "peak memory, MiB")
+        table = self.report.table("batch", f"Images in one run, {self.model.stem}, {WIDTH}x{HEIGHT}", columns)
+        for count in BATCHES:
+            found = self._in_fresh_process(self.model, (HEIGHT, WIDTH), count)
+            times = Spread.of(found["seconds"])
+            table.add(count, times, count / times.median, found["peak_mib"])
+
+    def classes(self) -> None:
+        from nets import build_net, export_net  # noqa: PLC0415 - the processes measured hold no torch
+
+        columns = ("classes", "arg-max at", "seconds", "peak memory, MiB")
+        title = f"Number of classes, MobileNetV2 FCN-8s, {WIDTH}x{HEIGHT}"
+        table = self.report.table("classes", title, columns)
+        for count in CLASSES:
+            net, path = build_net("mobilenet_v2", count), self.folder / f"{count}.onnx"
+            export_net(net, path)
+            found = self._in_fresh_process(path, (HEIGHT, WIDTH))
+            table.add(count, net.class_map_at, Spread.of(found["seconds"]), found["peak_mib"])
+
+    def clients(self) -> None:
+        columns = (
+            "clients",
+            "answers/s",
+            "median wait, ms",
+            "99th percentile, ms",
+            "refused",
+            "server's peak memory, MiB",
+            "clients' share of the CPU",
+        )
+        title = f"Clients of a server, {self.model.stem}, JPEGs of {WIDTH}x{HEIGHT}"
+        table = self.report.table("clients", title, columns)
+        for count in CLIENTS:
+            with serve(self.model, *self._serve_options()) as (address, process):
+                waits, rate, refused, share = self._ask(address, count, [""])
+                ms = 1e3 * np.quantile(waits, (0.5, 0.99))
+                table.add(count, rate, float(ms[0]), float(ms[1]), refused, peak_mib(process.pid), share)
+
+    def models(self) -> None:
+        columns = ("models", "seconds from start to SERVING", "memory at rest, MiB", "answers/s", "peak memory, MiB")
+        title = f"Models in a server, copies of {self.model.stem}, {CALLERS_OF_MODELS} clients that go round them"
+        table = self.report.table("models", title, columns)
+        repository = self.folder / "repository"
+        for count in MODELS:
+            names = [f"model{i:02d}" for i in range(count)]
+            for name in names:
+                (repository / name / "1").mkdir(parents=True, exist_ok=True)
+                shutil.copy(self.model, repository / name / "1" / "model.onnx")
+            began = time.perf_counter()
+            with serve(repository, *self._serve_options()) as (address, process):
+                start, rest = time.perf_counter() - began, resident_mib(process.pid)
+                _, rate, refused, _ = self._ask(address, CALLERS_OF_MODELS, names)
+                if refused:
+                    raise SystemExit(f"{refused} requests of {CALLERS_OF_MODELS} clients were refused")
+                table.add(count, start, rest, rate, peak_mib(process.pid))
+
+    def _serve_options(self) -> list[str]:
+        return ["--device", "cpu", "--threads", str(self.threads), "--warm", f"{HEIGHT}x{WIDTH}"]
+
+    def _ask(self, address: str, clients: int, models: list[str]) -> tuple[list[float], float, int, float]:
+        """Load a server; what `ask` tells, and how much of the CPU the clients took."""
+        jpeg = encode_jpeg(photograph(HEIGHT, WIDTH), quality=90)
+        kinds = (
+            pb.SegmentRequest(encoded=jpeg, encoding=pb.CLASS_MAP_ENCODING_ZSTD, model_name=name) for name in models
+        )
+        requests = [request.SerializeToString() for request in kinds]
+        busy, began = time.process_time(), time.perf_counter()
+        waits, rate, refused = asyncio.run(ask(address, clients, requests, self.seconds))
+        share = (time.process_time() - busy) / (time.perf_counter() - began) / len(os.sched_getaffinity(0))
+        return waits, rate, refused, share
+
+    def _in_fresh_process(self, model: Path, size: tuple[int, int], batch: int = 1) -> dict[str, Any]:
+        told = {"model": str(model), "size": size, "batch": batch, "threads": self.threads, "seconds": self.seconds}
+        command = [sys.executable, __file__, "--point", json.dumps(told)]
+        found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        return found
+
+
+async def ask(address: str, clients: int, requests: list[bytes], at_least_s: float) -> tuple[list[float], float, int]:
+    """Seconds of each answer, answers a second, and the number of refusals.
+
+    Clients go on for a time, and until so many answers came as three for each of them, but `LONGEST_S` at most; what is
+    under way then is waited for, and counts.
+    """
+    waits: list[float] = []
+    refused, turn = 0, 0
+    options = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
+    async with AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(address, options)) for _ in range(clients)
+        ]
+        calls = [channel.unary_unary(SEGMENT) for channel in channels]
+        for request in requests:
+            await calls[0](request, timeout=TIMEOUT_S)
+        start = time.perf_counter()
+
+        def is_over() -> bool:
+            passed = time.perf_counter() - start
+            return passed > LONGEST_S or (passed > at_least_s and len(waits) >= 3 * clients)
+
+        async def go_on(call: Callable[..., Any]) -> None:
+            nonlocal refused, turn
+            while not is_over():
+                turn += 1
+                began = time.perf_counter()
+                try:
+                    await call(requests[turn % len(requests)], timeout=TIMEOUT_S)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                        raise
+                    refused += 1
+                    await asyncio.sleep(REFUSED_S)
+                else:
+                    waits.append(time.perf_counter() - began)
+
+        await asyncio.gather(*map(go_on, calls))
+        return waits, len(waits) / (time.perf_counter() - start), refused
+
+
+def measure(told: dict[str, Any]) -> dict[str, Any]:
+    """Time runs of one size in this process, which has done nothing else."""
+    segmenter = fcnseg.load(told["model"], "cpu", told["threads"])
+    images = [photograph(*told["size"])] * told["batch"]
+    segmenter.segment_batch(images)
+    times = [seconds(lambda: segmenter.segment_batch(images))]
+    while sum(times) < told["seconds"]:
+        times.append(seconds(lambda: segmenter.segment_batch(images)))
+    peak = peak_mib()
+    return {
+        "seconds": times,
+        "peak_mib": peak,
+        "operators": profile(Path(told["model"]), np.stack(images), told["threads"]),
+    }
+
+
+def profile(model: Path, images: Pixels, threads: int) -> dict[str, float]:
+    """Seconds of each operator in one run, by onnxruntime's profile."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        session.run(None, {"image": images})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    found: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            found[event["args"]["op_name"]] += event["dur"] / 1e6
+    return dict(found)
+
+
+QUESTIONS = ("size", "batch", "classes", "clients", "models")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"{', '.join(QUESTIONS)}; all by default")
+    parser.add_argument("--model", type=Path, default=SMALL, help="model file (results/camvid-fcn8s.onnx)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for which a row is measured, at least one run (3)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="within an operator (cores)")
+    parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
+    add_json_option(parser)
+    arguments = parser.parse_args()
+    if arguments.point:
+        print(json.dumps(measure(arguments.point)))
+        return
+    asked = arguments.questions or QUESTIONS
+    if unknown := set(asked) - set(QUESTIONS):
+        parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+    report = Report(arguments.json)
+    with tempfile.TemporaryDirectory() as folder:
+        scaling = Scaling(report, arguments.model, arguments, Path(folder))
+        for question in asked:
+            getattr(scaling, question)()
+    report.write()
+
+
+if __name__ == "__main__":
+    main()
