@@ -13,6 +13,7 @@ after each load; a server's figure is its rate over the loop's. Prints a Markdow
 
 import argparse
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -171,6 +172,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     require_h2load()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives this process
     sides = choose_sides(arguments.peers)
     with tempfile.TemporaryDirectory() as folder:
         models = {}
