@@ -142,7 +142,9 @@ class Engine:
 
     @property
     def precision(self) -> str:
-        """Precision of the arithmetic: `fp32`, or `tf32` where products may be rounded to it."""
+        """Precision of the arithmetic: the model file's, or `tf32` where products of `fp32` may be rounded to it."""
+        if self.info.precision != "fp32":
+            return self.info.precision
         return "tf32" if self.options.tf32 and self.device != "cpu" else "fp32"
 
     def run(self, images: NDArray[np.uint8], *, confidence: bool = False) -> EngineOutput:

@@ -16,6 +16,25 @@ Option: TypeAlias = str | bool | int | float | list[float] | None
 
 
 @dataclass(frozen=True)
+class PrecisionRecord:
+    """What arithmetic of fewer bits than 32-bit floats have did to a model, measured where it was exported.
+
+    Attributes:
+        images: Number of validation images.
+        mean_iou: Mean IoU of the file on them, 0 to 1.
+        fp32_mean_iou: That of the same model in 32 bits.
+        speedup: Time of a run in 32 bits over that of the file, on the first of the images.
+        device: Where both ran: `cpu` or `cuda:N`.
+    """
+
+    images: int
+    mean_iou: Annotated[float, Field(ge=0, le=1)]
+    fp32_mean_iou: Annotated[float, Field(ge=0, le=1)]
+    speedup: Annotated[float, Field(gt=0)]
+    device: str
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What the other metadata of a model file does not say of its training.
 
@@ -29,6 +48,7 @@ class ModelCard:
         class_iou: Validation IoU of each class by name; None for classes that occur nowhere; empty if not measured.
         limits: What the model should not be trusted with, a sentence each.
         reproduce: Commands that make the model again, given `recipe` as config.yaml.
+        precision: What arithmetic of fewer bits did to it; None where it computes with 32-bit floats.
     """
 
     data: str
@@ -40,6 +60,7 @@ class ModelCard:
     class_iou: dict[str, Annotated[float, Field(ge=0, le=1)] | None] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
     reproduce: tuple[str, ...] = ()
+    precision: PrecisionRecord | None = None
 
 
 def to_markdown(info: "ModelInfo", card: ModelCard, name: str) -> str:
@@ -68,6 +89,15 @@ def to_markdown(info: "ModelInfo", card: ModelCard, name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def describe_precision(precision: str, record: PrecisionRecord) -> str:
+    """Tell in a sentence what arithmetic of fewer bits did to a model."""
+    return (
+        f"Computed in {precision}: on {record.images} validation images mean IoU {record.mean_iou:.4f}, in fp32"
+        f" {record.fp32_mean_iou:.4f} ({record.mean_iou - record.fp32_mean_iou:+.4f}); {record.speedup:.2f} times as"
+        f" fast as fp32 on the {record.device} it was exported on."
+    )
+
+
 def _data(info: "ModelInfo", card: ModelCard) -> str:
     counts = ", ".join(f"{count} images for {split}" for split, count in card.images.items())
     return f"{card.data}: {counts}. SHA-256 of labels, images and masks: `{info.data_fingerprint}`."
@@ -83,6 +113,8 @@ def _metrics(info: "ModelInfo", card: ModelCard) -> str:
         lines += [
             f"| {key} | {'not present' if iou is None else f'{iou:.4f}'} |" for key, iou in card.class_iou.items()
         ]
+    if card.precision is not None:
+        lines += ["", describe_precision(info.precision, card.precision)]
     return "\n".join(lines)
 
 

@@ -67,6 +67,7 @@ class ModelInfo:
         card: Where a trained model comes from and what it can be trusted with; None in files that do not tell it.
         layers: The net's layers, in the order in which they run; empty in files that do not tell them.
         versions: Versions of the packages that made the file.
+        precision: What the net computes with: 32-bit floats, 16-bit floats, or 8-bit integers.
         format: Version of this metadata.
     """
 
@@ -86,6 +87,7 @@ class ModelInfo:
     card: ModelCard | None = None
     layers: tuple[Layer, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     format: Annotated[int, Field(ge=1, le=1)] = 1
 
 

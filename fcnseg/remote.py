@@ -169,7 +169,7 @@ class RemoteExecution:
         provider: The execution provider asked for.
         placements: What ran where; empty where the server did not look.
         cudnn: cuDNN's version; None on the CPU and where there is none.
-        precision: Precision of the arithmetic: `fp32` or `tf32`.
+        precision: Precision of the arithmetic: `fp32`, `tf32`, `fp16` or `int8`.
         threads: CPU threads within an operator; 0 stands for one per physical core.
     """
 

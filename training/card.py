@@ -6,12 +6,20 @@ from fcnseg.model_card import ModelCard, Option
 from training.config import TrainConfig, as_plain
 from training.export import Store
 from training.net_file import without_folder
+from training.precision import Precision
 from training.run import Run
 
 _POOR = 0.5
 
 
-def make_card(run: Run, file_name: str, *, data_licence: str | None = None, store: Store = "fp32") -> ModelCard:
+def make_card(
+    run: Run,
+    file_name: str,
+    *,
+    data_licence: str | None = None,
+    store: Store = "fp32",
+    precision: Precision = "fp32",
+) -> ModelCard:
     """Make the card of a run's model.
 
     Folders of this machine are left out: files are named, not their paths.
@@ -21,9 +29,11 @@ def make_card(run: Run, file_name: str, *, data_licence: str | None = None, stor
         file_name: What the model file is called.
         data_licence: Licence of the training data; None where it is not known.
         store: How the file stores the weights.
+        precision: What the net computes with.
     """
     config = run.record.config
     stored = "" if store == "fp32" else f" --store {store}"
+    stored += "" if precision == "fp32" else f" --precision {precision}"
     return ModelCard(
         data=Path(config.data).name,
         images=run.record.images,
@@ -32,7 +42,7 @@ def make_card(run: Run, file_name: str, *, data_licence: str | None = None, stor
         recipe=_recipe(config),
         epoch=run.record.epoch,
         class_iou=run.record.class_iou,
-        limits=tuple(_limits(run, store)),
+        limits=tuple(_limits(run, store, precision)),
         reproduce=(
             "fcnseg train --config config.yaml -o run",
             f"fcnseg export run -o {file_name}{stored}",
@@ -58,7 +68,7 @@ def _recipe(config: TrainConfig) -> dict[str, Option]:
     return plain
 
 
-def _limits(run: Run, store: Store) -> list[str]:
+def _limits(run: Run, store: Store, precision: Precision) -> list[str]:
     record, config = run.record, run.record.config
     low, high = config.scale_jitter
     seen = "whole images" if config.crop is None else "crops of {}x{} pixels (height x width)".format(*config.crop)
@@ -81,4 +91,6 @@ def _limits(run: Run, store: Store) -> list[str]:
         limits.append("Each answer depends on the whole image: tiles of an image do not give its answer exactly.")
     if store == "fp16":
         limits.append("Its weights are rounded to 16 bits; the figures above were measured before that.")
+    if precision != "fp32":
+        limits.append(f"It computes in {precision}; the tables above were measured in fp32.")
     return limits

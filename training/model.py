@@ -100,8 +100,9 @@ class SegmentationModel(nn.Module):
         columns = _edge_indices(self.geometry.x, image.shape[2], image.device)
         padded = image.index_select(1, rows).index_select(2, columns)
         scaled = padded.permute(0, 3, 1, 2).to(self._scale.dtype) * self._scale
-        scores: Tensor = self.net((scaled.sum(1, keepdim=True) if self._is_grey else scaled) + self._shift)
-        return scores
+        normalised = (scaled.sum(1, keepdim=True) if self._is_grey else scaled) + self._shift
+        scores: Tensor = self.net(normalised.to(next(self.net.parameters()).dtype))  # it may compute with 16 bits
+        return scores.to(self._scale.dtype)
 
     def pixel_scores(self, image: Tensor) -> Tensor:
         """Score every pixel of an image.

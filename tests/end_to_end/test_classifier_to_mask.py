@@ -13,6 +13,7 @@ import pytest
 from fcnseg import images, masks
 from fcnseg.client import Client
 from fcnseg.masks import Encoding
+from fcnseg.segmenter import load
 
 pytest.importorskip("torch", reason="the whole path needs the train extra")
 
@@ -87,3 +88,39 @@ def test_every_encoding_carries_the_offline_mask(data: Path, model: Path, server
         np.testing.assert_array_equal(answer.class_map, answers[0].class_map)
     fcnseg("segment", model, photo, folder / "one", "--device", "cpu")
     np.testing.assert_array_equal(masks.read_ids(folder / "one" / f"{photo.stem}.png"), raw.class_map)
+
+
+def test_8_bit_integers_are_calibrated_measured_and_served(folder: Path, data: Path, run: Path) -> None:
+    told = fcnseg("export", run, "-o", folder / "int8.onnx", "--precision", "int8", "--calibration-images", 4)
+    assert "Computed in int8: on 6 validation images mean IoU" in told
+    assert "Computed in int8" in (folder / "int8.md").read_text()
+    photo = min((data / "images").iterdir())
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "fcnseg",
+        "serve",
+        str(folder / "int8.onnx"),
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        with Client(next(line.split()[-1] for line in lines if line.startswith("listening on"))) as client:
+            answer = client.segment(photo)
+            assert client.get_model("int8").execution.precision == "int8"
+        process.terminate()
+    expected = load(folder / "int8.onnx", "cpu").segment(photo)
+    np.testing.assert_array_equal(answer.class_map, expected.class_map)
+
+
+def test_a_run_whose_data_are_gone_is_exported_to_fewer_bits_with_other_data_alone(folder: Path, run: Path) -> None:
+    command = [sys.executable, "-m", "fcnseg", "export", str(run), "-o", str(folder / "m.onnx"), "--precision", "fp16"]
+    done = subprocess.run([*command, "--data", str(folder / "gone")], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "gone does not exist; name a folder" in done.stderr.splitlines()[-1]
+    assert not (folder / "m.onnx").exists()

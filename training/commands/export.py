@@ -8,7 +8,17 @@ import click
 from fcnseg.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fcnseg.model_card import ModelCard
+    from fcnseg.model_file import ModelInfo
+    from training.data import Dataset
     from training.export import Store
+    from training.precision import Precision
+    from training.run import Run
 
 
 @click.command()
@@ -23,8 +33,38 @@ if TYPE_CHECKING:
     show_default=True,
     help="How weights are stored; fp16 rounds them and halves the file. Computed with as 32-bit floats in either case.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="What the net computes with: fp16 for GPUs, int8 for CPUs with VNNI. Both are measured beside fp32 on the"
+    " validation images, and the result goes into the model card.",
+)
+@click.option(
+    "--data",
+    metavar="DATA",
+    type=click.Path(path_type=Path),
+    help="The data set to calibrate int8 with and to measure on. [default: the run's]",
+)
+@click.option(
+    "--calibration-images",
+    default=64,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Training images that int8 is calibrated with.",
+)
 @click.option("--data-licence", metavar="TEXT", help="Licence of the training data, for the model card.")
-def export(run: Path, output: Path, store: "Store", data_licence: str | None) -> None:
+def export(
+    *,
+    run: Path,
+    output: Path,
+    store: "Store",
+    precision: "Precision",
+    data: Path | None,
+    calibration_images: int,
+    data_licence: str | None,
+) -> None:
     """Write the best checkpoint of RUN (a run folder or a .ckpt file) as one self-describing ONNX file.
 
     The file appears only if onnxruntime gives PyTorch's answer at several odd sizes. Its model card (data, recipe,
@@ -36,10 +76,11 @@ def export(run: Path, output: Path, store: "Store", data_licence: str | None) ->
     from rich.console import Console
 
     from fcnseg.files import require_place, write_text
-    from fcnseg.model_card import to_markdown
+    from fcnseg.model_card import describe_precision, to_markdown
     from training.card import make_card
-    from training.export import PARITY_SIZES, TOLERANCE
-    from training.export import export as write_model_file
+    from training.data import open_dataset
+    from training.evaluation import require_same_classes
+    from training.export import HALF_TOLERANCE, PARITY_SIZES, TOLERANCE
     from training.run import open_run
 
     card_path = output.with_suffix(".md")
@@ -48,22 +89,68 @@ def export(run: Path, output: Path, store: "Store", data_licence: str | None) ->
     for path in (output, card_path):
         require_place(path)
     trained = open_run(run)
-    card = make_card(trained, output.name, data_licence=data_licence, store=store)
+    card = make_card(trained, output.name, data_licence=data_licence, store=store, precision=precision)
     with Console(stderr=True).status("exporting and checking against onnxruntime"):
-        info = write_model_file(
-            trained.model,
-            trained.record.label_map,
-            output,
-            metrics=trained.record.metrics,
-            data_fingerprint=trained.record.data_fingerprint,
-            card=card,
-            store=store,
-        )
-        write_text(card_path, to_markdown(info, card, output.stem))
+        if precision == "fp32":
+            info = _write(trained, output, card, store)
+        else:
+            if store != "fp32":
+                raise UsageError(f"--store {store} and --precision {precision} exclude each other; leave --store out")
+            dataset = open_dataset(data or Path(trained.record.config.data))
+            require_same_classes(trained.record.label_map, dataset.label_map)
+            info = _write_measured(trained, output, card, precision, dataset, calibration_images)
+        if info.card is not None:
+            write_text(card_path, to_markdown(info, info.card, output.stem))
     sizes = ", ".join(f"{height}x{width}" for height, width in PARITY_SIZES)
     click.echo(
         f"parity with PyTorch at {sizes}: {info.parity[-1].relative_error:.1e} of the scores' range"
-        f" (must be below {TOLERANCE:.0e})"
+        f" (must be below {HALF_TOLERANCE if precision == 'fp16' else TOLERANCE:.0e})"
+        + (", before it was made int8" if precision == "int8" else "")
     )
+    if info.card is not None and info.card.precision is not None:
+        click.echo(describe_precision(precision, info.card.precision))
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {info.variant} of {info.architecture})")
     click.echo(f"model card: {card_path}")
+
+
+def _write(
+    run: "Run",
+    output: Path,
+    card: "ModelCard",
+    store: "Store" = "fp32",
+    precision: "Precision" = "fp32",
+    calibration: "Iterable[NDArray[np.uint8]]" = (),
+) -> "ModelInfo":
+    from training.export import export as write_model_file
+
+    return write_model_file(
+        run.model,
+        run.record.label_map,
+        output,
+        metrics=run.record.metrics,
+        data_fingerprint=run.record.data_fingerprint,
+        card=card,
+        store=store,
+        precision=precision,
+        calibration=calibration,
+    )
+
+
+def _write_measured(
+    run: "Run", output: Path, card: "ModelCard", precision: "Precision", dataset: "Dataset", calibration_images: int
+) -> "ModelInfo":
+    """Write the file, once it is measured beside the same model in fp32."""
+    import tempfile
+    from dataclasses import replace
+
+    from training.export import replace_card
+    from training.precision import calibration_images as read_images
+    from training.precision import compare
+
+    with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
+        file, reference = Path(folder) / "reduced.onnx", Path(folder) / "fp32.onnx"
+        images = read_images(dataset.split("train"), calibration_images)
+        _write(run, file, card, precision=precision, calibration=images)
+        _write(run, reference, card)
+        record = compare(file, reference, dataset.split("val"), dataset.label_map.ignore_id)
+        return replace_card(file, replace(card, precision=record), output)

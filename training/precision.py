@@ -1,0 +1,139 @@
+"""Arithmetic of fewer bits, and what it costs: 16-bit floats for GPUs, 8-bit integers for CPUs that multiply them fast.
+
+Either is made from a net that is proved in 32 bits. Images come in and scores go out as they do there; normalisation,
+and all that follows the heatmap, stay in 32 bits.
+"""
+
+import contextlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Literal, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+from fcnseg.engine import Engine
+from fcnseg.errors import UsageError
+from fcnseg.model_card import PrecisionRecord
+from training.evaluation import ServedNet, measure
+from training.half_weights import round_weights
+from training.model import SegmentationModel
+from training.samples import Sample, read_image
+
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+_FIRST = 3
+_PERCENTILE = 99.99
+_TIMED_RUNS = 15
+
+
+def halve(rounded: SegmentationModel) -> SegmentationModel:
+    """Return a copy of a model whose net computes with 16-bit floats.
+
+    Args:
+        rounded: The model with weights of 16 bits (see `round_weights`), to which the copy is compared.
+    """
+    halved = round_weights(rounded)
+    halved.net.half()
+    return halved
+
+
+def quantise(path: Path, images: Iterator[NDArray[np.uint8]]) -> onnx.ModelProto:
+    """Return the graph of a model file with convolutions of 8-bit integers.
+
+    Weights are scaled for each channel, and kept within 7 bits: processors without VNNI add pairs of products in 16
+    bits, which would overflow (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). The
+    first convolutions, which see the image, and those that score stay in 32 bits: they are few, and cost most accuracy.
+
+    Args:
+        path: The model file, in 32 bits.
+        images: Calibration images, each (H, W, 3) uint8 RGB. The range of a layer's input is that of 99.99 % of what
+            they give.
+
+    Raises:
+        UsageError: There is no image.
+    """
+    first = next(images, None)
+    if first is None:
+        raise UsageError("there are no images to calibrate 8-bit integers with; name a data set that has some")
+    source = onnx.load(path)
+    convolutions = [node for node in source.graph.node if node.op_type == "Conv"]
+    scoring = [node for node in convolutions if ".scores." in node.input[1]]
+    with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder, _silence():
+        target = Path(folder) / "int8.onnx"
+        quantize_static(
+            str(path), str(target), _Calibration(first, images), QuantFormat.QDQ, ["Conv"], per_channel=True,
+            reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            nodes_to_exclude=[node.name for node in (*convolutions[:_FIRST], *scoring)],
+            calibrate_method=CalibrationMethod.Percentile, extra_options={"CalibPercentile": _PERCENTILE},
+        )  # fmt: skip
+        return onnx.load(target)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Silence onnxruntime's progress, and advice to take steps that the exporter has taken."""
+    logger = logging.getLogger()
+    level, logger.level = logger.level, logging.ERROR
+    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):  # noqa: PTH123
+        try:
+            yield
+        finally:
+            logger.level = level
+
+
+class _Calibration(CalibrationDataReader):  # type: ignore[misc] # it has no types
+    def __init__(self, first: NDArray[np.uint8], others: Iterator[NDArray[np.uint8]]) -> None:
+        self._next: NDArray[np.uint8] | None = first
+        self._others = others
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        image, self._next = self._next, next(self._others, None)
+        return None if image is None else {"image": image[None]}
+
+
+def calibration_images(samples: Sequence[Sample], count: int) -> Iterator[NDArray[np.uint8]]:
+    """Read so many images of a split, evenly spread over it."""
+    step = max(1, len(samples) // count)
+    return map(read_image, islice(samples, 0, step * count, step))
+
+
+def compare(
+    file: Path, reference: Path, samples: Sequence[Sample], ignore_id: int | None, device: str = "auto"
+) -> PrecisionRecord:
+    """Measure a model file beside the same model in 32 bits: mean IoU, and time in turns on the first image.
+
+    Args:
+        file: The model file.
+        reference: The model file in 32 bits.
+        samples: Images and masks, at least one.
+        ignore_id: The value of pixels without a label.
+        device: Where both run.
+    """
+    mean_iou, reference_iou = (_mean_iou(path, samples, ignore_id, device) for path in (file, reference))
+    engines = [Engine(path, device) for path in (file, reference)]
+    image = read_image(samples[0])[None]
+    ratios = []
+    for _ in range(_TIMED_RUNS):
+        seconds, reference_seconds = (_seconds(engine, image) for engine in engines)
+        ratios.append(reference_seconds / seconds)
+    engine = engines[0]
+    return PrecisionRecord(len(samples), mean_iou, reference_iou, median(ratios), engine.device)
+
+
+def _mean_iou(path: Path, samples: Sequence[Sample], ignore_id: int | None, device: str) -> float:
+    *_, measures = measure(ServedNet(path, device), samples, ignore_id)
+    return measures.mean_iou or 0.0
+
+
+def _seconds(engine: Engine, images: NDArray[np.uint8]) -> float:
+    began = time.perf_counter()
+    engine.run(images)
+    return time.perf_counter() - began
