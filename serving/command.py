@@ -1,11 +1,11 @@
 """`fcnseg serve`: answer with the masks of models over gRPC."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
+from fcnseg.commands.options import Size
 from fcnseg.images import ImageLimits, require_within
 from serving.connections import ConnectionConfig
 from serving.security_options import open_security, security_options
@@ -21,22 +21,6 @@ _KEPT_BYTES = 256 << 20
 _CONNECTIONS = ConnectionConfig()
 
 
-class _Size(click.ParamType[tuple[int, int]]):
-    """Rows and columns, such as 480x640."""
-
-    name = "HxW"
-
-    def convert(
-        self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", value)
-        if match is None:
-            self.fail(f"{value!r} is not HEIGHTxWIDTH in pixels, such as 480x640", param, ctx)
-        return int(match[1]), int(match[2])
-
-
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL.onnx|REPOSITORY...", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
@@ -48,7 +32,7 @@ class _Size(click.ParamType[tuple[int, int]]):
     "--warm",
     "warm_sizes",
     multiple=True,
-    type=_Size(),
+    type=Size(),
     help="Image size to be ready for: it is run, alone and in a full batch, before the server reports SERVING. May be"
     " repeated.",
 )
