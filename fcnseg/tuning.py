@@ -51,6 +51,11 @@ class Settings:
         """Return these settings, and those of others where these say nothing."""
         return replace(others, **self.said())
 
+    def beside(self, others: "Settings") -> "Settings":
+        """Return what differs from others; the rest says nothing."""
+        theirs = others.said()
+        return Settings(**{name: value for name, value in self.said().items() if value != theirs.get(name)})
+
     def engine_options(self, options: EngineOptions) -> EngineOptions:
         """Return options with what is said in the place of theirs."""
         said = self.said()
@@ -117,7 +122,7 @@ class Tuning:
         machine: Where.
         objective: What was sought: the shortest answer to one client, or the most images of many.
         sizes: (height, width) of the images.
-        settings: The best settings; where none beat the default, the default.
+        settings: What beat the server's default; the rest says nothing.
         measurements: All that was tried.
         format: Version of this file.
     """

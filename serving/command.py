@@ -48,7 +48,7 @@ _CONNECTIONS = ConnectionConfig()
 @click.option(
     "--max-batch",
     type=click.IntRange(1, 1024),
-    help=f"Images in one run at most. [default: {_CUDA_BATCH} on CUDA, {_CPU_BATCH} on the CPU]",
+    help=f"Images in one run at most. [default: as tuned, else {_CUDA_BATCH} on CUDA, {_CPU_BATCH} on the CPU]",
 )
 @click.option(
     "--max-delay-ms",
@@ -66,10 +66,14 @@ _CONNECTIONS = ConnectionConfig()
 )
 @click.option(
     "--runners",
-    default=1,
-    show_default=True,
     type=click.IntRange(1, 64),
-    help="Runs of a model at a time. On the CPU, 2 answer more images of a small net, and fewer of a large one.",
+    help="Runs of a model at a time. On the CPU, 2 answer more images of a small net, and fewer of a large one:"
+    " 'fcnseg tune' measures it. [default: as tuned, else 1]",
+)
+@click.option(
+    "--tuned/--no-tuned",
+    default=True,
+    help="Run a model as its MODEL.tune.json says ('fcnseg tune'), where no option says otherwise. [default: tuned]",
 )
 @click.option(
     "--max-memory",
@@ -100,16 +104,13 @@ _CONNECTIONS = ConnectionConfig()
 )
 @click.option(
     "--threads",
-    default=0,
-    show_default=True,
     type=click.IntRange(min=0),
-    help="CPU threads within an operator; 0 takes one per physical core.",
+    help="CPU threads within an operator; 0 takes one per physical core. [default: as tuned, else 0]",
 )
 @click.option(
     "--spinning/--no-spinning",
-    default=False,
-    show_default=True,
-    help="Let idle CPU threads spin: takes the cores from decoding and encoding.",
+    default=None,
+    help="Let idle CPU threads spin: takes the cores from decoding and encoding. [default: as tuned, else no-spinning]",
 )
 @click.option("--arena/--no-arena", default=True, show_default=True, help="Keep memory that a CPU run frees.")
 @click.option(
@@ -223,13 +224,14 @@ def serve(
     max_batch: int | None,
     max_delay_ms: float,
     max_queue: int,
-    runners: int,
+    runners: int | None,
+    tuned: bool,
     max_memory: int,
     max_image_bytes: int,
     max_image_pixels: int,
     max_image_side: int,
-    threads: int,
-    spinning: bool,
+    threads: int | None,
+    spinning: bool | None,
     arena: bool,
     cudnn_search: Literal["heuristic", "exhaustive", "default"],
     tf32: bool,
@@ -264,6 +266,7 @@ def serve(
 
     from fcnseg.allocator import keep_freed_memory
     from fcnseg.engine import EngineOptions, resolve_device
+    from fcnseg.tuning import Settings
     from serving.batcher import BatchingConfig
     from serving.logs import set_up_logs
     from serving.models import ModelConfig, ModelRegistry
@@ -293,10 +296,16 @@ def serve(
     device = resolve_device(device)
     default_batch = _CPU_BATCH if device == "cpu" else _CUDA_BATCH
     engine = EngineOptions(
-        threads, spinning, arena, cudnn_search, tf32, channels_last=channels_last, cuda_graphs=cuda_graphs
+        spinning=False,
+        arena=arena,
+        cudnn_search=cudnn_search,
+        tf32=tf32,
+        channels_last=channels_last,
+        cuda_graphs=cuda_graphs,
     )
-    batching = BatchingConfig(max_batch or default_batch, max_delay_ms / 1000, max_queue, runners)
-    registry = ModelRegistry(models, ModelConfig(device, engine, batching, max_memory, warm_sizes))
+    batching = BatchingConfig(default_batch, max_delay_ms / 1000, max_queue)
+    said = Settings(threads, spinning, runners, max_batch)
+    registry = ModelRegistry(models, ModelConfig(device, engine, batching, max_memory, warm_sizes, said, tuned))
 
     def announce(address: str, http_address: str | None) -> None:
         for model in registry.models:
