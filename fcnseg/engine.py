@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 from fcnseg.capture_gate import GATE
 from fcnseg.cuda_graphs import CudaGraphs, Shape
 from fcnseg.errors import DeviceError, ModelFileError, UsageError
+from fcnseg.graph import GraphNode, read_graph
 from fcnseg.model_file import OUTPUTS, ModelInfo, read_info, require_model_file
 from fcnseg.placement import Probe, probe, require_device
-from fcnseg.profiles import profile_folder
+from fcnseg.profiles import Event, end_profiling, profile_folder
 from fcnseg.specialised_model import write_specialised
 from fcnseg.trial import try_out
 from fcnseg.types import ClassMap
 
 _FATAL_ONLY = 4  # what fails raises; onnxruntime would print it too
 _BLOCKS_PER_THREAD = "4"
+_LONGEST_DEVICE_NAME = 256
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 CudnnSearch = Literal["heuristic", "exhaustive", "default"]
@@ -179,6 +181,30 @@ class Engine:
                 self.probe = self._prove(session, self.path, folder)
         return self.probe
 
+    def record(
+        self, images: NDArray[np.uint8], runs: int, *, confidence: bool = False
+    ) -> tuple[list[Event], list[GraphNode]]:
+        """Open the file once more, with onnxruntime's profiler on, and run it some times as `run` does.
+
+        Args:
+            images: As for `run`.
+            runs: How often, at least 1.
+            confidence: Whether to compute the confidence map too.
+
+        Returns:
+            What the profiler recorded, and the graph as it ran: fused, laid out anew, with copies between devices.
+
+        Raises:
+            ModelFileError: The profile could not be written.
+        """
+        with self._gate(), profile_folder(self.path) as folder:
+            graph = folder / "graph.onnx"
+            session = _open_session(self.path, self.device, self.options, folder, graph=graph)
+            asked = {value.name: np.array(confidence) for value in session.get_overridable_initializers()}
+            for _ in range(runs):
+                session.run(OUTPUTS if confidence else OUTPUTS[:2], {"image": images, **asked})
+            return end_profiling(session, self.path), read_graph(graph)
+
     def leave_session_behind(self) -> None:
         """Do without the session, in a process that was forked from the one that opened it."""
         # Never freed here: it would wait for its threads, which are not in this process.
@@ -270,20 +296,30 @@ def _require_fit(options: EngineOptions, device: str) -> None:
 
 
 def _open_session(
-    path: Path, device: str, options: EngineOptions, profile_folder: Path | None, recorded: Shape | None = None
+    path: Path,
+    device: str,
+    options: EngineOptions,
+    profile_folder: Path | None,
+    recorded: Shape | None = None,
+    graph: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open a model file; on CUDA, where a shape that depends on data makes the device wait, with confidences always."""
     if device == "cpu" or recorded is not None:
-        return _open_file(path, device, options, profile_folder, recorded)
+        return _open_file(path, device, options, profile_folder, recorded, graph)
     with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder, path.open("rb") as file:
         specialised = Path(folder) / path.name
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
             write_specialised(view, specialised, confidence=True)
-        return _open_file(specialised, device, options, profile_folder, None)
+        return _open_file(specialised, device, options, profile_folder, None, graph)
 
 
 def _open_file(
-    path: Path, device: str, options: EngineOptions, profile_folder: Path | None, recorded: Shape | None
+    path: Path,
+    device: str,
+    options: EngineOptions,
+    profile_folder: Path | None,
+    recorded: Shape | None,
+    graph: Path | None,
 ) -> onnxruntime.InferenceSession:
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = options.threads
@@ -298,6 +334,8 @@ def _open_file(
     if recorded is not None:
         for name, size in zip(("N", "H", "W"), recorded, strict=True):  # as the model file's `image` has them
             session_options.add_free_dimension_override_by_name(name, size)
+    if graph is not None:
+        session_options.optimized_model_filepath = str(graph)
     providers: list[str | tuple[str, dict[str, str]]] = [CPU]
     if device != "cpu":
         _require_cuda(device)
@@ -354,6 +392,24 @@ def _cuda_device_count() -> int:
         if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
             return count.value
     return 0
+
+
+def device_name(device: str) -> str:
+    """Return what the driver calls a GPU, such as `NVIDIA L4`; empty for the CPU, and where there is no such GPU."""
+    kind, _, number = device.partition(":")
+    for library in ("libcuda.so.1", "nvcuda.dll") if kind == "cuda" else ():
+        try:
+            driver = ctypes.CDLL(library)
+        except OSError:
+            continue
+        handle, name = ctypes.c_int(), ctypes.create_string_buffer(_LONGEST_DEVICE_NAME)
+        if (
+            driver.cuInit(0) == 0
+            and driver.cuDeviceGet(ctypes.byref(handle), int(number or 0)) == 0
+            and driver.cuDeviceGetName(name, len(name), handle) == 0
+        ):
+            return name.value.decode(errors="replace")
+    return ""
 
 
 def cudnn_version() -> str:

@@ -92,7 +92,7 @@ _ATTRIBUTES.update(
         20: ("type", "number"),
     }
 )
-_MODEL = Message(
+MODEL = Message(
     "model",
     {
         1: ("ir_version", "number"),
@@ -121,7 +121,7 @@ def require_plain(path: Path) -> None:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             reader = Reader(data)
-            _require_model(reader.message(_MODEL, Span(0, len(data))), reader)
+            _require_model(reader.message(MODEL, Span(0, len(data))), reader)
     except (BrokenError, ValueError) as error:  # an empty file cannot be mapped
         raise ModelFileError(f"{path} is not an ONNX file that onnxruntime can open: {error}") from error
     except UnfitError as error:

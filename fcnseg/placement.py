@@ -83,8 +83,7 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry, model: Path
     runs = node_runs(end_profiling(session, model))
     pixels = [padded_y * padded_x] * 3
     pixels += [(padded_y + geometry.y.alignment) * padded_x, padded_y * (padded_x + geometry.x.alignment)]
-    peaks = [max(int(event["args"].get("mem_in_use_peak", 0)) for event in nodes) for nodes in runs]
-    costs = [peak / count for peak, count in zip(peaks, pixels, strict=True)]
+    costs = [peak_bytes(nodes) / count for nodes, count in zip(runs, pixels, strict=True)]
     # The class map is computed at borders, of which images without content have none.
     classes = session.get_outputs()[1].shape[1]
     borders = classes * _SCORE_BYTES + _CLASS_BYTES if classes <= CELL_RESOLUTION_ABOVE else 0
@@ -117,6 +116,11 @@ def node_runs(events: Sequence[Event]) -> list[list[Event]]:
             runs.append(nodes)
             nodes = []
     return runs
+
+
+def peak_bytes(events: Iterable[Event]) -> int:
+    """Return what a run held at its peak, in bytes, by its node events; 0 where its session has no arena."""
+    return max((int(event["args"].get("mem_in_use_peak", 0)) for event in events), default=0)
 
 
 def _read_placements(runs: Sequence[Sequence[Event]]) -> tuple[Placement, ...]:

@@ -1,7 +1,6 @@
 """The one path from an image to its segmentation, for the Python API, the folder command and the server alike."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg import images as image_files
-from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions
+from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions, resolve_device
 from fcnseg.model_file import ModelInfo
+from fcnseg.tuning import NOTHING_SAID, Settings, tuned_settings
 from fcnseg.types import Segmentation
 
 
@@ -24,10 +24,12 @@ class Segmenter:
 
     Attributes:
         engine: Runs the model.
+        tuned: What `MODEL.tune.json` said when the model was opened, where it was asked.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, tuned: Settings = NOTHING_SAID) -> None:
         self.engine = engine
+        self.tuned = tuned
 
     @property
     def info(self) -> ModelInfo:
@@ -97,21 +99,30 @@ class Segmenter:
 
 
 def load(
-    path: str | Path, device: str = "auto", threads: int = 0, options: EngineOptions = DEFAULT_OPTIONS
+    path: str | Path,
+    device: str = "auto",
+    threads: int | None = None,
+    options: EngineOptions | None = None,
+    *,
+    tuned: bool = True,
 ) -> Segmenter:
     """Open a model file.
 
     Args:
         path: A file made by `fcnseg heatmap` or `fcnseg export`.
         device: `cpu`, `cuda`, `cuda:N`, or `auto`.
-        threads: CPU threads within an operator; 0 takes those of `options`, which by default is one per physical core.
-        options: How it runs.
+        threads: CPU threads within an operator, 0 for one per physical core; None takes those of `options`.
+        options: How it runs; None takes what `fcnseg tune` found for the file on this machine, else the defaults.
+        tuned: Whether to look for what it found.
 
     Raises:
         ModelFileError: The file is not a valid fcnseg model.
         DeviceError: The device cannot run it.
     """
-    return Segmenter(Engine(path, device, replace(options, threads=threads or options.threads)))
+    path, device = Path(path), resolve_device(device)
+    found = tuned_settings(path, device) if tuned and options is None else NOTHING_SAID
+    settings = Settings(threads=threads).over(found)
+    return Segmenter(Engine(path, device, settings.engine_options(options or DEFAULT_OPTIONS)), found)
 
 
 def _edge_pad(image: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:

@@ -1,11 +1,11 @@
 """`fcnseg serve`: answer with the masks of models over gRPC."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
+from fcnseg.commands.options import Size
 from fcnseg.images import ImageLimits, require_within
 from serving.connections import ConnectionConfig
 from serving.security_options import open_security, security_options
@@ -21,22 +21,6 @@ _KEPT_BYTES = 256 << 20
 _CONNECTIONS = ConnectionConfig()
 
 
-class _Size(click.ParamType[tuple[int, int]]):
-    """Rows and columns, such as 480x640."""
-
-    name = "HxW"
-
-    def convert(
-        self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", value)
-        if match is None:
-            self.fail(f"{value!r} is not HEIGHTxWIDTH in pixels, such as 480x640", param, ctx)
-        return int(match[1]), int(match[2])
-
-
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL.onnx|REPOSITORY...", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
@@ -48,7 +32,7 @@ class _Size(click.ParamType[tuple[int, int]]):
     "--warm",
     "warm_sizes",
     multiple=True,
-    type=_Size(),
+    type=Size(),
     help="Image size to be ready for: it is run, alone and in a full batch, before the server reports SERVING. May be"
     " repeated.",
 )
@@ -64,7 +48,7 @@ class _Size(click.ParamType[tuple[int, int]]):
 @click.option(
     "--max-batch",
     type=click.IntRange(1, 1024),
-    help=f"Images in one run at most. [default: {_CUDA_BATCH} on CUDA, {_CPU_BATCH} on the CPU]",
+    help=f"Images in one run at most. [default: as tuned, else {_CUDA_BATCH} on CUDA, {_CPU_BATCH} on the CPU]",
 )
 @click.option(
     "--max-delay-ms",
@@ -82,10 +66,14 @@ class _Size(click.ParamType[tuple[int, int]]):
 )
 @click.option(
     "--runners",
-    default=1,
-    show_default=True,
     type=click.IntRange(1, 64),
-    help="Runs of a model at a time. On the CPU, 2 answer more images of a small net, and fewer of a large one.",
+    help="Runs of a model at a time. On the CPU, 2 answer more images of a small net, and fewer of a large one:"
+    " 'fcnseg tune' measures it. [default: as tuned, else 1]",
+)
+@click.option(
+    "--tuned/--no-tuned",
+    default=True,
+    help="Run a model as its MODEL.tune.json says ('fcnseg tune'), where no option says otherwise. [default: tuned]",
 )
 @click.option(
     "--max-memory",
@@ -116,16 +104,13 @@ class _Size(click.ParamType[tuple[int, int]]):
 )
 @click.option(
     "--threads",
-    default=0,
-    show_default=True,
     type=click.IntRange(min=0),
-    help="CPU threads within an operator; 0 takes one per physical core.",
+    help="CPU threads within an operator; 0 takes one per physical core. [default: as tuned, else 0]",
 )
 @click.option(
     "--spinning/--no-spinning",
-    default=False,
-    show_default=True,
-    help="Let idle CPU threads spin: takes the cores from decoding and encoding.",
+    default=None,
+    help="Let idle CPU threads spin: takes the cores from decoding and encoding. [default: as tuned, else no-spinning]",
 )
 @click.option("--arena/--no-arena", default=True, show_default=True, help="Keep memory that a CPU run frees.")
 @click.option(
@@ -239,13 +224,14 @@ def serve(
     max_batch: int | None,
     max_delay_ms: float,
     max_queue: int,
-    runners: int,
+    runners: int | None,
+    tuned: bool,
     max_memory: int,
     max_image_bytes: int,
     max_image_pixels: int,
     max_image_side: int,
-    threads: int,
-    spinning: bool,
+    threads: int | None,
+    spinning: bool | None,
     arena: bool,
     cudnn_search: Literal["heuristic", "exhaustive", "default"],
     tf32: bool,
@@ -280,6 +266,7 @@ def serve(
 
     from fcnseg.allocator import keep_freed_memory
     from fcnseg.engine import EngineOptions, resolve_device
+    from fcnseg.tuning import Settings
     from serving.batcher import BatchingConfig
     from serving.logs import set_up_logs
     from serving.models import ModelConfig, ModelRegistry
@@ -309,10 +296,16 @@ def serve(
     device = resolve_device(device)
     default_batch = _CPU_BATCH if device == "cpu" else _CUDA_BATCH
     engine = EngineOptions(
-        threads, spinning, arena, cudnn_search, tf32, channels_last=channels_last, cuda_graphs=cuda_graphs
+        spinning=False,
+        arena=arena,
+        cudnn_search=cudnn_search,
+        tf32=tf32,
+        channels_last=channels_last,
+        cuda_graphs=cuda_graphs,
     )
-    batching = BatchingConfig(max_batch or default_batch, max_delay_ms / 1000, max_queue, runners)
-    registry = ModelRegistry(models, ModelConfig(device, engine, batching, max_memory, warm_sizes))
+    batching = BatchingConfig(default_batch, max_delay_ms / 1000, max_queue)
+    said = Settings(threads, spinning, runners, max_batch)
+    registry = ModelRegistry(models, ModelConfig(device, engine, batching, max_memory, warm_sizes, said, tuned))
 
     def announce(address: str, http_address: str | None) -> None:
         for model in registry.models:

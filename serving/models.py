@@ -10,10 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
-from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions
+from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions, resolve_device
 from fcnseg.errors import FcnsegError, ModelFileError, ModelNotFoundError, UsageError
 from fcnseg.model_file import ModelInfo
 from fcnseg.segmenter import Segmenter, load
+from fcnseg.tuning import NOTHING_SAID, Settings, tuned_settings
 from serving.admission import Admission
 from serving.batcher import DEFAULT_BATCHING, Batcher, BatchingConfig
 from serving.drift import Drift
@@ -120,6 +121,8 @@ class ModelConfig:
         max_memory: Bytes that all images under way may take together, half of them for images that wait and answers
             that are written, half for runs; 0 takes half of the machine's memory.
         warm_sizes: (height, width) of the images that are run before serving.
+        said: Settings that take the place of those in `options` and `batching`, whatever was tuned.
+        tuned: Whether those that a model's `MODEL.tune.json` names take their place too, where nothing is said.
     """
 
     device: str = "auto"
@@ -127,6 +130,16 @@ class ModelConfig:
     batching: BatchingConfig = DEFAULT_BATCHING
     max_memory: int = 0
     warm_sizes: tuple[tuple[int, int], ...] = ()
+    said: Settings = NOTHING_SAID
+    tuned: bool = False
+
+    def for_model(self, path: Path) -> tuple[EngineOptions, BatchingConfig]:
+        """Return how the sessions of a model file run, and how requests share its runs."""
+        found = tuned_settings(path, resolve_device(self.device)) if self.tuned else NOTHING_SAID
+        settings = self.said.over(found)
+        runners = settings.runners or self.batching.runners
+        max_batch = settings.max_batch or self.batching.max_batch
+        return settings.engine_options(self.options), replace(self.batching, runners=runners, max_batch=max_batch)
 
 
 DEFAULT_CONFIG = ModelConfig()
@@ -411,11 +424,11 @@ class ModelRegistry:
 
     def _open(self, source: ModelSource) -> ServedModel:
         stamp = stamp_of(source.path)
-        options = replace(self._config.options, prove=True)
-        segmenter = self._open_segmenter(source.path, self._config.device, options=options)
+        options, batching = self._config.for_model(source.path)
+        segmenter = self._open_segmenter(source.path, self._config.device, options=replace(options, prove=True))
         statistics = Statistics()
         name = f"{source.name}-{source.version}"
-        batcher = Batcher(segmenter, self._config.batching, self.running, name, statistics.ran)
+        batcher = Batcher(segmenter, batching, self.running, name, statistics.ran)
         admission = Admission(batcher, self.held)
         return ServedModel(
             source.name, source.version, segmenter.engine, batcher, admission, statistics, Drift(), stamp, Users()

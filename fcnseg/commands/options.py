@@ -1,5 +1,6 @@
-"""What commands share: how options are added, those of the regions, and the table of them that is printed."""
+"""What commands share: how options are added, sizes, those of the regions, and the table of them that is printed."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,23 @@ def add_options(command: _Command, *options: Callable[[_Command], _Command]) -> 
     for option in reversed(options):
         command = option(command)
     return command
+
+
+class Size(click.ParamType[tuple[int, int]]):
+    """Rows and columns, such as 480x640."""
+
+    name = "HxW"
+
+    def convert(
+        self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Read an option's text."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", value)
+        if match is None:
+            self.fail(f"{value!r} is not HEIGHTxWIDTH in pixels, such as 480x640", param, ctx)
+        return int(match[1]), int(match[2])
 
 
 def region_options(command: _Command) -> _Command:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fcnseg.folder.options import Tile
     from fcnseg.folder.totals import Totals
     from fcnseg.regions import Region
+    from fcnseg.segmenter import Segmenter
     from fcnseg.types import LabelMap
 
 _CLASSES_SHOWN = 24
@@ -74,10 +75,13 @@ _MIB = 1 << 20
 )
 @click.option(
     "--threads",
-    default=0,
-    show_default=True,
     type=click.IntRange(min=0),
-    help="CPU threads of the model; 0 takes one per physical core.",
+    help="CPU threads of the model; 0 takes one per physical core. [default: as tuned, else 0]",
+)
+@click.option(
+    "--tuned/--no-tuned",
+    default=True,
+    help="Run MODEL as its MODEL.tune.json says ('fcnseg tune'), where no option says otherwise. [default: tuned]",
 )
 @click.option(
     "--workers",
@@ -91,7 +95,7 @@ _MIB = 1 << 20
     default=0,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Most images of one padded size that run together; 0 takes 1 on the CPU, 8 on CUDA.",
+    help="Most images of one padded size that run together; 0 takes what was tuned, else 1 on the CPU, 8 on CUDA.",
 )
 @click.option(
     "--tile",
@@ -149,7 +153,8 @@ def segment(
     stored_orientation: bool,
     report: bool,
     device: str,
-    threads: int,
+    threads: int | None,
+    tuned: bool,
     workers: int,
     batch: int,
     tile: str,
@@ -180,7 +185,6 @@ def segment(
     """
     from fcnseg.folder import FolderOptions, Job, LocalModel, MaskFormat, ServerModel
     from fcnseg.frames import is_video
-    from fcnseg.segmenter import load
 
     options = FolderOptions(
         MaskFormat(mask_format),
@@ -201,12 +205,14 @@ def segment(
     if is_video(output) and not output.is_dir():
         if server is not None:
             raise click.UsageError("a video is not segmented through a server; leave out --server, or give its frames")
-        _segment_video(Path(model), Path(source), output, device, threads, upright=not stored_orientation)
+        segmenter = _open(Path(model), device, threads, tuned=tuned)
+        _segment_video(segmenter, Path(source), output, upright=not stored_orientation)
         return
     with ExitStack() as stack:
         tiles = _Tiles()
         if server is None:
-            job = Job(LocalModel(load(model, device, threads), options, tiles.show), source, output, options)
+            segmenter = _open(Path(model), device, threads, tuned=tuned)
+            job = Job(LocalModel(segmenter, options, tiles.show), source, output, options)
         else:
             client = open_client(
                 server,
@@ -222,21 +228,30 @@ def segment(
         _run(job, tiles, top=bool(top))
 
 
-def _segment_video(model: Path, source: Path, output: Path, device: str, threads: int, *, upright: bool) -> None:
+def _open(model: Path, device: str, threads: int | None, *, tuned: bool) -> "Segmenter":
+    """Open the model, and tell where tuned settings are used."""
+    from fcnseg.segmenter import load
+    from fcnseg.tuning import tuning_path
+
+    segmenter = load(model, device, threads, tuned=tuned)
+    if segmenter.tuned.said():
+        click.echo(f"as {tuning_path(model)} says: {segmenter.tuned}", err=True)
+    return segmenter
+
+
+def _segment_video(segmenter: "Segmenter", source: Path, output: Path, *, upright: bool) -> None:
     """Segment a video or a sequence of images into an overlay video and a manifest of its frames."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fcnseg.errors import PartialFailureError, UsageError
     from fcnseg.frames import open_frames
-    from fcnseg.segmenter import load
     from fcnseg.video import manifest_path, require_video_output, segment_video
 
     require_video_output(output)
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"the video {output} would take the place of the input; name another output")
     frames = open_frames(source, upright=upright)
-    segmenter = load(model, device, threads)
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done, failed, began = 0, 0, time.monotonic()

@@ -130,7 +130,7 @@ class LocalModel:
         self._segmenter = segmenter
         self._options = options
         self._progress = progress
-        self.batch = options.batch_on(segmenter.device)
+        self.batch = options.batch or segmenter.tuned.max_batch or options.batch_on(segmenter.device)
 
     @property
     def label_map(self) -> LabelMap:

@@ -35,7 +35,8 @@ class FolderOptions:
         tile: Most rows and columns of a tile's core, for images to be segmented tile by tile; "auto" does so where a
             run on the whole image would take more than `memory_bytes`; "none" never does.
         workers: Threads that decode, and as many that write; 0 takes one per core.
-        batch: Most images that run together; 0 takes 1 on the CPU, where more gain nothing, and 8 on CUDA.
+        batch: Most images that run together; 0 takes what was tuned, else 1 on the CPU, where more gain nothing, and 8
+            on CUDA.
         in_flight: Requests under way to a server at a time.
         memory_bytes: What the images under way may take together, decoded and with their answers; and as much again
             what a run may take.

@@ -1,0 +1,77 @@
+"""The nodes of an ONNX graph and what they depend on, read without its weights."""
+
+import mmap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fcnseg.errors import ModelFileError
+from fcnseg.model_grammar import MODEL
+from fcnseg.protobuf_reader import BrokenError, Part, Reader, Span, UnfitError
+
+_SHAPE_READERS = {"Shape", "Size"}  # they look at no data
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """A node of a graph.
+
+    Attributes:
+        name: Its name; may be empty.
+        operator: What it computes, such as `Conv`.
+        inputs: Tensors that it reads, those that its branches read included.
+        outputs: Tensors that it gives.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def read_graph(path: Path) -> list[GraphNode]:
+    """Read the nodes of an ONNX file in their order, those within branches left out.
+
+    Raises:
+        ModelFileError: It is not such a file.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            reader = Reader(data)
+            (graph,) = reader.message(MODEL, Span(0, len(data))).all("graph")
+            return [_read_node(node, reader) for node in graph.all("nodes")]
+    except (BrokenError, UnfitError, ValueError) as error:
+        raise ModelFileError(f"the graph in {path} cannot be read: {error}; export the model again") from error
+
+
+def _read_node(node: Part, reader: Reader) -> GraphNode:
+    inputs = reader.texts(node, "inputs")
+    for branch in (graph for attribute in node.all("attributes") for graph in attribute.all("graph")):
+        inputs += [name for inner in branch.all("nodes") for name in reader.texts(inner, "inputs")]
+    outputs = reader.texts(node, "outputs")
+    return GraphNode(
+        reader.text(node, "name"),
+        reader.text(node, "operator"),
+        tuple(filter(None, inputs)),  # one that is left out has no name
+        tuple(filter(None, outputs)),
+    )
+
+
+def behind(nodes: Sequence[GraphNode], outputs: Iterable[str]) -> set[int]:
+    """Return the positions of the nodes that outputs depend on; `nodes` are in an order in which they can run."""
+    wanted, found = set(outputs), set()
+    for position in reversed(range(len(nodes))):
+        if wanted.intersection(nodes[position].outputs):
+            found.add(position)
+            wanted.update(nodes[position].inputs)
+    return found
+
+
+def that_see(nodes: Sequence[GraphNode], tensor: str) -> set[int]:
+    """Return the positions of the nodes that depend on what a tensor holds, and not on its shape alone."""
+    seen, found = {tensor}, set()
+    for position, node in enumerate(nodes):
+        if node.operator not in _SHAPE_READERS and seen.intersection(node.inputs):
+            found.add(position)
+            seen.update(node.outputs)
+    return found

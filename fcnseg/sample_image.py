@@ -1,0 +1,22 @@
+"""Images that cost what photographs do, where there is none to measure with."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+_CELL = 16
+_NOISE = 6
+
+
+def sample_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Return an image of soft patches and some noise, whose JPEG has about a photograph's bytes.
+
+    Returns:
+        (H, W, 3) uint8 RGB, the same for the same arguments.
+    """
+    rng = np.random.default_rng(seed)
+    patches = rng.integers(0, 256, (-(-height // _CELL) + 1, -(-width // _CELL) + 1, 3), dtype=np.uint8)
+    smooth = cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)
+    noise = rng.integers(-_NOISE, _NOISE + 1, (height, width, 3))
+    image: NDArray[np.uint8] = np.clip(smooth + noise, 0, 255).astype(np.uint8)
+    return image

@@ -1,0 +1,206 @@
+"""Finds the settings that answer most on this machine, by measuring them in turn.
+
+What is measured is what a server does with images: clients decode them, so many runs at a time answer them, and the
+masks are encoded, on the same cores. For the latency there is one client. Settings are tried one kind after the other,
+those of a kind in alternation, so that what else the machine does befalls all alike; each round gives the ratio of a
+setting to the best before it. A setting wins only where the median ratio is beyond 1 by more than the ratios' own
+spread and a few percent: else what there was stays.
+"""
+
+import itertools
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fcnseg import images, masks
+from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions, resolve_device
+from fcnseg.errors import UsageError
+from fcnseg.files import sha256_of
+from fcnseg.masks import Encoding
+from fcnseg.pictures import encode_jpeg
+from fcnseg.sample_image import sample_image
+from fcnseg.segmenter import Segmenter
+from fcnseg.tuning import Measurement, Objective, Settings, Tuning, this_machine, usable_cores
+
+_log = logging.getLogger(__name__)
+
+_ROUNDS = 7
+_LEAST_GAIN = 1.03
+_MOST_THREADS_TRIED = 4
+_MOST_RUNNERS = 8
+_CPU_BATCHES, _CUDA_BATCHES = (2, 4, 8), (1, 2, 4, 16, 32)
+
+
+def default_settings(device: str) -> Settings:
+    """Return how a server runs a model on a device where nothing else is said."""
+    return Settings(threads=0, spinning=False, runners=1, max_batch=1 if device == "cpu" else 8)
+
+
+class Tuner:
+    """Tries settings on one model.
+
+    Args:
+        model: The model file.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto`.
+        sizes: (height, width) of the images, at least one; they come in turn.
+        seconds: About how long to measure in all; a run that takes longer than its share is finished.
+        objective: `latency` for the shortest answer to one client, `throughput` for the most images of many.
+        observe: Told of each setting that was tried.
+
+    Raises:
+        DeviceError: There is no such device.
+        UsageError: Nothing that is tuned matters for the objective on the device.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        device: str,
+        sizes: Sequence[tuple[int, int]],
+        seconds: float,
+        objective: Objective,
+        observe: Callable[[Measurement], None] = lambda _: None,
+    ) -> None:
+        self._model = model
+        self._device = resolve_device(device)
+        self._sizes = tuple(sizes)
+        self._seconds = seconds
+        self._objective = objective
+        self._observe = observe
+        self._segmenters: dict[EngineOptions, Segmenter] = {}
+        self._files = [encode_jpeg(sample_image(*size)) for size in self._sizes]
+        self._default = default_settings(self._device)
+        self._measurements: list[Measurement] = []
+        if self._device != "cpu" and objective == "latency":
+            raise UsageError(
+                f"on {self._device} no setting changes what one client waits; use --objective throughput, or --device cpu"
+            )
+
+    def run(self) -> Tuning:
+        """Measure, and return what was found: only what beat the default.
+
+        Raises:
+            ModelFileError: The file is not a valid fcnseg model.
+            DeviceError: The device cannot run it.
+        """
+        sha256 = sha256_of(self._model)
+        best = self._default
+        self._answers_per_s(best, 0)  # a model that cannot be run fails here
+        kinds = self._kinds()
+        for kind in kinds:
+            best = self._best_of(best, kind(best), self._seconds / len(kinds))
+        machine = this_machine(self._device)
+        return Tuning(
+            sha256, machine, self._objective, self._sizes, best.beside(self._default), tuple(self._measurements)
+        )
+
+    def _kinds(self) -> list[Callable[[Settings], list[Settings]]]:
+        """Return what gives the alternatives of each kind to the best settings before it."""
+        on_cpu = [_other_threads, _other_spinning] if self._device == "cpu" else []
+        of_many = [self._other_runners, self._other_batches] if self._objective == "throughput" else []
+        return [*on_cpu, *of_many]
+
+    def _other_runners(self, best: Settings) -> list[Settings]:
+        cores = usable_cores()
+        counts = [count for count in _powers_of_2(_MOST_RUNNERS) if 1 < count <= cores]
+        if self._device != "cpu":
+            return [replace(best, runners=count) for count in counts[:1]]
+        shared = [replace(best, runners=count) for count in counts[:1]]
+        split = [replace(best, runners=count, threads=max(1, cores // count)) for count in counts]
+        return [settings for settings in dict.fromkeys([*shared, *split]) if settings != best]
+
+    def _other_batches(self, best: Settings) -> list[Settings]:
+        sizes = _CPU_BATCHES if self._device == "cpu" else _CUDA_BATCHES
+        return [replace(best, max_batch=size) for size in sizes]
+
+    def _best_of(self, best: Settings, others: Sequence[Settings], seconds: float) -> Settings:
+        """Measure settings in turn with the best before them, and return which is best now."""
+        candidates = [best, *others]
+        slice_s = seconds / (_ROUNDS * len(candidates))
+        rates: dict[Settings, list[float]] = {settings: [] for settings in candidates}
+        for round_, settings in itertools.product(range(_ROUNDS + 1), candidates):  # the first round warms up
+            if settings not in rates:
+                continue
+            try:
+                rate = self._answers_per_s(settings, slice_s if round_ else 0)
+            except Exception as error:
+                if settings == best:
+                    raise
+                # onnxruntime's errors have no base; out of memory, for example
+                _log.warning("left out: %s: %s", settings, " ".join(str(error).split()))
+                del rates[settings]
+                continue
+            if round_:
+                rates[settings].append(rate)
+        self._segmenters = {}  # each holds the weights
+        tried = [_compare(settings, rates[settings], rates[best]) for settings in others if settings in rates]
+        winners = [measurement for measurement in tried if measurement.won]
+        winner = max(winners, key=lambda measurement: measurement.gain, default=None)
+        base = Measurement(best, float(np.median(rates[best])), 1.0, 0.0, won=winner is None)
+        for measurement in (base, *tried):
+            final = replace(measurement, won=measurement is (winner or base))
+            self._measurements.append(final)
+            self._observe(final)
+        return winner.settings if winner else best
+
+    def _answers_per_s(self, settings: Settings, seconds: float) -> float:
+        """Let clients ask for masks for so long, each once at least, and return images answered a second."""
+        segmenter = self._open(settings)
+        runners, batch = settings.runners or 1, settings.max_batch or 1
+        clients = 1 if self._objective == "latency" else runners + usable_cores()
+        batch = 1 if self._objective == "latency" else batch
+        free = threading.BoundedSemaphore(runners)
+        began = time.perf_counter()
+        end = began + seconds
+
+        def ask(client: int) -> int:
+            answered = 0
+            for file in itertools.islice(itertools.cycle(self._files), client, None):
+                decoded = [images.decode(file) for _ in range(batch)]
+                with free:
+                    answers = segmenter.segment_batch(decoded)
+                for answer in answers:
+                    masks.encode(answer.class_map, Encoding.PNG, answer.label_map)
+                answered += batch
+                if time.perf_counter() >= end:
+                    break
+            return answered
+
+        with ThreadPoolExecutor(clients) as pool:
+            answered = sum(pool.map(ask, range(clients)))
+        return answered / (time.perf_counter() - began)
+
+    def _open(self, settings: Settings) -> Segmenter:
+        options = settings.engine_options(DEFAULT_OPTIONS)
+        if options not in self._segmenters:
+            self._segmenters[options] = Segmenter(Engine(self._model, self._device, options))
+        return self._segmenters[options]
+
+
+def _other_threads(best: Settings) -> list[Settings]:
+    """All cores, a half of them, and so on: a container may have fewer than its machine."""
+    cores = usable_cores()
+    counts = dict.fromkeys([*(max(1, cores >> k) for k in range(_MOST_THREADS_TRIED - 1)), 1])
+    return [replace(best, threads=count) for count in counts]
+
+
+def _other_spinning(best: Settings) -> list[Settings]:
+    return [replace(best, spinning=not best.spinning)]
+
+
+def _compare(settings: Settings, rates: Sequence[float], best: Sequence[float]) -> Measurement:
+    ratios = np.divide(rates, best)
+    low, gain, high = map(float, np.quantile(ratios, (0.25, 0.5, 0.75)))
+    won = gain > max(_LEAST_GAIN, 1 + high - low)
+    return Measurement(settings, float(np.median(rates)), gain, high - low, won)
+
+
+def _powers_of_2(most: int) -> list[int]:
+    return [1 << k for k in range(int(math.log2(most)) + 1)]

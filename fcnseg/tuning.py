@@ -1,0 +1,202 @@
+"""Settings that were found by measurement, in a file beside the model: `MODEL.tune.json`.
+
+They hold for one model on one machine. The file says for which, and anywhere else it is not used, which a line of the
+log tells. None of them changes an answer on the CPU.
+"""
+
+import logging
+import os
+import platform
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import onnxruntime
+from pydantic import Field, TypeAdapter, ValidationError
+
+from fcnseg.engine import EngineOptions, device_name
+from fcnseg.files import sha256_of, shown, write_text
+
+Objective = Literal["latency", "throughput"]
+
+_LARGEST_FILE = 1 << 20
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What tuning chooses; None where nothing is said.
+
+    Attributes:
+        threads: CPU threads within an operator; 0 takes one per physical core.
+        spinning: Whether idle CPU threads spin for a moment.
+        runners: Runs of the model at a time, in a server.
+        max_batch: Images in one run at most.
+    """
+
+    threads: Annotated[int, Field(ge=0, le=1024)] | None = None
+    spinning: bool | None = None
+    runners: Annotated[int, Field(ge=1, le=64)] | None = None
+    max_batch: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.said().items()) or "the defaults"
+
+    def said(self) -> dict[str, Any]:
+        """Return what is said, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def over(self, others: "Settings") -> "Settings":
+        """Return these settings, and those of others where these say nothing."""
+        return replace(others, **self.said())
+
+    def beside(self, others: "Settings") -> "Settings":
+        """Return what differs from others; the rest says nothing."""
+        theirs = others.said()
+        return Settings(**{name: value for name, value in self.said().items() if value != theirs.get(name)})
+
+    def engine_options(self, options: EngineOptions) -> EngineOptions:
+        """Return options with what is said in the place of theirs."""
+        said = self.said()
+        return replace(options, **{name: said[name] for name in ("threads", "spinning") if name in said})
+
+
+NOTHING_SAID = Settings()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a measurement holds for.
+
+    Attributes:
+        cpu: The CPU's name.
+        cores: CPUs that this process may use.
+        onnxruntime: Its version.
+        device: `cpu` or `cuda:N`.
+        device_name: The GPU's name; empty for the CPU.
+    """
+
+    cpu: str
+    cores: int
+    onnxruntime: str
+    device: str
+    device_name: str
+
+
+def this_machine(device: str) -> Machine:
+    """Return what measurements here and now hold for; `device` is `cpu` or `cuda:N`."""
+    return Machine(_cpu_name(), usable_cores(), onnxruntime.__version__, device, device_name(device))
+
+
+def usable_cores() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How a setting did against the best before it.
+
+    Attributes:
+        settings: The setting.
+        images_per_s: Images answered a second, the median of the rounds.
+        gain: Its speed over that of the setting it was tried against, the median of each round's.
+        spread: How far the middle half of these ratios lies apart.
+        won: Whether it took the other's place.
+    """
+
+    settings: Settings
+    images_per_s: float
+    gain: float
+    spread: float
+    won: bool
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was found for a model on a machine.
+
+    Attributes:
+        model_sha256: Of the model file.
+        machine: Where.
+        objective: What was sought: the shortest answer to one client, or the most images of many.
+        sizes: (height, width) of the images.
+        settings: What beat the server's default; the rest says nothing.
+        measurements: All that was tried.
+        format: Version of this file.
+    """
+
+    model_sha256: str
+    machine: Machine
+    objective: Objective
+    sizes: tuple[tuple[int, int], ...]
+    settings: Settings
+    measurements: tuple[Measurement, ...]
+    format: Annotated[int, Field(ge=1, le=1)] = 1
+
+    def write(self, model: Path) -> Path:
+        """Write the file beside a model, and return its path.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        path = tuning_path(model)
+        write_text(path, _ADAPTER.dump_json(self, indent=1).decode() + "\n")
+        return path
+
+
+_ADAPTER = TypeAdapter(Tuning)
+
+
+def tuning_path(model: Path) -> Path:
+    """Return where the settings of a model file stand."""
+    return model.with_name(f"{model.name}.tune.json")
+
+
+def tuned_settings(model: Path, device: str) -> Settings:
+    """Return what was found for a model on this machine; nothing where nothing was, or it cannot be used.
+
+    Args:
+        model: The model file.
+        device: `cpu` or `cuda:N`.
+    """
+    path = tuning_path(model)
+    if not path.is_file() or not model.is_file():
+        return NOTHING_SAID
+    try:
+        with path.open("rb") as file:
+            tuning = _ADAPTER.validate_json(file.read(_LARGEST_FILE))
+        why = _why_not(tuning, model, device)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        why = f"it is not valid at {where}: {first['msg']}"
+    except OSError as error:
+        why = f"it cannot be read: {error.strerror}"
+    if why:
+        _log.warning("%s is not used: %s; run 'fcnseg tune' again, or remove it", shown(path), why)
+        return NOTHING_SAID
+    _log.info("%s: %s", shown(path), tuning.settings)
+    return tuning.settings
+
+
+def _why_not(tuning: Tuning, model: Path, device: str) -> str:
+    """Say why settings do not hold for a model here; nothing where they do."""
+    here = this_machine(device)
+    for field in fields(Machine):
+        there, now = getattr(tuning.machine, field.name), getattr(here, field.name)
+        if there != now:
+            return f"it was measured elsewhere ({field.name.replace('_', ' ')} {there!r}, here {now!r})"
+    if tuning.model_sha256 != sha256_of(model):
+        return "it was measured with another model file"
+    return ""
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        return platform.processor() or platform.machine()
+    names = (value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name")
+    return next(names, platform.machine())
