@@ -104,10 +104,11 @@ def _data(info: "ModelInfo", card: ModelCard) -> str:
 
 
 def _metrics(info: "ModelInfo", card: ModelCard) -> str:
-    if not info.metrics:
-        return "Not measured: training was interrupted before its first validation."
-    lines = ["On the validation split:", "", "| metric | value |", "|---|---|"]
-    lines += [f"| {key.replace('_', ' ')} | {value:.4f} |" for key, value in info.metrics.items()]
+    if info.metrics:
+        lines = ["On the validation split:", "", "| metric | value |", "|---|---|"]
+        lines += [f"| {key.replace('_', ' ')} | {value:.4f} |" for key, value in info.metrics.items()]
+    else:
+        lines = ["Not measured: training was interrupted before its first validation."]
     if card.class_iou:
         lines += ["", "| class | IoU |", "|---|---|"]
         lines += [

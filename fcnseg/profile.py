@@ -5,8 +5,6 @@ of the profile's events, and each event is found in it. What the class map needs
 whatever operators it is made of; all else is the net.
 """
 
-import json
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg.errors import ModelFileError
-from fcnseg.graph import GraphNode, behind, read_graph, that_see
-from fcnseg.placement import Event, node_runs, peak_bytes
+from fcnseg.graph import GraphNode, behind, that_see
+from fcnseg.placement import node_runs, peak_bytes
+from fcnseg.profiles import Event
 from fcnseg.segmenter import Segmenter
 
 Group = Literal[
@@ -166,7 +165,7 @@ def profile(segmenter: Segmenter, images: Sequence[NDArray[np.uint8]], runs: int
         ModelFileError: The model cannot be run on these images, or its profile does not fit its graph.
     """
     try:
-        events, nodes = _record(segmenter, images, runs, confidence=confidence)
+        events, nodes = segmenter.engine.record(np.stack(images), _COLD_RUNS + runs, confidence=confidence)
         run_ms, segment_ms = _time(segmenter, images, runs, confidence=confidence)
     except ModelFileError:
         raise
@@ -212,19 +211,6 @@ def read_costs(nodes: Sequence[GraphNode], runs: Sequence[Sequence[Event]], path
         products = _multiply_adds(operator, _shapes(args["input_type_shape"]), shape)
         costs.append(NodeCost(name, operator, str(args["provider"]), group, in_tail, shape, ms, products))
     return tuple(costs)
-
-
-def _record(
-    segmenter: Segmenter, images: Sequence[NDArray[np.uint8]], runs: int, *, confidence: bool
-) -> tuple[list[Event], list[GraphNode]]:
-    """Run a model with the profiler on; return what it recorded, and the graph that ran."""
-    feed: dict[str, NDArray[np.generic]] = {"image": np.stack(images), "with_confidence": np.array(confidence)}
-    with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
-        graph = Path(folder) / "graph.onnx"
-        session = segmenter.engine.open_profiled(Path(folder), graph)
-        for _ in range(_COLD_RUNS + runs):
-            session.run(None, feed)
-        return json.loads(Path(session.end_profiling()).read_text()), read_graph(graph)
 
 
 def _time(
@@ -273,7 +259,7 @@ def _place(nodes: Sequence[GraphNode], events: Sequence[Event], path: Path) -> l
 
 def _is_of(event: Event, node: GraphNode) -> bool:
     named = not node.name or event["name"] == node.name + _SUFFIX
-    return named and event["args"]["op_name"] == node.operator
+    return named and bool(event["args"]["op_name"] == node.operator)
 
 
 def _own_times(placed: Sequence[tuple[int, Event]]) -> list[float]:

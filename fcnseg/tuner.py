@@ -80,7 +80,8 @@ class Tuner:
         self._measurements: list[Measurement] = []
         if self._device != "cpu" and objective == "latency":
             raise UsageError(
-                f"on {self._device} no setting changes what one client waits; use --objective throughput, or --device cpu"
+                f"on {self._device} no setting changes what one client waits; use --objective throughput, or"
+                " --device cpu"
             )
 
     def run(self) -> Tuning:
