@@ -1,8 +1,10 @@
 """A model goes with its program into threads and other processes."""
 
+import gc
 import multiprocessing
 import os
 import pickle
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +18,15 @@ from tests.image_folders import noise
 from tests.tiny_model import write_tiny_model
 
 sources = [noise(12, 20 + seed, seed) for seed in range(12)]
+
+
+@pytest.fixture(autouse=True)
+def leftovers() -> Iterator[None]:
+    """Keep other tests' garbage out of forked processes: gRPC's, when collected, waits for threads left behind."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
