@@ -205,8 +205,7 @@ def segment(
     if is_video(output) and not output.is_dir():
         if server is not None:
             raise click.UsageError("a video is not segmented through a server; leave out --server, or give its frames")
-        segmenter = _open(Path(model), device, threads, tuned=tuned)
-        _segment_video(segmenter, Path(source), output, upright=not stored_orientation)
+        _segment_video(Path(model), Path(source), output, device, threads, tuned=tuned, upright=not stored_orientation)
         return
     with ExitStack() as stack:
         tiles = _Tiles()
@@ -239,7 +238,9 @@ def _open(model: Path, device: str, threads: int | None, *, tuned: bool) -> "Seg
     return segmenter
 
 
-def _segment_video(segmenter: "Segmenter", source: Path, output: Path, *, upright: bool) -> None:
+def _segment_video(
+    model: Path, source: Path, output: Path, device: str, threads: int | None, *, tuned: bool, upright: bool
+) -> None:
     """Segment a video or a sequence of images into an overlay video and a manifest of its frames."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -252,6 +253,7 @@ def _segment_video(segmenter: "Segmenter", source: Path, output: Path, *, uprigh
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"the video {output} would take the place of the input; name another output")
     frames = open_frames(source, upright=upright)
+    segmenter = _open(model, device, threads, tuned=tuned)
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done, failed, began = 0, 0, time.monotonic()
