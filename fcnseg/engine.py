@@ -381,35 +381,35 @@ def _has_cuda() -> bool:
     return CUDA in onnxruntime.get_available_providers()
 
 
-def _cuda_device_count() -> int:
-    """Ask the NVIDIA driver how many devices there are; 0 where there is no driver."""
+def _cuda_driver() -> ctypes.CDLL | None:
+    """Return the NVIDIA driver, ready to be asked; None where there is none."""
     for name in ("libcuda.so.1", "nvcuda.dll"):
         try:
             driver = ctypes.CDLL(name)
         except OSError:
             continue
-        count = ctypes.c_int()
-        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
-            return count.value
-    return 0
+        if driver.cuInit(0) == 0:
+            return driver
+    return None
+
+
+def _cuda_device_count() -> int:
+    """Ask the NVIDIA driver how many devices there are; 0 where there is no driver."""
+    driver, count = _cuda_driver(), ctypes.c_int()
+    return count.value if driver and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
 
 
 def device_name(device: str) -> str:
     """Return what the driver calls a GPU, such as `NVIDIA L4`; empty for the CPU, and where there is no such GPU."""
     kind, _, number = device.partition(":")
-    for library in ("libcuda.so.1", "nvcuda.dll") if kind == "cuda" else ():
-        try:
-            driver = ctypes.CDLL(library)
-        except OSError:
-            continue
-        handle, name = ctypes.c_int(), ctypes.create_string_buffer(_LONGEST_DEVICE_NAME)
-        if (
-            driver.cuInit(0) == 0
-            and driver.cuDeviceGet(ctypes.byref(handle), int(number or 0)) == 0
-            and driver.cuDeviceGetName(name, len(name), handle) == 0
-        ):
-            return name.value.decode(errors="replace")
-    return ""
+    driver = _cuda_driver() if kind == "cuda" else None
+    handle, name = ctypes.c_int(), ctypes.create_string_buffer(_LONGEST_DEVICE_NAME)
+    known = (
+        driver is not None
+        and driver.cuDeviceGet(ctypes.byref(handle), int(number or 0)) == 0
+        and driver.cuDeviceGetName(name, len(name), handle) == 0
+    )
+    return name.value.decode(errors="replace") if known else ""
 
 
 def cudnn_version() -> str:
