@@ -18,8 +18,8 @@ from reporting import Report, Spread, add_json_option, in_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.export import quiet_exporter
 from training.grid import Lattice
+from training.quiet import quiet
 from training.resample import PIXELS, resample
 
 STRIDE, HEIGHT, WIDTH = 8, 360, 480
@@ -76,7 +76,7 @@ SIDES = {
 
 def session(enlarge: Callable[[Tensor], Tensor], scores: Tensor, folder: Path) -> onnxruntime.InferenceSession:
     path = folder / f"{enlarge.__name__}.onnx"
-    with quiet_exporter():
+    with quiet():
         program = torch.onnx.export(
             Enlarge(enlarge), (scores,), dynamo=True, input_names=["scores"], opset_version=20, external_data=False
         )

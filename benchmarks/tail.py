@@ -36,9 +36,9 @@ from torch.nn import functional as F
 from fcnseg import images
 from fcnseg.geometry import Geometry
 from fcnseg.model_file import read_model_info
-from training.export import quiet_exporter
 from training.grid import Lattice
 from training.pixel_blocks import PixelBlocks
+from training.quiet import quiet
 from training.resample import PIXELS, interpolation_matrix, resample
 
 MODEL = Path(__file__).parent.parent / "results" / "camvid-fcn8s.onnx"
@@ -139,7 +139,7 @@ def cut_at_heatmap(model: Path, classes: int) -> onnx.ModelProto:
 
 
 def with_tail(net: onnx.ModelProto, tail: Callable[[Tensor], Tensor], heatmap: NDArray[np.float32]) -> onnx.ModelProto:
-    with quiet_exporter(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tail.onnx"
         program = torch.onnx.export(
             _Module(tail), (torch.from_numpy(heatmap),), dynamo=True, input_names=["scores"],

@@ -1,11 +1,7 @@
 """From a segmentation model to one ONNX file, gated on parity between PyTorch and onnxruntime."""
 
-import contextlib
 import copy
-import logging
-import os
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -30,6 +26,7 @@ from training.layers import derive_layers
 from training.model import SegmentationModel
 from training.net_file import without_folder
 from training.precision import Precision, halve, quantise
+from training.quiet import quiet
 
 Store: TypeAlias = Literal["fp32", "fp16"]
 OPSET = 20
@@ -154,7 +151,7 @@ def _trace(model: SegmentationModel) -> onnx.ModelProto:
     image = torch.zeros(*_TRACED_SIZE, 3, dtype=torch.uint8)
     dynamic = torch.export.Dim.DYNAMIC
     names = [*OUTPUTS, _PLAIN] if model.class_map_at == "pixel" else list(OUTPUTS)
-    with quiet_exporter(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             _Outputs(_clamping(model)), (image,), dynamo=True, dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},),
             input_names=["image"], output_names=names, opset_version=OPSET, external_data=False, verbose=False,
@@ -205,19 +202,6 @@ def _clamping(model: SegmentationModel) -> SegmentationModel:
             if isinstance(child, nn.ReLU6):
                 setattr(parent, name, _Clamp())
     return copied
-
-
-@contextlib.contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's progress and the warnings of its libraries."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings(), open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):  # noqa: PTH123
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logging.disable(level)
 
 
 def _forget_traces(graph: onnx.GraphProto) -> None:

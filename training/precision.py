@@ -4,9 +4,7 @@ Either is made from a net that is proved in 32 bits. Images come in and scores g
 and all that follows the heatmap, stay in 32 bits.
 """
 
-import contextlib
-import logging
-import os
+import copy
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,12 +18,12 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from fcnseg.engine import Engine
+from fcnseg.engine import resolve_device
 from fcnseg.errors import UsageError
 from fcnseg.model_card import PrecisionRecord
 from training.evaluation import ServedNet, measure
-from training.half_weights import round_weights
 from training.model import SegmentationModel
+from training.quiet import quiet
 from training.samples import Sample, read_image
 
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
@@ -40,7 +38,7 @@ def halve(rounded: SegmentationModel) -> SegmentationModel:
     Args:
         rounded: The model with weights of 16 bits (see `round_weights`), to which the copy is compared.
     """
-    halved = round_weights(rounded)
+    halved = copy.deepcopy(rounded)
     halved.net.half()
     return halved
 
@@ -66,7 +64,7 @@ def quantise(path: Path, images: Iterator[NDArray[np.uint8]]) -> onnx.ModelProto
     source = onnx.load(path)
     convolutions = [node for node in source.graph.node if node.op_type == "Conv"]
     scoring = [node for node in convolutions if ".scores." in node.input[1]]
-    with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder, _silence():
+    with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder, quiet():
         target = Path(folder) / "int8.onnx"
         quantize_static(
             str(path), str(target), _Calibration(first, images), QuantFormat.QDQ, ["Conv"], per_channel=True,
@@ -75,18 +73,6 @@ def quantise(path: Path, images: Iterator[NDArray[np.uint8]]) -> onnx.ModelProto
             calibrate_method=CalibrationMethod.Percentile, extra_options={"CalibPercentile": _PERCENTILE},
         )  # fmt: skip
         return onnx.load(target)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Silence onnxruntime's progress, and advice to take steps that the exporter has taken."""
-    logger = logging.getLogger()
-    level, logger.level = logger.level, logging.ERROR
-    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):  # noqa: PTH123
-        try:
-            yield
-        finally:
-            logger.level = level
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc] # it has no types
@@ -117,23 +103,23 @@ def compare(
         ignore_id: The value of pixels without a label.
         device: Where both run.
     """
-    mean_iou, reference_iou = (_mean_iou(path, samples, ignore_id, device) for path in (file, reference))
-    engines = [Engine(path, device) for path in (file, reference)]
-    image = read_image(samples[0])[None]
+    device = resolve_device(device)
+    nets = [ServedNet(path, device) for path in (file, reference)]
+    mean_iou, reference_iou = (_mean_iou(net, samples, ignore_id) for net in nets)
+    image = read_image(samples[0])
     ratios = []
     for _ in range(_TIMED_RUNS):
-        seconds, reference_seconds = (_seconds(engine, image) for engine in engines)
+        seconds, reference_seconds = (_seconds(net, image) for net in nets)
         ratios.append(reference_seconds / seconds)
-    engine = engines[0]
-    return PrecisionRecord(len(samples), mean_iou, reference_iou, median(ratios), engine.device)
+    return PrecisionRecord(len(samples), mean_iou, reference_iou, median(ratios), device)
 
 
-def _mean_iou(path: Path, samples: Sequence[Sample], ignore_id: int | None, device: str) -> float:
-    *_, measures = measure(ServedNet(path, device), samples, ignore_id)
+def _mean_iou(net: ServedNet, samples: Sequence[Sample], ignore_id: int | None) -> float:
+    *_, measures = measure(net, samples, ignore_id)
     return measures.mean_iou or 0.0
 
 
-def _seconds(engine: Engine, images: NDArray[np.uint8]) -> float:
+def _seconds(net: ServedNet, image: NDArray[np.uint8]) -> float:
     began = time.perf_counter()
-    engine.run(images)
+    net.heatmap(image)  # the whole run: a file's outputs come together
     return time.perf_counter() - began
