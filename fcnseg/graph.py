@@ -4,6 +4,7 @@ import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from fcnseg.errors import ModelFileError
 from fcnseg.model_grammar import MODEL
@@ -57,7 +58,19 @@ def _read_node(node: Part, reader: Reader) -> GraphNode:
     )
 
 
-def behind(nodes: Sequence[GraphNode], outputs: Iterable[str]) -> set[int]:
+class Node(Protocol):
+    """What takes tensors and gives tensors, by their names."""
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Tensors that it reads."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Tensors that it gives."""
+
+
+def behind(nodes: Sequence[Node], outputs: Iterable[str]) -> set[int]:
     """Return the positions of the nodes that outputs depend on; `nodes` are in an order in which they can run."""
     wanted, found = set(outputs), set()
     for position in reversed(range(len(nodes))):

@@ -14,7 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-_FLAG, _CONFIDENCE = b"with_confidence", b"confidence"
+from fcnseg.graph import behind
+
+_FLAG, _CONFIDENCE = "with_confidence", "confidence"
 _GRAPH = 7  # of a model
 _NODES, _TENSORS, _INPUTS, _OUTPUTS = 1, 5, 11, 12  # of a graph
 _NODE_INPUT, _NODE_OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5  # of a node
@@ -33,8 +35,8 @@ class _Field(NamedTuple):
 
 
 class _Node(NamedTuple):
-    inputs: list[bytes]
-    outputs: list[bytes]
+    inputs: list[str]
+    outputs: list[str]
     encoded: memoryview | bytes
 
 
@@ -60,17 +62,17 @@ def _graph_parts(data: memoryview, graph: _Field, *, confidence: bool) -> list[m
     """Return the encoded fields of a graph without the choice."""
     nodes: list[_Node] = []
     others: list[memoryview | bytes] = []
-    outputs: set[bytes] = set()
+    outputs: set[str] = set()
     for field in _fields(data, graph.value, graph.end):
         if field.number == _NODES:
-            if _texts(data, field, _OPERATOR) == [b"If"]:
+            if _texts(data, field, _OPERATOR) == ["If"]:
                 inlined, tensors = _branch(data, field)
                 nodes += inlined
                 others += tensors
             else:
                 nodes.append(_node(data, field))
             continue
-        (name, *_) = _texts(data, field, _TENSOR_NAME if field.number == _TENSORS else _NAME) or [b""]
+        (name, *_) = _texts(data, field, _TENSOR_NAME if field.number == _TENSORS else _NAME) or [""]
         if (field.number in {_TENSORS, _INPUTS} and name == _FLAG) or (
             field.number == _OUTPUTS and name == _CONFIDENCE and not confidence
         ):
@@ -78,7 +80,7 @@ def _graph_parts(data: memoryview, graph: _Field, *, confidence: bool) -> list[m
         if field.number == _OUTPUTS:
             outputs.add(name)
         others.append(data[field.start : field.end])
-    return [*_needed(nodes, outputs), *others]
+    return [*(nodes[position].encoded for position in sorted(behind(nodes, outputs))), *others]
 
 
 def _branch(data: memoryview, choice: _Field) -> tuple[list[_Node], list[memoryview | bytes]]:
@@ -86,7 +88,7 @@ def _branch(data: memoryview, choice: _Field) -> tuple[list[_Node], list[memoryv
     (graph,) = (
         field
         for attribute in _fields(data, choice.value, choice.end)
-        if attribute.number == _ATTRIBUTE and _texts(data, attribute, _NAME) == [b"then_branch"]
+        if attribute.number == _ATTRIBUTE and _texts(data, attribute, _NAME) == ["then_branch"]
         for field in _fields(data, attribute.value, attribute.end)
         if field.number == _ATTRIBUTE_GRAPH
     )
@@ -94,30 +96,19 @@ def _branch(data: memoryview, choice: _Field) -> tuple[list[_Node], list[memoryv
     nodes = [_node(data, field) for field in fields if field.number == _NODES]
     inner = chain.from_iterable(_texts(data, field, _NAME) for field in fields if field.number == _OUTPUTS)
     for name, outer in zip(inner, _texts(data, choice, _NODE_OUTPUT), strict=True):
-        copied = _text(_NODE_INPUT, name) + _text(_NODE_OUTPUT, outer) + _text(_OPERATOR, b"Identity")
+        copied = _text(_NODE_INPUT, name) + _text(_NODE_OUTPUT, outer) + _text(_OPERATOR, "Identity")
         nodes.append(_Node([name], [outer], _header(_NODES, len(copied)) + copied))
     return nodes, [data[field.start : field.end] for field in fields if field.number == _TENSORS]
-
-
-def _needed(nodes: list[_Node], values: set[bytes]) -> list[memoryview | bytes]:
-    """Return the nodes, in their order, that values are computed by."""
-    wanted = set(values)
-    found: list[memoryview | bytes] = []
-    for node in reversed(nodes):
-        if wanted.intersection(node.outputs):
-            wanted.update(node.inputs)
-            found.append(node.encoded)
-    return found[::-1]
 
 
 def _node(data: memoryview, field: _Field) -> _Node:
     return _Node(_texts(data, field, _NODE_INPUT), _texts(data, field, _NODE_OUTPUT), data[field.start : field.end])
 
 
-def _texts(data: memoryview, message: _Field, number: int) -> list[bytes]:
-    """Return the bytes of a message's fields of one number."""
+def _texts(data: memoryview, message: _Field, number: int) -> list[str]:
+    """Return the texts of a message's fields of one number."""
     return [
-        bytes(data[field.value : field.end])
+        bytes(data[field.value : field.end]).decode(errors="surrogateescape")
         for field in _fields(data, message.value, message.end)
         if field.number == number
     ]
@@ -149,8 +140,9 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def _text(number: int, text: bytes) -> bytes:
-    return _header(number, len(text)) + text
+def _text(number: int, text: str) -> bytes:
+    encoded = text.encode(errors="surrogateescape")
+    return _header(number, len(encoded)) + encoded
 
 
 def _header(number: int, length: int) -> bytes:
