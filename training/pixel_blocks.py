@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from training.grid import Lattice
+from training.resample import PIXELS, interpolation_matrix
 
 
 class PixelBlocks:
@@ -93,8 +94,7 @@ class _BlockAxis:
 
     def weights(self, like: Tensor) -> Tensor:
         """(stride, 2): how much of a pixel's score comes from the cell before it and the one behind it."""
-        behind = (torch.arange(self.stride, dtype=torch.float32, device=like.device) + self._phase) / self.stride
-        return torch.stack([1 - behind, behind], 1).to(like.dtype)
+        return interpolation_matrix(Lattice(self.stride, -self._phase), PIXELS, 2, self.stride, like)
 
 
 def _corners(cells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
