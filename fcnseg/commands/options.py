@@ -1,4 +1,4 @@
-"""What commands share: how options are added, sizes, those of the regions, and the table of them that is printed."""
+"""What commands share: how options are added, sizes, the device, the options of regions, and the table of them."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -35,6 +35,11 @@ class Size(click.ParamType[tuple[int, int]]):
         if match is None:
             self.fail(f"{value!r} is not HEIGHTxWIDTH in pixels, such as 480x640", param, ctx)
         return int(match[1]), int(match[2])
+
+
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU where there is one."
+)
 
 
 def region_options(command: _Command) -> _Command:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnseg.commands.options import Size
+from fcnseg.commands.options import Size, device_option
 
 if TYPE_CHECKING:
     from fcnseg.profile import Profile
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     help="CPU threads within an operator; 0 takes one per physical core. [default: as tuned, else 0]",
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU where there is one."
-)
+@device_option
 @click.option(
     "--runs", default=20, show_default=True, type=click.IntRange(1, 10_000), help="Runs that medians are taken over."
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fcnseg.commands.access import access_options, open_client
-from fcnseg.commands.options import region_options, region_query, show_regions
+from fcnseg.commands.options import device_option, region_options, region_query, show_regions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -70,9 +70,7 @@ _MIB = 1 << 20
 )
 @click.option("--stored-orientation", is_flag=True, help="Leave pixels as they are stored, whatever EXIF says is up.")
 @click.option("--report/--no-report", default=True, help="Write report.html.  [default: report]")
-@click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU where there is one."
-)
+@device_option
 @click.option(
     "--threads",
     type=click.IntRange(min=0),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnseg.commands.options import Size
+from fcnseg.commands.options import Size, device_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,9 +34,7 @@ _SIZE = 480, 640
     type=click.Choice(["latency", "throughput"]),
     help="The shortest answer to one client, or the most images of many.",
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU where there is one."
-)
+@device_option
 @click.option("--dry-run", is_flag=True, help="Print what is found, and write nothing.")
 def tune(
     *,
