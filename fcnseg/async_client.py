@@ -213,8 +213,11 @@ class _Stream:
     async def items(self) -> AsyncGenerator[StreamItem, None]:
         """Make the call, and yield its items."""
         call = self._stub().SegmentStream(metadata=self._exchange.metadata)
-        call.add_done_callback(lambda _: self._asked.put_nowait(None))
         sender = asyncio.create_task(self._send(call))
+        call.add_done_callback(lambda _: self._asked.put_nowait(None))
+        # Nothing is written once the call has ended: gRPC would put the failure of that write, INTERNAL, in the place
+        # of what the server said (github.com/grpc/grpc/issues/36066).
+        call.add_done_callback(lambda _: sender.cancel())
         try:
             while (item := await self._asked.get()) is not None:
                 answer = None if item.error else await self._next_answer(call)

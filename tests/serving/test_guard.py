@@ -175,6 +175,14 @@ async def test_both_clients_bring_their_token(guarded: RunningServer, tokens: To
             _ = [item async for item in other.segment_stream([RED])]
 
 
+async def test_a_stream_that_is_refused_as_it_is_sent_tells_why(guarded: RunningServer, tokens: TokensFile) -> None:
+    """The refusal comes while an image is being sent; both in one turn of the event loop, at every second try or so."""
+    async with AsyncClient(guarded.address, token=tokens.plain[:-1]) as client:
+        for _ in range(40):
+            with pytest.raises(UnauthenticatedError, match="does not know the request's token"):
+                _ = [item async for item in client.segment_stream([RED] * 3)]
+
+
 def test_what_is_refused_is_neither_received_nor_parsed(tiny_model: Path, tokens: TokensFile) -> None:
     """A message beyond the limit is refused for its size only where it is received."""
     config = replace(guarded_by(tokens), limits=ImageLimits(max_bytes=1000, max_pixels=1000))
