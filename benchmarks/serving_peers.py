@@ -4,15 +4,17 @@ Run it: python benchmarks/peers/environments.py, once, then
         python benchmarks/serving_peers.py [--peers A,B] [--nets small,heavy] [--rounds N] [--seconds N] [--json FILE]
 
 Needs h2load (Debian: apt install nghttp2-client). Every server runs the same ONNX file in onnxruntime with the same
-settings (session.py), one run at a time, in a process of its own on the same cores, and writes no line a request. A
-request is one 480x360 photograph as pixels, an answer its class map; where the peer speaks the Open Inference Protocol,
-the bytes are the same for all. In each round each server is started, asked until its answer is session.run's own class
-map, byte for byte, warmed, loaded by 1 and by 8 clients, and stopped. A plain loop over session.run runs before and
-after each load; a server's figure is its rate over the loop's. Prints a Markdown table of medians and ranges.
+settings (session.py), one run at a time, in a process of its own on the same cores, and writes no line a request.
+fcnseg serves once more as `fcnseg tune` found best for many clients before the first round. A request is one 480x360
+photograph as pixels, an answer its class map; where the peer speaks the Open Inference Protocol, the bytes are the same
+for all. In each round each server is started, asked until its answer is session.run's own class map, byte for byte,
+warmed, loaded by 1 and by 8 clients, and stopped. A plain loop over session.run runs before and after each load; a
+server's figure is its rate over the loop's. Prints a Markdown table of medians and ranges.
 """
 
 import argparse
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -66,6 +68,9 @@ class Comparison:
         self._photo = photograph()
         self._loop = Loop(model, self._threads, self._photo)
         self._expected = self._loop.class_map.tobytes()
+        if any(side.tuned for side in sides):
+            command = [sys.executable, "-m", "fcnseg", "tune", model, "--size", f"{HEIGHT}x{WIDTH}", "--device", "cpu"]
+            subprocess.run(command, check=True, stdout=sys.stderr)
 
     def measure(self, turn: int) -> list[Figure]:
         """Measure every server once."""
@@ -176,10 +181,10 @@ def main() -> None:
     sides = choose_sides(arguments.peers)
     with tempfile.TemporaryDirectory() as folder:
         models = {}
-        if "small" in arguments.nets.split(","):
-            models["small"] = arguments.small
-        if "heavy" in arguments.nets.split(","):
-            models["heavy"] = arguments.heavy or build("resnet50", Path(folder))
+        for net in arguments.nets.split(","):
+            given = arguments.small if net == "small" else arguments.heavy
+            # A copy, since settings that are found for a model stand in a file beside it.
+            models[net] = Path(shutil.copy(given, folder)) if given else build("resnet50", Path(folder))
         comparisons = [Comparison(net, model, sides, arguments) for net, model in models.items()]
         report = Report(arguments.json)
         figures = [figure for turn in range(arguments.rounds) for side in comparisons for figure in side.measure(turn)]
