@@ -9,6 +9,7 @@ import click
 
 from fcnseg.commands.access import access_options, open_client
 from fcnseg.commands.options import device_option, region_options, region_query, show_regions
+from fcnseg.files import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -232,7 +233,7 @@ def _open(model: Path, device: str, threads: int | None, *, tuned: bool) -> "Seg
 
     segmenter = load(model, device, threads, tuned=tuned)
     if segmenter.tuned.said():
-        click.echo(f"as {tuning_path(model)} says: {segmenter.tuned}", err=True)
+        click.echo(f"as {shown(tuning_path(model))} says: {segmenter.tuned}", err=True)
     return segmenter
 
 
@@ -271,7 +272,7 @@ def _segment_video(
     seconds = time.monotonic() - began
     click.echo(
         f"{done - failed} of {done} frames segmented in {seconds:.1f} s ({done / seconds:.1f} frames/s on"
-        f" {segmenter.device}), {failed} failed; overlay: {output}, manifest: {manifest_path(output)}"
+        f" {segmenter.device}), {failed} failed; overlay: {shown(output)}, manifest: {shown(manifest_path(output))}"
     )
     if failed:
         raise PartialFailureError(f"{failed} of {done} frames failed; the reasons are above")
@@ -299,7 +300,9 @@ class _Tiles:
         if self.progress is None:
             return
         if image not in self._tasks:
-            self._tasks[image] = self.progress.add_task(f"tiles of {image.name}", total=total, rate="", failures="")
+            self._tasks[image] = self.progress.add_task(
+                f"tiles of {shown(Path(image.name))}", total=total, rate="", failures=""
+            )
         self.progress.update(self._tasks[image], completed=done)
 
     def end(self, image: Path) -> None:
@@ -339,12 +342,12 @@ def _run(job: "Job", tiles: _Tiles, *, top: bool) -> None:
     where = job.output / job.plan.images[0].mask if job.plan.single else job.output
     click.echo(
         f"{done} of {total} images segmented in {seconds:.1f} s ({done / seconds:.1f} images/s on {job.model.at})"
-        f"{before}, {totals.failed} failed; masks: {where}"
+        f"{before}, {totals.failed} failed; masks: {shown(where)}"
     )
     if job.options.report and not job.plan.single:
-        click.echo(f"report: {job.output / REPORT}")
+        click.echo(f"report: {shown(job.output / REPORT)}")
     if totals.failed:
-        names = ", ".join(name for name, _ in totals.failures[:_NAMES_SHOWN])
+        names = ", ".join(shown(Path(name)) for name, _ in totals.failures[:_NAMES_SHOWN])
         rest = totals.failed - _NAMES_SHOWN
         raise PartialFailureError(
             f"{totals.failed} of {total} images failed: {names}{f' and {rest} more' if rest > 0 else ''};"
@@ -376,10 +379,11 @@ def _shown(results: "Iterable[SegmentedImage]", total: int, tiles: _Tiles) -> "I
             tiles.end(result.image)
             if result.notice is not None and result.notice not in notices:
                 notices.add(result.notice)
-                console.print(f"note: {result.image}: {result.notice}", markup=False, soft_wrap=True)
+                console.print(f"note: {shown(result.image)}: {result.notice}", markup=False, soft_wrap=True)
             if (reason := result.row.error) is not None:
                 failed += 1
-                named = reason if str(result.image) in reason else f"{result.image}: {reason}"
+                image = shown(result.image)
+                named = reason if image in reason else f"{image}: {reason}"
                 console.print(f"failed: {named}", markup=False, soft_wrap=True)
             done += not result.skipped
             rate = f"{done / (time.monotonic() - began):.1f} images/s"

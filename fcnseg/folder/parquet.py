@@ -30,7 +30,8 @@ _SCHEMA = pa.schema(
 
 def write_parquet(manifest: Path, path: Path) -> None:
     """Write a manifest's rows, in their order, some thousands at a time."""
-    with replacing(path) as temporary, parquet.ParquetWriter(temporary, _SCHEMA) as writer:
+    # An open file: pyarrow takes no path whose bytes are no text.
+    with replacing(path) as whole, whole.open("wb") as file, parquet.ParquetWriter(file, _SCHEMA) as writer:
         rows: list[dict[str, Any]] = []
         for row in read_rows(manifest):
             names = {"image": _text(row.image), "mask": _text(row.mask), "error": _text(row.error)}

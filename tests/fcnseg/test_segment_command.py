@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,21 @@ def test_a_broken_image_is_named_the_others_are_done_and_the_exit_code_is_1(
     assert "broken.jpg" in summary
     assert "2 of 3 images segmented" in done.stdout
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 2
+
+
+@pytest.mark.parametrize("name", ["two\nlines", os.fsdecode(b"caf\xe9")])
+def test_names_that_are_no_line_of_text_are_quoted(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    (folder := tmp_path / name).mkdir()
+    Image.new("RGB", (30, 20), "red").save(folder / f"{name}.png")
+    (folder / f"{name} broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    many = run(tiny_model, folder, tmp_path / f"{name} masks", "--device", "cpu")
+    failure, summary = many.stderr.splitlines()
+    assert failure.startswith(f"failed: {str(folder / f'{name} broken.jpg')!r}: ")
+    assert repr(f"{name} broken.jpg") in summary
+    assert f"masks: {str(tmp_path / f'{name} masks')!r}" in many.stdout
+    one = run(tiny_model, folder / f"{name}.png", tmp_path / f"{name} mask.png", "--device", "cpu")
+    assert (one.returncode, one.stderr) == (0, "")
+    assert f"masks: {str(tmp_path / f'{name} mask.png')!r}" in one.stdout
 
 
 def test_mistakes_exit_with_2_and_one_line(
