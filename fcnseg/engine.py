@@ -15,6 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from fcnseg.capture_gate import GATE
+from fcnseg.cores import threads_for
 from fcnseg.cuda_graphs import CudaGraphs, Shape
 from fcnseg.errors import DeviceError, ModelFileError, UsageError
 from fcnseg.graph import GraphNode, read_graph
@@ -38,7 +39,8 @@ class EngineOptions:
     """How a session runs; none of it changes a class map on the CPU.
 
     Attributes:
-        threads: CPU threads within an operator; 0 takes one per physical core.
+        threads: CPU threads within an operator; 0 takes one per physical core, or as many as there are
+            CPUs for this process where they are fewer (`cores.threads_for`).
         spinning: Whether idle CPU threads spin for a moment, which answers sooner and heats the machine.
         arena: Whether memory that a run frees is kept for the next; on CUDA it always is.
         cudnn_search: How cuDNN chooses an algorithm for a new shape: by its heuristic, by trying all (seconds a shape),
@@ -116,7 +118,7 @@ class Engine:
         self.device = resolve_device(device)
         _require_fit(options, self.device)
         require_model_file(path)
-        self.info = try_out(path, options.threads)
+        self.info = try_out(path, threads_for(options.threads))
         proving = options.prove or self.device != "cpu"
         with self._gate(), profile_folder(path) as folder:
             profiles = folder if proving else None
@@ -322,7 +324,7 @@ def _open_file(
     graph: Path | None,
 ) -> onnxruntime.InferenceSession:
     session_options = onnxruntime.SessionOptions()
-    session_options.intra_op_num_threads = options.threads
+    session_options.intra_op_num_threads = threads_for(options.threads)
     session_options.log_severity_level = _FATAL_ONLY
     session_options.enable_cpu_mem_arena = options.arena
     session_options.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))

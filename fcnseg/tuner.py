@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from fcnseg import images, masks
+from fcnseg.cores import usable_cores
 from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions, resolve_device
 from fcnseg.errors import UsageError
 from fcnseg.files import sha256_of
@@ -27,7 +28,7 @@ from fcnseg.masks import Encoding
 from fcnseg.pictures import encode_jpeg
 from fcnseg.sample_image import sample_image
 from fcnseg.segmenter import Segmenter
-from fcnseg.tuning import Measurement, Objective, Settings, Tuning, this_machine, usable_cores
+from fcnseg.tuning import Measurement, Objective, Settings, Tuning, this_machine
 
 _log = logging.getLogger(__name__)
 

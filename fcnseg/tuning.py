@@ -5,7 +5,6 @@ log tells. None of them changes an answer on the CPU.
 """
 
 import logging
-import os
 import platform
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 import onnxruntime
 from pydantic import Field, TypeAdapter, ValidationError
 
+from fcnseg.cores import usable_cores
 from fcnseg.engine import EngineOptions, device_name
 from fcnseg.files import sha256_of, shown, write_text
 
@@ -87,11 +87,6 @@ class Machine:
 def this_machine(device: str) -> Machine:
     """Return what measurements here and now hold for; `device` is `cpu` or `cuda:N`."""
     return Machine(_cpu_name(), usable_cores(), onnxruntime.__version__, device, device_name(device))
-
-
-def usable_cores() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

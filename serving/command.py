@@ -105,7 +105,8 @@ _CONNECTIONS = ConnectionConfig()
 @click.option(
     "--threads",
     type=click.IntRange(min=0),
-    help="CPU threads within an operator; 0 takes one per physical core. [default: as tuned, else 0]",
+    help="CPU threads within an operator; 0 takes one per physical core, or CPU of its container if they are fewer."
+    " [default: as tuned, else 0]",
 )
 @click.option(
     "--spinning/--no-spinning",

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnseg.cores import usable_cores
 from fcnseg.images import ImageLimits
 from serving.admission import Ticket
 from serving.batcher import Executed
@@ -40,7 +40,7 @@ class Pipeline:
 
     def __init__(self, limits: ImageLimits) -> None:
         self.limits = limits
-        self._codecs = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="codec")
+        self._codecs = ThreadPoolExecutor(max_workers=usable_cores(), thread_name_prefix="codec")
 
     async def answer(
         self,

@@ -1,9 +1,8 @@
 """Where torch computes: the device that was asked for, or an error; never another one."""
 
-import os
-
 import torch
 
+from fcnseg.cores import usable_cores
 from fcnseg.errors import DeviceError
 from training.config import Device, Precision
 
@@ -38,4 +37,4 @@ def resolve_workers(workers: int | None, device: str) -> int:
     """Return how many processes prepare batches: none on the CPU, whose cores are busy, and one a core on CUDA."""
     if workers is not None:
         return workers
-    return 0 if device == "cpu" else min(_MOST_WORKERS, os.cpu_count() or 1)
+    return 0 if device == "cpu" else min(_MOST_WORKERS, usable_cores())

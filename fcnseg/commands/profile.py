@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @click.option(
     "--threads",
     type=click.IntRange(min=0),
-    help="CPU threads within an operator; 0 takes one per physical core. [default: as tuned, else 0]",
+    help="CPU threads within an operator; 0 takes one per physical core, or CPU of its container if they are fewer."
+    " [default: as tuned, else 0]",
 )
 @device_option
 @click.option(

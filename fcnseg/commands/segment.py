@@ -75,7 +75,8 @@ _MIB = 1 << 20
 @click.option(
     "--threads",
     type=click.IntRange(min=0),
-    help="CPU threads of the model; 0 takes one per physical core. [default: as tuned, else 0]",
+    help="CPU threads of the model; 0 takes one per physical core, or CPU of its container if they are fewer."
+    " [default: as tuned, else 0]",
 )
 @click.option(
     "--tuned/--no-tuned",

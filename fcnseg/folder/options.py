@@ -1,9 +1,9 @@
 """How a job is done."""
 
-import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from fcnseg.cores import usable_cores
 from fcnseg.errors import UsageError
 from fcnseg.folder.mask_files import MaskFormat
 from fcnseg.images import DEFAULT_LIMITS, ImageLimits
@@ -76,7 +76,7 @@ class FolderOptions:
     @property
     def threads(self) -> int:
         """Threads that decode, and as many that write."""
-        return self.workers or os.cpu_count() or 1
+        return self.workers or usable_cores()
 
     @property
     def draws(self) -> bool:

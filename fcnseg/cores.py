@@ -1,0 +1,45 @@
+"""How many CPUs there are for this process: a container may have fewer than its machine."""
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cores(cgroup: Path = _CGROUP) -> int:
+    """Return how many CPUs this process may use, at least 1.
+
+    They are those that it may run on (its affinity, as a cpuset or `taskset` sets it), or the time of CPUs that its
+    container has (a quota, as `docker run --cpus` and the CPU limit of Kubernetes set it) where that is less.
+
+    Args:
+        cgroup: Where the kernel tells of the container; version 1 and 2 of the interface are read.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(min(usable, _quota(cgroup)))
+
+
+def threads_for(threads: int) -> int:
+    """Return how many threads onnxruntime is to be told of: 0, one for each physical core, unless there are fewer.
+
+    Left to itself it counts the machine's cores, though there be a tenth of them for this process, and binds threads
+    to cores that are not for it.
+
+    Args:
+        threads: What was asked for; 0 for one per physical core.
+    """
+    usable = usable_cores()
+    return usable if threads == 0 and usable < (os.cpu_count() or 1) else threads
+
+
+def _quota(cgroup: Path) -> float:
+    """The CPUs' time that the container may take in a unit of time."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = map(int, " ".join((cgroup / name).read_text() for name in files).split())
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+        if quota > 0 and period > 0:  # -1 stands for none
+            return quota / period
+    return math.inf
