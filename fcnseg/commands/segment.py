@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from fcnseg.commands.access import access_options, open_client
 from fcnseg.commands.options import device_option, region_options, region_query, show_regions
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _CLASSES_SHOWN = 24
 _NAMES_SHOWN = 5
 _MIB = 1 << 20
+_OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored_orientation", "overlay"}
 
 
 @click.command()
@@ -203,8 +205,7 @@ def segment(
         memory_bytes=memory_mib * _MIB,
     )
     if is_video(output) and not output.is_dir():
-        if server is not None:
-            raise click.UsageError("a video is not segmented through a server; leave out --server, or give its frames")
+        _require_for_video(click.get_current_context())
         _segment_video(Path(model), Path(source), output, device, threads, tuned=tuned, upright=not stored_orientation)
         return
     with ExitStack() as stack:
@@ -225,6 +226,25 @@ def segment(
             )
             job = Job(ServerModel(stack.enter_context(client), model, options), source, output, options)
         _run(job, tiles, top=bool(top))
+
+
+def _require_for_video(context: click.Context) -> None:
+    """Check that no option was given that means nothing for a video.
+
+    Raises:
+        click.UsageError: One was.
+    """
+    given = [
+        parameter
+        for parameter in context.command.params
+        if parameter.name not in _OF_VIDEOS
+        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        names = ", ".join("/".join([parameter.opts[0], *parameter.secondary_opts]) for parameter in given)
+        raise click.UsageError(
+            f"a video takes no {names}; for its frames' masks give a folder of them, and one for OUTPUT"
+        )
 
 
 def _open(model: Path, device: str, threads: int | None, *, tuned: bool) -> "Segmenter":

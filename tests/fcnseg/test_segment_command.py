@@ -179,3 +179,15 @@ def test_a_folder_of_frames_becomes_a_video_and_a_manifest(tiny_model: Path, tmp
     assert second.returncode == 0, second.stderr
     assert (tmp_path / "second.mp4").stat().st_size > 0
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize("option", [("--regions",), ("--format", "npy"), ("--skip-existing",), ("--server", "host:1")])
+def test_an_option_that_means_nothing_for_a_video_is_refused(
+    tiny_model: Path, photos: Path, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    done = run(tiny_model, photos, tmp_path / "out.mp4", "--device", "cpu", *option)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "a video takes no " in line
+    assert option[0] in line
+    assert not list(tmp_path.glob("out*"))
