@@ -199,8 +199,9 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryModelLoad(self, request, context):
-        """Opens the versions of a model that are not open (Triton's extension `model_repository`); answers when they can be
-        asked. NOT_FOUND: there is no such model. INVALID_ARGUMENT: it cannot be opened; the server's log tells why.
+        """Serves what the repository holds of a model now (Triton's extension `model_repository`): new and changed versions are
+        opened, removed ones closed; answers when they can be asked. NOT_FOUND: there is no such model. FAILED_PRECONDITION:
+        a version cannot be opened, and all stays as it was; the server's log tells more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
