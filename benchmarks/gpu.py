@@ -1,8 +1,8 @@
 """How fast is the model on a GPU, by which way, and how much of that does the server keep?
 
-Run it: python benchmarks/gpu.py [--device cuda:0] [--output DIR] [--budget SECONDS] [--sections NAME...]
+Run it: python benchmarks/gpu.py [--device cuda:0] [--budget SECONDS] [--sections NAME...] [--json FILE]
 
-Writes DIR/gpu.md and DIR/gpu.json in under ten minutes. Nets have random weights and 21 classes. Each section runs in
+Takes under ten minutes. Nets have random weights and 21 classes. Each section runs in
 a process of its own and has a time of its own; what fails in one, and what there was no time for, stands in the table,
 and the others go on. `--device cpu --quick` runs all of it on the CPU with a tiny net in single precision, to see that
 it runs; CUDA's settings mean nothing there.
@@ -19,10 +19,9 @@ server      fcnseg serve with VGG16: JPEG in, zstd out, 32 clients, over the fas
 
 import argparse
 import gc
-import inspect
 import json
 import os
-import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,11 +34,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from gpu_ways import Files, Torch, Way, matrix_rate, times
 from grpc_load import load
 from numpy.typing import NDArray
+from reporting import Report, Spread, add_json_option
 from served import serve
 
 from fcnseg.engine import Engine, EngineOptions, cudnn_version, resolve_device
@@ -48,8 +47,10 @@ from fcnseg.types import LabelMap
 from fcnseg.v1 import segmentation_pb2 as pb
 from training.export import export
 from training.model import SegmentationModel, build_model
+from training.precision import Precision
 
 CLASSES = 21
+COLUMNS = ("section", "case", "way", "measured", "unit", "of the ceiling", "note")
 ENDING_S = 5.0
 """Left of a section's time for what was begun to end."""
 
@@ -135,10 +136,8 @@ class Row:
         section: Where it was measured.
         case: On what: batch and size.
         way: How.
-        value: What was measured; None where it failed.
+        values: What was measured: one figure, or lower quartile, median and upper quartile; none where it failed.
         unit: Of what.
-        low: Lower quartile.
-        high: Upper quartile.
         multiply_adds: Of an image, where the unit is a time of one.
         note: What else there is to say, or why it failed.
     """
@@ -146,10 +145,8 @@ class Row:
     section: str
     case: str
     way: str
-    value: float | None = None
+    values: tuple[float, ...] = ()
     unit: str = ""
-    low: float | None = None
-    high: float | None = None
     multiply_adds: float | None = None
     note: str = ""
 
@@ -170,8 +167,10 @@ class Section:
             whole = {"placement": self.placement, "shapes": self.shapes, "server": self.server}
             whole.get(name, self.ceiling)()
 
-    def row(self, case: str, way: str, **rest: float | str | None) -> None:
-        print(json.dumps(asdict(Row(self.name, case, way, **rest))), flush=True)  # type: ignore[arg-type]
+    def row(
+        self, case: str, way: str, *values: float, unit: str = "", multiply_adds: float | None = None, note: str = ""
+    ) -> None:
+        print(json.dumps(asdict(Row(self.name, case, way, values, unit, multiply_adds, note))), flush=True)
 
     def attempt(self, case: str, way: str, measure: Callable[[], None]) -> None:
         """Measure; what goes wrong becomes a row, and so does what there is no time for."""
@@ -186,19 +185,17 @@ class Section:
 
     def export(self, net: Net) -> None:
         model = build(net)
-        for precision in ("fp32", "fp16"):
+        precisions: tuple[Precision, ...] = ("fp32", "fp16")
+        for precision in precisions:
             self.attempt("", precision, partial(self.export_as, net, model, precision))
 
-    def export_as(self, net: Net, model: SegmentationModel, precision: str) -> None:
-        if precision != "fp32" and "precision" not in inspect.signature(export).parameters:
-            raise NotImplementedError("this version of fcnseg exports no half precision")
-        options = {} if precision == "fp32" else {"precision": precision}
+    def export_as(self, net: Net, model: SegmentationModel, precision: Precision) -> None:
         names = [f"class {k}" for k in range(CLASSES)]
         path = self.path(net, precision)
         began = time.perf_counter()
-        export(model, LabelMap.from_names(names), path, **options)  # type: ignore[arg-type]
+        export(model, LabelMap.from_names(names), path, precision=precision)
         seconds = time.perf_counter() - began
-        self.row("", precision, value=seconds, unit="s", note=f"{path.stat().st_size / 1e6:.0f} MB")
+        self.row("", precision, seconds, unit="s", note=f"{path.stat().st_size / 1e6:.0f} MB")
 
     def ceiling(self) -> None:
         side = self.plan.matrix_side
@@ -208,7 +205,7 @@ class Section:
             lambda: self.row(
                 f"{side} x {side}",
                 "matrix product",
-                value=matrix_rate(self.device, side, 2 * self.plan.seconds) / 1e12,
+                matrix_rate(self.device, side, 2 * self.plan.seconds) / 1e12,
                 unit="T multiply-adds/s",
             ),
         )
@@ -227,7 +224,7 @@ class Section:
             what = f"{placed.provider.removesuffix('ExecutionProvider')}, {'image' if placed.image_sized else 'sizes'}"
             counts[what] = counts.get(what, 0) + placed.nodes
         note = "; ".join(f"{what}: {nodes} nodes" for what, nodes in sorted(counts.items()))
-        self.row(net.name, precision, value=probe.plain_bytes_per_pixel, unit="bytes/pixel", note=note)
+        self.row(net.name, precision, probe.plain_bytes_per_pixel, unit="bytes/pixel", note=note)
 
     def net(self, net: Net) -> None:
         files = Files(self.paths(net), self.device, self.folder)
@@ -281,7 +278,7 @@ class Section:
         def measure() -> None:
             per_image = np.array(times(make(), self.plan.seconds)) * 1000 / count
             low, found[0], high = (float(q) for q in np.quantile(per_image, (0.25, 0.5, 0.75)))
-            self.row(case, name, value=found[0], unit="ms/image", low=low, high=high, multiply_adds=work)
+            self.row(case, name, low, found[0], high, unit="ms/image", multiply_adds=work)
 
         self.attempt(case, name, measure)
         return found[0]
@@ -319,7 +316,7 @@ class Section:
         in_rows, in_turns = (np.concatenate(found[i::2]) for i in (0, 1))
         ratio = float(np.median(in_turns) / np.median(in_rows))
         note = f"{np.median(in_turns) * 250:.2f} ms a run in turns, {np.median(in_rows) * 250:.2f} ms in rows"
-        self.row(case, name, value=ratio, unit="of the time in rows", note=note)
+        self.row(case, name, ratio, unit="of the time in rows", note=note)
 
     def server(self) -> None:
         net, side = self.plan.nets[0], self.plan.square
@@ -338,7 +335,7 @@ class Section:
         case = f"{net.name} {precision}, {side}x{side}"
         for layout in (False, True):
             self.attempt(case, "device alone, batch 8", partial(on_device, layout))
-        self.row(case, "device alone, batch 8, the fastest way", value=fastest[0], unit="images/s")
+        self.row(case, "device alone, batch 8, the fastest way", fastest[0], unit="images/s")
         request = pb.SegmentRequest(encoded=encode_jpeg(batch[0], 90), encoding=pb.CLASS_MAP_ENCODING_ZSTD)
         options = ["--device", self.device, "--warm", f"{side}x{side}", "--max-queue", "256"]
         tuned = ["--max-batch", "8", "--runners", "2"] + ([] if on_cpu else ["--channels-last", "--cuda-graphs", "16"])
@@ -360,7 +357,7 @@ class Section:
         note = f"{found.failed} failed; {self.plan.clients} clients"
         if on_device:
             note = f"{found.rate / on_device:.3f} of the device alone; {note}"
-        self.row(case, f"server, {name}", value=found.rate, unit="images/s", note=note)
+        self.row(case, f"server, {name}", found.rate, unit="images/s", note=note)
 
     def path(self, net: Net, precision: str) -> Path:
         return self.folder / f"{net.name}-{precision}.onnx"
@@ -391,7 +388,7 @@ def pictures(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 
 class Bench:
-    """Runs the sections, and writes what they found.
+    """Runs the sections, and reports what they find.
 
     Args:
         arguments: The command line.
@@ -401,24 +398,40 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.plan = QUICK if arguments.quick else FULL
         self.arguments, self.folder = arguments, folder
-        self.rows: list[Row] = []
         self.end = time.time() + arguments.budget
+        self.ceiling: float | None = None
+        device = arguments.device
+        gpu = None if device == "cpu" else torch.cuda.get_device_name(int(device.partition(":")[2]))
+        self.report = Report(arguments.json, gpu)
+        note = f"In brackets is the middle half of the calls. cuDNN {cudnn_version() or 'is not there'}."
+        self.table = self.report.table("gpu", f"Nets of {CLASSES} classes with random weights", COLUMNS, note)
 
     def run(self) -> None:
         asked = self.arguments.sections
         exports = [f"export {net.name}" for net in self.plan.nets]
         with ThreadPoolExecutor(len(exports)) as pool:  # without files there is little to measure
             for rows in pool.map(lambda name: self.section(name, "export"), exports):
-                self.rows += rows
+                self.add(rows)
         first, *rest = (net.name for net in self.plan.nets)
         kinds = {"ceiling": "ceiling", first: "net", "server": "server", **dict.fromkeys(rest, "net")}
         kinds |= {"shapes": "shapes", "placement": "placement"}
         kinds |= {f"compile {net.name}": "compile" for net in self.plan.nets}
         for name, kind in kinds.items():
             if not asked or name in asked:
-                self.rows += self.section(name, kind)
-                self.write()  # what is known so far outlives whatever ends this program
-        self.write()
+                self.add(self.section(name, kind))
+
+    def add(self, rows: list[Row]) -> None:
+        """Put rows into the table, and keep it: what is known so far outlives whatever ends this program."""
+        for row in rows:
+            measured = Spread.of(row.values) if len(row.values) > 1 else row.values[0] if row.values else None
+            if row.section == "ceiling" and row.values:
+                self.ceiling = row.values[0] * 1e12
+            share = None
+            if self.ceiling and row.values and row.multiply_adds:
+                share = row.multiply_adds / (statistics.median(row.values) / 1000) / self.ceiling
+            note = row.note.replace("|", "/")
+            self.table.add(row.section, row.case, row.way, measured, row.unit, share, note)
+        self.report.write()
 
     def section(self, name: str, kind: str) -> list[Row]:
         """Run a section in a process of its own, and end it when its time is over."""
@@ -446,53 +459,14 @@ class Bench:
             rows.append(Row(name, "", "", note=f"failed with exit code {code}: {last[:300]}"))
         return rows
 
-    def write(self) -> None:
-        machine = describe(self.arguments.device)
-        self.arguments.output.mkdir(parents=True, exist_ok=True)
-        ceiling = next((row.value for row in self.rows if row.section == "ceiling"), None)
-        found = {"machine": machine, "ceiling": ceiling, "rows": [asdict(row) for row in self.rows]}
-        (self.arguments.output / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
-        lines = [
-            ", ".join(machine),
-            "",
-            "| section | case | way | measured | of the ceiling | note |",
-            "|---|" + "---|" * 5,
-        ]
-        lines += [as_line(row, ceiling) for row in self.rows]
-        (self.arguments.output / "gpu.md").write_text("\n".join(lines) + "\n")
-
-
-def as_line(row: Row, ceiling: float | None) -> str:
-    """A row in Markdown."""
-    measured = "" if row.value is None else f"{row.value:.4g} {row.unit}"
-    if row.low is not None and row.high is not None:
-        measured = f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f}) {row.unit}"
-    share = ""
-    if ceiling and row.value and row.multiply_adds and row.unit == "ms/image":
-        share = f"{row.multiply_adds / (row.value / 1000) / (ceiling * 1e12):.1%}"
-    return f"| {row.section} | {row.case} | {row.way} | {measured} | {share} | {row.note.replace('|', '/')} |"
-
-
-def describe(device: str) -> list[str]:
-    """The machine, in words."""
-    name = "CPU" if device == "cpu" else torch.cuda.get_device_name(int(device.partition(":")[2]))
-    return [
-        name,
-        f"{len(os.sched_getaffinity(0))} cores",
-        f"Python {platform.python_version()}",
-        f"onnxruntime {onnxruntime.__version__}",
-        f"torch {torch.__version__}",
-        f"cuDNN {cudnn_version() or 'none'}",
-    ]
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda:0", help="cuda, cuda:N or cpu (cuda:0)")
-    parser.add_argument("--output", type=Path, default=Path(), help="folder for gpu.md and gpu.json (here)")
     parser.add_argument("--budget", type=float, default=560.0, help="seconds for all of it (560)")
     parser.add_argument("--sections", nargs="+", default=[], help="only these, after the export")
     parser.add_argument("--quick", action="store_true", help="a tiny net and few repetitions, to see that it runs")
+    add_json_option(parser)
     for hidden in ("--run", "--folder", "--end"):  # how it calls itself for a section
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -504,9 +478,7 @@ def main() -> None:
     if arguments.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"torch sees no CUDA device for {arguments.device}; use --device cpu --quick to try the script")
     with tempfile.TemporaryDirectory(prefix="fcnseg-gpu-") as folder:
-        bench = Bench(arguments, Path(folder))
-        bench.run()
-    print((arguments.output / "gpu.md").read_text())
+        Bench(arguments, Path(folder)).run()
 
 
 if __name__ == "__main__":

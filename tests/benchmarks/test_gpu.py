@@ -1,6 +1,5 @@
 """The benchmark of GPUs runs, as far as can be seen without one."""
 
-import inspect
 import json
 import subprocess
 import sys
@@ -8,23 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from training.export import export
-
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "gpu.py"
 SECTIONS = {"export small", "ceiling", "small", "server", "shapes", "placement", "compile small"}
 
 
 @pytest.mark.slow
 def test_every_section_measures_something_on_the_cpu(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--budget", "1100", "--output", str(tmp_path)]
+    file = tmp_path / "gpu.json"
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--budget", "1100", "--json", str(file)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert result.returncode == 0, result.stderr
-    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert {row["section"] for row in rows if row["value"]} == SECTIONS
-    failed = {(row["section"], row["way"]) for row in rows if row["value"] is None}
-    exports_half = "precision" in inspect.signature(export).parameters
-    assert failed == (set() if exports_half else {("export small", "fp16")})
-    assert (tmp_path / "gpu.md").read_text().count("\n| ") > len(rows)
+    (table,) = json.loads(file.read_text())["tables"]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+    assert {row["section"] for row in rows if row["measured"]} == SECTIONS
+    assert [row for row in rows if row["measured"] is None] == []
+    assert {row["section"] for row in rows if row["of the ceiling"]} == {"small", "compile small"}
+    page = [sys.executable, str(SCRIPT.parent / "page.py"), "--results", str(tmp_path), "--docs", str(tmp_path)]
+    subprocess.run(page, check=True, timeout=120)
+    assert "## How fast is the model on a GPU" in (tmp_path / "benchmarks.md").read_text()
 
 
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    command = [sys.executable, str(SCRIPT), "--output", str(tmp_path)]
+    command = [sys.executable, str(SCRIPT), "--json", str(tmp_path / "gpu.json")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].endswith(
