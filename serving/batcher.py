@@ -8,8 +8,9 @@ neighbours.
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -169,7 +170,10 @@ class Batcher:
                 for first in (True, False):  # the first prepares, the second tells the pace
                     if self._closing:
                         return
-                    _, seconds = self._segment([image] * count, count * pixels, confidence=False)
+                    with self._room(count * pixels):
+                        began = time.monotonic()
+                        self._segmenter.segment_batch([image] * count)
+                        seconds = time.monotonic() - began
                     if not first:
                         self._learn(pixels, count, seconds)
             self._sizes_seen.add(self._padded(image))
@@ -231,10 +235,9 @@ class Batcher:
 
     def _work(self) -> None:
         while (batch := self._next_batch()) is not None:
-            live = [job for job in batch if self._begin(job)]
-            if live:
-                self._run(live)
-            del batch, live  # they hold images, which must not stay until the next request comes
+            if batch:
+                self._run(batch)
+            del batch  # it holds images, which must not stay until the next request comes
 
     def _next_batch(self) -> list[_Job] | None:
         """Take jobs of one kind from the queue, in their order, when they may run; None when no more will come."""
@@ -277,40 +280,47 @@ class Batcher:
             return False
         return True
 
-    def _run(self, jobs: list[_Job]) -> None:
+    def _run(self, batch: list[_Job]) -> None:
+        """Run images together as soon as there is memory for them, but for those whose deadline passed meanwhile."""
+        with self._room(sum(job.pixels for job in batch)):
+            jobs = [job for job in batch if self._begin(job)]
+            batch.clear()  # see `_answer`
+            if jobs:
+                self._answer(jobs)
+
+    def _answer(self, jobs: list[_Job]) -> None:
+        """Answer images by one run, or by one each where that fails, and take them from the list.
+
+        A failure refers, by its traceback, to the frames that it came through and those that called them. Were a job
+        left in one, whose future refers to the failure, that would be a cycle, which keeps images for long.
+        """
         cold = self._count_size(jobs[0].padded)
         size, pixels = len(jobs), jobs[0].pixels
+        began = time.monotonic()
         try:
-            answers, seconds = self._segment([job.image for job in jobs], size * pixels, confidence=jobs[0].confidence)
+            answers = self._segmenter.segment_batch([job.image for job in jobs], confidence=jobs[0].confidence)
         except Exception as error:  # noqa: BLE001 - onnxruntime's have no base; they belong to the callers
             if size == 1:
-                jobs[0].future.set_exception(error)
-            else:
-                for job in jobs:  # alone, so that one that cannot be computed does not take others with it
-                    self._run([job])
-            return
-        began = time.monotonic() - seconds
-        # The first run of a size on CUDA searches for algorithms, and tells nothing of those that follow.
-        if not cold or self._segmenter.device == "cpu" or not self.pace.knows(pixels):
-            self._learn(pixels, size, seconds)
-        self._observe(size, seconds)
-        for job, answer in zip(jobs, answers, strict=True):
-            job.future.set_result(Executed(answer, began - job.submitted, seconds, size))
+                jobs.pop().future.set_exception(error)
+        else:
+            seconds = time.monotonic() - began
+            # The first run of a size on CUDA searches for algorithms, and tells nothing of those that follow.
+            if not cold or self._segmenter.device == "cpu" or not self.pace.knows(pixels):
+                self._learn(pixels, size, seconds)
+            self._observe(size, seconds)
+            for answer in answers:
+                job = jobs.pop(0)
+                job.future.set_result(Executed(answer, began - job.submitted, seconds, size))
+        while jobs:  # alone, so that one that cannot be computed does not take others with it
+            self._answer([jobs.pop(0)])
 
-    def _segment(
-        self, images: list[NDArray[np.uint8]], pixels: int, *, confidence: bool
-    ) -> tuple[list[Segmentation], float]:
-        """Run the model on images of so many padded pixels in all, as soon as there is memory for them.
-
-        Returns:
-            The answers, and the seconds of the run alone.
-        """
+    @contextmanager
+    def _room(self, pixels: int) -> Iterator[None]:
+        """Take the memory for a run on so many padded pixels, as soon as it is there, while the block runs."""
         needed = math.ceil(pixels * self.bytes_per_pixel)
         self.memory.take(needed)
         try:
-            began = time.monotonic()
-            answers = self._segmenter.segment_batch(images, confidence=confidence)
-            return answers, time.monotonic() - began
+            yield
         finally:
             self.memory.give_back(needed)
 

@@ -133,6 +133,9 @@ class Pipeline:
                 answer = await asyncio.wrap_future(writing)
             ticket.wrote()
             written = time.monotonic()
+        except OverloadedError:
+            ticket.close()  # at once: an image of a stream tries again, and is not to stand in its own way
+            raise
         finally:
             # A caller that has gone away leaves its work behind: what it holds is held until that is done.
             if work is None:

@@ -159,6 +159,25 @@ def test_image_and_answer_are_gone_as_soon_as_nobody_holds_them(tiny_model: Path
         gc.enable()
 
 
+def test_an_image_that_failed_is_gone_as_soon_as_nobody_holds_its_failure(tmp_path: Path) -> None:
+    class Image(np.ndarray[Any, Any]):
+        """An array that can be watched."""
+
+    gc.disable()
+    try:
+        model = load(write_tiny_model(tmp_path / "m.onnx", fails_on_magenta=True), "cpu", threads=1, options=PROVED)
+        with batching(model) as batcher:
+            image = MAGENTA.copy().view(Image)
+            watched = weakref.ref(image)
+            future = batcher.submit(image)
+            assert future.exception(10) is not None
+            del image, future
+            batcher.submit(RED).result(10)
+            assert watched() is None
+    finally:
+        gc.enable()
+
+
 def test_an_image_cannot_be_cancelled_once_its_run_has_begun_and_does_no_harm(gated: GatedSegmenter) -> None:
     with batching(gated) as batcher:
         first = hold(batcher, gated)
@@ -179,6 +198,21 @@ def test_an_image_whose_deadline_passed_in_the_queue_is_not_run(gated: GatedSegm
         assert patient.result(10).batch_size == 1
         held.result(10)
     assert sizes(gated) == [1, 1]
+
+
+def test_an_image_whose_deadline_passed_as_it_waited_for_memory_is_not_run(gated: GatedSegmenter) -> None:
+    """The memory for runs is all models'."""
+    memory = MemoryBudget(2**20)
+    gated.gate.set()
+    with batching(gated, memory) as batcher:
+        memory.take(2**20)
+        late = batcher.submit(RED, deadline=time.monotonic() + 0.05)
+        time.sleep(0.2)
+        memory.give_back(2**20)
+        with pytest.raises(TooLateError, match="deadline passed while the request waited"):
+            late.result(10)
+        batcher.submit(RED).result(10)
+    assert (sizes(gated), memory.taken) == ([1], 0)
 
 
 @pytest.mark.parametrize("position", range(4))

@@ -16,6 +16,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 
 from fcnseg.client import Client
+from fcnseg.pictures import encode_jpeg
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.batcher import BatchingConfig
@@ -205,6 +206,25 @@ def test_a_refusal_counts_as_a_failure_once_and_waiting_does_not(gated: GatedSeg
         held.result(10)
         assert next(waiting).HasField("response")
     assert (statistics.success.count, statistics.failure.count) == (2, 1)
+
+
+def test_an_image_of_a_stream_that_waits_for_memory_keeps_no_place_that_others_need(
+    gated: GatedSegmenter, tiny_model: Path
+) -> None:
+    """It asks for memory again and again, and is one image all the same."""
+    gated.gate.set()
+    registry = registry_of(gated, tiny_model, replace(CPU_CONFIG, batching=BatchingConfig(max_queue=4)))
+    memory = registry.models[0].admission.memory
+    photograph = pb.SegmentStreamRequest(
+        request=pb.SegmentRequest(encoded=encode_jpeg(np.zeros((40, 40, 3), np.uint8), 90))
+    )
+    with running_server(registry) as server, grpc.insecure_channel(server.address) as channel:
+        stub = SegmentationServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+        memory.take(memory.total)
+        answers = stub.SegmentStream(iter([photograph]), timeout=20)
+        time.sleep(1.5)
+        memory.give_back(memory.total)
+        assert [answer.WhichOneof("result") for answer in answers] == ["response"]
 
 
 def test_streams_that_nobody_reads_hold_no_more_than_the_memory_there_is_and_give_it_back(
