@@ -112,7 +112,8 @@ def load(
         path: A file made by `fcnseg heatmap` or `fcnseg export`.
         device: `cpu`, `cuda`, `cuda:N`, or `auto`.
         threads: CPU threads within an operator, 0 for one per physical core; None takes those of `options`.
-        options: How it runs; None takes what `fcnseg tune` found for the file on this machine, else the defaults.
+        options: How it runs; None takes what `fcnseg tune` found for the file on this machine, as far as it holds for
+            one run at a time, else the defaults.
         tuned: Whether to look for what it found.
 
     Raises:
@@ -120,7 +121,7 @@ def load(
         DeviceError: The device cannot run it.
     """
     path, device = Path(path), resolve_device(device)
-    found = tuned_settings(path, device) if tuned and options is None else NOTHING_SAID
+    found = tuned_settings(path, device).with_runs(1) if tuned and options is None else NOTHING_SAID
     settings = Settings(threads=threads).over(found)
     return Segmenter(Engine(path, device, settings.engine_options(options or DEFAULT_OPTIONS)), found)
 

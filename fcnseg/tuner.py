@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from fcnseg import images, masks
-from fcnseg.cores import usable_cores
+from fcnseg.cores import threads_for, usable_cores
 from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions, resolve_device
 from fcnseg.errors import UsageError
 from fcnseg.files import sha256_of
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 _ROUNDS = 7
 _LEAST_GAIN = 1.03
 _MOST_THREADS_TRIED = 4
-_MOST_RUNNERS = 8
+_RUNNERS = (2, 4, 8)
 _CPU_BATCHES, _CUDA_BATCHES = (2, 4, 8), (1, 2, 4, 16, 32)
 
 
@@ -57,7 +57,7 @@ class Tuner:
 
     Raises:
         DeviceError: There is no such device.
-        UsageError: Nothing that is tuned matters for the objective on the device.
+        UsageError: Nothing that is tuned matters for the objective on the device, or the seconds are no number.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class Tuner:
         self._files = [encode_jpeg(sample_image(*size)) for size in self._sizes]
         self._default = default_settings(self._device)
         self._measurements: list[Measurement] = []
+        if not math.isfinite(seconds):
+            raise UsageError(f"measuring was to take {seconds} s; it must be a number of seconds")
         if self._device != "cpu" and objective == "latency":
             raise UsageError(
                 f"on {self._device} no setting changes what one client waits; use --objective throughput, or"
@@ -86,7 +88,7 @@ class Tuner:
             )
 
     def run(self) -> Tuning:
-        """Measure, and return what was found: only what beat the default.
+        """Measure, and return what was found: what beat the default, and on the CPU whether threads spin.
 
         Raises:
             ModelFileError: The file is not a valid fcnseg model.
@@ -99,9 +101,10 @@ class Tuner:
         for kind in kinds:
             best = self._best_of(best, kind(best), self._seconds / len(kinds))
         machine = this_machine(self._device)
-        return Tuning(
-            sha256, machine, self._objective, self._sizes, best.beside(self._default), tuple(self._measurements)
-        )
+        found = best.beside(self._default)
+        if self._device == "cpu":  # said in any case: `load` has another default
+            found = replace(found, spinning=best.spinning)
+        return Tuning(sha256, machine, self._objective, self._sizes, found, tuple(self._measurements))
 
     def _kinds(self) -> list[Callable[[Settings], list[Settings]]]:
         """Return what gives the alternatives of each kind to the best settings before it."""
@@ -111,11 +114,11 @@ class Tuner:
 
     def _other_runners(self, best: Settings) -> list[Settings]:
         cores = usable_cores()
-        counts = [count for count in _powers_of_2(_MOST_RUNNERS) if 1 < count <= cores]
+        counts = [count for count in _RUNNERS if count <= cores]
         if self._device != "cpu":
             return [replace(best, runners=count) for count in counts[:1]]
         shared = [replace(best, runners=count) for count in counts[:1]]
-        split = [replace(best, runners=count, threads=max(1, cores // count)) for count in counts]
+        split = [replace(best, runners=count, threads=cores // count) for count in counts]
         return [settings for settings in dict.fromkeys([*shared, *split]) if settings != best]
 
     def _other_batches(self, best: Settings) -> list[Settings]:
@@ -187,10 +190,10 @@ class Tuner:
 
 
 def _other_threads(best: Settings) -> list[Settings]:
-    """All cores, a half of them, and so on: a container may have fewer than its machine."""
+    """All cores, a half of them, and so on, but for as many as there are by default."""
     cores = usable_cores()
     counts = dict.fromkeys([*(max(1, cores >> k) for k in range(_MOST_THREADS_TRIED - 1)), 1])
-    return [replace(best, threads=count) for count in counts]
+    return [replace(best, threads=count) for count in counts if count != threads_for(0)]
 
 
 def _other_spinning(best: Settings) -> list[Settings]:
@@ -202,7 +205,3 @@ def _compare(settings: Settings, rates: Sequence[float], best: Sequence[float]) 
     low, gain, high = map(float, np.quantile(ratios, (0.25, 0.5, 0.75)))
     won = gain > max(_LEAST_GAIN, 1 + high - low)
     return Measurement(settings, float(np.median(rates)), gain, high - low, won)
-
-
-def _powers_of_2(most: int) -> list[int]:
-    return [1 << k for k in range(int(math.log2(most)) + 1)]

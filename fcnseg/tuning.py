@@ -56,6 +56,10 @@ class Settings:
         theirs = others.said()
         return Settings(**{name: value for name, value in self.said().items() if value != theirs.get(name)})
 
+    def with_runs(self, runners: int) -> "Settings":
+        """Return what holds with so many runs at a time: threads were found with the runs beside them."""
+        return self if (self.runners or 1) == runners else replace(self, threads=None, runners=None)
+
     def engine_options(self, options: EngineOptions) -> EngineOptions:
         """Return options with what is said in the place of theirs."""
         said = self.said()

@@ -136,7 +136,7 @@ class ModelConfig:
     def for_model(self, path: Path) -> tuple[EngineOptions, BatchingConfig]:
         """Return how the sessions of a model file run, and how requests share its runs."""
         found = tuned_settings(path, resolve_device(self.device)) if self.tuned else NOTHING_SAID
-        settings = self.said.over(found)
+        settings = self.said.over(found.with_runs(self.said.runners) if self.said.runners else found)
         runners = settings.runners or self.batching.runners
         max_batch = settings.max_batch or self.batching.max_batch
         return settings.engine_options(self.options), replace(self.batching, runners=runners, max_batch=max_batch)

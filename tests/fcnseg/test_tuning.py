@@ -38,7 +38,14 @@ def test_a_measurement_is_written_beside_the_model_and_taken_by_load(model: Path
     assert content["model_sha256"] == sha256_of(model)
     assert content["sizes"] == [[8, 8]]
     assert len(content["measurements"]) > 3
-    assert fcnseg.load(model, "cpu").tuned == tuned_settings(model, "cpu")
+    assert content["settings"]["spinning"] is not None  # `load` spins by default, a server does not
+    assert fcnseg.load(model, "cpu").tuned == tuned_settings(model, "cpu").with_runs(1)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf"])
+def test_seconds_without_an_end_are_refused(model: Path, seconds: str) -> None:
+    result = run(model, "--size", "8x8", "--seconds", seconds, "--device", "cpu")
+    assert isinstance(result.exception, UsageError)
 
 
 def test_a_dry_run_writes_nothing(model: Path) -> None:
@@ -47,11 +54,17 @@ def test_a_dry_run_writes_nothing(model: Path) -> None:
 
 
 def test_what_is_said_goes_before_what_was_found(model: Path) -> None:
-    found_for(model).write(model)
+    replace(found_for(model), settings=replace(FOUND, runners=None)).write(model)
     assert fcnseg.load(model, "cpu").engine.options == EngineOptions(threads=1, spinning=False)
     assert fcnseg.load(model, "cpu", threads=3).engine.options == EngineOptions(threads=3, spinning=False)
     assert fcnseg.load(model, "cpu", options=EngineOptions()).engine.options == EngineOptions()
     assert fcnseg.load(model, "cpu", tuned=False).engine.options == EngineOptions()
+
+
+def test_threads_that_were_found_with_two_runs_beside_each_other_hold_for_these_alone(model: Path) -> None:
+    found_for(model).write(model)
+    assert fcnseg.load(model, "cpu").engine.options == EngineOptions(spinning=False)
+    assert fcnseg.load(model, "cpu", threads=2).engine.options == EngineOptions(threads=2, spinning=False)
 
 
 def test_what_was_found_elsewhere_or_for_another_file_is_not_used(

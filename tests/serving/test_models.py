@@ -1,10 +1,14 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fcnseg.client import Client
+from fcnseg.engine import EngineOptions
 from fcnseg.errors import ModelFileError, ModelNotFoundError, RemoteModelNotFoundError, UsageError
+from fcnseg.files import sha256_of
+from fcnseg.tuning import Settings, Tuning, this_machine
 from serving.models import ModelRegistry, ModelSource, find_sources
 from tests.running_server import CPU_CONFIG, running_server
 from tests.tiny_model import write_tiny_model
@@ -109,3 +113,21 @@ def bmp_of_one_pixel() -> bytes:
     header = b"BM" + (58).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little")
     info = b"".join(n.to_bytes(size, "little") for n, size in ((40, 4), (1, 4), (1, 4), (1, 2), (24, 2)))
     return header + info + bytes(24) + b"\x00\x00\xff\x00"
+
+
+def test_threads_that_were_found_with_two_runs_beside_each_other_hold_for_these_alone(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copy(tiny_model, tmp_path / "m.onnx"))
+    found = Settings(threads=1, runners=2)
+    Tuning(sha256_of(model), this_machine("cpu"), "throughput", ((8, 8),), found, ()).write(model)
+    config = replace(CPU_CONFIG, options=EngineOptions(), tuned=True)
+
+    def threads_and_runners(said: Settings) -> tuple[int, int]:
+        options, batching = replace(config, said=said).for_model(model)
+        return options.threads, batching.runners
+
+    assert threads_and_runners(Settings()) == (1, 2)
+    assert threads_and_runners(Settings(runners=1)) == (0, 1)
+    assert threads_and_runners(Settings(runners=2)) == (1, 2)
+    assert threads_and_runners(Settings(threads=5)) == (5, 2)
