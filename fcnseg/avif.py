@@ -15,6 +15,8 @@ from fcnseg.errors import ImageError
 _AV1 = b"av01"
 _MOST_PARTS = 1 << 16
 """Boxes, items, extents and units of AV1 in a file; a grid of 64 x 64 tiles with alpha has about 50 000."""
+_MOST_SHARING = 4
+"""How often a file's bytes are read in all; an item and a track may share a frame."""
 _BEHIND_VERSION = 4
 
 
@@ -31,8 +33,11 @@ def coded_size(data: bytes) -> tuple[int, int]:
         ImageError: The boxes or headers are damaged or cut short, there are too many of them, or no AV1 data.
     """
     parts = _Parts()
-    height = width = 0
+    height = width = read = 0
     for payload in _payloads(memoryview(data), parts):
+        read += len(payload)
+        if read > _MOST_SHARING * len(data):
+            raise _damaged("too many of its items lie in the same place")
         for frame_height, frame_width in frame_sizes(payload):
             parts.count()
             height, width = max(height, frame_height), max(width, frame_width)

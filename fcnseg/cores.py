@@ -21,13 +21,13 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
 
 
 def threads_for(threads: int) -> int:
-    """Return how many threads onnxruntime is to be told of: 0, one for each physical core, unless there are fewer.
+    """Return how many threads onnxruntime is to be told of: as many as were asked for.
 
-    Left to itself it counts the machine's cores, though there be a tenth of them for this process, and binds threads
-    to cores that are not for it.
+    0 leaves it to onnxruntime, which takes one for each physical core; but where there are fewer CPUs for this process
+    than the machine has, one for each of them: onnxruntime counts all, and binds threads to those that it may not use.
 
     Args:
-        threads: What was asked for; 0 for one per physical core.
+        threads: What was asked for.
     """
     usable = usable_cores()
     return usable if threads == 0 and usable < (os.cpu_count() or 1) else threads

@@ -39,8 +39,8 @@ class EngineOptions:
     """How a session runs; none of it changes a class map on the CPU.
 
     Attributes:
-        threads: CPU threads within an operator; 0 takes one per physical core, or as many as there are
-            CPUs for this process where they are fewer (`cores.threads_for`).
+        threads: CPU threads within an operator; 0 takes one per physical core, or CPU of a container that
+            has fewer than its machine (`cores.threads_for`).
         spinning: Whether idle CPU threads spin for a moment, which answers sooner and heats the machine.
         arena: Whether memory that a run frees is kept for the next; on CUDA it always is.
         cudnn_search: How cuDNN chooses an algorithm for a new shape: by its heuristic, by trying all (seconds a shape),
@@ -65,6 +65,8 @@ class EngineOptions:
 
 
 DEFAULT_OPTIONS = EngineOptions()
+PIPELINE_OPTIONS = replace(DEFAULT_OPTIONS, spinning=False)
+"""For a model beside which images are decoded and written: threads that spin would take their cores."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnseg.errors import ModelFileError
+from fcnseg.errors import FcnsegError, ModelFileError
 from fcnseg.graph import GraphNode, behind, that_see
 from fcnseg.placement import node_runs, peak_bytes
 from fcnseg.profiles import Event
@@ -167,7 +167,7 @@ def profile(segmenter: Segmenter, images: Sequence[NDArray[np.uint8]], runs: int
     try:
         events, nodes = segmenter.engine.record(np.stack(images), _COLD_RUNS + runs, confidence=confidence)
         run_ms, segment_ms = _time(segmenter, images, runs, confidence=confidence)
-    except ModelFileError:
+    except FcnsegError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         reason = " ".join(str(error).split())

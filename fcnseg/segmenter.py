@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg import images as image_files
-from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions, resolve_device
+from fcnseg.engine import DEFAULT_OPTIONS, PIPELINE_OPTIONS, Engine, EngineOptions, resolve_device
 from fcnseg.model_file import ModelInfo
 from fcnseg.tuning import NOTHING_SAID, Settings, tuned_settings
 from fcnseg.types import Segmentation
@@ -105,6 +105,7 @@ def load(
     options: EngineOptions | None = None,
     *,
     tuned: bool = True,
+    pipeline: bool = False,
 ) -> Segmenter:
     """Open a model file.
 
@@ -115,15 +116,18 @@ def load(
         options: How it runs; None takes what `fcnseg tune` found for the file on this machine, as far as it holds for
             one run at a time, else the defaults.
         tuned: Whether to look for what it found.
+        pipeline: Whether images will be decoded and written beside its runs (`PIPELINE_OPTIONS`); where `options` are
+            given, these say it.
 
     Raises:
         ModelFileError: The file is not a valid fcnseg model.
         DeviceError: The device cannot run it.
     """
     path, device = Path(path), resolve_device(device)
+    defaults = PIPELINE_OPTIONS if pipeline else DEFAULT_OPTIONS
     found = tuned_settings(path, device).with_runs(1) if tuned and options is None else NOTHING_SAID
     settings = Settings(threads=threads).over(found)
-    return Segmenter(Engine(path, device, settings.engine_options(options or DEFAULT_OPTIONS)), found)
+    return Segmenter(Engine(path, device, settings.engine_options(options or defaults)), found)
 
 
 def _edge_pad(image: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from fcnseg import images, masks
 from fcnseg.cores import threads_for, usable_cores
-from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions, resolve_device
+from fcnseg.engine import PIPELINE_OPTIONS, Engine, EngineOptions, resolve_device
 from fcnseg.errors import UsageError
 from fcnseg.files import sha256_of
 from fcnseg.masks import Encoding
@@ -40,8 +40,8 @@ _CPU_BATCHES, _CUDA_BATCHES = (2, 4, 8), (1, 2, 4, 16, 32)
 
 
 def default_settings(device: str) -> Settings:
-    """Return how a server runs a model on a device where nothing else is said."""
-    return Settings(threads=0, spinning=False, runners=1, max_batch=1 if device == "cpu" else 8)
+    """Return how a server or a folder's job runs a model on a device where nothing else is said."""
+    return Settings(threads=0, spinning=PIPELINE_OPTIONS.spinning, runners=1, max_batch=1 if device == "cpu" else 8)
 
 
 class Tuner:
@@ -183,7 +183,7 @@ class Tuner:
         return answered / (time.perf_counter() - began)
 
     def _open(self, settings: Settings) -> Segmenter:
-        options = settings.engine_options(DEFAULT_OPTIONS)
+        options = settings.engine_options(PIPELINE_OPTIONS)
         if options not in self._segmenters:
             self._segmenters[options] = Segmenter(Engine(self._model, self._device, options))
         return self._segmenters[options]

@@ -105,7 +105,7 @@ _CONNECTIONS = ConnectionConfig()
 @click.option(
     "--threads",
     type=click.IntRange(min=0),
-    help="CPU threads within an operator; 0 takes one per physical core, or CPU of its container if they are fewer."
+    help="CPU threads within an operator; 0 takes one per physical core, or CPU of a container that has fewer."
     " [default: as tuned, else 0]",
 )
 @click.option(
@@ -264,9 +264,10 @@ def serve(
     Example: fcnseg serve cat.onnx --port 50051 --warm 480x640
     """
     import asyncio
+    from dataclasses import replace
 
     from fcnseg.allocator import keep_freed_memory
-    from fcnseg.engine import EngineOptions, resolve_device
+    from fcnseg.engine import PIPELINE_OPTIONS, resolve_device
     from fcnseg.tuning import Settings
     from serving.batcher import BatchingConfig
     from serving.logs import set_up_logs
@@ -296,8 +297,8 @@ def serve(
     keep_freed_memory(_KEPT_BYTES)
     device = resolve_device(device)
     default_batch = _CPU_BATCH if device == "cpu" else _CUDA_BATCH
-    engine = EngineOptions(
-        spinning=False,
+    engine = replace(
+        PIPELINE_OPTIONS,
         arena=arena,
         cudnn_search=cudnn_search,
         tf32=tf32,

@@ -1,7 +1,6 @@
 """From a segmentation model to one ONNX file, gated on parity between PyTorch and onnxruntime."""
 
 import copy
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -25,7 +24,7 @@ from training.half_weights import round_weights, store_half
 from training.layers import derive_layers
 from training.model import SegmentationModel
 from training.net_file import without_folder
-from training.precision import Precision, halve, quantise
+from training.precision import Images, Precision, halve, quantise
 from training.quiet import quiet
 
 Store: TypeAlias = Literal["fp32", "fp16"]
@@ -52,7 +51,7 @@ def export(
     card: ModelCard | None = None,
     store: Store = "fp32",
     precision: Precision = "fp32",
-    calibration: Iterable[NDArray[np.uint8]] = (),
+    calibration: Images = (),
 ) -> ModelInfo:
     """Write a model file, after proving that onnxruntime computes what PyTorch does.
 
@@ -67,7 +66,7 @@ def export(
         store: How weights are stored: as they are, or rounded to 16 bits, which halves the file. They are computed
             with as 32-bit floats in either case.
         precision: What the net computes with; `fp16` stores weights in 16 bits, `int8` those of convolutions in 8.
-        calibration: Images, (H, W, 3) uint8 RGB, that 8-bit integers are scaled by.
+        calibration: Images that 8-bit integers are scaled by.
 
     Returns:
         The metadata written, the export's own proof included.
@@ -119,7 +118,7 @@ def export(
         error = _write_proved(proto, model, temporary, info, HALF_TOLERANCE if precision == "fp16" else TOLERANCE)
         info = replace(info, parity=(ParityRecord("onnxruntime with PyTorch", error),))
         if precision == "int8":
-            proto = quantise(temporary, iter(calibration))
+            proto = quantise(temporary, calibration)
         _set_info(proto, info)
         onnx.save(proto, temporary)
     return info

@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from fcnseg.errors import WeightsError
 from training.fcn import FCN
 from training.model import SegmentationModel
+from training.tracing import PaddedConv2d
 
 _LARGEST = float(np.finfo(np.float16).max)
 
@@ -71,6 +72,7 @@ def _fold_batch_norms(trunk: fx.GraphModule) -> None:
         conv = _module(trunk, source)
         if (
             not isinstance(conv, nn.Conv2d)
+            or type(conv) not in {nn.Conv2d, PaddedConv2d}  # others may compute with other weights than they have
             or len(source.users) > 1
             or _uses(trunk, source) > 1
             or _uses(trunk, node) > 1

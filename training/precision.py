@@ -7,11 +7,11 @@ and all that follows the heatmap, stay in 32 bits.
 import copy
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import onnx
@@ -32,6 +32,16 @@ _PERCENTILE = 99.99
 _TIMED_RUNS = 15
 
 
+class Images(Protocol):
+    """Images that are read when they are asked for, each (H, W, 3) uint8 RGB; a list of them is such too."""
+
+    def __len__(self) -> int:
+        """Tell how many there are."""
+
+    def __getitem__(self, index: int, /) -> NDArray[np.uint8]:
+        """Return one."""
+
+
 def halve(rounded: SegmentationModel) -> SegmentationModel:
     """Return a copy of a model whose net computes with 16-bit floats.
 
@@ -43,7 +53,7 @@ def halve(rounded: SegmentationModel) -> SegmentationModel:
     return halved
 
 
-def quantise(path: Path, images: Iterator[NDArray[np.uint8]]) -> onnx.ModelProto:
+def quantise(path: Path, images: Images) -> onnx.ModelProto:
     """Return the graph of a model file with convolutions of 8-bit integers.
 
     Weights are scaled for each channel, and kept within 7 bits: processors without VNNI add pairs of products in 16
@@ -52,14 +62,12 @@ def quantise(path: Path, images: Iterator[NDArray[np.uint8]]) -> onnx.ModelProto
 
     Args:
         path: The model file, in 32 bits.
-        images: Calibration images, each (H, W, 3) uint8 RGB. The range of a layer's input is that of 99.99 % of what
-            they give.
+        images: Calibration images. The range of a layer's input is that of 99.99 % of what they give.
 
     Raises:
         UsageError: There is no image.
     """
-    first = next(images, None)
-    if first is None:
+    if not len(images):
         raise UsageError("there are no images to calibrate 8-bit integers with; name a data set that has some")
     source = onnx.load(path)
     convolutions = [node for node in source.graph.node if node.op_type == "Conv"]
@@ -67,28 +75,48 @@ def quantise(path: Path, images: Iterator[NDArray[np.uint8]]) -> onnx.ModelProto
     with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder, quiet():
         target = Path(folder) / "int8.onnx"
         quantize_static(
-            str(path), str(target), _Calibration(first, images), QuantFormat.QDQ, ["Conv"], per_channel=True,
+            str(path), str(target), _Calibration(images), QuantFormat.QDQ, ["Conv"], per_channel=True,
             reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             nodes_to_exclude=[node.name for node in (*convolutions[:_FIRST], *scoring)],
-            calibrate_method=CalibrationMethod.Percentile, extra_options={"CalibPercentile": _PERCENTILE},
+            calibrate_method=CalibrationMethod.Percentile,
+            extra_options={"CalibPercentile": _PERCENTILE, "CalibStridedMinMax": 1},
         )  # fmt: skip
         return onnx.load(target)
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc] # it has no types
-    def __init__(self, first: NDArray[np.uint8], others: Iterator[NDArray[np.uint8]]) -> None:
-        self._next: NDArray[np.uint8] | None = first
-        self._others = others
+    """Gives images in ranges, of one each: what a range's images give is held together, and must be of one size."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+        self._range = iter(range(0))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._range = iter(range(start_index, end_index))
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        image, self._next = self._next, next(self._others, None)
-        return None if image is None else {"image": image[None]}
+        index = next(self._range, None)
+        return None if index is None else {"image": self._images[index][None]}
 
 
-def calibration_images(samples: Sequence[Sample], count: int) -> Iterator[NDArray[np.uint8]]:
-    """Read so many images of a split, evenly spread over it."""
+@dataclass(frozen=True)
+class _ImagesOf:
+    samples: Sequence[Sample]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int, /) -> NDArray[np.uint8]:
+        return read_image(self.samples[index])
+
+
+def calibration_images(samples: Sequence[Sample], count: int) -> Images:
+    """Return so many images of a split, evenly spread over it."""
     step = max(1, len(samples) // count)
-    return map(read_image, islice(samples, 0, step * count, step))
+    return _ImagesOf(samples[: step * count : step])
 
 
 def compare(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--threads",
     type=click.IntRange(min=0),
-    help="CPU threads within an operator; 0 takes one per physical core, or CPU of its container if they are fewer."
+    help="CPU threads within an operator; 0 takes one per physical core, or CPU of a container that has fewer."
     " [default: as tuned, else 0]",
 )
 @device_option
@@ -53,10 +53,10 @@ def profile(
 
     Example: fcnseg profile model.onnx --size 360x480
     """
-    from fcnseg.files import require_place, write_text
+    from fcnseg import files
 
     if json_path is not None:
-        require_place(json_path)
+        files.require_place(json_path)
     if device != "cpu":  # else a node's time on CUDA is that of its launch; read when the driver starts
         os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
     from fcnseg.profile import profile as measure
@@ -77,8 +77,8 @@ def profile(
             "batch": batch,
             "confidence": confidence,
         }
-        write_text(json_path, json.dumps({**setting, **found.as_json()}, indent=1) + "\n")
-        click.echo(f"all nodes: {json_path}")
+        files.write_text(json_path, json.dumps({**setting, **found.as_json()}, indent=1) + "\n")
+        click.echo(f"all nodes: {files.shown(json_path)}")
 
 
 def _show(found: "Profile", segmenter: "Segmenter", size: tuple[int, int], batch: int, shown: int) -> None:

@@ -188,6 +188,8 @@ def _show(answer: "RemoteSegmentation", output: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from fcnseg.files import shown
+
     height, width = answer.class_map.shape
     table = Table()
     table.add_column("id", justify="right")
@@ -206,4 +208,4 @@ def _show(answer: "RemoteSegmentation", output: Path) -> None:
         f"decode {spent.decode_ms:.1f} ms, queue {spent.queue_ms:.1f} ms, infer {spent.infer_ms:.1f} ms, encode"
         f" {spent.encode_ms:.1f} ms; {spent.total_ms:.1f} ms in all"
     )
-    click.echo(f"mask: {output}")
+    click.echo(f"mask: {shown(output)}")

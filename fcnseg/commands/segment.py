@@ -77,7 +77,7 @@ _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored
 @click.option(
     "--threads",
     type=click.IntRange(min=0),
-    help="CPU threads of the model; 0 takes one per physical core, or CPU of its container if they are fewer."
+    help="CPU threads of the model; 0 takes one per physical core, or CPU of a container that has fewer."
     " [default: as tuned, else 0]",
 )
 @click.option(
@@ -252,7 +252,7 @@ def _open(model: Path, device: str, threads: int | None, *, tuned: bool) -> "Seg
     from fcnseg.segmenter import load
     from fcnseg.tuning import tuning_path
 
-    segmenter = load(model, device, threads, tuned=tuned)
+    segmenter = load(model, device, threads, tuned=tuned, pipeline=True)
     if segmenter.tuned.said():
         click.echo(f"as {shown(tuning_path(model))} says: {segmenter.tuned}", err=True)
     return segmenter

@@ -77,7 +77,7 @@ def tune(
             f"{shown(tuning_path(model))} cannot be written: {error.strerror}; give the options above to the server, or"
             " let this user write there"
         ) from error
-    click.echo(f"wrote {path}")
+    click.echo(f"wrote {shown(path)}")
 
 
 def _table(measurements: "tuple[Measurement, ...]") -> "Table":

@@ -130,7 +130,7 @@ class Job:
         self.plan: Plan = plan(source, output, options.mask_format)
         self.options = options
         if isinstance(model, (str, Path)):
-            model = load(model)
+            model = load(model, pipeline=True)
         self.model: JobModel = LocalModel(model, options) if isinstance(model, Segmenter) else model
         self._pictures = options.pictures(self.model.label_map)
         require_room(self.plan, self._pictures, self.model.label_map)

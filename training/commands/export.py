@@ -8,16 +8,11 @@ import click
 from fcnseg.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    import numpy as np
-    from numpy.typing import NDArray
-
     from fcnseg.model_card import ModelCard
     from fcnseg.model_file import ModelInfo
     from training.data import Dataset
     from training.export import Store
-    from training.precision import Precision
+    from training.precision import Images, Precision
     from training.run import Run
 
 
@@ -119,7 +114,7 @@ def _write(
     card: "ModelCard",
     store: "Store" = "fp32",
     precision: "Precision" = "fp32",
-    calibration: "Iterable[NDArray[np.uint8]]" = (),
+    calibration: "Images" = (),
 ) -> "ModelInfo":
     from training.export import export as write_model_file
 
@@ -152,5 +147,6 @@ def _write_measured(
         images = read_images(dataset.split("train"), calibration_images)
         _write(run, file, card, precision=precision, calibration=images)
         _write(run, reference, card)
-        record = compare(file, reference, dataset.split("val"), dataset.label_map.ignore_id)
+        device = "cpu" if precision == "int8" else "auto"  # which processors multiply them fast
+        record = compare(file, reference, dataset.split("val"), dataset.label_map.ignore_id, device)
         return replace_card(file, replace(card, precision=record), output)
