@@ -4,6 +4,7 @@ A session that records has one input shape and no branch (see `specialised_model
 then computed when it is opened, and no node is left for the CPU. Shapes that come rarely are no business of this file.
 """
 
+import logging
 import mmap
 import tempfile
 import threading
@@ -30,6 +31,7 @@ OpenSession: TypeAlias = Callable[[Path, Shape], onnxruntime.InferenceSession]
 Arrays: TypeAlias = Sequence[NDArray[Any]]
 _Key: TypeAlias = tuple[Shape, bool]
 
+_log = logging.getLogger(__name__)
 _GRAPH_ID = "gpu_graph_id"  # a run option: what a recording is called; -1 runs without
 _UNRECORDED = -1
 _RUNS_AHEAD = 2
@@ -47,7 +49,8 @@ class CudaGraphs:
     """The recorded runs of a model, by shape, up to a number of shapes; threads may share it.
 
     While there is room a shape is recorded when it first comes. After that it takes the place of the one that has not
-    been used for longest, once it has come eight times.
+    been used for longest, once it has come eight times. A shape that cannot be recorded, for want of memory say, is told
+    of in the log, and not tried again.
 
     Args:
         path: The model file; it is kept open, and may be replaced by another.
@@ -62,6 +65,7 @@ class CudaGraphs:
             self._model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self._kept: OrderedDict[_Key, _RecordedRun] = OrderedDict()
         self._seen: Counter[_Key] = Counter()
+        self._unfit: set[_Key] = set()
         self._recording = threading.Lock()  # held for as long as a shape is opened and recorded
         self._changing = threading.Lock()  # held for a moment, within the gate and never around it
         # A recording belongs to the thread that made it.
@@ -95,26 +99,29 @@ class CudaGraphs:
         Returns:
             Class maps, heatmaps and, if asked for, confidences, as new arrays; None where the shape has no recording
             and gets none now.
-
-        Raises:
-            DeviceError: It cannot be recorded.
         """
         count, height, width, _ = images.shape
         key = ((count, height, width), confidence)
         if self._is_due(key):
-            self._keep(key)
+            try:
+                self._keep(key)
+            except DeviceError as error:
+                _log.warning("%s; it is answered without", error)
+                with self._changing:
+                    self._unfit.add(key)
         with GATE.shared():
             return self._replay(key, images)
 
     def _is_due(self, key: _Key) -> bool:
         """Whether a shape is to be recorded now."""
         with self._changing:
-            if key in self._kept:
+            if key in self._kept or key in self._unfit:
                 return False
             if len(self._kept) < self._limit:
                 return True
             if len(self._seen) >= _MOST_SHAPES_COUNTED:
                 self._seen.clear()
+                self._unfit.clear()
             self._seen[key] += 1
             return self._seen[key] >= _RUNS_TO_TAKE_A_PLACE
 
