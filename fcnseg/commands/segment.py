@@ -1,6 +1,7 @@
 """`fcnseg segment`: masks for an image or any number of images."""
 
 import time
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,6 @@ from fcnseg.commands.options import device_option, region_options, region_query,
 from fcnseg.files import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from rich.progress import Progress, TaskID
 
     from fcnseg.folder import Job, SegmentedImage
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 _CLASSES_SHOWN = 24
 _NAMES_SHOWN = 5
 _MIB = 1 << 20
+_OF_SERVERS = {"in_flight", "timeout_s", "tls", "ca", "cert", "key", "token_file", "token_in_clear"}
 _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored_orientation", "overlay"}
 
 
@@ -204,13 +204,19 @@ def segment(
         in_flight=in_flight,
         memory_bytes=memory_mib * _MIB,
     )
+    context = click.get_current_context()
     if is_video(output) and not output.is_dir():
-        _require_for_video(click.get_current_context())
+        _refuse(
+            context,
+            {str(parameter.name) for parameter in context.command.params} - _OF_VIDEOS,
+            "a video takes no {}; for its frames' masks give a folder of them, and one for OUTPUT",
+        )
         _segment_video(Path(model), Path(source), output, device, threads, tuned=tuned, upright=not stored_orientation)
         return
     with ExitStack() as stack:
         tiles = _Tiles()
         if server is None:
+            _refuse(context, _OF_SERVERS, "{} without a server; name one by --server, or leave it out")
             segmenter = _open(Path(model), device, threads, tuned=tuned)
             job = Job(LocalModel(segmenter, options, tiles.show), source, output, options)
         else:
@@ -228,23 +234,19 @@ def segment(
         _run(job, tiles, top=bool(top))
 
 
-def _require_for_video(context: click.Context) -> None:
-    """Check that no option was given that means nothing for a video.
+def _refuse(context: click.Context, names: Collection[str], why: str) -> None:
+    """Check that no option of these was given.
 
     Raises:
         click.UsageError: One was.
     """
     given = [
-        parameter
+        "/".join([parameter.opts[0], *parameter.secondary_opts])
         for parameter in context.command.params
-        if parameter.name not in _OF_VIDEOS
-        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        if parameter.name in names and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
     ]
     if given:
-        names = ", ".join("/".join([parameter.opts[0], *parameter.secondary_opts]) for parameter in given)
-        raise click.UsageError(
-            f"a video takes no {names}; for its frames' masks give a folder of them, and one for OUTPUT"
-        )
+        raise click.UsageError(why.format(", ".join(given)))
 
 
 def _open(model: Path, device: str, threads: int | None, *, tuned: bool) -> "Segmenter":

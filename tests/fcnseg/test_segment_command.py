@@ -191,3 +191,14 @@ def test_an_option_that_means_nothing_for_a_video_is_refused(
     assert "a video takes no " in line
     assert option[0] in line
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("option", [("--tls",), ("--timeout", "5"), ("--in-flight", "2")])
+def test_an_option_for_servers_without_one_is_refused(
+    tiny_model: Path, photos: Path, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    done = run(tiny_model, photos, tmp_path / "out", "--device", "cpu", *option)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"{option[0]} without a server; name one by --server" in line
+    assert not (tmp_path / "out").exists()
