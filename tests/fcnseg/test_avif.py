@@ -256,3 +256,15 @@ def test_a_file_cut_anywhere_has_its_size_or_is_refused(length: int) -> None:
 def test_what_follows_the_image_is_left_alone() -> None:
     assert coded_size(SOUND + b"\0\0\0\x02junk") == (64, 64)
     assert coded_size(SOUND + b"\xff\xff\xff\xffjunk" * 3) == (64, 64)
+
+
+def test_bytes_that_many_items_share_are_read_a_few_times_alone() -> None:
+    """A small file would take seconds otherwise."""
+    place = struct.pack(">HHHHII", 1, 1, 0, 1, 0, len(PAYLOAD))
+
+    def shared(items: int) -> bytes:
+        return container(struct.pack(">I2BH", 1 << 24, 0x44, 0, items) + place * items, idat=PAYLOAD)
+
+    assert coded_size(shared(2)) == (64, 64)
+    with pytest.raises(ImageError, match="too many of its items lie in the same place"):
+        coded_size(shared(100))

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fcnseg
 from fcnseg.engine import Engine
@@ -204,6 +204,27 @@ def test_batch_norms_are_folded_before_the_weights_are_rounded(fcn: Segmentation
     ]  # not the image's scale
     assert weights
     assert all(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in weights)
+
+
+class Centred(nn.Conv2d):
+    """Computes with other weights than it has, as a convolution with weight standardisation does."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the base class's name)
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(input, weight, self.bias)
+
+
+def test_a_convolution_of_other_weights_than_it_has_keeps_its_batch_norm() -> None:
+    def net() -> nn.Module:
+        pooled = Pooled(nn.Linear(16, 7))
+        pooled.features[1][0] = Centred(8, 12, 3, stride=2, padding=1)
+        return pooled
+
+    model = heatmap_model(seeded(net), (64, 64))
+    images = torch.from_numpy(random_images(1, 64, 80))
+    with torch.no_grad():
+        before, after = model.pixel_scores(images), round_weights(model).pixel_scores(images)
+    assert float((before - after).abs().max()) < 5e-3 * float(before.max() - before.min())
 
 
 def test_a_weight_that_16_bits_cannot_hold_is_refused(tmp_path: Path) -> None:
