@@ -49,8 +49,8 @@ class CudaGraphs:
     """The recorded runs of a model, by shape, up to a number of shapes; threads may share it.
 
     While there is room a shape is recorded when it first comes. After that it takes the place of the one that has not
-    been used for longest, once it has come eight times. A shape that cannot be recorded, for want of memory say, is told
-    of in the log, and not tried again.
+    been used for longest, once it has come eight times. A shape that cannot be recorded, for want of memory say, is
+    told of in the log, and not tried again.
 
     Args:
         path: The model file; it is kept open, and may be replaced by another.
