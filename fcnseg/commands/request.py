@@ -1,7 +1,7 @@
 """`fcnseg request`: ask a server for one image's mask."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -84,12 +84,7 @@ def request(
     version: str,
     timeout_s: float,
     retries: int,
-    tls: bool,
-    ca: Path | None,
-    cert: Path | None,
-    key: Path | None,
-    token_file: Path | None,
-    token_in_clear: bool,
+    **access: Any,
 ) -> None:
     """Send IMAGE to the server at HOST:PORT and write the mask it answers with, and what else is asked for beside it.
 
@@ -112,17 +107,7 @@ def request(
     for name, place in places.items():
         _require_other(name, place, image)
     query = region_query(regions=regions, region_classes=region_classes, threshold=threshold, min_pixels=min_pixels)
-    with open_client(
-        server,
-        tls=tls,
-        ca=ca,
-        cert=cert,
-        key=key,
-        token_file=token_file,
-        token_in_clear=token_in_clear,
-        timeout_s=timeout_s,
-        retries=retries,
-    ) as client:
+    with open_client(server, timeout_s=timeout_s, retries=retries, **access) as client:
         answer = client.segment(
             image,
             model=model,

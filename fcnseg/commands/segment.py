@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _CLASSES_SHOWN = 24
 _NAMES_SHOWN = 5
 _MIB = 1 << 20
-_OF_SERVERS = {"in_flight", "timeout_s", "tls", "ca", "cert", "key", "token_file", "token_in_clear"}
 _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored_orientation", "overlay"}
 
 
@@ -164,12 +163,7 @@ def segment(
     server: str | None,
     in_flight: int,
     timeout_s: float,
-    tls: bool,
-    ca: Path | None,
-    cert: Path | None,
-    key: Path | None,
-    token_file: Path | None,
-    token_in_clear: bool,
+    **access: Any,
 ) -> None:
     """Segment INPUT with the file MODEL, and write a mask for every image to OUTPUT.
 
@@ -216,20 +210,15 @@ def segment(
     with ExitStack() as stack:
         tiles = _Tiles()
         if server is None:
-            _refuse(context, _OF_SERVERS, "{} without a server; name one by --server, or leave it out")
+            _refuse(
+                context,
+                {"in_flight", "timeout_s", *access},
+                "{} without a server; name one by --server, or leave it out",
+            )
             segmenter = _open(Path(model), device, threads, tuned=tuned)
             job = Job(LocalModel(segmenter, options, tiles.show), source, output, options)
         else:
-            client = open_client(
-                server,
-                tls=tls,
-                ca=ca,
-                cert=cert,
-                key=key,
-                token_file=token_file,
-                token_in_clear=token_in_clear,
-                timeout_s=timeout_s,
-            )
+            client = open_client(server, timeout_s=timeout_s, **access)
             job = Job(ServerModel(stack.enter_context(client), model, options), source, output, options)
         _run(job, tiles, top=bool(top))
 
