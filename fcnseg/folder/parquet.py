@@ -9,7 +9,7 @@ from pyarrow import parquet
 from fcnseg.files import replacing
 from fcnseg.folder.manifest import read_rows
 
-_ROWS_AT_A_TIME = 10_000
+_ROWS_AT_A_TIME = 1000
 _AREA = pa.struct({"id": pa.int32(), "name": pa.string(), "pixels": pa.int64(), "fraction": pa.float64()})
 _PEAK = pa.struct({"id": pa.int32(), "name": pa.string(), "probability": pa.float64()})
 _STAGES = pa.struct({name: pa.float64() for name in ("decode", "queue", "infer", "encode", "total")})
@@ -29,7 +29,7 @@ _SCHEMA = pa.schema(
 
 
 def write_parquet(manifest: Path, path: Path) -> None:
-    """Write a manifest's rows, in their order, some thousands at a time."""
+    """Write a manifest's rows, in their order, a thousand at a time."""
     # An open file: pyarrow takes no path whose bytes are no text.
     with replacing(path) as whole, whole.open("wb") as file, parquet.ParquetWriter(file, _SCHEMA) as writer:
         rows: list[dict[str, Any]] = []
