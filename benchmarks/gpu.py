@@ -2,10 +2,10 @@
 
 Run it: python benchmarks/gpu.py [--device cuda:0] [--budget SECONDS] [--sections NAME...] [--json FILE]
 
-Takes under ten minutes. Nets have random weights and 21 classes. Each section runs in
-a process of its own and has a time of its own; what fails in one, and what there was no time for, stands in the table,
-and the others go on. `--device cpu --quick` runs all of it on the CPU with a tiny net in single precision, to see that
-it runs; CUDA's settings mean nothing there.
+Takes under ten minutes. Nets have random weights and 21 classes. Each section runs in a process of its own and has a
+time of its own; what fails in one, and what there was no time for, stands in the table, and the others go on. `--device
+cpu --quick` runs all of it on the CPU with a tiny net in single precision, to see that it runs; CUDA's settings mean
+nothing there.
 
 export      the nets' files, in single and half precision, three nets at a time
 ceiling     multiply-adds a second of one large matrix product in half precision: what shares are taken of
