@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from fcnseg.commands.options import Size
+from fcnseg.commands.options import Size, threads_option
 from fcnseg.images import ImageLimits, require_within
 from serving.connections import ConnectionConfig
 from serving.security_options import open_security, security_options
@@ -102,12 +102,7 @@ _CONNECTIONS = ConnectionConfig()
     type=click.IntRange(min=1),
     help="Refuse images of more rows or columns.",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    help="CPU threads within an operator; 0 takes one per physical core, or CPU of a container that has fewer."
-    " [default: as tuned, else 0]",
-)
+@threads_option
 @click.option(
     "--spinning/--no-spinning",
     default=None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnseg.commands.options import Size, device_option
+from fcnseg.commands.options import Size, device_option, threads_option
 
 if TYPE_CHECKING:
     from fcnseg.profile import Profile
@@ -18,12 +18,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--size", type=Size(), default="480x640", show_default=True, help="The images' size.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1, 1024), help="Images in a run.")
-@click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    help="CPU threads within an operator; 0 takes one per physical core, or CPU of a container that has fewer."
-    " [default: as tuned, else 0]",
-)
+@threads_option
 @device_option
 @click.option(
     "--runs", default=20, show_default=True, type=click.IntRange(1, 10_000), help="Runs that medians are taken over."

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from fcnseg.commands.access import access_options, open_client
-from fcnseg.commands.options import device_option, region_options, region_query, show_regions
+from fcnseg.commands.options import device_option, region_options, region_query, show_regions, threads_option
 from fcnseg.files import shown
 
 if TYPE_CHECKING:
@@ -73,12 +73,7 @@ _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored
 @click.option("--stored-orientation", is_flag=True, help="Leave pixels as they are stored, whatever EXIF says is up.")
 @click.option("--report/--no-report", default=True, help="Write report.html.  [default: report]")
 @device_option
-@click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    help="CPU threads of the model; 0 takes one per physical core, or CPU of a container that has fewer."
-    " [default: as tuned, else 0]",
-)
+@threads_option
 @click.option(
     "--tuned/--no-tuned",
     default=True,
