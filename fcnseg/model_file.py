@@ -37,7 +37,7 @@ class ParityRecord:
 
     Attributes:
         compared: What was compared with what.
-        relative_error: Largest absolute difference over the largest absolute score.
+        relative_error: Largest absolute difference over the range of the scores.
     """
 
     compared: str

@@ -8,6 +8,7 @@ finer map's own lattice, whatever the backbone's padding made of it.
 import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import get_args
 
 from torch import Tensor, fx, nn
 
@@ -71,7 +72,7 @@ class FCN(nn.Module):
             LearnedUpsampling(num_classes, coarse, fine)
             for coarse, fine in pairwise(self._lattices if upsampling == "learned" else [])
         )
-        self.net_grid = _net_grid(derive_net_grid(trunk, native), taps, num_classes)
+        self.net_grid = _net_grid(derive_net_grid(trunk, native, input_channels(trunk)), taps, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
         """Score an image.
@@ -172,17 +173,21 @@ def _taps(
 ) -> tuple[_Tap, list[_Tap]]:
     record_grids(trunk.net, input_size, channels)
     coarse = _tap(scored)
-    wanted = int(variant.removeprefix("fcn").removesuffix("s"))
+    wanted = _stride_of(variant)
     stride = coarse.lattice[0].stride
     if stride < wanted or stride % wanted:
-        raise UsageError(
-            f"{variant} scores at stride {wanted}, but this net's own stride is {stride}; use fcn{stride}s"
-        )
+        fitting = [name for name in get_args(Variant) if stride % _stride_of(name) == 0]
+        remedy = f"use {' or '.join(fitting)}" if fitting else "take a classifier with a stride of 8, 16 or 32"
+        raise UsageError(f"{variant} scores at stride {wanted}, but this net's own stride is {stride}; {remedy}")
     finer = []
     while stride > wanted:
         stride //= 2
         finer.append(_tap(_last_map_at(trunk, stride)))
     return coarse, finer
+
+
+def _stride_of(variant: Variant) -> int:
+    return int(variant.removeprefix("fcn").removesuffix("s"))
 
 
 def _tap(node: fx.Node) -> _Tap:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -80,7 +81,7 @@ def fit(
     write_config(folder / CONFIG, config)
     environment = {**describe_environment(device), "data_fingerprint": data_fingerprint}
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
-    writer, order = RunWriter(folder, dataset.split("val")), torch.Generator()
+    writer, order = RunWriter(folder, dataset.split("val")), torch.Generator().manual_seed(config.seed)
     averages = [MovingAverage(config.ema)] if config.ema else []
     if device == "cpu":
         keep_freed_memory()
@@ -90,7 +91,7 @@ def fit(
             devices=1,
             precision=_PRECISIONS[resolve_precision(config.precision, device)],
             max_epochs=config.epochs,
-            callbacks=[*averages, _EpochSeeds(config.seed, order), writer, TrainingProgress(console)],
+            callbacks=[_EpochSeeds(config.seed, order), writer, *averages, TrainingProgress(console)],
             logger=TensorBoardLogger(folder, name=TENSORBOARD, version="", default_hp_metric=False),
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -118,6 +119,8 @@ def fit(
 class _EpochSeeds(Callback):
     """Makes what is random in an epoch follow from the run's seed and the epoch's number alone.
 
+    Workers that load data draw from seeds of their own, and have drawn an epoch's order before it starts.
+
     Args:
         seed: The run's.
         order: Draws the order of the samples.
@@ -130,8 +133,8 @@ class _EpochSeeds(Callback):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed what augmentation, dropout and the order of the samples draw from."""
-        seed = seed_everything(self._seed + trainer.current_epoch, verbose=False)
-        self._order.manual_seed(seed)
+        seed = int(np.random.SeedSequence((self._seed, trainer.current_epoch)).generate_state(1)[0])
+        self._order.manual_seed(seed_everything(seed, verbose=False))
 
 
 def _loaders(dataset: Dataset, config: TrainConfig, order: torch.Generator) -> tuple[DataLoader[Any], DataLoader[Any]]:

@@ -23,7 +23,7 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 def round_weights(model: SegmentationModel) -> SegmentationModel:
-    """Return a copy of a model in eval mode whose convolutions' weights are 16-bit floats, kept as 32-bit ones.
+    """Return a copy of a model in eval mode whose layers' weights are 16-bit floats, kept as 32-bit ones.
 
     Raises:
         WeightsError: A weight is beyond what 16 bits can hold.
@@ -33,7 +33,7 @@ def round_weights(model: SegmentationModel) -> SegmentationModel:
     if isinstance(trunk, fx.GraphModule):
         _fold_batch_norms(trunk)
     for name, module in rounded.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             weight = module.weight.detach()
             if float(weight.abs().max()) > _LARGEST:
                 raise WeightsError(

@@ -131,14 +131,11 @@ class SegmentationModel(nn.Module):
         if self.class_map_at == "pixel":
             class_map, confidence = PixelBlocks(heatmap, self._image_lattice, size).classes_and_confidences()
             return class_map, heatmap, confidence
-        class_map, confidence = _classes(heatmap), _confidence(heatmap)
-        lattice = self._image_lattice
-        pixels = (PIXELS, PIXELS)
-        return (
-            enlarge_nearest(class_map, lattice, pixels, size),
-            heatmap,
-            enlarge_nearest(confidence, lattice, pixels, size),
-        )
+        return self.enlarge(_classes(heatmap), size), heatmap, self.enlarge(_confidence(heatmap), size)
+
+    def enlarge(self, cells: Tensor, size: tuple[int, int]) -> Tensor:
+        """Give every pixel the value of the nearest of the heatmap's cells: (N, h, w) becomes (N, H, W)."""
+        return enlarge_nearest(cells, self._image_lattice, (PIXELS, PIXELS), size)
 
     def class_map(self, heatmap: Tensor, size: tuple[int, int]) -> Tensor:
         """Return `forward`'s class map alone, computed at the borders between classes; up to 64 classes.

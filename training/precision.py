@@ -7,6 +7,7 @@ and all that follows the heatmap, stay in 32 bits.
 import copy
 import tempfile
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +116,8 @@ class _ImagesOf:
 
 def calibration_images(samples: Sequence[Sample], count: int) -> Images:
     """Return so many images of a split, evenly spread over it."""
-    step = max(1, len(samples) // count)
-    return _ImagesOf(samples[: step * count : step])
+    count = min(count, len(samples))
+    return _ImagesOf([samples[i * len(samples) // count] for i in range(count)])
 
 
 def compare(
@@ -143,7 +144,7 @@ def compare(
 
 
 def _mean_iou(net: ServedNet, samples: Sequence[Sample], ignore_id: int | None) -> float:
-    *_, measures = measure(net, samples, ignore_id)
+    (measures,) = deque(measure(net, samples, ignore_id), maxlen=1)
     return measures.mean_iou or 0.0
 
 

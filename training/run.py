@@ -10,7 +10,8 @@
     RUN/last.ckpt           the last epoch, or where the run was interrupted in the first
 
 A checkpoint is a Lightning checkpoint of plain types (it opens with `torch.load(..., weights_only=True)`) whose entry
-`fcnseg` holds all that rebuilding the model takes: no weights file, data folder or network is needed.
+`fcnseg` holds all that rebuilding the model takes: no weights file, data folder or network is needed, but for a
+classifier of one's own its FILE.py.
 """
 
 import json
@@ -185,9 +186,15 @@ def can_resume(folder: Path, config: TrainConfig, data_fingerprint: str) -> bool
     """Whether a folder holds a finished epoch of a run that goes on with this configuration on this data.
 
     Raises:
-        UsageError: It holds a run with another configuration, or on other data.
+        UsageError: It holds a run with another configuration, or on other data, or what is left of one.
     """
-    if not (folder / CONFIG).is_file() or not (folder / METRICS).is_file() or not (folder / LAST).is_file():
+    missing = [name for name in (CONFIG, METRICS, LAST) if not (folder / name).is_file()]
+    if missing:
+        if (folder / BEST).is_file():
+            raise UsageError(
+                f"the run in {folder} cannot go on without its {missing[0]}; name another folder, or begin it anew with"
+                " --overwrite"
+            )
         return False
     begun = read_config(folder / CONFIG)
     for name, value in as_plain(begun).items():

@@ -68,9 +68,10 @@ class RunWriter(Callback):
         is_best = not self.best or metrics["mean_iou"] > self.best["mean_iou"]
         if is_best:
             self.best = metrics
-        _save(trainer, self._folder / LAST)
-        if is_best:
-            _keep_weights(self._folder / LAST, self._folder / BEST)
+        with replacing(self._folder / LAST) as temporary:
+            trainer.save_checkpoint(temporary, weights_only=False)
+            if is_best:  # before last.ckpt says so: a run that is killed in between does the epoch again
+                _keep_weights(temporary, self._folder / BEST)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -88,7 +89,8 @@ class RunWriter(Callback):
         """Keep the weights of a run that is interrupted in its first epoch; later ones have that of the last."""
         interrupted = isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.global_step > 0
         if interrupted and not self._rows:
-            _save(trainer, self._folder / LAST)
+            with replacing(self._folder / LAST) as temporary:
+                trainer.save_checkpoint(temporary, weights_only=False)
 
     def _is_shown(self, trainer: Trainer) -> bool:
         epoch = trainer.current_epoch + 1
@@ -119,11 +121,6 @@ def _log(trainer: Trainer, task: SegmentationTask, scores: Scores) -> None:
     }
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.current_epoch + 1)
-
-
-def _save(trainer: Trainer, path: Path) -> None:
-    with replacing(path) as temporary:
-        trainer.save_checkpoint(temporary, weights_only=False)
 
 
 def _keep_weights(checkpoint: Path, path: Path) -> None:

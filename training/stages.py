@@ -32,6 +32,8 @@ def build_for(config: TrainConfig, label_map: LabelMap) -> SegmentationModel:
             )
         if not config.pretrained:
             raise UsageError(f"{config.backbone} decides itself what weights it begins with; take --no-pretrained out")
+    if config.start is not None and config.weights is not None:
+        raise UsageError("--start and --weights both say what to begin with; leave one out")
     torch.manual_seed(config.seed)
     if config.start is not None:
         start = _read_start(Path(config.start), config, label_map)
@@ -67,13 +69,27 @@ def _read_start(path: Path, config: TrainConfig, label_map: LabelMap) -> Checkpo
         begun, asked = getattr(earlier.config, name), getattr(config, name)
         if begun != asked:
             raise UsageError(f"the run in {path} has {name} {begun}, and {asked} was asked for; give both the same")
+    if earlier.config.input_size != config.input_size:
+        raise UsageError(
+            f"the run in {path} has input size {_size(earlier.config.input_size)}, and {_size(config.input_size)} was"
+            " asked for; give both the same"
+        )
     if earlier.label_map != label_map:
         raise UsageError(f"the run in {path} was trained for other classes; start from a run on the same classes")
     if _STRIDES.index(earlier.config.variant) > _STRIDES.index(config.variant):
         raise UsageError(
             f"{config.variant} cannot start from {earlier.config.variant}, which is finer; train the coarser one first"
         )
+    if earlier.config.variant != "fcn32s" and earlier.config.skip_scale != config.skip_scale:
+        raise UsageError(
+            f"the skips of the run in {path} see features scaled by {earlier.config.skip_scale:g}, and"
+            f" {config.skip_scale:g} was asked for; give both the same --skip-scale"
+        )
     return checkpoint
+
+
+def _size(size: tuple[int, int] | None) -> str:
+    return "the zoo's" if size is None else f"{size[0]}x{size[1]}"
 
 
 def _take_over(model: SegmentationModel, start: Checkpoint) -> None:

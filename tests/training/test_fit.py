@@ -284,6 +284,37 @@ def test_a_run_is_not_resumed_with_other_options_or_on_other_data(run: Path, sce
         can_resume(run, config, "0" * 64)
 
 
+def test_resuming_never_clears_away_a_finished_run_or_what_is_no_run(
+    run: Path, scenes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    rest, own = tmp_path / "rest", tmp_path / "own"
+    shutil.copytree(run, rest)
+    (rest / "last.ckpt").unlink()
+    with pytest.raises(UsageError, match=r"cannot go on without its last\.ckpt"):
+        can_resume(rest, config, fingerprint(open_dataset(scenes), ["train", "val"]))
+    (own / "samples").mkdir(parents=True)
+    (own / "samples" / "photo.jpg").write_bytes(b"mine")
+    result = CliRunner().invoke(train, [*train_arguments(scenes, tmp_path), "-o", str(own), "--resume"])
+    assert isinstance(result.exception, UsageError)
+    assert (own / "samples" / "photo.jpg").read_bytes() == b"mine"
+
+
+def test_the_best_weights_are_those_of_the_epoch_that_the_last_checkpoint_calls_best(run: Path) -> None:
+    best = open_run(run / "best.ckpt").record
+    rows = read_rows(run)
+    assert best.metrics["mean_iou"] == max(float(row["mean_iou"]) for row in rows)
+    written = [(run / name).stat().st_mtime_ns for name in ("best.ckpt", "last.ckpt")]
+    assert best.epoch < len(rows) or written == sorted(written)
+
+
+def test_whole_images_of_sizes_drawn_anew_make_no_batch(scenes: Path, tmp_path: Path) -> None:
+    options = ["--crop", "whole", "--batch-size", "4", "-o", str(tmp_path / "run")]
+    result = CliRunner().invoke(train, [*train_arguments(scenes, tmp_path), *options])
+    assert isinstance(result.exception, UsageError)
+    assert "--scale-jitter 1 1" in str(result.exception)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_ends_cleanly_and_leaves_a_usable_checkpoint(
     scenes: Path, tmp_path: Path, number: signal.Signals, code: int

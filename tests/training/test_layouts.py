@@ -96,6 +96,16 @@ def voc(tmp_path: Path) -> Path:
     return root
 
 
+def test_split_lists_may_be_called_as_folders_of_splits_may(voc: Path) -> None:
+    lists = voc / "ImageSets" / "Segmentation"
+    for name, other in (("train", "Training"), ("val", "Validation")):
+        (lists / f"{name}.txt").rename(lists / f"{other}.txt")
+    assert set(open_dataset(voc).splits) == {"train", "val", "trainval"}
+    write_lists(lists, train="a\n")
+    with pytest.raises(DatasetError, match="both split 'train'"):
+        open_dataset(voc)
+
+
 @pytest.fixture
 def cityscapes(tmp_path: Path) -> Path:
     """Two cities, and a test split without annotations."""

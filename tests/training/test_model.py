@@ -204,6 +204,34 @@ def test_learned_upsampling_starts_as_the_bilinear_one(make: type[nn.Module]) ->
             torch.testing.assert_close(*(m.pixel_scores(image) for m in models), atol=1e-4, rtol=1e-4)
 
 
+def test_a_net_whose_stride_no_variant_has_is_told_so() -> None:
+    class Fine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1))
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.features(x).mean((2, 3)))
+
+    with pytest.raises(UsageError, match="own stride is 4; take a classifier with a stride of 8, 16 or 32"):
+        fcn_model(seeded(Fine), (64, 64))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (97, 131)])
+def test_a_classifier_of_grey_images_becomes_an_fcn(size: tuple[int, int]) -> None:
+    def grey() -> nn.Module:
+        net = Residual()
+        net.stem = nn.Conv2d(1, 8, 7, 2, 3)
+        return net
+
+    image = image_of(*size)
+    with torch.no_grad():
+        scores = fcn_model(seeded(grey), (64, 64)).pixel_scores(image)
+    assert scores.shape == (1, CLASSES, *size)
+    assert scores.std() > 0
+
+
 def test_a_variant_coarser_than_the_net_is_refused() -> None:
     with pytest.raises(UsageError, match="fcn16s"):
         build_model("squeezenet1_1", "fcn32s", CLASSES, pretrained=False)

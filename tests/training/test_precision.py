@@ -6,6 +6,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
+from PIL import Image
 
 import fcnseg
 from fcnseg.engine import Engine
@@ -22,6 +23,7 @@ from training.export import export, replace_card
 from training.model import SegmentationModel
 from training.precision import calibration_images, compare
 from training.run import Run, RunRecord
+from training.samples import Sample
 from training.scenes import write_scenes
 
 LABELS = LabelMap.from_names([f"class {i}" for i in range(CLASSES)])
@@ -86,6 +88,19 @@ def test_the_segmenter_and_batches_take_them(files: dict[str, Path]) -> None:
         segmenter = fcnseg.load(path, "cpu")
         for image, answer in zip(images, segmenter.segment_batch(images), strict=True):
             np.testing.assert_array_equal(answer.class_map, segmenter.segment(image).class_map)
+
+
+@pytest.mark.parametrize(("total", "count"), [(127, 64), (10, 4), (5, 64), (64, 64)])
+def test_calibration_images_are_spread_over_the_split(tmp_path: Path, total: int, count: int) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(total)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (1, 1), (i, 0, 0)).save(path)
+    images = calibration_images([Sample(path.name, path, None) for path in paths], count)
+    found = [int(images[i][0, 0, 0]) for i in range(len(images))]
+    assert len(found) == min(total, count)
+    gaps = np.diff(found, prepend=-total / len(found) / 2, append=total)
+    assert gaps.max() <= 2 * total / len(found) + 1
+    assert gaps.min() > 0
 
 
 def test_no_images_to_calibrate_with_are_refused(model: SegmentationModel, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,10 +75,12 @@ def test_a_finer_variant_takes_over_all_weights_but_its_skips(config: TrainConfi
         ({"backbone": "resnet18"}, "has backbone mobilenet_v2, and resnet18 was asked for"),
         ({"upsampling": "learned"}, "has upsampling bilinear, and learned was asked for"),
         ({"tail": "gap"}, "has tail auto, and gap was asked for"),
+        ({"input_size": (96, 96)}, "has input size the zoo's, and 96x96 was asked for"),
+        ({"weights": "other.pth", "pretrained": True}, "--start and --weights both say"),
     ],
 )
 def test_a_run_that_cannot_be_followed_is_refused(
-    config: TrainConfig, coarse_run: Path, changed: dict[str, str], message: str
+    config: TrainConfig, coarse_run: Path, changed: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         build_for(replace(config, start=str(coarse_run), **changed), LABEL_MAP)  # type: ignore[arg-type]
@@ -94,7 +97,9 @@ def test_a_run_on_other_classes_or_of_a_finer_variant_is_refused(
     other = LabelMap.from_names(["ground", "thing"], ignore_id=255)
     with pytest.raises(UsageError, match="trained for other classes"):
         build_for(replace(config, start=str(coarse_run)), other)
-    fine = train(replace(config, variant="fcn16s"), tmp_path / "fine")
+    fine = train(replace(config, variant="fcn16s", skip_scale=0.01), tmp_path / "fine")
+    with pytest.raises(UsageError, match="see features scaled by 0.01, and 1 was asked for"):
+        build_for(replace(config, variant="fcn16s", start=str(fine)), LABEL_MAP)
     with pytest.raises(UsageError, match="cannot start from fcn16s, which is finer"):
         build_for(replace(config, start=str(fine)), LABEL_MAP)
 

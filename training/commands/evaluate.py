@@ -1,6 +1,7 @@
 """`fcnseg evaluate`: measure a model on a labelled split."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,7 +137,7 @@ def _measure(
 
     running = measure(predictor, samples, ignore_id)
     shown = track(running, "evaluating", len(samples), console=console, transient=True, disable=not console.is_terminal)
-    *_, measures = shown
+    (measures,) = deque(shown, maxlen=1)
     return measures
 
 

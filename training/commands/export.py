@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from fcnseg.errors import UsageError
 
@@ -83,6 +84,7 @@ def export(
         raise UsageError(f"output {output} has the name of its model card; end the model's name in .onnx")
     for path in (output, card_path):
         require_place(path)
+    _refuse_meaningless(precision)
     trained = open_run(run)
     card = make_card(trained, output.name, data_licence=data_licence, store=store, precision=precision)
     with Console(stderr=True).status("exporting and checking against onnxruntime"):
@@ -106,6 +108,19 @@ def export(
         click.echo(describe_precision(precision, info.card.precision))
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {info.variant} of {info.architecture})")
     click.echo(f"model card: {card_path}")
+
+
+def _refuse_meaningless(precision: "Precision") -> None:
+    """Check that what was given says something of a file of this precision.
+
+    Raises:
+        click.UsageError: It does not.
+    """
+    given = click.get_current_context().get_parameter_source
+    if precision == "fp32" and given("data") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--data is measured on for --precision fp16 and int8 alone; leave it out")
+    if precision != "int8" and given("calibration_images") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--calibration-images are for --precision int8 alone; leave them out")
 
 
 def _write(
@@ -144,7 +159,7 @@ def _write_measured(
 
     with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
         file, reference = Path(folder) / "reduced.onnx", Path(folder) / "fp32.onnx"
-        images = read_images(dataset.split("train"), calibration_images)
+        images = read_images(dataset.split("train"), calibration_images) if precision == "int8" else ()
         _write(run, file, card, precision=precision, calibration=images)
         _write(run, reference, card)
         device = "cpu" if precision == "int8" else "auto"  # which processors multiply them fast

@@ -69,23 +69,26 @@ def train(
         data_fingerprint = fingerprint(dataset, found)
     _print_data(console, diagnosis)
     config = resolve(given, found["train"].size)
-    if config.crop is None and config.batch_size > 1 and not found["train"].one_size:
+    least, most = config.scale_jitter
+    if config.crop is None and config.batch_size > 1 and not (found["train"].one_size and least == most):
+        why = "several sizes" if least == most else f"sizes drawn anew, as --scale-jitter {least:g} {most:g} asks for,"
         raise UsageError(
-            f"whole images of several sizes make no batch of {config.batch_size}; give --crop HxW or --batch-size 1"
+            f"whole images of {why} make no batch of {config.batch_size}; give --crop HxW, or --batch-size 1, or images"
+            " of one size and --scale-jitter 1 1"
         )
 
     # Torch is loaded when the data is known to be good.
     from training.device import resolve_device
     from training.fit import fit
     from training.losses import balance_classes
-    from training.run import BEST, LAST, can_resume, prepare_folder
+    from training.run import BEST, CONFIG, LAST, METRICS, can_resume, prepare_folder
     from training.stages import build_for
 
     used = resolve_device(config.device)
     model = build_for(config, dataset.label_map)
     goes_on = resume and can_resume(run, config, data_fingerprint)
     if not goes_on:
-        prepare_folder(run, overwrite=overwrite or resume)
+        prepare_folder(run, overwrite=overwrite or (resume and (run / CONFIG).is_file()))
     size = "whole images" if config.crop is None else f"crops of {config.crop[0]}x{config.crop[1]} pixels"
     console.print(
         f"normalisation: {model.normalisation}\n"
@@ -98,7 +101,12 @@ def train(
     try:
         best = fit(model, dataset, data_fingerprint, config, run, console, class_weights=class_weights, resume=goes_on)
     except (KeyboardInterrupt, SystemExit):
-        kept = f"{run / LAST} is kept; go on with --resume" if (run / LAST).is_file() else "no step was finished"
+        if (run / METRICS).is_file():
+            kept = f"{run / LAST} is kept; go on with --resume"
+        elif (run / LAST).is_file():
+            kept = f"{run / LAST} has the weights of that moment; no epoch was finished, so --resume would begin anew"
+        else:
+            kept = "no step was finished"
         console.print(f"training was interrupted; {kept}", highlight=False, soft_wrap=True)
         raise
     click.echo(

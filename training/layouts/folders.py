@@ -7,10 +7,10 @@ from training.labels import LABELMAP_FILE, Labels
 from training.layouts.listing import (
     Layout,
     Listing,
+    by_split,
     files_of,
     match_folders,
     match_list,
-    split_name,
     unpaired,
 )
 
@@ -27,7 +27,8 @@ def _read(root: Path, labels: Labels | None) -> Listing:
     lists = sorted(path for path in root.glob("*.txt") if path.name.casefold() not in _NO_LISTS)
     if lists:
         found = files_of(images), files_of(masks)
-        return Listing.of_pairs({path.stem: match_list(path, *found, labels) for path in lists}, label_map)
+        splits = {split: match_list(path, *found, labels) for split, path in by_split(lists).items()}
+        return Listing.of_pairs(splits, label_map)
     image_folders, mask_folders = _folders(images), _folders(masks)
     if not image_folders and not mask_folders:
         return Listing.held_out(
@@ -47,13 +48,7 @@ def _read(root: Path, labels: Labels | None) -> Listing:
 
 
 def _folders(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.name.startswith("."):
-            first = found.setdefault(split_name(path.name), path)
-            if first != path:
-                raise DatasetError(f"{first} and {path.name} are both split {split_name(path.name)!r}; rename one")
-    return found
+    return by_split(path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))
 
 
 FOLDERS = Layout(

@@ -192,6 +192,21 @@ def split_name(name: str) -> str:
     return known if known in {"train", "val", "test"} else name
 
 
+def by_split(paths: Iterable[Path]) -> dict[str, Path]:
+    """Return folders or lists of splits by the splits that they stand for.
+
+    Raises:
+        DatasetError: Two stand for one.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        split = split_name(path.name if path.is_dir() else path.stem)
+        first = found.setdefault(split, path)
+        if first != path:
+            raise DatasetError(f"{first} and {path.name} are both split {split!r}; rename one")
+    return found
+
+
 def held_out(samples: Sequence[Sample], remedy: str) -> tuple[dict[str, Sequence[Sample]], str]:
     """Set about a tenth of the samples aside for validation, told by a hash of their names.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fcnseg.types import LabelMap
 from training.labels import IGNORE_ID, Labels
-from training.layouts.listing import Files, Layout, Listing, Pairs, files_of, match_list, unpaired
+from training.layouts.listing import Files, Layout, Listing, Pairs, by_split, files_of, match_list, unpaired
 from training.mask_files import MaskFile
 from training.samples import Sample
 
@@ -28,7 +28,7 @@ def _read(root: Path, labels: Labels | None) -> Listing:
     labels = labels or _voc_labels()
     images, masks = files_of(root / "JPEGImages"), files_of(root / "SegmentationClass")
     lists = sorted((root / _LISTS).glob("*.txt"))
-    splits = {path.stem: match_list(path, images, masks, labels) for path in lists}
+    splits = {split: match_list(path, images, masks, labels) for split, path in by_split(lists).items()}
     if splits and set(splits) != {"default"}:  # CVAT's name for what is in no split
         return Listing.of_pairs(splits, labels.label_map)
     pairs = splits["default"] if splits else _match_masks(images, masks, labels)
