@@ -18,10 +18,11 @@ from fcnseg.files import remove_halves, write_bytes
 from fcnseg.folder import coco, mask_files
 from fcnseg.folder.answers import Answer, WrittenAnswer
 from fcnseg.folder.job import JobFile, claim, only_one
+from fcnseg.folder.local_model import LocalModel
 from fcnseg.folder.manifest import Manifest, Row, write_areas, write_peaks
 from fcnseg.folder.mask_files import MaskFormat
 from fcnseg.folder.memory import OrderedMemory
-from fcnseg.folder.models import JobModel, Loaded, LocalModel, Outcome
+from fcnseg.folder.models import JobModel, Loaded, Outcome
 from fcnseg.folder.names import JOB, MANIFEST, PARQUET, REPORT
 from fcnseg.folder.options import DEFAULT_OPTIONS, FolderOptions
 from fcnseg.folder.pipeline import Pipeline, Widths
