@@ -30,6 +30,10 @@ class Loop:
         self._feed = {"image": photo[None]}
         self.class_map: NDArray[np.uint8] = self._session.run(None, self._feed)[0][0]
 
+    def run(self) -> None:
+        """Run the model once."""
+        self._session.run(None, self._feed)
+
     def around(self, seconds: float, load: Callable[[float], _Result]) -> tuple[list[float], _Result]:
         """Seconds of each run, half of them before the load and half after, which is told their mean; and its result.
 
@@ -44,6 +48,6 @@ class Loop:
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             began = time.perf_counter()
-            self._session.run(None, self._feed)
+            self.run()
             found.append(time.perf_counter() - began)
         return found

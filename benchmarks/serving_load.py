@@ -12,7 +12,8 @@ throughput  raw pixels in and out, 1 and 8 clients (h2load, whose count of bytes
             requests a second over the loop's.
 codec       JPEG in, zstd out, 8 clients: against T / (T + C), T being the loop's time a frame and C the time that one
             core takes to decode the JPEG and encode the mask, divided by the cores.
-latency     one client: median time of a request less that of session.run, raw and JPEG in, PNG out.
+latency     one client: median time of a request less that of session.run, raw and JPEG in, PNG out; and what of it the
+            least possible gRPC server takes too (bare_server.py). The three take turns of a second each.
 overload    requests at random (Poisson) at twice the rate that 8 clients reach, each with a deadline of ten service
             times: what became of them, and the memory. Goodput stands beside that rate, measured before and after.
 idle        a MobileNetV2 FCN: seconds from start to SERVING with one declared size, and resident memory.
@@ -36,8 +37,8 @@ import numpy as np
 from h2load import Request, h2load, require_h2load
 from loop import HEIGHT, WIDTH, Loop, photograph
 from nets import SMALL, build
-from reporting import Report, Spread, add_json_option, resident_mib
-from served import serve
+from reporting import Report, Spread, add_json_option, in_turns, resident_mib
+from served import serve, serve_barely
 
 import fcnseg
 from fcnseg import images, masks
@@ -53,7 +54,11 @@ CEILING = (
     "T is session.run's time a frame, C the time in which one core decodes the JPEG and encodes the mask, divided by"
     " the cores. The ratio is requests a second over 1 / T for raw pixels, and over 1 / (T + C) for files."
 )
-LATENCY = ("net", "requests", "session.run, ms", "server, ms", "more, ms")
+LATENCY = ("net", "requests", "session.run, ms", "bare server, ms", "server, ms", "more, ms", "more than bare, ms")
+LATENCY_NOTE = (
+    "The bare server reads a request, decodes, runs, encodes and answers; it has no queue, limits or deadlines."
+)
+TURN_S = 1.0
 OVERLOAD = (
     "net",
     "capacity, requests/s",
@@ -173,27 +178,28 @@ class Benchmark:
         return statistics.median(found)
 
     def latency(self) -> None:
-        with self._serve() as (address, _), calling(address) as call:
+        with (
+            self._serve() as (address, _),
+            serve_barely(self.model, self.threads) as (bare_address, _),
+            calling(address) as call,
+            calling(bare_address) as bare_call,
+        ):
             for what, case, loop in (("raw", self.raw, self.loop), ("JPEG to PNG", self.png, self.jpeg_loop)):
                 check(address, case)
-                frames, waits, extra = [], [], []
-                for _ in range(self.rounds):
-                    times, found = loop.around(self.seconds, lambda _, case=case: self._waits(call, case))
-                    frames.append(statistics.median(times) * 1000)
-                    waits.append(statistics.median(found) * 1000)
-                    extra.append(waits[-1] - frames[-1])
-                table = self.report.table("latency", "What a request takes beside session.run", LATENCY)
-                table.add(self.name, f"{what}, 1 client", *map(Spread.of, (frames, waits, extra)))
-
-    def _waits(self, call: Callable[..., bytes], case: Case) -> list[float]:
-        """Seconds of each request of one client."""
-        found = []
-        end = time.perf_counter() + self.seconds
-        while time.perf_counter() < end:
-            began = time.perf_counter()
-            call(case.request)
-            found.append(time.perf_counter() - began)
-        return found
+                check(bare_address, case)
+                sides = {
+                    "session.run": loop.run,
+                    "bare": lambda case=case: bare_call(case.request),
+                    "server": lambda case=case: call(case.request),
+                }
+                rounds = max(1, round(self.rounds * self.seconds / TURN_S))
+                found = in_turns(sides, rounds, TURN_S)
+                runs, bare, waits = ([second * 1000 for second in side.values] for side in found.values())
+                more, more_than_bare = (
+                    [wait - least for wait, least in zip(waits, side, strict=True)] for side in (runs, bare)
+                )
+                table = self.report.table("latency", "What a request takes beside session.run", LATENCY, LATENCY_NOTE)
+                table.add(self.name, f"{what}, 1 client", *map(Spread.of, (runs, bare, waits, more, more_than_bare)))
 
     def overload(self) -> None:
         with self._serve() as (address, process), calling(address) as call:
