@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from fcnseg.commands.options import Size, threads_option
+from fcnseg.commands.options import Size, threads_option, tuned_option
 from fcnseg.images import ImageLimits, require_within
 from serving.connections import ConnectionConfig
 from serving.security_options import open_security, security_options
@@ -70,11 +70,7 @@ _CONNECTIONS = ConnectionConfig()
     help="Runs of a model at a time. On the CPU, 2 answer more images of a small net, and fewer of a large one:"
     " 'fcnseg tune' measures it. [default: as tuned, else 1]",
 )
-@click.option(
-    "--tuned/--no-tuned",
-    default=True,
-    help="Run a model as its MODEL.tune.json says ('fcnseg tune'), where no option says otherwise. [default: tuned]",
-)
+@tuned_option
 @click.option(
     "--max-memory",
     default=0,

@@ -46,6 +46,11 @@ threads_option = click.option(
     help="CPU threads within an operator; 0 takes one per physical core, or CPU of a container that has fewer."
     " [default: as tuned, else 0]",
 )
+tuned_option = click.option(
+    "--tuned/--no-tuned",
+    default=True,
+    help="Run a model as its MODEL.tune.json says ('fcnseg tune'), where no option says otherwise. [default: tuned]",
+)
 
 
 def region_options(command: _Command) -> _Command:

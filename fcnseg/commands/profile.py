@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnseg.commands.options import Size, device_option, threads_option
+from fcnseg.commands.options import Size, device_option, threads_option, tuned_option
 
 if TYPE_CHECKING:
     from fcnseg.profile import Profile
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Also write all nodes as JSON."
 )
-@click.option("--tuned/--no-tuned", default=True, help="Run as MODEL.tune.json says, where it does. [default: tuned]")
+@tuned_option
 def profile(
     *,
     model: Path,

@@ -10,7 +10,14 @@ import click
 from click.core import ParameterSource
 
 from fcnseg.commands.access import access_options, open_client
-from fcnseg.commands.options import device_option, region_options, region_query, show_regions, threads_option
+from fcnseg.commands.options import (
+    device_option,
+    region_options,
+    region_query,
+    show_regions,
+    threads_option,
+    tuned_option,
+)
 from fcnseg.files import shown
 
 if TYPE_CHECKING:
@@ -74,11 +81,7 @@ _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored
 @click.option("--report/--no-report", default=True, help="Write report.html.  [default: report]")
 @device_option
 @threads_option
-@click.option(
-    "--tuned/--no-tuned",
-    default=True,
-    help="Run MODEL as its MODEL.tune.json says ('fcnseg tune'), where no option says otherwise. [default: tuned]",
-)
+@tuned_option
 @click.option(
     "--workers",
     default=0,
