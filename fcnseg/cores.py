@@ -1,10 +1,11 @@
-"""How many CPUs there are for this process: a container may have fewer than its machine."""
+"""How many CPUs there are for this process: a container may have fewer than its machine, and a core may be two."""
 
 import math
 import os
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUS = Path("/sys/devices/system/cpu")
 
 
 def usable_cores(cgroup: Path = _CGROUP) -> int:
@@ -20,6 +21,14 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
     return math.ceil(min(usable, _quota(cgroup)))
 
 
+def physical_cores() -> int:
+    """Return how many cores this process may use, at least 1; CPUs that share a core's units count once."""
+    if not hasattr(os, "sched_getaffinity"):
+        return usable_cores()
+    siblings = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
+    return min(len(siblings), usable_cores())
+
+
 def threads_for(threads: int) -> int:
     """Return how many threads onnxruntime is to be told of: as many as were asked for.
 
@@ -31,6 +40,14 @@ def threads_for(threads: int) -> int:
     """
     usable = usable_cores()
     return usable if threads == 0 and usable < (os.cpu_count() or 1) else threads
+
+
+def _siblings(cpu: int) -> str:
+    """Name the core of a CPU."""
+    try:
+        return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
 
 
 def _quota(cgroup: Path) -> float:

@@ -104,6 +104,7 @@ def segment_to_mask(
     tiling: Tiling,
     path: Path,
     progress: Callable[[int, int], None] = no_progress,
+    at_a_time: int = 1,
 ) -> tuple[ClassArea, ...]:
     """Segment an image tile by tile into the mask of a large image; see `open_mask`.
 
@@ -113,6 +114,7 @@ def segment_to_mask(
         tiling: From `plan_tiles` for this model and this image's size.
         path: Where the mask goes, a .tif file.
         progress: Told how many tiles are done, and of how many.
+        at_a_time: Runs at a time, a tile each.
 
     Returns:
         Classes present with their areas, in the order of their ids.
@@ -124,7 +126,7 @@ def segment_to_mask(
     """
     georeference = image.georeference if isinstance(image, LargeTiff) else None
     with open_mask(path, image.height, image.width, segmenter.info.label_map, georeference) as mask:
-        for window in segment_windows(segmenter, image, tiling, progress=progress):
+        for window in segment_windows(segmenter, image, tiling, progress=progress, at_a_time=at_a_time):
             mask.write(window.rows, window.columns, window.class_map)
     return mask.classes
 

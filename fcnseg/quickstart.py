@@ -36,6 +36,7 @@ _CAT_THRESHOLD = 0.3
 _FACE = (60, 290, 60, 360)
 _BACKGROUND = (0, 300, 400, 451)
 _STOP_SECONDS = 30.0
+_MARKER = ".fcnseg-quickstart"
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,21 @@ def run_quickstart(root: Path) -> None:
 
 
 def _clear(places: _Places) -> None:
-    """Remove what an earlier quickstart left, and nothing else."""
-    for folder in ("cat", "scenes", "run", "mask"):
-        shutil.rmtree(places.root / folder, ignore_errors=True)
-    for model in (places.cat_model, places.model):
+    """Remove what an earlier quickstart left, and nothing else.
+
+    Raises:
+        UsageError: Something is in the way that no quickstart made.
+    """
+    folders = [places.root / name for name in ("cat", "scenes", "run", "mask")]
+    models, marker = [places.cat_model, places.model], places.root / _MARKER
+    there = next((path for path in (*folders, *models) if path.exists()), None)
+    if there is not None and not marker.exists():
+        raise UsageError(f"{there} is there, and no quickstart made it; name another folder with -o")
+    places.root.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    for model in models:
         model.unlink(missing_ok=True)
 
 

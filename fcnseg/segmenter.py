@@ -1,6 +1,7 @@
 """The one path from an image to its segmentation, for the Python API, the folder command and the server alike."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -24,7 +25,7 @@ class Segmenter:
 
     Attributes:
         engine: Runs the model.
-        tuned: What `MODEL.tune.json` said when the model was opened, where it was asked.
+        tuned: What of `MODEL.tune.json` was used when the model was opened.
     """
 
     def __init__(self, engine: Engine, tuned: Settings = NOTHING_SAID) -> None:
@@ -126,6 +127,8 @@ def load(
     path, device = Path(path), resolve_device(device)
     defaults = PIPELINE_OPTIONS if pipeline else DEFAULT_OPTIONS
     found = tuned_settings(path, device).with_runs(1) if tuned and options is None else NOTHING_SAID
+    if threads is not None:
+        found = replace(found, threads=None)
     settings = Settings(threads=threads).over(found)
     return Segmenter(Engine(path, device, settings.engine_options(options or defaults)), found)
 

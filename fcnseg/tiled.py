@@ -1,6 +1,8 @@
 """Segmenting an image tile by tile: what is in memory is a tile, however large the image."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ def segment_windows(
     *,
     confidence: bool = False,
     progress: Callable[[int, int], None] = no_progress,
+    at_a_time: int = 1,
 ) -> Iterator[SegmentedWindow]:
     """Segment an image tile by tile.
 
@@ -35,6 +38,7 @@ def segment_windows(
         tiling: From `plan_tiles` for this model and this image's size.
         confidence: Whether to compute the confidence map too.
         progress: Told how many tiles are done, and of how many.
+        at_a_time: Runs at a time, a tile each.
 
     Yields:
         The windows, row by row.
@@ -43,9 +47,10 @@ def segment_windows(
         ImageError: The image cannot be read.
     """
     blender = None if tiling.exact else Blender(tiling, confidence=confidence)
+    answers = _answers(segmenter, image, tiling, at_a_time, confidence=confidence and blender is None)
     for done, (rows, columns) in enumerate(tiling):
         progress(done, len(tiling))
-        answer = segmenter.segment(image.read(rows.read, columns.read), confidence=confidence and blender is None)
+        answer = next(answers)
         if blender is not None:
             heatmap = answer.heatmap[:, rows.valid_in_tile, columns.valid_in_tile]
             yield blender.blend(rows, columns, heatmap)
@@ -62,6 +67,21 @@ def segment_windows(
         )
 
 
+def _answers(
+    segmenter: Segmenter, image: Windowed, tiling: Tiling, at_a_time: int, *, confidence: bool
+) -> Iterator[Segmentation]:
+    """Yield the tiles' answers in their order, while the next ones are computed."""
+    with ThreadPoolExecutor(at_a_time, "fcnseg-tile") as runs:
+        under_way: deque[Future[Segmentation]] = deque()
+        for rows, columns in tiling:  # windows are read by this thread alone: files are not read by several at once
+            pixels = image.read(rows.read, columns.read)
+            under_way.append(runs.submit(segmenter.segment, pixels, confidence=confidence))
+            if len(under_way) == at_a_time:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
 def segment_in_tiles(
     segmenter: Segmenter,
     image: Windowed | NDArray[np.uint8],
@@ -69,6 +89,7 @@ def segment_in_tiles(
     *,
     confidence: bool = False,
     progress: Callable[[int, int], None] = no_progress,
+    at_a_time: int = 1,
 ) -> Segmentation:
     """Segment an image tile by tile into one answer; only the working memory is a tile's.
 
@@ -78,6 +99,7 @@ def segment_in_tiles(
         tile: As for `plan_tiles`.
         confidence: Whether to compute the confidence map too.
         progress: Told how many tiles are done, and of how many.
+        at_a_time: Runs at a time, a tile each.
 
     Raises:
         ImageError: The image cannot be read, or is not of that shape and dtype.
@@ -90,7 +112,8 @@ def segment_in_tiles(
     class_map: ClassMap = np.empty((height, width), info.label_map.id_dtype)
     confidences = np.empty((height, width), np.uint8) if confidence else None
     heatmap = np.empty((len(info.label_map), *heatmap_shape(tiling)), np.float32)
-    for window in segment_windows(segmenter, image, tiling, confidence=confidence, progress=progress):
+    windows = segment_windows(segmenter, image, tiling, confidence=confidence, progress=progress, at_a_time=at_a_time)
+    for window in windows:
         class_map[window.rows, window.columns] = window.class_map
         heatmap[:, window.cell_rows, window.cell_columns] = window.heatmap
         if confidences is not None and window.confidence is not None:

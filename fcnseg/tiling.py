@@ -150,7 +150,7 @@ def plan_tiles(info: ModelInfo, height: int, width: int, tile: int | None) -> Ti
 
 
 def choose_tile(info: ModelInfo, height: int, width: int, max_pixels: float) -> int | None:
-    """Choose the largest tiles, up to 3072, that there is memory for: the larger, the less is computed twice.
+    """Choose the fewest tiles, of up to 3072, that there is memory for: the fewer, the less is computed twice.
 
     Args:
         info: The model's.
@@ -168,21 +168,18 @@ def choose_tile(info: ModelInfo, height: int, width: int, max_pixels: float) -> 
     if math.prod(info.geometry.padded(height, width)) <= max_pixels:
         return None
     step = max(_phase(info, info.geometry.y), _phase(info, info.geometry.x))
-    most = -(-min(max(height, width), _LARGEST_CORE) // step)
-    low, high = 0, most  # the largest number of steps that fits is in low..high, and tiles only grow with it
-    while low < high:
-        middle = (low + high + 1) // 2
-        if plan_tiles(info, height, width, middle * step).largest <= max_pixels:
-            low = middle
-        else:
-            high = middle - 1
-    if low == 0:
-        least = plan_tiles(info, height, width, step).largest
-        raise UsageError(
-            f"the smallest tile of {info.architecture} with its margins has {least} pixels, and there is memory for"
-            f" {int(max_pixels)}; allow more memory, or use a model with a smaller receptive field"
-        )
-    return low * step
+    most = max(1, _LARGEST_CORE // step)
+    # For 1, 2, 3... tiles along a side. A tile of two has one margin, one of three may have two and be larger.
+    sides = (-(-size // step) for size in (height, width))
+    cores = {min(most, -(-side // count)) for side in sides for count in range(1, side + 1)}
+    for core in sorted(cores, reverse=True):
+        if plan_tiles(info, height, width, core * step).largest <= max_pixels:
+            return core * step
+    least = plan_tiles(info, height, width, step).largest
+    raise UsageError(
+        f"the smallest tile of {info.architecture} with its margins has {least} pixels, and there is memory for"
+        f" {int(max_pixels)}; allow more memory, or use a model with a smaller receptive field"
+    )
 
 
 def _phase(info: ModelInfo, axis: AxisGeometry) -> int:

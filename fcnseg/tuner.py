@@ -40,7 +40,7 @@ _CPU_BATCHES, _CUDA_BATCHES = (2, 4, 8), (1, 2, 4, 16, 32)
 
 
 def default_settings(device: str) -> Settings:
-    """Return how a server or a folder's job runs a model on a device where nothing else is said."""
+    """Return how a server runs a model on a device where nothing else is said."""
     return Settings(threads=0, spinning=PIPELINE_OPTIONS.spinning, runners=1, max_batch=1 if device == "cpu" else 8)
 
 

@@ -30,7 +30,7 @@ class Settings:
     Attributes:
         threads: CPU threads within an operator; 0 takes one per physical core.
         spinning: Whether idle CPU threads spin for a moment.
-        runners: Runs of the model at a time, in a server.
+        runners: Runs of the model at a time, in a server or a folder's job.
         max_batch: Images in one run at most.
     """
 

@@ -161,11 +161,16 @@ class ClassPeak:
 
 def count_ids(class_map: ClassMap, count: int) -> NDArray[np.int64]:
     """Return how many pixels of an (H, W) class map have each of the ids 0 to `count` - 1, which are all it has."""
-    if class_map.dtype == np.uint8 and class_map.size < _EXACT_IN_FLOAT32:
-        # Four times as fast as bincount, which makes 8-byte integers of the ids first.
-        histogram = cv2.calcHist([class_map], [0], None, [256], [0, 256])
-        return histogram.reshape(-1)[:count].astype(np.int64)
-    return np.bincount(class_map.reshape(-1), minlength=count)
+    counts = np.zeros(count, np.int64)
+    rows = max(1, _EXACT_IN_FLOAT32 // max(1, class_map.shape[1]))
+    for first in range(0, class_map.shape[0], rows):
+        band = class_map[first : first + rows]
+        if band.dtype == np.uint8 and band.size <= _EXACT_IN_FLOAT32:
+            # Four times as fast as bincount, which makes 8-byte integers of the ids first.
+            counts += cv2.calcHist([band], [0], None, [256], [0, 256]).reshape(-1)[:count].astype(np.int64)
+        else:
+            counts += np.bincount(band.reshape(-1), minlength=count)
+    return counts
 
 
 def class_areas(counts: NDArray[np.int64], label_map: LabelMap) -> tuple[ClassArea, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from fcnseg.regions import Region, RegionQuery
@@ -89,9 +90,17 @@ def region_options(command: _Command) -> _Command:
 def region_query(
     *, regions: bool, region_classes: tuple[str, ...], threshold: float, min_pixels: int
 ) -> "RegionQuery | None":
-    """Return which regions the options ask for; naming a class asks for regions too."""
+    """Return which regions the options ask for; naming a class asks for regions too.
+
+    Raises:
+        click.UsageError: Something is said of regions that are not asked for.
+    """
     from fcnseg.regions import RegionQuery
 
+    given = click.get_current_context().get_parameter_source
+    for name in ("threshold", "min_pixels"):
+        if given(name) is ParameterSource.COMMANDLINE and not (regions or region_classes):
+            raise click.UsageError(f"--{name.replace('_', '-')} is for regions; add --regions, or leave it out")
     return RegionQuery(region_classes, threshold, min_pixels=min_pixels) if regions or region_classes else None
 
 

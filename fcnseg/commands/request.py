@@ -150,8 +150,8 @@ def _write_answer(answer: "RemoteSegmentation", output: Path) -> None:
     if output.suffix.lower() == ".png":
         write_bytes(output, answer.data)
     else:
-        with replacing(output) as temporary:
-            np.save(temporary, answer.class_map)
+        with replacing(output) as temporary, temporary.open("wb") as file:  # given a path, it may add a suffix
+            np.save(file, answer.class_map)
 
 
 def _write_heatmaps(answer: "RemoteSegmentation", image: Path, output: Path) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
     from fcnseg.folder.options import Tile
     from fcnseg.folder.totals import Totals
     from fcnseg.regions import Region
-    from fcnseg.segmenter import Segmenter
+    from fcnseg.tuning import Settings
     from fcnseg.types import LabelMap
 
 _CLASSES_SHOWN = 24
 _NAMES_SHOWN = 5
 _MIB = 1 << 20
+_OF_LOCAL_MODELS = {"device", "threads", "tuned", "batch", "tile"}
 _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored_orientation", "overlay"}
 
 
@@ -111,7 +113,7 @@ _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored
     default=1024,
     show_default=True,
     type=click.IntRange(min=1),
-    help="What images under way may take together, and again what a run may take, in MiB.",
+    help="What images under way may take together, and again what runs of the model may, in MiB.",
 )
 @click.option(
     "--server",
@@ -177,7 +179,8 @@ def segment(
 
     Example: fcnseg segment my-model photos/ masks/ --server gpu-box:50051
     """
-    from fcnseg.folder import FolderOptions, Job, LocalModel, MaskFormat, ServerModel
+    from fcnseg.folder import FolderOptions, Job, LocalModel, MaskFormat, ServerModel, plan
+    from fcnseg.folder.local_model import open_model
     from fcnseg.frames import is_video
 
     options = FolderOptions(
@@ -205,6 +208,7 @@ def segment(
         )
         _segment_video(Path(model), Path(source), output, device, threads, tuned=tuned, upright=not stored_orientation)
         return
+    found = plan(source, output, options.mask_format)
     with ExitStack() as stack:
         tiles = _Tiles()
         if server is None:
@@ -213,11 +217,13 @@ def segment(
                 {"in_flight", "timeout_s", *access},
                 "{} without a server; name one by --server, or leave it out",
             )
-            segmenter = _open(Path(model), device, threads, tuned=tuned)
-            job = Job(LocalModel(segmenter, options, tiles.show), source, output, options)
+            segmenter, at_a_time = open_model(Path(model), device, threads, tuned=tuned, single=found.single)
+            _tell_tuned(Path(model), replace(segmenter.tuned, max_batch=None) if batch else segmenter.tuned)
+            job = Job(LocalModel(segmenter, options, tiles.show, at_a_time), found, options)
         else:
+            _refuse(context, _OF_LOCAL_MODELS, "{} with --server, where the server decides that; leave it out")
             client = open_client(server, timeout_s=timeout_s, **access)
-            job = Job(ServerModel(stack.enter_context(client), model, options), source, output, options)
+            job = Job(ServerModel(stack.enter_context(client), model, options), found, options)
         _run(job, tiles, top=bool(top))
 
 
@@ -236,15 +242,12 @@ def _refuse(context: click.Context, names: Collection[str], why: str) -> None:
         raise click.UsageError(why.format(", ".join(given)))
 
 
-def _open(model: Path, device: str, threads: int | None, *, tuned: bool) -> "Segmenter":
-    """Open the model, and tell where tuned settings are used."""
-    from fcnseg.segmenter import load
+def _tell_tuned(model: Path, used: "Settings") -> None:
+    """Tell where tuned settings are used."""
     from fcnseg.tuning import tuning_path
 
-    segmenter = load(model, device, threads, tuned=tuned, pipeline=True)
-    if segmenter.tuned.said():
-        click.echo(f"as {shown(tuning_path(model))} says: {segmenter.tuned}", err=True)
-    return segmenter
+    if used.said():
+        click.echo(f"as {shown(tuning_path(model))} says: {used}", err=True)
 
 
 def _segment_video(
@@ -256,13 +259,15 @@ def _segment_video(
 
     from fcnseg.errors import PartialFailureError, UsageError
     from fcnseg.frames import open_frames
+    from fcnseg.segmenter import load
     from fcnseg.video import manifest_path, require_video_output, segment_video
 
     require_video_output(output)
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"the video {output} would take the place of the input; name another output")
     frames = open_frames(source, upright=upright)
-    segmenter = _open(model, device, threads, tuned=tuned)
+    segmenter = load(model, device, threads, tuned=tuned, pipeline=True)
+    _tell_tuned(model, replace(segmenter.tuned, max_batch=None))
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done, failed, began = 0, 0, time.monotonic()
@@ -339,7 +344,8 @@ def _run(job: "Job", tiles: _Tiles, *, top: bool) -> None:
                 found = result.regions
     except KeyboardInterrupt:
         if not job.plan.single:
-            click.echo("what was under way is finished; the same command goes on from here", err=True)
+            same = "the same command without --overwrite" if job.options.overwrite else "the same command"
+            click.echo(f"what was under way is finished; {same} goes on from here", err=True)
         raise
     seconds = time.monotonic() - began
     _show_classes(totals, label_map)

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from fcnseg.errors import UsageError
 from fcnseg.files import write_text
-from fcnseg.folder.names import JOB
+from fcnseg.folder.names import JOB, MANIFEST
 from fcnseg.types import LabelMap
 
 _LOCK = ".fcnseg.lock"
@@ -61,8 +61,11 @@ def claim(output: Path, job: JobFile, *, overwrite: bool) -> bool:
         changed = [f"{name} {then.get(name)!r}" for name, value in job.options.items() if then.get(name) != value]
         if changed:
             raise UsageError(f"the masks in {output} were made with other options ({', '.join(changed)}); {remedy}")
+    goes_on = known and not overwrite
+    if not goes_on:  # before the new job is named: else rows of the old one might pass for its
+        (output / MANIFEST).unlink(missing_ok=True)
     write_text(path, job.text())
-    return known and not overwrite
+    return goes_on
 
 
 @contextmanager

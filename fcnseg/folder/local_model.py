@@ -1,6 +1,7 @@
 """A model file that runs in a job's own process."""
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,21 +11,59 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnseg.cores import physical_cores
+from fcnseg.engine import PIPELINE_OPTIONS, Engine, resolve_device
 from fcnseg.errors import ImageTooLargeError
 from fcnseg.files import sha256_of
 from fcnseg.folder.answers import LocalAnswer, WrittenAnswer
 from fcnseg.folder.mask_files import MaskFormat
 from fcnseg.folder.models import Loaded, Outcome
 from fcnseg.folder.options import FolderOptions
+from fcnseg.folder.turns import Turns
 from fcnseg.large_images import open_windowed
 from fcnseg.large_masks import segment_to_mask
-from fcnseg.segmenter import Segmenter
+from fcnseg.segmenter import Segmenter, load
 from fcnseg.tiled import segment_in_tiles
 from fcnseg.tiling import choose_tile, plan_tiles
+from fcnseg.tuning import NOTHING_SAID, Settings, tuned_settings
 from fcnseg.types import LabelMap
 
-# Below this, it need not be measured whether a run fits into memory.
 _MOST_BYTES_PER_PIXEL = 2000
+_CPU_RUNS = 2
+_CUDA_BATCH = 8
+
+
+def open_model(
+    path: Path, device: str = "auto", threads: int | None = None, *, tuned: bool = True, single: bool = False
+) -> tuple[Segmenter, int]:
+    """Open a model file for a job.
+
+    Many images are done soonest where two runs have half of the CPU's cores each: the threads of a run wait for each
+    other at every layer. Where `fcnseg tune` found otherwise for the file on this machine, it is done so.
+
+    Args:
+        path: A model file.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto`.
+        threads: CPU threads within an operator, for one run at a time; None leaves both to what was found.
+        tuned: Whether to look for what `fcnseg tune` found.
+        single: Whether there is one image alone, which has all cores.
+
+    Returns:
+        The model, and how many runs at a time it is best at.
+
+    Raises:
+        ModelFileError: The file is not a valid fcnseg model.
+        DeviceError: The device cannot run it.
+    """
+    device = resolve_device(device)
+    if single or threads is not None:
+        return load(path, device, threads, tuned=tuned, pipeline=True), 1
+    settings = found = tuned_settings(path, device) if tuned else NOTHING_SAID
+    cores = physical_cores()
+    if device == "cpu" and cores >= _CPU_RUNS and not found.said():
+        settings = Settings(threads=-(-cores // _CPU_RUNS), runners=_CPU_RUNS)
+    engine = Engine(path, device, settings.engine_options(PIPELINE_OPTIONS))
+    return Segmenter(engine, found), settings.runners or 1
 
 
 class LocalModel:
@@ -34,21 +73,30 @@ class LocalModel:
         segmenter: The model.
         options: How the job is done.
         progress: Told, of an image in tiles, its file, how many are done, and of how many.
+        at_a_time: Runs at a time, which share the memory for them.
+
+    Attributes:
+        at_a_time: Runs at a time.
+        batch: Most images in a run.
     """
 
     remote = False
-    at_a_time = 1
 
     def __init__(
         self,
         segmenter: Segmenter,
         options: FolderOptions,
         progress: Callable[[Path, int, int], None] = lambda _path, _done, _total: None,
+        at_a_time: int = 1,
     ) -> None:
         self._segmenter = segmenter
         self._options = options
         self._progress = progress
-        self.batch = options.batch or segmenter.tuned.max_batch or options.batch_on(segmenter.device)
+        self.at_a_time = at_a_time
+        self.batch = options.batch or segmenter.tuned.max_batch or (1 if segmenter.device == "cpu" else _CUDA_BATCH)
+        self._memory = options.memory_bytes // at_a_time
+        self._turns = Turns(at_a_time)
+        self._measuring = threading.Lock()
 
     @property
     def label_map(self) -> LabelMap:
@@ -77,6 +125,14 @@ class LocalModel:
             "label_map_hash": info.label_map.hash,
         }
 
+    @property
+    def tile(self) -> str | int:
+        """The option; with a net that looks at whole images, memory too where it decides what is cut."""
+        tile = self._options.tile
+        if tile == "auto" and self._segmenter.info.global_context:
+            return f"auto, {self._memory} bytes a run"
+        return tile
+
     def kind(self, image: NDArray[np.uint8]) -> object:
         """Return the size that the image is padded to."""
         return self._segmenter.canonical_shape(image)
@@ -97,7 +153,9 @@ class LocalModel:
             tile = self._tile(height, width)
             tiling = plan_tiles(self._segmenter.info, height, width, tile)
             if len(tiling) == 1:
-                return self._segment_whole(loaded)
+                most = self._batch_for(height, width)
+                parts = [loaded[i : i + most] for i in range(0, len(loaded), most)]
+                return [outcome for part in parts for outcome in self._segment_whole(part)]
             if len(loaded) == 1:
                 return [self._segment_in_tiles(first, first.image, tile, tiling.notice)]
         except OSError:
@@ -109,9 +167,10 @@ class LocalModel:
 
     def _segment_whole(self, loaded: Sequence[Loaded]) -> list[Outcome]:
         images = [item.image for item in loaded if item.image is not None]
-        began = time.perf_counter()
-        found = self._segmenter.segment_batch(images, confidence=self._options.confidence)
-        infer_ms = (time.perf_counter() - began) * 1000
+        with self._turns.taking(1):
+            began = time.perf_counter()
+            found = self._segmenter.segment_batch(images, confidence=self._options.confidence)
+            infer_ms = (time.perf_counter() - began) * 1000
         grid = self._segmenter.info.geometry
         return [
             LocalAnswer(segmentation, grid, {"decode": item.decode_ms, "infer": infer_ms})
@@ -121,39 +180,59 @@ class LocalModel:
     def _segment_in_tiles(
         self, item: Loaded, image: NDArray[np.uint8], tile: int | None, notice: str | None
     ) -> Outcome:
-        began = time.perf_counter()
-        segmentation = segment_in_tiles(
-            self._segmenter,
-            image,
-            tile,
-            confidence=self._options.confidence,
-            progress=partial(self._progress, item.source),
-        )
-        timings_ms = {"decode": item.decode_ms, "infer": (time.perf_counter() - began) * 1000}
+        with self._turns.taking(self.at_a_time):
+            began = time.perf_counter()
+            segmentation = segment_in_tiles(
+                self._segmenter,
+                image,
+                tile,
+                confidence=self._options.confidence,
+                progress=partial(self._progress, item.source),
+                at_a_time=self.at_a_time,
+            )
+            infer_ms = (time.perf_counter() - began) * 1000
+        timings_ms = {"decode": item.decode_ms, "infer": infer_ms}
         return LocalAnswer(segmentation, self._segmenter.info.geometry, timings_ms, notice)
 
     def _segment_to_mask(self, item: Loaded) -> Outcome:
         """Segment an image that is never in memory whole, and write its mask."""
         options = self._options
-        if options.draws or MaskFormat.of(item.mask.suffix) is not MaskFormat.TIFF or not options.upright:
-            raise ImageTooLargeError(
-                f"{str(item.too_large).partition(';')[0]}; of an image of this size there is a mask alone, as TIFF and"
-                " upright: use --format tiff, and leave out what stands beside masks"
-            )
-        began = time.perf_counter()
-        with open_windowed(item.source, options.limits) as image:
+        with self._turns.taking(self.at_a_time), open_windowed(item.source, options.limits) as image:
+            if options.draws or MaskFormat.of(item.mask.suffix) is not MaskFormat.TIFF or not options.upright:
+                raise ImageTooLargeError(
+                    f"{str(item.too_large).partition(';')[0]}; of an image of this size there is a mask alone, as TIFF"
+                    " and upright: use --format tiff, and leave out what stands beside masks"
+                )
+            began = time.perf_counter()
             tile = self._tile(image.height, image.width)
             tiling = plan_tiles(self._segmenter.info, image.height, image.width, tile)
             progress = partial(self._progress, item.source)
-            classes = segment_to_mask(self._segmenter, image, tiling, item.mask, progress)
-        timings_ms = {"infer": (time.perf_counter() - began) * 1000}
+            classes = segment_to_mask(self._segmenter, image, tiling, item.mask, progress, self.at_a_time)
+            timings_ms = {"infer": (time.perf_counter() - began) * 1000}
         return WrittenAnswer((image.height, image.width), classes, timings_ms, tiling.notice)
 
     def _tile(self, height: int, width: int) -> int | None:
         """Return the size of an image's tiles; None where it is not cut."""
-        info, wanted, memory = self._segmenter.info, self._options.tile, self._options.memory_bytes
-        if wanted == "auto" and math.prod(info.geometry.padded(height, width)) * _MOST_BYTES_PER_PIXEL > memory:
-            measured = self._segmenter.engine.measured()
-            cost = measured.bytes_per_pixel if self._options.confidence else measured.plain_bytes_per_pixel
-            return choose_tile(info, height, width, memory / cost)
+        wanted = self._options.tile
+        if wanted == "auto" and not self._fits(height, width):
+            return choose_tile(self._segmenter.info, height, width, self._memory / self._bytes_per_pixel())
         return wanted if isinstance(wanted, int) else None
+
+    def _batch_for(self, height: int, width: int) -> int:
+        """Return how many images of a size a run has memory for, at least 1."""
+        if self.batch == 1 or self._fits(height, width, self.batch):
+            return self.batch
+        return max(1, int(self._memory / (self._pixels(height, width) * self._bytes_per_pixel())))
+
+    def _fits(self, height: int, width: int, count: int = 1) -> bool:
+        """Whether a run on images of a size surely has memory enough: what it takes need not be measured then."""
+        return count * self._pixels(height, width) * _MOST_BYTES_PER_PIXEL <= self._memory
+
+    def _pixels(self, height: int, width: int) -> int:
+        return math.prod(self._segmenter.info.geometry.padded(height, width))
+
+    def _bytes_per_pixel(self) -> float:
+        """Return what a run takes."""
+        with self._measuring:
+            measured = self._segmenter.engine.measured()
+        return measured.bytes_per_pixel if self._options.confidence else measured.plain_bytes_per_pixel

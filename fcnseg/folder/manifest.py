@@ -23,6 +23,8 @@ class Row:
 
     Attributes:
         image: The image's path below the input, with `/` between folders.
+        size_bytes: The image file's size.
+        modified_ns: When it was last written, in nanoseconds since 1970.
         mask: The mask's path below the output; None where the image failed.
         files: What was written beside the mask.
         height: Rows of the mask; None where the image failed.
@@ -34,6 +36,8 @@ class Row:
     """
 
     image: str
+    size_bytes: int | None = None
+    modified_ns: int | None = None
     mask: str | None = None
     files: tuple[str, ...] = ()
     height: int | None = None

@@ -24,6 +24,8 @@ class Loaded:
         data: The file's bytes, where a server is to have them.
         too_large: Why it is not read whole, where it is to be read in windows.
         error: Why it cannot be read.
+        size_bytes: The file's size.
+        modified_ns: When the file was last written, as `os.stat` tells it.
         held: Bytes that it holds of the job's memory.
         decode_ms: What reading and decoding took.
     """
@@ -34,6 +36,8 @@ class Loaded:
     data: bytes | None = None
     too_large: ImageTooLargeError | None = None
     error: ImageError | None = None
+    size_bytes: int | None = None
+    modified_ns: int | None = None
     held: int = 0
     decode_ms: float = 0.0
 
@@ -72,6 +76,10 @@ class JobModel(Protocol):
     @property
     def batch(self) -> int:
         """Most images that one call of `segment` takes."""
+
+    @property
+    def tile(self) -> str | int:
+        """What masks depend on in how images are cut: with most nets on nothing but the size of tiles."""
 
     def kind(self, image: NDArray[np.uint8]) -> object:
         """Return what is equal for images that one call of `segment` may take."""

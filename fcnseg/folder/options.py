@@ -14,7 +14,6 @@ from fcnseg.types import LabelMap
 Tile: TypeAlias = int | Literal["auto", "none"]
 
 DEFAULT_MEMORY_BYTES = 1 << 30
-_BATCH_ON_CUDA = 8
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class FolderOptions:
             on CUDA.
         in_flight: Requests under way to a server at a time.
         memory_bytes: What the images under way may take together, decoded and with their answers; and as much again
-            what a run may take.
+            what the runs under way may take.
 
     Raises:
         UsageError: A number is out of range.
@@ -83,10 +82,6 @@ class FolderOptions:
         """Whether anything stands beside masks."""
         return self.overlay or self.confidence or bool(self.heatmaps) or bool(self.top) or self.regions is not None
 
-    def batch_on(self, device: str) -> int:
-        """Most images that run together on a device."""
-        return self.batch or (1 if device == "cpu" else _BATCH_ON_CUDA)
-
     def pictures(self, label_map: LabelMap) -> Pictures:
         """Return what to write beside masks.
 
@@ -98,13 +93,18 @@ class FolderOptions:
         heatmaps = tuple(label_map.find(name) for name in self.heatmaps)
         return Pictures(self.overlay, heatmaps, self.top, self.regions, self.confidence)
 
-    def named(self, label_map: LabelMap) -> dict[str, Any]:
-        """Return what the files that are written depend on, as JSON has it."""
+    def named(self, label_map: LabelMap, tile: Any) -> dict[str, Any]:
+        """Return what the files that are written depend on, as JSON has it.
+
+        Args:
+            label_map: The classes.
+            tile: What tiles depend on (`JobModel.tile`).
+        """
         regions = self.regions
         return {
             "mask_format": str(self.mask_format),
             "upright": self.upright,
-            "tile": self.tile,
+            "tile": tile,
             "overlay": self.overlay,
             "confidence": self.confidence,
             "heatmaps": [label_map.find(name).id for name in self.heatmaps],

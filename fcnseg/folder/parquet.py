@@ -16,6 +16,8 @@ _STAGES = pa.struct({name: pa.float64() for name in ("decode", "queue", "infer",
 _SCHEMA = pa.schema(
     {
         "image": pa.string(),
+        "size_bytes": pa.int64(),
+        "modified_ns": pa.int64(),
         "mask": pa.string(),
         "files": pa.list_(pa.string()),
         "height": pa.int32(),

@@ -24,7 +24,7 @@ class Widths:
 
     Attributes:
         decoders: Threads that decode.
-        segmenters: Threads that segment; 1 for an engine, which takes a batch at a time.
+        segmenters: Threads that segment: a batch each, or a request.
         writers: Threads that write.
         batch: Most images that are segmented together.
     """

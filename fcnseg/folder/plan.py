@@ -1,7 +1,7 @@
 """What a job is to do: which image becomes which mask, and that no file takes another's place."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -71,7 +71,7 @@ def plan(source: str | Path, output: Path, mask_format: MaskFormat = MaskFormat.
         require_place(output / "any")
     planned = [PlannedImage(image.path, image.name, mask) for image, mask in zip(inputs.images, masks, strict=True)]
     found = Plan(planned, folder, mask_format, inputs.single)
-    _require_apart(found, (item.mask for item in planned), "the mask")
+    _require_apart(found)
     return found
 
 
@@ -83,28 +83,41 @@ def require_room(found: Plan, pictures: Pictures, label_map: LabelMap) -> None:
     """
     # A mask's neighbours are named after it alone, so one set of suffixes does for all.
     stem = Path("mask.png")
-    suffixes = [path.name.removeprefix("mask") for path in pictures.paths(stem, label_map)]
+    suffixes = {path.name.removeprefix("mask") for path in pictures.paths(stem, label_map)}
     if not suffixes:
         return
-    masks = {item.mask for item in found.images}
-    neighbours = [os.path.splitext(item.mask)[0] + suffix for item in found.images for suffix in suffixes]  # noqa: PTH122
-    for name in neighbours:
-        if name in masks:
-            raise UsageError(f"the file {name} would be both a mask and a picture of another; rename an input")
-    _require_apart(found, iter(neighbours), "the picture")
+    stems = {os.path.splitext(item.mask)[0] for item in found.images}  # noqa: PTH122
+
+    def is_picture(name: str) -> bool:
+        """Tell it from the name: a mask may have a thousand pictures."""
+        dots = (i for i, letter in enumerate(name) if letter == ".")
+        return any(name[i:] in suffixes and name[:i] in stems for i in dots)
+
+    for item in found.images:
+        if is_picture(item.mask):
+            raise UsageError(f"the file {item.mask} would be both a mask and a picture of another; rename an input")
+    within = os.path.join(os.path.realpath(found.output), "")  # noqa: PTH118
+    for folder, name in _inputs(found):
+        path = os.path.join(folder, name)  # noqa: PTH118
+        if path.startswith(within) and is_picture(path.removeprefix(within)):
+            raise UsageError(f"the picture {path} would take the place of an input image; name another output folder")
 
 
-def _require_apart(found: Plan, names: Iterator[str], what: str) -> None:
-    """Check that no file to be written is an input."""
-    real = cache(os.path.realpath)  # one look for each folder, not for each file
-
-    def place(folder: str, name: str) -> tuple[str, str]:
-        return real(folder or "."), name
-
-    inputs = {place(*os.path.split(item.image)) for item in found.images}
-    inputs |= {os.path.split(os.path.realpath(item.image)) for item in found.images if os.path.islink(item.image)}  # noqa: PTH114
-    for name in names:
-        if place(*os.path.split(os.path.join(found.output, name))) in inputs:  # noqa: PTH118
+def _require_apart(found: Plan) -> None:
+    """Check that no mask takes an input's place."""
+    inputs, real = _inputs(found), cache(os.path.realpath)
+    for item in found.images:
+        folder, name = os.path.split(os.path.join(found.output, item.mask))  # noqa: PTH118
+        if (real(folder or "."), name) in inputs:
             raise UsageError(
-                f"{what} {found.output / name} would take the place of an input image; name another output folder"
+                f"the mask {found.output / item.mask} would take the place of an input image; name another output"
+                " folder"
             )
+
+
+def _inputs(found: Plan) -> set[tuple[str, str]]:
+    """Return the real folder and the name of every input, and of what links among them lead to."""
+    real = cache(os.path.realpath)  # one look for each folder, not for each file
+    split = (os.path.split(item.image) for item in found.images)
+    links = (os.path.realpath(item.image) for item in found.images if os.path.islink(item.image))  # noqa: PTH114
+    return {(real(folder or "."), name) for folder, name in split} | {os.path.split(path) for path in links}

@@ -2,9 +2,10 @@
 
 import errno
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from fcnseg.files import remove_halves, write_bytes
 from fcnseg.folder import coco, mask_files
 from fcnseg.folder.answers import Answer, WrittenAnswer
 from fcnseg.folder.job import JobFile, claim, only_one
-from fcnseg.folder.local_model import LocalModel
+from fcnseg.folder.local_model import LocalModel, open_model
 from fcnseg.folder.manifest import Manifest, Row, write_areas, write_peaks
 from fcnseg.folder.mask_files import MaskFormat
 from fcnseg.folder.memory import OrderedMemory
@@ -39,7 +40,7 @@ from fcnseg.pictures import (
     write_regions,
 )
 from fcnseg.regions import Region
-from fcnseg.segmenter import Segmenter, load
+from fcnseg.segmenter import Segmenter
 from fcnseg.types import ClassArea, ClassPeak, LabelMap
 
 _logger = logging.getLogger(__name__)
@@ -107,32 +108,29 @@ def segment_folder(
         OSError: A file cannot be written, as when the disk is full: that would befall every further image too.
         RequestError: The server went away.
     """
-    return Job(model, source, Path(output), options).run()
+    found = plan(source, Path(output), options.mask_format)
+    if isinstance(model, (str, Path)):
+        segmenter, at_a_time = open_model(Path(model), single=found.single)
+        model = LocalModel(segmenter, options, at_a_time=at_a_time)
+    elif isinstance(model, Segmenter):
+        model = LocalModel(model, options)
+    return Job(model, found, options).run()
 
 
 class Job:
     """A job that is ready to run: images are found, the model is open, and nothing has been written.
 
-    Args:
-        model: As for `segment_folder`, and so are the others.
-        source: The images.
-        output: Where masks go.
-        options: How.
-
     Attributes:
+        model: The model.
         plan: What is to do.
         options: How.
-        model: The model.
+
+    Raises:
+        UsageError: A class is not one of the model's, or a picture would take a file's place.
     """
 
-    def __init__(
-        self, model: str | Path | Segmenter | JobModel, source: str | Path, output: Path, options: FolderOptions
-    ) -> None:
-        self.plan: Plan = plan(source, output, options.mask_format)
-        self.options = options
-        if isinstance(model, (str, Path)):
-            model = load(model, pipeline=True)
-        self.model: JobModel = LocalModel(model, options) if isinstance(model, Segmenter) else model
+    def __init__(self, model: JobModel, plan: Plan, options: FolderOptions) -> None:
+        self.model, self.plan, self.options = model, plan, options
         self._pictures = options.pictures(self.model.label_map)
         require_room(self.plan, self._pictures, self.model.label_map)
 
@@ -167,7 +165,7 @@ class Job:
                 )
         return claim(
             self.output,
-            JobFile(self.model.identity, options.named(label_map), label_map),
+            JobFile(self.model.identity, options.named(label_map, self.model.tile), label_map),
             overwrite=options.overwrite,
         )
 
@@ -192,16 +190,17 @@ class Job:
                 yield self._skipped(item, row)
 
     def _is_done(self, item: PlannedImage, manifest: Manifest) -> bool:
-        """Tell whether an earlier run did an image: what it wrote is there, and no older than the image."""
+        """Tell whether an earlier run did an image: it is the same file still, and what was written is there."""
         row = manifest.row(item.name)
         if row is None or row.error is not None or row.mask != item.mask:
             return False
         try:
-            if (self.output / row.mask).stat().st_mtime_ns < Path(item.image).stat().st_mtime_ns:
-                return False
+            now = os.stat(item.image)  # noqa: PTH116 - a path in text
         except OSError:
             return False
-        return all((self.output / name).exists() for name in row.files)
+        if (row.size_bytes, row.modified_ns) != (now.st_size, now.st_mtime_ns):
+            return False
+        return all((self.output / name).exists() for name in (row.mask, *row.files))
 
     def _skipped(self, item: PlannedImage, row: Row) -> SegmentedImage:
         """Return an image that an earlier run did, as its row tells of it."""
@@ -276,6 +275,9 @@ class _Worker:
         loaded = Loaded(Path(item.image), self._plan.output / item.mask)
         held, taken = 0, False
         try:
+            with suppress(OSError):  # reading it tells why
+                status = os.stat(item.image)  # noqa: PTH116 - a path in text
+                loaded.size_bytes, loaded.modified_ns = status.st_size, status.st_mtime_ns
             data = images.read_bytes(Path(item.image), self._options.limits)
             encoded = images.EncodedImage(data, self._options.limits, upright=self._options.upright)
             held = len(data) + self._model.held_bytes(*encoded.size)
@@ -294,6 +296,12 @@ class _Worker:
                 loaded.too_large = named
             else:
                 loaded.error = named
+        except BaseException:
+            if taken:
+                self._memory.give_back(held)
+            else:
+                self._memory.take(turn, 0)
+            raise
         loaded.decode_ms = (time.perf_counter() - began) * 1000
         return loaded
 
@@ -305,16 +313,21 @@ class _Worker:
         """Answer images of one kind."""
         if batch[0].error is not None:
             return [batch[0].error]
-        return self._model.segment(batch)
+        try:
+            return self._model.segment(batch)
+        except BaseException:  # nothing will be written of them, and others wait for their memory
+            for loaded in batch:
+                self._memory.give_back(loaded.held)
+            raise
 
     def write(self, numbered: tuple[int, PlannedImage], loaded: Loaded, outcome: Outcome) -> SegmentedImage:
         """Write what is wanted of an answer, and tell what became of the image."""
         _, item = numbered
         try:
             if isinstance(outcome, WrittenAnswer):
-                return self._tell_written(item, outcome)
+                return self._tell_written(item, loaded, outcome)
             if not isinstance(outcome, Exception):
-                return self._write(item, loaded.image, outcome)
+                return self._write(item, loaded, outcome)
             if not isinstance(outcome, ImageError):
                 _logger.debug("segmenting %s failed", item.image, exc_info=outcome)
             error = outcome
@@ -328,14 +341,14 @@ class _Worker:
             self._memory.give_back(loaded.held)
         return SegmentedImage(Path(item.image), Row(item.name, error=_line(error)), error=error)
 
-    def _write(self, item: PlannedImage, image: NDArray[np.uint8] | None, answer: Answer) -> SegmentedImage:
+    def _write(self, item: PlannedImage, loaded: Loaded, answer: Answer) -> SegmentedImage:
         began = time.perf_counter()
         label_map, pictures = self._model.label_map, self._pictures
         class_map, mask = answer.class_map, self._plan.output / item.mask
         top = answer.strongest(pictures.top) if pictures.top else ()
         regions = answer.regions(pictures.regions) if pictures.regions else ()
         written = []
-        if image is not None:
+        if (image := loaded.image) is not None:
             written += _draw(Path(item.image), mask, image, answer, label_map, pictures, top, regions)
         if pictures.regions:
             written.append(regions_path(mask))
@@ -349,6 +362,8 @@ class _Worker:
         spent = {"encode": (time.perf_counter() - began) * 1000}
         row = Row(
             image=item.name,
+            size_bytes=loaded.size_bytes,
+            modified_ns=loaded.modified_ns,
             mask=item.mask,
             files=tuple(path.relative_to(self._plan.output).as_posix() for path in written),
             height=class_map.shape[0],
@@ -361,10 +376,12 @@ class _Worker:
             Path(item.image), row, mask, tuple(written), answer.classes, top, regions, notice=answer.notice
         )
 
-    def _tell_written(self, item: PlannedImage, answer: WrittenAnswer) -> SegmentedImage:
+    def _tell_written(self, item: PlannedImage, loaded: Loaded, answer: WrittenAnswer) -> SegmentedImage:
         """Tell of an image whose mask was written as it was computed."""
         row = Row(
             image=item.name,
+            size_bytes=loaded.size_bytes,
+            modified_ns=loaded.modified_ns,
             mask=item.mask,
             height=answer.size[0],
             width=answer.size[1],

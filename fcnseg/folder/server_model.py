@@ -77,6 +77,11 @@ class ServerModel:
             "label_map_hash": self._model.label_map_hash,
         }
 
+    @property
+    def tile(self) -> str:
+        """A server cuts no image."""
+        return "none"
+
     def kind(self, image: NDArray[np.uint8]) -> object:
         """Every image goes alone."""
         return id(image)
@@ -115,7 +120,8 @@ class ServerModel:
             except (InvalidRequestError, RequestTimeoutError) as error:
                 return error
             except RequestError as error:
-                if error.code in {"INTERNAL", "UNKNOWN"}:  # the model failed on this image
+                # The model failed on this image, or the image is beyond what a message may hold.
+                if error.code in {"INTERNAL", "UNKNOWN", "RESOURCE_EXHAUSTED"}:
                     return error
                 raise
             if answer.label_map_hash != self._model.label_map_hash:

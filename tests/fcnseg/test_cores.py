@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fcnseg.cores import threads_for, usable_cores
+from fcnseg.cores import physical_cores, threads_for, usable_cores
 
 CPUS = len(os.sched_getaffinity(0))
 
@@ -28,6 +28,13 @@ def test_a_container_has_no_more_cpus_than_its_quota(tmp_path: Path, files: dict
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert usable_cores(tmp_path) == expected
+
+
+def test_a_core_of_several_cpus_is_one() -> None:
+    told = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")
+    alone = told.exists() and told.read_text().strip() == "0"
+    assert 1 <= physical_cores() <= usable_cores()
+    assert not alone or CPUS < 2 or physical_cores() > 1
 
 
 def test_threads_that_were_asked_for_are_taken() -> None:

@@ -48,7 +48,7 @@ def test_png_is_indexed_in_the_classes_colours(tiny_model: Path, photo: Path, tm
 
 def test_npy_holds_the_ids(tmp_path: Path, photo: Path) -> None:
     path = write_tiny_model(tmp_path / "many.onnx", class_count=300)
-    output = tmp_path / "mask.npy"
+    output = tmp_path / "mask.NPY"
     with running_server(path) as server:
         run(server.address, photo, "-o", output)
     ids = np.load(output)

@@ -96,7 +96,7 @@ def test_the_tile_that_is_chosen_fits_and_a_larger_one_does_not(
 def test_an_image_that_fits_is_not_cut() -> None:
     info = tiny_info()
     assert choose_tile(info, 40, 60, 40 * 60) is None
-    assert choose_tile(info, 400, 600, 104 * 104) == 96  # 4 before it and 2 behind, padded to 4
+    assert choose_tile(info, 400, 600, 104 * 104) == 88  # 7 along 600; 96, the largest that fits, makes no fewer
     with pytest.raises(UsageError, match="the smallest tile of tiny with its margins has 144 pixels, and there"):
         choose_tile(info, 400, 600, 100)
     with pytest.raises(UsageError, match="tiles of 0 pixels were asked for"):
@@ -123,6 +123,20 @@ def test_tiles_give_the_whole_images_answer(
     assert np.array_equal(tiled.heatmap, whole.heatmap)
     assert np.array_equal(tiled.confidence, whole.confidence)
     assert tiled.classes == whole.classes
+
+
+@pytest.mark.parametrize("at_a_time", [2, 3, 50])
+def test_tiles_that_run_at_a_time_give_the_same_answer(golden: Segmenter, at_a_time: int) -> None:
+    image = photograph(403, 301)
+    alone = segment_in_tiles(golden, image, 70, confidence=True)
+    steps: list[tuple[int, int]] = []
+    found = segment_in_tiles(
+        golden, image, 70, confidence=True, progress=lambda *step: steps.append(step), at_a_time=at_a_time
+    )
+    assert np.array_equal(found.class_map, alone.class_map)
+    assert np.array_equal(found.heatmap, alone.heatmap)
+    assert np.array_equal(found.confidence, alone.confidence)
+    assert steps == [(i, len(steps)) for i in range(len(steps))]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (403, 301), (64, 530)])

@@ -98,6 +98,19 @@ def test_a_server_that_dies_ends_the_job_which_goes_on_with_the_next(tmp_path: P
     assert all(result.error is None for result in again)
 
 
+def test_a_server_that_dies_leaves_nothing_waiting_for_memory(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "m.onnx", work_rounds=60)
+    write_noise(tmp_path / "in", 40)
+    port = free_port()
+    options = FolderOptions(memory_bytes=1)  # images one by one
+    with Client(f"127.0.0.1:{port}", retries=1) as client, server_process(model, port) as server:
+        results = segment_folder(ServerModel(client, "m", options), tmp_path / "in", tmp_path / "out", options)
+        next(results)
+        server.kill()
+        with pytest.raises(ServerUnavailableError):
+            list(results)
+
+
 def test_the_command_goes_through_a_server(tiny_model: Path, tmp_path: Path) -> None:
     write_noise(tmp_path / "in", 5)
     with running_server(tiny_model) as server:

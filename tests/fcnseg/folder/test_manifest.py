@@ -16,7 +16,8 @@ names = st.text(st.characters(exclude_characters="\0"), min_size=1)
 
 @given(names, st.none() | names, st.lists(names), st.none() | names)
 def test_a_row_comes_back_from_its_line(image: str, mask: str | None, files: list[str], error: str | None) -> None:
-    row = Row(image, mask, tuple(files), 3, 4, ({"id": 0, "name": image, "pixels": 12, "fraction": 1.0},), error=error)
+    area = {"id": 0, "name": image, "pixels": 12, "fraction": 1.0}
+    row = Row(image, 99, 2**60, mask, tuple(files), 3, 4, (area,), error=error)
     line = row.line()
     assert line.isascii()
     assert line.count(b"\n") == 1
@@ -44,9 +45,12 @@ def test_a_row_tells_what_became_of_an_image(tiny_model: Path, tmp_path: Path) -
     good, bad = (json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines())
     expected = segmenter.segment(tmp_path / "in" / "sub" / "000.png")
     (peak,) = expected.strongest(1)
+    status = (tmp_path / "in" / "sub" / "000.png").stat()
     assert good.pop("timings_ms").keys() == {"decode", "infer", "encode"}
     assert good == {
         "image": "sub/000.png",
+        "size_bytes": status.st_size,
+        "modified_ns": status.st_mtime_ns,
         "mask": "sub/000.png",
         "files": ["sub/000.overlay.jpg", f"sub/000.heatmap-{peak.info.id}-{peak.info.name}.jpg"],
         "height": 10,

@@ -14,6 +14,7 @@ import pytest
 import fcnseg
 from fcnseg.errors import UsageError
 from fcnseg.folder import FolderOptions, segment_folder
+from fcnseg.folder.job import JobFile, claim
 from fcnseg.segmenter import Segmenter
 from tests.disks import small_disk
 from tests.image_folders import touch, write_noise
@@ -126,6 +127,28 @@ def test_what_is_missing_new_changed_or_failed_is_done_again(segmenter: Segmente
     assert [r.image.stem for r in results if not r.skipped] == ["001", "002", "003", "004", "009"]
     rows = [json.loads(line)["image"] for line in (tmp_path / "out" / "manifest.jsonl").read_bytes().splitlines()]
     assert rows == [f"00{i}.png" for i in (0, 1, 2, 3, 4, 6, 7, 8, 9)]
+
+
+def test_another_image_of_the_same_name_is_another_image(segmenter: Segmenter, tmp_path: Path) -> None:
+    """Two days' photographs are often called the same, and the second day's may be older than the first day's masks."""
+    touch(tmp_path / "monday", "1.png", "2.png")
+    write_noise(tmp_path / "tuesday", 3)
+    for i in (1, 2):
+        (tmp_path / "tuesday" / f"00{i}.png").rename(tmp_path / "tuesday" / f"{i}.png")
+    os.utime(tmp_path / "tuesday" / "1.png", (0, 0))
+    list(segment_folder(segmenter, tmp_path / "monday", tmp_path / "out"))
+    results = list(segment_folder(segmenter, tmp_path / "tuesday", tmp_path / "out"))
+    assert not any(result.skipped for result in results)
+    assert all(r.skipped for r in segment_folder(segmenter, tmp_path / "tuesday", tmp_path / "out"))
+
+
+def test_a_job_that_begins_anew_drops_the_old_rows_before_it_is_named(segmenter: Segmenter, tmp_path: Path) -> None:
+    """Else a program that is killed in between leaves old masks that pass for the new model's."""
+    write_noise(tmp_path / "in", 3)
+    list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
+    job = JobFile({"sha256": "another"}, {}, segmenter.info.label_map)
+    assert not claim(tmp_path / "out", job, overwrite=True)
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
 
 
 def test_masks_of_another_model_or_of_other_options_are_not_mixed_with_ours(

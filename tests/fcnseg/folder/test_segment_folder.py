@@ -6,12 +6,16 @@ from PIL import Image
 
 import fcnseg
 from fcnseg import masks
+from fcnseg.cores import physical_cores
 from fcnseg.errors import ImageError, UsageError
-from fcnseg.folder import FolderOptions, MaskFormat, mask_files, segment_folder
+from fcnseg.files import sha256_of
+from fcnseg.folder import FolderOptions, LocalModel, MaskFormat, mask_files, segment_folder
+from fcnseg.folder.local_model import open_model
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
 from fcnseg.regions import RegionQuery, find_regions
 from fcnseg.segmenter import Segmenter
+from fcnseg.tuning import Settings, Tuning, this_machine
 from tests.image_folders import noise, save, touch, write_noise
 from tests.tiny_model import write_tiny_model
 
@@ -214,6 +218,36 @@ def test_images_of_one_batch_get_the_masks_of_images_alone(segmenter: Segmenter,
         assert all(r.error is None for r in segment_folder(segmenter, tmp_path / "in", tmp_path / f"{batch}", options))
     for name in names:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "8" / name).read_bytes()
+
+
+def test_two_images_run_at_a_time_and_a_tiled_one_alone(segmenter: Segmenter, tmp_path: Path) -> None:
+    """Masks are those of one run at a time; memory is shared among the runs."""
+    for i in range(8):
+        Image.fromarray(noise(30 + 10 * (i % 3), 40, i)).save(tmp_path / f"{i}.png")
+    costs = segmenter.engine.measured().plain_bytes_per_pixel
+    options = FolderOptions(memory_bytes=int(2 * costs * 40 * 40))
+    for name, at_a_time in (("one", 1), ("two", 2)):
+        model = LocalModel(segmenter, options, at_a_time=at_a_time)
+        list(segment_folder(model, tmp_path, tmp_path / name, options))
+    for i in range(8):
+        assert (tmp_path / "one" / f"{i}.png").read_bytes() == (tmp_path / "two" / f"{i}.png").read_bytes()
+
+
+@pytest.mark.skipif(physical_cores() < 2, reason="there is one core")
+def test_many_images_run_two_at_a_time_on_half_of_the_cores_each(tiny_model: Path, tmp_path: Path) -> None:
+    many, single, threads = (
+        open_model(tiny_model, "cpu", **options)  # type: ignore[arg-type]
+        for options in ({}, {"single": True}, {"threads": 1})
+    )
+    assert [runs for _, runs in (many, single, threads)] == [2, 1, 1]
+    assert many[0].engine.options.threads == -(-physical_cores() // 2)
+    assert single[0].engine.options.threads == 0
+    model = tmp_path / "m.onnx"
+    model.write_bytes(tiny_model.read_bytes())
+    settings = Settings(threads=1, spinning=False, runners=3)
+    Tuning(sha256_of(model), this_machine("cpu"), "throughput", ((8, 8),), settings, ()).write(model)
+    tuned, runs = open_model(model, "cpu")
+    assert (tuned.engine.options.threads, runs) == (1, 3)
 
 
 def test_of_a_batch_only_the_image_that_fails_fails(tmp_path: Path) -> None:
