@@ -79,8 +79,9 @@ def test_tiles_cover_every_pixel_and_cell_once_on_the_images_own_phase(
     assert (tiling.notice is None) == tiling.exact
 
 
+@settings(deadline=None)
 @given(infos(), sizes, sizes, st.integers(1, 10**7))
-def test_the_tile_that_is_chosen_fits_and_a_larger_one_does_not(
+def test_the_tile_that_is_chosen_fits_and_the_whole_image_does_not(
     info: ModelInfo, height: int, width: int, max_pixels: int
 ) -> None:
     try:
