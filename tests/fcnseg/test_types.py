@@ -123,3 +123,10 @@ def test_ids_are_counted(height: int, width: int, count: int, dtype: type[np.uin
     ids = np.random.default_rng(seed).integers(0, count, (height, width)).astype(dtype)
     for class_map in (ids, ids[::2], ids[:, ::-1]):
         assert count_ids(class_map, count).tolist() == [int((class_map == i).sum()) for i in range(count)]
+
+
+@pytest.mark.parametrize("shape", [(3, 2**23), (2**23, 3), (1, 2**24 + 1), (0, 5)])
+def test_ids_are_counted_in_any_number(shape: tuple[int, int]) -> None:
+    class_map = np.full(shape, 3, np.uint8)
+    class_map[:, -1] = 1
+    assert count_ids(class_map, 5).tolist() == [0, shape[0], 0, shape[0] * (shape[1] - 1), 0]
