@@ -3,10 +3,11 @@
 Run it: python benchmarks/folder_peers.py [--net ARCH ...] [--rounds N] [--images N] [--batch N] [--threads N]
         [--json FILE]
 
-480x360 JPEGs, all different, in; PNG masks out. Each side is a program of its own with the same number of threads, and
-sides alternate:
+480x360 JPEGs, all different, in; PNG masks out. Each side is a program of its own that may use all cores, and sides
+alternate:
 
-fcnseg segment      the command, without its report.
+fcnseg segment      the command, as it runs by default (two images at a time on half of the cores each), without its
+                    report.
 OpenCV loop         folder_by_opencv.py: imread, cvtColor, session.run and imwrite in a for loop, on the same file.
 PyTorch DataLoader  folder_by_pytorch.py: the same weights in PyTorch, with as many workers that read as threads.
 
@@ -104,7 +105,7 @@ def compare(net: str, source: Path, folder: Path, arguments: argparse.Namespace,
     by_opencv, by_pytorch = str(here / "folder_by_opencv.py"), str(here / "folder_by_pytorch.py")
     ours = ["-m", "fcnseg", "segment", str(path), str(source)]
     sides = {
-        "fcnseg segment": lambda output: [*ours, output, "--device", "cpu", "--threads", threads, "--no-report"],
+        "fcnseg segment": lambda output: [*ours, output, "--device", "cpu", "--no-report", "--no-tuned"],
         "OpenCV loop": lambda output: [by_opencv, str(path), str(source), output, threads],
         "PyTorch DataLoader": lambda output: [
             by_pytorch, net, str(state), str(source), output, threads, str(arguments.batch)
@@ -134,7 +135,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=100, help="in each round (100)")
     parser.add_argument("--batch", type=int, default=1, help="of PyTorch (1)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side (cores)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the other sides (cores)")
     add_json_option(parser)
     arguments = parser.parse_args()
     report = Report(arguments.json)
