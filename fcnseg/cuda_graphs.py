@@ -134,7 +134,14 @@ class CudaGraphs:
                 with self._changing:
                     if len(self._kept) >= self._limit:
                         self._kept.popitem(last=False)
-                recorded = self._record(session, key)
+                failure = None
+                try:
+                    recorded = self._record(session, key)
+                except DeviceError as error:
+                    failure = DeviceError(str(error))
+                if failure is not None:
+                    del session  # within the gate; the frames of the error, which are gone, held it too
+                    raise failure
                 with self._changing:
                     self._kept[key] = recorded
                     del self._seen[key]

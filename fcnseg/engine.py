@@ -209,6 +209,12 @@ class Engine:
                 session.run(OUTPUTS if confidence else OUTPUTS[:2], {"image": images, **asked})
             return end_profiling(session, self.path), read_graph(graph)
 
+    def close(self) -> None:
+        """Free what the model holds of its device, while nothing is recorded there; when the last run has ended."""
+        with self._gate():
+            self._graphs = None
+            self._session = None
+
     def leave_session_behind(self) -> None:
         """Do without the session, in a process that was forked from the one that opened it."""
         # Never freed here: it would wait for its threads, which are not in this process.

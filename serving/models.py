@@ -414,6 +414,7 @@ class ModelRegistry:
         for model in models:
             model.users.wait_until_none(_LONGEST_DRAIN_S)
             model.batcher.close()
+            model.engine.close()
 
     def _log_failure(self, name: str, contents: _Contents, error: Exception) -> None:
         if self._failed.get(name) != contents:
