@@ -129,23 +129,44 @@ def _read_counts(text: bytes, pixels: int, what: str) -> NDArray[np.int64]:
     """Read one mask's counts, of which only the first may be 0."""
     if not 0 < len(text) <= _MOST_GROUPS * (pixels + 1):
         raise MaskError(f"{what} have {len(text)} bytes, which no mask of {pixels} pixels has: ask for them again")
-    groups = np.frombuffer(text, np.uint8) - np.uint8(_FIRST_CHARACTER)  # what is below wraps beyond 63
-    ends = np.flatnonzero(groups & _MORE == 0)
-    if groups.max() > 63 or ends.size == 0 or ends[-1] != groups.size - 1:
-        raise MaskError(f"{what} are not COCO's text, or are cut short: ask for them again")
-    sizes = np.diff(ends, prepend=-1)
-    if sizes.max() > _MOST_GROUPS:
-        raise MaskError(f"{what} hold a number beyond all images: ask for them again")
-    first_groups = ends - sizes + 1
-    places = np.arange(groups.size) - np.repeat(first_groups, sizes)
-    counts: NDArray[np.int64] = np.add.reduceat((groups & 0x1F).astype(np.int64) << 5 * places, first_groups)
-    counts -= (groups[ends] & _SIGN != 0) * (np.int64(1) << 5 * sizes)
+    try:
+        counts = read_numbers(text)
+    except ValueError as error:
+        raise MaskError(f"{what} {error}: ask for them again") from error
     if np.abs(counts).max() <= pixels:  # else the sums might overflow
-        counts[1::2] = np.cumsum(counts[1::2])
-        counts[2::2] = np.cumsum(counts[2::2])
+        add_differences(counts)
         if counts[0] >= 0 and (counts[1:] > 0).all() and counts.max() <= pixels and counts.sum() == pixels:
             return counts
     raise MaskError(f"{what} are not those of a mask of {pixels} pixels: ask for them again")
+
+
+def read_numbers(text: bytes) -> NDArray[np.int64]:
+    """Read the numbers of COCO's text form, of which those from the third on are differences (`add_differences`).
+
+    Raises:
+        ValueError: The text is none; the message says what its numbers are.
+    """
+    groups = np.frombuffer(text, np.uint8) - np.uint8(_FIRST_CHARACTER)  # what is below wraps beyond 63
+    ends = np.flatnonzero(groups & _MORE == 0)
+    if ends.size == 0 or ends[-1] != groups.size - 1 or groups.max() > 63:
+        raise ValueError("are not COCO's text, or are cut short")
+    sizes = np.diff(ends, prepend=-1)
+    if sizes.max() > _MOST_GROUPS:
+        raise ValueError("hold a number beyond all images")
+    first_groups = ends - sizes + 1
+    places = np.arange(groups.size) - np.repeat(first_groups, sizes)
+    numbers: NDArray[np.int64] = np.add.reduceat((groups & 0x1F).astype(np.int64) << 5 * places, first_groups)
+    numbers -= (groups[ends] & _SIGN != 0) * (np.int64(1) << 5 * sizes)
+    return numbers
+
+
+def add_differences(numbers: NDArray[np.int64]) -> None:
+    """Make the numbers of COCO's text form counts, in place: each is added to the one two before it, but for the first.
+
+    They are below 2^35; the sums of 2^28 of them fit.
+    """
+    for first in (1, 2):
+        numbers[first::2] = np.cumsum(numbers[first::2])
 
 
 def _paint(

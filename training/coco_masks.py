@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from fcnseg import rle
 from fcnseg.errors import DatasetError
 
 
@@ -108,9 +109,9 @@ class CocoMask:
             parts = coco_mask.frPyObjects(
                 [outline.tolist() for outline in found.area.outlines], self.height, self.width
             )
-            return _parse_counts(coco_mask.merge(parts)["counts"])
+            return _read_counts(coco_mask.merge(parts)["counts"])
         counts = found.area.counts
-        runs = _parse_counts(counts) if isinstance(counts, bytes) else np.array(counts, np.int64)
+        runs = _read_counts(counts) if isinstance(counts, bytes) else np.array(counts, np.int64)
         if found.area.size != (self.height, self.width):
             raise self._error(found, f"is run-length encoded for {found.area.size[1]}x{found.area.size[0]} pixels")
         if runs.min(initial=0) < 0 or runs.sum() != self.height * self.width:
@@ -143,22 +144,11 @@ def _as_text(area: Polygons | RunLengths) -> Sequence[object]:
     return [area.size, area.counts.decode("latin-1") if isinstance(area.counts, bytes) else area.counts.tolist()]
 
 
-def _parse_counts(text: bytes) -> NDArray[np.int64]:
-    """Read COCO's text form: five bits a character, lowest first, and from the third run on the change from run i - 2.
-
-    What is no such text gives runs that do not fill the image.
-    """
-    letters = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(letters & 32 == 0)
-    if not len(ends) or ends[-1] != len(letters) - 1:
+def _read_counts(text: bytes) -> NDArray[np.int64]:
+    """Read COCO's text form; what is no such text gives runs that do not fill the image."""
+    try:
+        runs = rle.read_numbers(text)
+    except ValueError:
         return np.zeros(0, np.int64)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:  # 35 bits: beyond any image
-        return np.zeros(0, np.int64)
-    shifts = 5 * (np.arange(len(letters)) - np.repeat(starts, lengths))
-    runs: NDArray[np.int64] = np.add.reduceat((letters & 31) << shifts, starts)
-    runs -= np.where(letters[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    for first in (1, 2):
-        runs[first::2] = np.cumsum(runs[first::2])
+    rle.add_differences(runs)
     return runs
