@@ -13,8 +13,8 @@ def read_hosts(server: str) -> tuple[str, ...]:
     """Return the hosts of an address, of which gRPC knows several forms.
 
     Args:
-        server: `HOST:PORT`, or `dns:///HOST:PORT`; several addresses as `ipv4:ADDRESS:PORT,...` or
-            `ipv6:[ADDRESS]:PORT,...`.
+        server: `HOST:PORT`, with an IPv6 address in brackets, or `dns:///HOST:PORT`; several addresses as
+            `ipv4:ADDRESS:PORT,...` or `ipv6:[ADDRESS]:PORT,...`.
 
     Returns:
         The hosts as they are written there: behind `dns:` a name is not taken for this machine's, since any name server
@@ -30,7 +30,8 @@ def read_hosts(server: str) -> tuple[str, ...]:
             return tuple(host for host, _, _ in addresses)
     else:
         host, _, port = server.rpartition(":")
-        if _HOST.fullmatch(host) and _is_port(port):
+        bare = host.rpartition("/")[2].removeprefix("dns:")
+        if _HOST.fullmatch(host) and _is_port(port) and (":" not in bare or bare.startswith("[")):
             return (host,)
     raise UsageError(
         f"server address {server!r} is not HOST:PORT with a port of 1 to 65535, such as 127.0.0.1:50051, nor several as"

@@ -51,6 +51,20 @@ class Admission:
             self._count += 1
         return Ticket(self)
 
+    def take_memory(self, byte_count: int) -> None:
+        """Take memory for images, to be given back.
+
+        Raises:
+            OverloadedError: It is not there now.
+        """
+        if not self.memory.try_take(byte_count):
+            raise OverloadedError(
+                f"images under way hold {self.memory.taken} of {self.memory.total} bytes and this one needs"
+                f" {byte_count}; ask again later",
+                self.retry_after_s(_MEMORY_RETRY_S),  # they may be another model's
+                Reason.MEMORY,
+            )
+
     def retry_after_s(self, least: float = _SHORTEST_RETRY_S) -> float:
         """Return in how many seconds half of what is under way will be done, or the least."""
         with self._lock:
@@ -121,13 +135,7 @@ class Ticket:
             OverloadedError: There is no memory for it now, or the answer would come too late.
         """
         admission = self._admission
-        if not admission.memory.try_take(byte_count):
-            raise OverloadedError(
-                f"images under way hold {admission.memory.taken} of {admission.memory.total} bytes and this one needs"
-                f" {byte_count}; ask again later",
-                admission.retry_after_s(_MEMORY_RETRY_S),  # they may be another model's
-                Reason.MEMORY,
-            )
+        admission.take_memory(byte_count)
         self._bytes = byte_count
         pixels = admission.batcher.padded_pixels(height, width)
         admission.schedule(pixels, patience_s)

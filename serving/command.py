@@ -1,5 +1,6 @@
 """`fcnseg serve`: answer with the masks of models over gRPC."""
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -263,8 +264,9 @@ def serve(
     from serving.batcher import BatchingConfig
     from serving.logs import set_up_logs
     from serving.models import ModelConfig, ModelRegistry
-    from serving.server import ServerConfig, serve_until_stopped
+    from serving.server import ServerConfig, end_at_once, serve_until_stopped
 
+    signal.signal(signal.SIGTERM, end_at_once)  # until the server listens for it; a container's first process needs it
     set_up_logs(log_format, log_level)
     limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)
     for height, width in warm_sizes:

@@ -38,6 +38,9 @@ class ConnectionConfig:
             if not least <= value <= most:
                 raise UsageError(f"{field.name} is {value:g}; it must be from {least} to {most:g}")
 
+        if self.max_age_grace_s and not self.max_age_s:
+            raise UsageError("a grace of connections that are too old means nothing where they may be of any age")
+
     @property
     def channel_options(self) -> list[tuple[str, int]]:
         """The settings as gRPC names them."""

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions, resolve_device
 from fcnseg.errors import FcnsegError, ModelFileError, ModelNotFoundError, UsageError
+from fcnseg.files import shown
 from fcnseg.model_file import ModelInfo
 from fcnseg.segmenter import Segmenter, load
 from fcnseg.tuning import NOTHING_SAID, Settings, tuned_settings
@@ -154,9 +155,22 @@ def find_sources(paths: Sequence[Path], *, strict: bool = True) -> list[ModelSou
         strict: Whether a model's folder without a version is an error, and not one that is being filled.
 
     Raises:
-        ModelFileError: A path does not exist, or a repository or a model in it is empty.
+        ModelFileError: A path does not exist or cannot be read, or a repository or a model in it is empty, or has a
+            name that is no text.
         UsageError: Two paths stand for the same model and version.
     """
+    try:
+        found = _find_sources(paths, strict=strict)
+    except OSError as error:
+        place = shown(Path(str(error.filename)))
+        raise ModelFileError(f"{place} cannot be looked at: {error.strerror}; let the server read it") from error
+    for source in found:
+        if not source.name.isprintable():
+            raise ModelFileError(f"the name of model {shown(source.path)} is no line of text; rename it")
+    return sorted(found, key=lambda source: (source.name, int(source.version)))
+
+
+def _find_sources(paths: Sequence[Path], *, strict: bool) -> list[ModelSource]:
     sources: dict[tuple[str, str], ModelSource] = {}
     for path in paths:
         if not path.exists():

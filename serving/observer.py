@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -25,6 +25,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
     nothing that a client makes up becomes a label.
 
     Args:
+        methods: Those that there are, as SERVICE/METHOD.
         tracer: Traces calls; None for no traces.
 
     Attributes:
@@ -33,7 +34,8 @@ class CallObserver(grpc.aio.ServerInterceptor):
         sent: Bytes of the responses, by method.
     """
 
-    def __init__(self, tracer: "CallTracer | None" = None) -> None:
+    def __init__(self, methods: Collection[str], tracer: "CallTracer | None" = None) -> None:
+        self._methods = frozenset(methods)
         self._tracer = tracer
         self.ended: Counter[tuple[str, str]] = Counter()
         self.received: Counter[str] = Counter()
@@ -56,6 +58,8 @@ class CallObserver(grpc.aio.ServerInterceptor):
             self._end(_UNKNOWN, grpc.StatusCode.UNIMPLEMENTED)
             return None
         method = handler_call_details.method.removeprefix("/")
+        if method not in self._methods:  # a stranger's, who is refused whatever it is
+            method = _UNKNOWN
         if handler.unary_unary is not None:
             make, inner = grpc.unary_unary_rpc_method_handler, handler.unary_unary
         elif handler.unary_stream is not None:

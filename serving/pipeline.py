@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -47,11 +48,13 @@ class Pipeline:
         model: ServedModel,
         source: Source,
         write: Callable[[NDArray[np.uint8], Executed], _Answer],
+        held: ExitStack,
         *,
         confidence: bool = False,
         deadline: float = math.inf,
         instant: bool = False,
         turn: Turn | None = None,
+        paid: bool = False,
     ) -> tuple[_Answer, Stages]:
         """Answer one image; when the awaiting task is cancelled, what has not begun is not done.
 
@@ -59,11 +62,13 @@ class Pipeline:
             model: The model.
             source: The image.
             write: Makes the answer of the image, (H, W, 3) uint8 RGB, and what the run gave.
+            held: Takes what the image and its answer hold; to be closed when the answer has left.
             confidence: Whether the confidence map is wanted.
             deadline: When the answer is of no use any more, on the monotonic clock.
             instant: Whether `write` takes no time worth a thread for an image that is not large.
             turn: Its turn in a stream, where it is one's: it waits where there is no room now, as long as the deadline
-                allows, and what it holds is held until the answer has left.
+                allows.
+            paid: Whether its memory is taken already (`take_memory`).
 
         Returns:
             The answer, and what its stages took.
@@ -80,7 +85,9 @@ class Pipeline:
         try:
             while True:
                 try:
-                    answer, stages = await self._attempt(model, source, write, confidence, deadline, instant, turn)
+                    answer, stages = await self._attempt(
+                        model, source, write, held, confidence, deadline, instant, turn, paid
+                    )
                     break
                 except OverloadedError as error:
                     pause = min(error.retry_after_s, _LONGEST_PAUSE_S)
@@ -102,10 +109,12 @@ class Pipeline:
         model: ServedModel,
         source: Source,
         write: Callable[[NDArray[np.uint8], Executed], _Answer],
+        held: ExitStack,
         confidence: bool,  # noqa: FBT001 - as for `answer`
         deadline: float,
         instant: bool,  # noqa: FBT001
         turn: Turn | None,
+        paid: bool,  # noqa: FBT001
     ) -> tuple[_Answer, Stages]:
         """Answer one image if there is room for it."""
         arrived = time.monotonic()
@@ -113,9 +122,9 @@ class Pipeline:
         work: Future[Any] | None = None
         try:
             if source.instant:
-                image = self._read(model, source, ticket, deadline)
+                image = self._read(model, source, ticket, deadline, paid)
             else:
-                work = self._submit(self._read, model, source, ticket, deadline)
+                work = self._submit(self._read, model, source, ticket, deadline, paid)
                 image = await asyncio.wrap_future(work)
             decoded = time.monotonic()
             if turn is not None:
@@ -140,28 +149,58 @@ class Pipeline:
             # A caller that has gone away leaves its work behind: what it holds is held until that is done.
             if work is None:
                 ticket.close()
-            elif turn is None or not work.done():
+            elif not work.done():
                 work.add_done_callback(lambda _: ticket.close())
             else:
-                turn.held.callback(ticket.close)
+                held.callback(ticket.close)
         stages = Stages(
             arrived, written, decoded - arrived, executed.queue_s, executed.infer_s, written - ran, executed.batch_size
         )
         return answer, stages
 
-    def require_room(self, model: ServedModel, sources: Sequence[Source]) -> None:
-        """Check that images that are asked for together could ever be held together.
+    async def take_memory(
+        self,
+        model: ServedModel,
+        sources: Sequence[Source],
+        held: ExitStack,
+        deadline: float = math.inf,
+        turn: Turn | None = None,
+    ) -> None:
+        """Take the memory of images that are asked for together, of all or of none.
+
+        Were it taken one by one, requests that have it for some of their images would wait for each other for ever.
+
+        Args:
+            model: The model.
+            sources: The images.
+            held: Takes it, as for `answer`, and so are the others.
+            deadline: When the answer is of no use any more.
+            turn: The request's turn in a stream.
 
         Raises:
-            InvalidFieldError: They could not, or one is beyond a limit.
+            InvalidFieldError: They could never be held together, or one is beyond a limit.
+            OverloadedError: There is no room for them now.
         """
-        needed = sum(source.byte_count + _held_bytes(model, *source.open(self.limits)) for source in sources)
-        if needed > model.admission.memory.total:
+        memory = model.admission.memory
+        needed = await self.in_thread(self._bytes_of, model, sources)
+        if needed > memory.total:
             raise InvalidFieldError(
                 sources[0].field,
                 f"{len(sources)} images need about {needed} bytes to be held together by model {model.name!r}, more"
-                f" than the limit of {model.admission.memory.total}; send fewer at a time",
+                f" than the limit of {memory.total}; send fewer at a time",
             )
+        while True:
+            try:
+                model.admission.take_memory(needed)
+                break
+            except OverloadedError:
+                if turn is None or time.monotonic() + _LONGEST_PAUSE_S >= deadline:
+                    raise
+            await asyncio.sleep(_LONGEST_PAUSE_S)
+        held.callback(memory.give_back, needed)
+
+    def _bytes_of(self, model: ServedModel, sources: Sequence[Source]) -> int:
+        return sum(source.byte_count + _held_bytes(model, *source.open(self.limits)) for source in sources)
 
     async def in_thread(self, work: Callable[..., _Answer], *arguments: Any) -> _Answer:
         """Do work in one of the threads for decoding and writing."""
@@ -175,7 +214,14 @@ class Pipeline:
         """Let a thread do work for the current call."""
         return self._codecs.submit(copy_context().run, work, *arguments)
 
-    def _read(self, model: ServedModel, source: Source, ticket: Ticket, deadline: float) -> NDArray[np.uint8]:
+    def _read(
+        self,
+        model: ServedModel,
+        source: Source,
+        ticket: Ticket,
+        deadline: float,
+        paid: bool,  # noqa: FBT001 - as for `answer`
+    ) -> NDArray[np.uint8]:
         height, width = source.open(self.limits)
         needed = source.byte_count + _held_bytes(model, height, width)
         for kind, count, most in (
@@ -189,7 +235,7 @@ class Pipeline:
                     f" more than the limit of {most}; scale it down or cut it into tiles",
                 )
         patience_s = None if deadline == math.inf else deadline - time.monotonic()
-        ticket.reserve(height, width, needed, patience_s)
+        ticket.reserve(height, width, 0 if paid else needed, patience_s)
         return source.decode()
 
 

@@ -3,19 +3,19 @@
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
-from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
@@ -30,6 +30,7 @@ from serving.admin_servicer import ModelAdminServicer
 from serving.administration import Administration
 from serving.connections import ConnectionConfig
 from serving.drain import CallCounter
+from serving.health import HealthServicer
 from serving.interceptor import ErrorInterceptor
 from serving.metrics import collect_into
 from serving.models import ModelRegistry
@@ -53,8 +54,7 @@ _RAW_BYTES_PER_PIXEL = 3
 # Room beside the image: an image just beyond its limit still reaches the check that names the field.
 _MESSAGE_SLACK_BYTES = 1 << 20
 _LARGEST_MESSAGE_BYTES = 2**31 - 1
-# How long health watchers may take to hear of the end, and calls just accepted to be counted.
-_ANNOUNCE_S = 1.0
+# How long calls just accepted may take to be counted.
 _SETTLE_S = 0.05
 _TIDY_S = 10.0
 # How long the last spans may take to leave: less where the grace ends before, though never nothing.
@@ -115,10 +115,11 @@ class Server:
         self._pipeline = Pipeline(config.limits)
         self._calls = CallCounter()
         self._chores: list[asyncio.Task[None]] = []
-        self._health = health_aio.HealthServicer()
+        self._health = HealthServicer(_SERVICES)
         self._ready = threading.Event()
         self._side: SideServer | None = None
-        observer = CallObserver(config.tracer)
+        services = [*_SERVICES, HEALTH_SERVICE, *([reflection.SERVICE_NAME] if config.security.reflection else [])]
+        observer = CallObserver(_methods_of(services), config.tracer)
         self._collectors = collectors or CollectorRegistry()
         collect_into(self._collectors, registry, observer, self._ready.is_set)
         self._server = grpc.aio.server(
@@ -134,7 +135,7 @@ class Server:
         add_GRPCInferenceServiceServicer_to_server(inference, self._server)  # type: ignore[no-untyped-call] # generated
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.security.reflection:
-            reflection.enable_server_reflection([*_SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME], self._server)
+            reflection.enable_server_reflection(services, self._server)
 
     @property
     def http_address(self) -> str | None:
@@ -156,8 +157,6 @@ class Server:
             port = self._config.security.listen(self._server, f"{host}:{port}")
         except RuntimeError as error:
             raise UsageError(f"cannot listen on {host}:{port}; choose another with --host and --port") from error
-        for service in ("", *_SERVICES):
-            await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
         if (http_port := self._config.http_port) is not None:
             _check_port(self._config.host, http_port, "--http-port")
@@ -166,8 +165,7 @@ class Server:
                 SideServer, self._config.host, http_port, self._collectors, self._ready.is_set
             )
         await asyncio.to_thread(self._registry.warm)
-        for service in ("", *_SERVICES):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._health.serving = True
         self._ready.set()
         self._chores.append(asyncio.create_task(self._tidy()))
         if self._config.watch_s:
@@ -183,10 +181,10 @@ class Server:
         """
         for chore in self._chores:
             chore.cancel()
-        self._ready.clear()
-        with suppress(TimeoutError):  # a watcher that does not read must not hold up the end
-            await asyncio.wait_for(self._health.enter_graceful_shutdown(), _ANNOUNCE_S)
-        await asyncio.sleep(self._config.drain_delay_s)
+        if self._health.serving:  # else no balancer sends requests here
+            self._health.serving = False
+            self._ready.clear()
+            await asyncio.sleep(self._config.drain_delay_s)
         self._calls.stopping.set()
         end_of_grace = time.monotonic() + self._config.grace_s
         ended = asyncio.create_task(self._server.stop(self._config.grace_s))
@@ -216,7 +214,10 @@ class Server:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._config.watch_s)
-            await asyncio.to_thread(self._registry.refresh)
+            try:
+                await asyncio.to_thread(self._registry.refresh)
+            except Exception:  # noqa: BLE001 - it must look again, whatever a file system does
+                _log.exception("the models stay as they were")
 
 
 async def serve_until_stopped(
@@ -250,14 +251,27 @@ async def serve_until_stopped(
         starting.cancel()
         for number in signals:
             loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, end_at_once)
         await server.stop()
+
+
+def end_at_once(number: int, _: object) -> None:
+    """End the process by a signal; a container's first process, which signals do not end, by its exit code."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)
 
 
 def largest_request(limits: ImageLimits) -> int:
     """Return the bytes of the largest message that is received."""
     largest_image = max(limits.max_bytes, limits.max_pixels * _RAW_BYTES_PER_PIXEL)
     return min(largest_image + _MESSAGE_SLACK_BYTES, _LARGEST_MESSAGE_BYTES)
+
+
+def _methods_of(services: Iterable[str]) -> list[str]:
+    """Return the methods of services as SERVICE/METHOD."""
+    pool = descriptor_pool.Default()
+    return [f"{name}/{method.name}" for name in services for method in pool.FindServiceByName(name).methods]
 
 
 def _channel_options(config: ServerConfig) -> list[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from serving.models import ModelRegistry, ServedModel
 from serving.pipeline import Pipeline
 from serving.statuses import Refusal
 from serving.streams import Turn, answer_in_order
-from serving.unary import deadline_of
+from serving.unary import deadline_of, held_by
 
 if TYPE_CHECKING:
     from serving.unary import Context
@@ -47,7 +48,7 @@ class SegmentationServicer(SegmentationServiceServicer):
         self, request: pb.SegmentRequest, context: "Context"
     ) -> pb.SegmentResponse:
         """Segment one image."""
-        return await self._segment(request, deadline_of(context))
+        return await self._segment(request, held_by(context), deadline_of(context))
 
     async def SegmentStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SegmentStreamRequest], context: "Context"
@@ -81,13 +82,13 @@ class SegmentationServicer(SegmentationServiceServicer):
         return converters.write_model(model, self._pipeline.limits, self._max_request_bytes)
 
     async def _segment(
-        self, request: pb.SegmentRequest, deadline: float = math.inf, turn: Turn | None = None
+        self, request: pb.SegmentRequest, held: ExitStack, deadline: float = math.inf, turn: Turn | None = None
     ) -> pb.SegmentResponse:
         with self._registry.using(request.model_name, request.model_version) as model:
-            return await self._segment_with(model, request, deadline, turn)
+            return await self._segment_with(model, request, held, deadline, turn)
 
     async def _segment_with(
-        self, model: ServedModel, request: pb.SegmentRequest, deadline: float, turn: Turn | None
+        self, model: ServedModel, request: pb.SegmentRequest, held: ExitStack, deadline: float, turn: Turn | None
     ) -> pb.SegmentResponse:
         encoding = converters.read_encoding(request)
         if names_classes(request):  # an unknown name is compared with all others
@@ -107,6 +108,7 @@ class SegmentationServicer(SegmentationServiceServicer):
             model,
             converters.read_source(request),
             write,
+            held,
             confidence=wanted.confidence,
             deadline=deadline,
             instant=encoding is Encoding.RAW and wanted.instant,
@@ -118,7 +120,7 @@ class SegmentationServicer(SegmentationServiceServicer):
     async def _segment_item(self, item: pb.SegmentStreamRequest, turn: Turn) -> pb.SegmentStreamResponse:
         """Answer one image of a stream; where there is no room it waits, and its sender with it."""
         _require_id(item.id)
-        return pb.SegmentStreamResponse(id=item.id, response=await self._segment(item.request, turn=turn))
+        return pb.SegmentStreamResponse(id=item.id, response=await self._segment(item.request, turn.held, turn=turn))
 
 
 def _write_failure(item: pb.SegmentStreamRequest, refusal: Refusal) -> pb.SegmentStreamResponse:

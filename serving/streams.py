@@ -1,7 +1,7 @@
 """Streams of images: a few are answered at a time, and their answers leave in their order."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -67,6 +67,7 @@ async def answer_in_order(
     answers: asyncio.Queue[tuple[asyncio.Task[_Answer], Turn] | None] = asyncio.Queue(_REQUESTS_AHEAD - 2)
     turns: set[Turn] = set()
     end: Exception | None = None
+    gone = False
     with calls.counting():
         try:
             async with asyncio.TaskGroup() as group:
@@ -98,14 +99,20 @@ async def answer_in_order(
                     turn.held.close()
                     turns.remove(turn)
         except* (grpc.aio.BaseError, TimeoutError):  # the client is gone, or does not read
-            raise asyncio.CancelledError from None
+            gone = True
         finally:
-            for turn in turns:
-                turn.held.close()
+            _let_go(turns)
+        if gone:  # raised in `except*`, it would be wrapped by Python 3.11.3 and before
+            raise asyncio.CancelledError
         if calls.stopping.is_set():
             end = StoppingError("the server is stopping; go on with another")
         if end is not None:
             await abort(context, end, what)
+
+
+def _let_go(turns: Iterable[Turn]) -> None:
+    for turn in turns:
+        turn.held.close()
 
 
 async def _answer_item(

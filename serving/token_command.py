@@ -11,7 +11,7 @@ import click
     "--rate",
     metavar="N",
     type=click.FloatRange(0.001, 1e6),
-    help="Requests a second, each image of a stream being one. [default: any number]",
+    help="Requests a second, each request of a stream being one. [default: any number]",
 )
 @click.option(
     "--concurrent",

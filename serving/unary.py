@@ -5,6 +5,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -18,6 +19,13 @@ def deadline_of(context: "Context") -> float:
     """Return when a call's answer is of no use any more, on the monotonic clock."""
     remaining: float | None = context.time_remaining()
     return math.inf if remaining is None else time.monotonic() + remaining
+
+
+def held_by(context: "Context") -> ExitStack:
+    """Return what is closed when a call has ended, and its answer has left."""
+    held = ExitStack()
+    context.add_done_callback(lambda _: held.close())  # type: ignore[arg-type] # the context is not asked
+    return held
 
 
 async def write_all(answers: Any, context: "Context") -> None:

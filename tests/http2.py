@@ -2,7 +2,7 @@
 
 import struct
 
-from fcnseg.v1 import segmentation_pb2 as pb
+from google.protobuf.message import Message
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, SETTINGS, GOAWAY = 0, 1, 4, 7
@@ -20,12 +20,12 @@ def greeting(window: int = 65_535) -> bytes:
     return PREFACE + frame(SETTINGS, payload=struct.pack(">HI", _INITIAL_WINDOW_SIZE, window))
 
 
-def begin_segment() -> bytes:
-    """Return the headers of a call of Segment, on stream 1."""
+def begin(method: str = "fcnseg.v1.SegmentationService/Segment") -> bytes:
+    """Return the headers of a call, on stream 1."""
     headers = {
         ":method": "POST",
         ":scheme": "http",
-        ":path": "/fcnseg.v1.SegmentationService/Segment",
+        ":path": f"/{method}",
         ":authority": "localhost",
         "content-type": "application/grpc",
         "te": "trailers",
@@ -38,8 +38,8 @@ def begin_segment() -> bytes:
     return frame(HEADERS, _END_HEADERS, 1, block)
 
 
-def send_segment(request: pb.SegmentRequest) -> bytes:
-    """Return the message of a call of Segment and its end, in one frame: at most 16 kB."""
+def send(request: Message) -> bytes:
+    """Return the message of a call and its end, in one frame: at most 16 kB."""
     data = request.SerializeToString()
     return frame(DATA, _END_STREAM, 1, struct.pack(">BI", 0, len(data)) + data)
 

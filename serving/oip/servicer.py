@@ -4,11 +4,10 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as health_aio
 from numpy.typing import NDArray
 
 from fcnseg.errors import ModelNotFoundError
@@ -18,6 +17,7 @@ from serving.batcher import Executed
 from serving.calls import image_span
 from serving.drain import CallCounter
 from serving.errors import InvalidFieldError
+from serving.health import HealthServicer
 from serving.models import ModelRegistry, ServedModel
 from serving.oip import inference_pb2 as pb
 from serving.oip.descriptions import (
@@ -35,7 +35,7 @@ from serving.pipeline import Pipeline
 from serving.sources import Source
 from serving.statuses import Refusal
 from serving.streams import Turn, answer_in_order
-from serving.unary import deadline_of
+from serving.unary import deadline_of, held_by
 
 if TYPE_CHECKING:
     from serving.unary import Context
@@ -61,7 +61,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         administration: Administration,
         pipeline: Pipeline,
         calls: CallCounter,
-        health: health_aio.HealthServicer,
+        health: HealthServicer,
     ) -> None:
         self._registry = registry
         self._administration = administration
@@ -80,9 +80,8 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ServerReadyRequest, context: "Context"
     ) -> pb.ServerReadyResponse:
         """Tell whether health is SERVING."""
-        del request
-        health = await self._health.Check(health_pb2.HealthCheckRequest(service=""), context)
-        return pb.ServerReadyResponse(ready=health.status == health_pb2.HealthCheckResponse.SERVING)
+        del request, context
+        return pb.ServerReadyResponse(ready=self._health.serving)
 
     async def ModelReady(  # noqa: N802
         self, request: pb.ModelReadyRequest, context: "Context"
@@ -132,7 +131,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: "Context"
     ) -> pb.ModelInferResponse:
         """Segment the images of one request."""
-        return await self._infer(request, deadline_of(context))
+        return await self._infer(request, held_by(context), deadline_of(context))
 
     async def ModelStreamInfer(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: "Context"
@@ -173,13 +172,13 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         return pb.RepositoryModelUnloadResponse()
 
     async def _infer(
-        self, request: pb.ModelInferRequest, deadline: float = math.inf, turn: Turn | None = None
+        self, request: pb.ModelInferRequest, held: ExitStack, deadline: float = math.inf, turn: Turn | None = None
     ) -> pb.ModelInferResponse:
         with self._registry.using(request.model_name, request.model_version) as model:
-            return await self._infer_with(model, request, min(deadline, _read_deadline(request)), turn)
+            return await self._infer_with(model, request, held, min(deadline, _read_deadline(request)), turn)
 
     async def _infer_with(
-        self, model: ServedModel, request: pb.ModelInferRequest, deadline: float, turn: Turn | None
+        self, model: ServedModel, request: pb.ModelInferRequest, held: ExitStack, deadline: float, turn: Turn | None
     ) -> pb.ModelInferResponse:
         outputs = read_outputs(request)
         arguments = (request, most_images(model), self._pipeline.limits)
@@ -198,16 +197,18 @@ class InferenceServicer(GRPCInferenceServiceServicer):
                 model,
                 source,
                 write,
+                held,
                 confidence=any(output.name == CONFIDENCE for output in outputs),
                 deadline=deadline,
                 instant=all(output.encoding is Encoding.RAW for output in outputs),
                 turn=turn,
+                paid=len(sources) > 1,
             )
             return written
 
         if len(sources) == 1:
             return write_response(request, model, outputs, [await answer(sources[0])])
-        await self._pipeline.in_thread(self._pipeline.require_room, model, sources)
+        await self._pipeline.take_memory(model, sources, held, deadline, turn)
 
         async def answer_one(source: Source) -> Written:
             with image_span():
@@ -218,7 +219,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
 
     async def _infer_item(self, request: pb.ModelInferRequest, turn: Turn) -> pb.ModelStreamInferResponse:
         """Answer one request of a stream."""
-        response = await self._infer(request, turn=turn)
+        response = await self._infer(request, turn.held, turn=turn)
         if request.parameters["triton_enable_empty_final_response"].bool_param:
             response.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=response)

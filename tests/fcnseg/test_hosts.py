@@ -49,6 +49,9 @@ def test_hosts_of_an_address(server: str, hosts: tuple[str, ...]) -> None:
         "ipv4:[127.0.0.1]:1",
         "ipv4:[::1]:1",
         "ipv6:::1:1",
+        "::1:50051",
+        "2001:db8::5:50051",
+        "dns:///::1:1",
         "ipv6:127.0.0.1:1",
     ],
 )

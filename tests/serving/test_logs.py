@@ -201,7 +201,7 @@ def test_strangers_write_nothing_into_the_log(tiny_model: Path, tmp_path: Path) 
             leaving.sendall(http2.greeting() + http2.frame(http2.GOAWAY, payload=bytes(7) + b"\x02" + forged))
             time.sleep(0.5)
         with socket.create_connection((host, int(port))) as unread:
-            unread.sendall(http2.greeting(window=0) + http2.begin_segment() + http2.send_segment(RED))
+            unread.sendall(http2.greeting(window=0) + http2.begin() + http2.send(RED))
             wait_until(lambda: '"code": "OK"' in log.read_text())
             unread.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # without a farewell
         time.sleep(0.5)

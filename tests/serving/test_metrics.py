@@ -22,7 +22,9 @@ from serving.batcher import BatchingConfig
 from serving.models import ModelRegistry
 from serving.oip import inference_pb2 as oip
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
+from serving.security import Security
 from serving.server import ServerConfig
+from serving.tokens import Tokens
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, RunningServer, running_server
 from tests.scraping import Scrape, scrape
@@ -132,6 +134,20 @@ def test_unknown_methods_models_and_ids_make_no_series(tiny_model: Path) -> None
         ("fcnseg_requests_total", (("code", "UNIMPLEMENTED"), ("method", "other")))
     }
     assert after.value("fcnseg_requests_total", method="other") == 20
+
+
+def test_strangers_make_no_series_by_methods_that_they_make_up(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens.txt").write_text(f"one {'0' * 64}\n")
+    config = replace(HTTP, security=Security(tokens=Tokens(tmp_path / "tokens.txt")))
+    with running_server(tiny_model, config) as server, grpc.insecure_channel(server.address) as channel:
+        for name in ("made.up.Service/Method", "other/other", SEGMENT):
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.unary_unary(f"/{name}")(b"", timeout=10)  # type: ignore[arg-type]
+            assert isinstance(caught.value, grpc.Call)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        seen = until(server, "fcnseg_requests_total", 3)
+    assert seen.value("fcnseg_requests_total", method="other") == 2
+    assert seen.value("fcnseg_requests_total", method=SEGMENT) == 1
 
 
 def test_a_full_queue_a_late_answer_and_a_deadline_that_cannot_be_met(gated: GatedSegmenter, tiny_model: Path) -> None:

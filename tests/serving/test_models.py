@@ -1,3 +1,4 @@
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,36 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         write_tiny_model(tmp_path / folder / "cat.onnx")
     with pytest.raises(UsageError, match="are both model 'cat', version 1"):
         find_sources([tmp_path / "a" / "cat.onnx", tmp_path / "b" / "cat.onnx"])
+
+
+def test_models_are_in_the_order_of_names_and_versions_whatever_the_order_of_paths(
+    repository: Path, tmp_path: Path
+) -> None:
+    """Else a look at what the paths hold would find a change where there is none."""
+    (repository / "cat" / "1" / "model.onnx").unlink()
+    path = write_tiny_model(tmp_path / "cat.onnx")
+    found = [(source.name, source.version) for source in find_sources([repository, path])]
+    assert found == [("cat", "1"), ("cat", "2"), ("cat", "10"), ("dog", "3")]
+
+
+def test_a_name_that_is_no_line_of_text_is_refused(repository: Path) -> None:
+    for name in (b"caf\xe9", b"two\nlines"):
+        folder = os.fsencode(repository) + b"/" + name
+        shutil.copytree(os.fsencode(repository / "dog"), folder)
+        with pytest.raises(ModelFileError, match="is no line of text; rename it"):
+            find_sources([repository])
+        shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
+def test_a_folder_that_may_not_be_read_is_told(repository: Path) -> None:
+    (repository / "cat" / "2").chmod(0o700)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(ModelFileError, match="cannot be looked at: Permission denied; let the server read it"):
+            find_sources([repository])
+    finally:
+        os.seteuid(0)
 
 
 def test_empty_repository_tells_its_layout(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,20 @@ def test_request_whose_images_never_fit_together_is_the_clients_mistake(tiny_mod
         assert isinstance(caught.value, grpc.Call)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert stub.ModelInfer(ask(np.zeros((3, 300, 300, 3), np.uint8), "class_map"), timeout=20).outputs
+
+
+def test_requests_of_several_images_never_wait_for_each_other_for_ever(tiny_model: Path) -> None:
+    """Three images fit into the memory: were it given image by image, two requests of two might hold it for ever."""
+    registry = ModelRegistry([tiny_model], replace(CPU_CONFIG, max_memory=2 * 8_000_000))
+    request = ask(np.zeros((2, 360, 360, 3), np.uint8), "class_map")
+    with running_server(registry) as server, ThreadPoolExecutor(4) as threads:
+
+        def stream(_: int) -> int:
+            with grpc.insecure_channel(server.address) as channel:
+                return len(list(GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([request] * 25), timeout=60)))
+
+        assert list(threads.map(stream, range(4))) == [25] * 4
+        assert registry.held.taken == 0
 
 
 def test_request_beyond_what_may_be_under_way_is_refused_and_a_stream_waits(tiny_model: Path) -> None:

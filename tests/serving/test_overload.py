@@ -1,6 +1,7 @@
 """What clients see of a server that has more to do than it can."""
 
 import itertools
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.batcher import BatchingConfig
 from serving.models import ModelRegistry
+from tests import http2
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, running_server
 from tests.waiting import wait_until
@@ -92,6 +94,20 @@ def test_images_that_fill_the_memory_keep_others_out_until_they_are_answered(
         code, message = status(error)
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "of 8000000 bytes and this one needs" in message
+
+
+def test_an_answer_that_its_client_does_not_take_is_held(tiny_model: Path) -> None:
+    registry = ModelRegistry([tiny_model], CPU_CONFIG)
+    image = np.zeros((300, 300, 3), np.uint8)
+    request = pb.SegmentRequest(encoded=encode_jpeg(image), encoding=pb.CLASS_MAP_ENCODING_RAW)
+    with running_server(registry) as server:
+        host, _, port = server.address.rpartition(":")
+        with socket.create_connection((host, int(port))) as unread:
+            unread.sendall(http2.greeting(window=0) + http2.begin() + http2.send(request))
+            wait_until(lambda: registry.held.taken > 0)
+            time.sleep(0.5)
+            assert registry.held.taken >= 300 * 300
+        wait_until(lambda: registry.held.taken == 0)
 
 
 def test_an_image_that_can_never_fit_is_the_clients_mistake(gated: GatedSegmenter, tiny_model: Path) -> None:

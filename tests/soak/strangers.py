@@ -33,9 +33,7 @@ class Stranger:
             "noise": lambda: rng.randbytes(rng.randint(1, 3000)),
             "noise after the preface": lambda: http2.greeting() + rng.randbytes(rng.randint(1, 3000)),
             "odd frames": self._odd_frames,
-            "upload that does not end": lambda: (
-                http2.greeting() + http2.begin_segment() + http2.send_part(4_000_000, 8000)
-            ),
+            "upload that does not end": lambda: http2.greeting() + http2.begin() + http2.send_part(4_000_000, 8000),
             "answer that nobody reads": self._unread,
             "HTTP/1 that does not end": lambda: b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Y: z",
             "HTTP/1 noise": lambda: rng.randbytes(rng.randint(1, 300)) + b"\r\n\r\n",
@@ -78,4 +76,4 @@ class Stranger:
         """A sound request, from a client that lets not a byte of its answer come."""
         image = pb.RawImage(height=50, width=100, rgb=self._rng.randbytes(15_000))
         request = pb.SegmentRequest(model_name="tiny", raw=image, encoding=pb.CLASS_MAP_ENCODING_RAW)
-        return http2.greeting(window=0) + http2.begin_segment() + http2.send_segment(request)
+        return http2.greeting(window=0) + http2.begin() + http2.send(request)
