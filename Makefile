@@ -24,7 +24,7 @@ test: .venv/installed-dev .venv-triton/installed  ## Every test but the slow one
 test-all: .venv/installed-dev .venv-triton/installed  ## Every test
 	.venv/bin/python -m pytest -m ""
 
-test-runtime: .venv-runtime/installed .venv-triton/installed  ## The built wheel, and the core and serving tests, where no torch is installed
+test-runtime: .venv-runtime/installed .venv-triton/installed  ## The core and serving tests with the wheel's packages, no torch among them; what the wheel holds
 	cd .venv-runtime && bin/fcnseg --help && bin/python import_everything.py
 	.venv-runtime/bin/python -m pytest tests/fcnseg tests/serving tests/contract
 
@@ -80,17 +80,21 @@ clean:  ## Remove environments, builds and what the quickstart left
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@ .venv/installed-quickstart
 
-.venv-runtime/installed: pyproject.toml $(wildcard fcnseg/*.py fcnseg/*/*.py serving/*.py serving/*/*.py training/*.py)
+.venv-runtime/installed: pyproject.toml README.md $(shell find fcnseg serving training -type f -not -name '*.pyc')
 	$(PYTHON) -m venv --clear .venv-runtime
 	.venv-runtime/bin/python -m pip install --quiet --disable-pip-version-check build
 	.venv-runtime/bin/python -m build --outdir .venv-runtime/dist .
 	wheel=$$(ls .venv-runtime/dist/*.whl) && \
 	.venv-runtime/bin/python -m pip install --quiet --disable-pip-version-check "$$wheel[serve,test-runtime]"
-	printf '%s\n' 'import importlib, importlib.util, pkgutil, fcnseg, serving' \
+	printf '%s\n' 'import importlib, importlib.util, pathlib, pkgutil, fcnseg, serving' \
 	  'assert importlib.util.find_spec("torch") is None, "torch is installed"' \
 	  'names = [m.name for p in (fcnseg, serving) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]' \
 	  'names = [n for n in names if not n.endswith("__main__")]' \
 	  '[importlib.import_module(n) for n in names]' \
+	  'tree, site = pathlib.Path("..").resolve(), pathlib.Path(fcnseg.__file__).parents[1]' \
+	  'files = [p.relative_to(tree) for d in ("fcnseg", "serving", "training") for p in (tree / d).rglob("*.*")]' \
+	  'missing = [str(p) for p in files if p.suffix != ".pyc" and not (site / p).exists()]' \
+	  'assert site != tree and not missing, f"the wheel lacks {missing}"' \
 	  'print(f"{len(names)} modules of fcnseg and serving import without torch")' > .venv-runtime/import_everything.py
 	touch $@
 

@@ -31,7 +31,7 @@ VIDEO_SUFFIXES = (
 """Suffixes, in lower case, under which videos are usually stored."""
 
 DEFAULT_FPS = 25.0
-_HIGHEST_FPS = 1000  # what is beyond is a time base that was taken for a rate
+_TIME_BASE_FPS = 1000  # a millisecond, or what is shorter: a time base that was taken for a rate
 _COUNT_TOLERANCE = 2  # frames: some containers tell a duration, from which the count is estimated
 _NUMBER = re.compile(r"%(0\d+)?d")
 
@@ -167,7 +167,7 @@ class VideoFrames:
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.total: int | None = int(count) if 0 < count < 2**31 else None
         told = self._capture.get(cv2.CAP_PROP_FPS)
-        known = math.isfinite(told) and 0 < told <= _HIGHEST_FPS
+        known = math.isfinite(told) and 0 < told < _TIME_BASE_FPS
         if fps is None and not known:
             self.notes.append(f"{path} tells no frame rate; {DEFAULT_FPS:g} frames a second are assumed")
         self.fps = fps or (told if known else DEFAULT_FPS)
@@ -221,7 +221,13 @@ def _numbered(pattern: Path) -> list[Path]:
     name = re.compile(rf"{re.escape(before)}([0-9]{{{max(digits, 1)},}}){re.escape(after)}")
     if not pattern.parent.is_dir():
         raise UsageError(f"folder {pattern.parent} does not exist; check the path")
-    found = {int(match[1]): path for path in pattern.parent.iterdir() if (match := name.fullmatch(path.name))}
+    found: dict[int, Path] = {}
+    for path in pattern.parent.iterdir():
+        if (match := name.fullmatch(path.name)) is not None:
+            other = found.setdefault(int(match[1]), path)
+            if other is not path:
+                first, second = sorted((other.name, path.name))
+                raise UsageError(f"{first} and {second} in {path.parent} are both frame {int(match[1])}; move one away")
     if not found:
         raise UsageError(f"no files in {pattern.parent} are named as in {pattern.name}; check the pattern")
     return [found[number] for number in sorted(found)]

@@ -66,12 +66,22 @@ class JpegBlocks:
 
     def _decode(self, number: int) -> NDArray[np.uint8]:
         offsets, counts = self._places
+        if counts[number] == 0:  # left out: nothing was ever written there
+            return np.zeros((*self._block, 3), np.uint8)
         with self._path.open("rb") as file:
             file.seek(offsets[number])
             data = file.read(counts[number])
         if self._tables:  # they and the stream have a start of image each
             data = self._tables + data[2:]
-        return np.asarray(JpegImageFile(io.BytesIO(data)).convert("RGB"))
+        stream = JpegImageFile(io.BytesIO(data))
+        row, column = divmod(number, -(-self._width // self._block[1]))
+        for found, most, left in (
+            (stream.height, self._block[0], self._height - row * self._block[0]),
+            (stream.width, self._block[1], self._width - column * self._block[1]),
+        ):
+            if not min(most, left) <= found <= most:
+                raise OSError(f"block {number} has {stream.width}x{stream.height} pixels and not those of the file's")
+        return np.asarray(stream.convert("RGB"))
 
 
 def _overlaps(wanted: slice, block: int) -> Iterator[tuple[int, slice, slice]]:

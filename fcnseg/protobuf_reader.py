@@ -14,6 +14,7 @@ Kind: TypeAlias = Literal["number", "bytes"] | "Message"
 MOST_FIELDS = 150_000
 """Of a file in all; a ResNet-50's has four thousand."""
 _LONGEST_VARINT = 10
+_DEEPEST = 32  # a model's graph in a branch in a graph lies ten deep
 
 
 class BrokenError(Exception):
@@ -87,6 +88,7 @@ class Reader:
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._left = MOST_FIELDS
+        self._depth = 0
 
     def message(self, kind: Message, span: Span) -> Part:
         """Read a message.
@@ -95,6 +97,15 @@ class Reader:
             BrokenError: It ends too early, or is none.
             UnfitError: The grammar has no place for what it holds, or the file holds too much.
         """
+        if self._depth == _DEEPEST:
+            raise UnfitError(f"messages more than {_DEEPEST} deep in each other")
+        self._depth += 1
+        try:
+            return self._message(kind, span)
+        finally:
+            self._depth -= 1
+
+    def _message(self, kind: Message, span: Span) -> Part:
         part = Part()
         seen: set[int] = set()
         for number, value in self._fields(kind, span):

@@ -29,6 +29,7 @@ from fcnseg.types import ClassArea, Segmentation
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
 """The codec of the overlay, as its four characters, by the suffix of its file."""
 
+_MPEG4_MOST = 2**16 - 1
 _AHEAD = 4  # frames that wait on either side of the engine
 
 
@@ -245,16 +246,20 @@ class _OverlayWriter:
         if self._video is None:
             codec = CODECS[self._output.suffix.lower()]
             fourcc = cv2.VideoWriter.fourcc(*codec)
-            self._video = cv2.VideoWriter(
-                str(self._part.absolute()), cv2.CAP_FFMPEG, fourcc, self._fps, (width + right, height + below)
-            )
+            size, fps = (width + right, height + below), _writable(self._fps)
+            self._video = cv2.VideoWriter(str(self._part.absolute()), cv2.CAP_FFMPEG, fourcc, fps, size)
             if not self._video.isOpened():
                 raise FcnsegError(
                     f"video {self._output} cannot be written: OpenCV {cv2.__version__} did not open codec {codec} for"
-                    f" {width} x {height} pixels at {self._fps:g} frames a second; name another suffix of"
-                    f" {', '.join(CODECS)}"
+                    f" {width} x {height} pixels at {self._fps:g} frames a second; try a name that ends in .avi"
                 )
         bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
         self._video.write(cv2.copyMakeBorder(bgr, 0, below, 0, right, cv2.BORDER_REPLICATE) if below or right else bgr)
         self._last = picture
         self._count += 1
+
+
+def _writable(fps: float) -> float:
+    """Round a frame rate as MPEG-4 takes it: OpenCV makes it a number of 10**-n frames, of which it has 16 bits."""
+    digits = next((digits for digits in (3, 2, 1) if fps * 10**digits <= _MPEG4_MOST), 0)
+    return round(fps, digits)

@@ -99,7 +99,7 @@ _CONNECTIONS = ConnectionConfig()
     type=click.IntRange(min=1),
     help="Refuse images of more rows or columns.",
 )
-@threads_option
+@threads_option()
 @click.option(
     "--spinning/--no-spinning",
     default=None,

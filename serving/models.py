@@ -19,7 +19,7 @@ from fcnseg.tuning import NOTHING_SAID, Settings, tuned_settings
 from serving.admission import Admission
 from serving.batcher import DEFAULT_BATCHING, Batcher, BatchingConfig
 from serving.drift import Drift
-from serving.errors import quote
+from serving.errors import StoppingError, quote
 from serving.file_stamp import FileStamp, stamp_of
 from serving.memory import MemoryBudget, machine_memory
 from serving.statistics import Statistics
@@ -250,6 +250,7 @@ class ModelRegistry:
         self._open_segmenter = open_segmenter
         self._changing = threading.Lock()  # held for as long as models are opened and closed
         self._finding = threading.Lock()  # held for a moment
+        self._closing = threading.Event()
         self._models: tuple[ServedModel, ...] = ()
         self._failed: dict[str, _Contents] = {}
         try:
@@ -364,6 +365,8 @@ class ModelRegistry:
             names = {source.name for source in sources} | {model.name for model in self._models}
             self._failed = {name: contents for name, contents in self._failed.items() if name in names}
             for name in names:
+                if self._closing.is_set():
+                    return
                 found = [source for source in sources if source.name == name]
                 contents = tuple((source.version, stamp_of(source.path)) for source in found)
                 served = tuple((model.version, model.stamp) for model in self._models if model.name == name)
@@ -377,7 +380,8 @@ class ModelRegistry:
                     self._failed.pop(name, None)
 
     def close(self) -> None:
-        """Stop the models' batchers; what waits is refused."""
+        """Stop the models' batchers; what waits is refused, and nothing more is opened."""
+        self._closing.set()
         with self._changing:
             for model in self._models:
                 model.batcher.close()
@@ -401,6 +405,7 @@ class ModelRegistry:
         versions: list[ServedModel] = []
         try:
             for source in sources:
+                self._require_open()
                 model = open_files.get((source.version, stamp_of(source.path))) or self._open(source)
                 versions.append(model)
                 if model not in old:
@@ -409,6 +414,10 @@ class ModelRegistry:
             self._retire([model for model in versions if model not in old])
             raise
         self._serve(name, versions)
+
+    def _require_open(self) -> None:
+        if self._closing.is_set():
+            raise StoppingError("the server is stopping; ask another to open the model")
 
     def _serve(self, name: str, versions: Sequence[ServedModel]) -> None:
         """Let open versions of a model take the place of those there are, which are closed when nothing uses them."""

@@ -41,12 +41,18 @@ class Size(click.ParamType[tuple[int, int]]):
 device_option = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU where there is one."
 )
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    help="CPU threads within an operator; 0 takes one per physical core, or CPU of a container that has fewer."
-    " [default: as tuned, else 0]",
-)
+
+
+def threads_option(untuned: str = "0") -> Callable[[_Command], _Command]:
+    """Return the option --threads, told what it is where nothing was tuned."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=0),
+        help="CPU threads within an operator; 0 takes one per physical core, or CPU of a container that has fewer."
+        f" [default: as tuned, else {untuned}]",
+    )
+
+
 tuned_option = click.option(
     "--tuned/--no-tuned",
     default=True,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--size", type=Size(), default="480x640", show_default=True, help="The images' size.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1, 1024), help="Images in a run.")
-@threads_option
+@threads_option()
 @device_option
 @click.option(
     "--runs", default=20, show_default=True, type=click.IntRange(1, 10_000), help="Runs that medians are taken over."

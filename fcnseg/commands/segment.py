@@ -82,7 +82,7 @@ _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored
 @click.option("--stored-orientation", is_flag=True, help="Leave pixels as they are stored, whatever EXIF says is up.")
 @click.option("--report/--no-report", default=True, help="Write report.html.  [default: report]")
 @device_option
-@threads_option
+@threads_option("0; for many images two run at a time, with half of the cores each")
 @tuned_option
 @click.option(
     "--workers",
@@ -209,6 +209,8 @@ def segment(
         _segment_video(Path(model), Path(source), output, device, threads, tuned=tuned, upright=not stored_orientation)
         return
     found = plan(source, output, options.mask_format)
+    if found.mask_format is not options.mask_format:  # the name of a single image's mask says it
+        _refuse(context, {"mask_format"}, f"{{}} {mask_format} for a mask called {output.name}; give it one of the two")
     with ExitStack() as stack:
         tiles = _Tiles()
         if server is None:

@@ -84,9 +84,9 @@ def segment_folder(
     """Segment images, however many, while threads decode those ahead and write those behind.
 
     A job that was ended, by whatever, goes on where it was when it is started again: an image is done when the
-    manifest says so, what it wrote is there, and the image is not younger. An image that cannot be read or segmented is
-    reported in its turn, and the others go on; it is tried again next time. Files are written whole or not at all, and
-    the bytes of a mask are those of `mask_files.encode`.
+    manifest says so, what it wrote is there, and its file has the size and time that it had. An image that cannot be
+    read or segmented is reported in its turn, and the others go on; it is tried again next time. Files are written
+    whole or not at all, and the bytes of a mask are those of `mask_files.encode`.
 
     >>> for done in fcnseg.segment_folder("model.onnx", "photos", "masks"):    # doctest: +SKIP
     ...     print(done.image, done.error or [area.info.name for area in done.classes])

@@ -377,3 +377,23 @@ def test_what_the_exporter_wrote_is_opened() -> None:
     for folder in ("tests/golden", "results"):
         for path in (Path(__file__).parents[2] / folder).glob("*.onnx"):
             Engine(path, "cpu")
+
+
+def test_messages_that_lie_very_deep_in_each_other_are_refused(tmp_path: Path) -> None:
+    """Each of three bytes and more: a reader that calls itself for each would run out of stack in a small file."""
+
+    def field(number: int, payload: bytes) -> bytes:
+        length = bytearray()
+        rest = len(payload)
+        while rest > 127:
+            length.append(rest & 127 | 128)
+            rest >>= 7
+        length.append(rest)
+        return bytes([number << 3 | 2]) + bytes(length) + payload
+
+    graph = b""
+    for _ in range(400):  # a graph in an attribute of a node of a graph
+        graph = field(1, field(5, field(6, graph)))
+    (tmp_path / "deep.onnx").write_bytes(field(7, graph))
+    with pytest.raises(ModelFileError, match="messages more than 32 deep in each other"):
+        read_model_info(tmp_path / "deep.onnx")

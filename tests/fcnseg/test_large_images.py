@@ -105,6 +105,16 @@ def test_windows_have_the_pixels_of_the_whole_file(kind: str, tmp_path: Path) ->
     check_windows(path, whole)
 
 
+def test_blocks_that_were_never_written_are_black(tmp_path: Path) -> None:
+    blocks = {"tiled": True, "blockxsize": 32, "blockysize": 32, "sparse_ok": True}
+    profile = {"driver": "GTiff", "height": 64, "width": 96, "count": 3, "dtype": "uint8", **blocks, **JPEG}
+    with rasterio.open(tmp_path / "image.tif", "w", **profile) as file:
+        file.write(np.full((3, 32, 32), 200, np.uint8), window=((0, 32), (0, 32)))
+    with open_windowed(tmp_path / "image.tif", WINDOWED) as image:
+        assert np.abs(image.read(slice(0, 32), slice(0, 32)).astype(int) - 200).max() < 5
+        assert image.read(slice(32, 64), slice(0, 96)).max() == 0
+
+
 def test_unsigned_samples_of_32_bits_are_white_at_the_top(tmp_path: Path) -> None:
     bands = np.array([[[0, 2**31 - 1, 2**31 + 1, 2**32 - 1]]], np.uint32)
     path = write(tmp_path / "image.tif", bands)

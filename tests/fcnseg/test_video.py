@@ -97,6 +97,23 @@ def test_a_video_becomes_an_overlay_of_the_same_size_and_rate(
     assert sorted(path.name for path in output.parent.iterdir()) == sorted(["out.manifest.jsonl", f"out{suffix}"])
 
 
+@pytest.mark.parametrize("fps", [23.976, 59.94, 211.222, 100000 / 473, 999.9])
+def test_any_rate_can_be_written(segmenter: Segmenter, tmp_path: Path, fps: float) -> None:
+    """MPEG-4 has 16 bits for a rate's numerator, and slow-motion cameras tell rates that it has no place for."""
+    frames = open_frames(write_images(tmp_path / "frames", 3), fps=fps)
+    run(segmenter, frames, tmp_path / "out.mp4")
+    pictures, written = read_video(tmp_path / "out.mp4")
+    assert len(pictures) == 3
+    assert written == pytest.approx(fps, rel=1e-3)
+
+
+def test_two_frames_of_one_number_are_refused(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "frames", 2)
+    (folder / "f01.png").write_bytes((folder / "f1.png").read_bytes())
+    with pytest.raises(UsageError, match=r"f01\.png and f1\.png in .* are both frame 1; move one away"):
+        open_frames(folder / "f%d.png")
+
+
 def test_images_become_a_video_in_the_order_of_their_numbers(segmenter: Segmenter, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "frames", 12)
     (folder / "notes.txt").write_text("not a frame")

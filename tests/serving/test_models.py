@@ -10,6 +10,7 @@ from fcnseg.engine import EngineOptions
 from fcnseg.errors import ModelFileError, ModelNotFoundError, RemoteModelNotFoundError, UsageError
 from fcnseg.files import sha256_of
 from fcnseg.tuning import Settings, Tuning, this_machine
+from serving.errors import StoppingError
 from serving.models import ModelRegistry, ModelSource, find_sources
 from tests.running_server import CPU_CONFIG, running_server
 from tests.tiny_model import write_tiny_model
@@ -118,6 +119,17 @@ def test_model_without_a_version_is_told(repository: Path) -> None:
     (repository / "cow" / "one").mkdir(parents=True)
     with pytest.raises(ModelFileError, match=r"cow .* holds no version; put the model at .*cow/1/model\.onnx"):
         find_sources([repository])
+
+
+def test_a_registry_that_is_closed_opens_nothing_more(repository: Path) -> None:
+    """Else a server that is stopped while new versions come in would open and warm them all first."""
+    registry = ModelRegistry([repository], CPU_CONFIG)
+    registry.close()
+    write_tiny_model(repository / "cat" / "11" / "model.onnx")
+    registry.refresh()
+    with pytest.raises(StoppingError, match="the server is stopping"):
+        registry.load("cat")
+    assert [model.version for model in registry.models if model.name == "cat"] == ["1", "2", "10"]
 
 
 def test_missing_file_is_told(tmp_path: Path) -> None:
