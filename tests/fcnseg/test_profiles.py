@@ -11,6 +11,7 @@ import pytest
 from fcnseg.engine import Engine
 from fcnseg.errors import ModelFileError
 from tests.disks import small_disk
+from tests.image_folders import save
 
 
 def test_a_model_is_not_opened_where_no_temporary_folder_can_be_made(
@@ -26,7 +27,8 @@ def test_a_model_is_not_opened_where_no_temporary_folder_can_be_made(
 
 def test_a_full_disk_for_temporary_files_ends_a_command_with_one_line(tiny_model: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    command = [sys.executable, "-m", "fcnseg", "segment", tiny_model, "none.png", tmp_path / "out", "--device", "cpu"]
+    photo = save(tmp_path / "photo.png")
+    command = [sys.executable, "-m", "fcnseg", "segment", tiny_model, photo, tmp_path / "out", "--device", "cpu"]
     with small_disk(disk, "16k"):
         environment = {**os.environ, "TMPDIR": str(disk)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
