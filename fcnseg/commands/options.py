@@ -1,7 +1,7 @@
 """What commands share: how options are added, sizes, the device, the options of regions, and the table of them."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -60,6 +60,26 @@ tuned_option = click.option(
 )
 
 
+def refuse_given(names: Collection[str], why: str) -> None:
+    """Check that the command was given no option of these.
+
+    Args:
+        names: The options' parameters.
+        why: What to say, with {} for the options.
+
+    Raises:
+        click.UsageError: It was.
+    """
+    context = click.get_current_context()
+    given = [
+        "/".join([parameter.opts[0], *parameter.secondary_opts])
+        for parameter in context.command.params
+        if parameter.name in names and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(why.format(", ".join(given)))
+
+
 def region_options(command: _Command) -> _Command:
     """Add --regions, --region-class, --threshold and --min-pixels."""
     return add_options(
@@ -103,11 +123,10 @@ def region_query(
     """
     from fcnseg.regions import RegionQuery
 
-    given = click.get_current_context().get_parameter_source
-    for name in ("threshold", "min_pixels"):
-        if given(name) is ParameterSource.COMMANDLINE and not (regions or region_classes):
-            raise click.UsageError(f"--{name.replace('_', '-')} is for regions; add --regions, or leave it out")
-    return RegionQuery(region_classes, threshold, min_pixels=min_pixels) if regions or region_classes else None
+    if not (regions or region_classes):
+        refuse_given({"threshold", "min_pixels"}, "{} is for regions; add --regions, or leave it out")
+        return None
+    return RegionQuery(region_classes, threshold, min_pixels=min_pixels)
 
 
 def show_regions(regions: "Iterable[Region]") -> None:

@@ -1,18 +1,18 @@
 """`fcnseg segment`: masks for an image or any number of images."""
 
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from fcnseg.commands.access import access_options, open_client
 from fcnseg.commands.options import (
     device_option,
+    refuse_given,
     region_options,
     region_query,
     show_regions,
@@ -201,8 +201,7 @@ def segment(
     )
     context = click.get_current_context()
     if is_video(output) and not output.is_dir():
-        _refuse(
-            context,
+        refuse_given(
             {str(parameter.name) for parameter in context.command.params} - _OF_VIDEOS,
             "a video takes no {}; for its frames' masks give a folder of them, and one for OUTPUT",
         )
@@ -210,12 +209,11 @@ def segment(
         return
     found = plan(source, output, options.mask_format)
     if found.mask_format is not options.mask_format:  # the name of a single image's mask says it
-        _refuse(context, {"mask_format"}, f"{{}} {mask_format} for a mask called {output.name}; give it one of the two")
+        refuse_given({"mask_format"}, "{} for a single mask whose name ends otherwise; leave one of the two out")
     with ExitStack() as stack:
         tiles = _Tiles()
         if server is None:
-            _refuse(
-                context,
+            refuse_given(
                 {"in_flight", "timeout_s", *access},
                 "{} without a server; name one by --server, or leave it out",
             )
@@ -223,25 +221,10 @@ def segment(
             _tell_tuned(Path(model), replace(segmenter.tuned, max_batch=None) if batch else segmenter.tuned)
             job = Job(LocalModel(segmenter, options, tiles.show, at_a_time), found, options)
         else:
-            _refuse(context, _OF_LOCAL_MODELS, "{} with --server, where the server decides that; leave it out")
+            refuse_given(_OF_LOCAL_MODELS, "{} with --server, where the server decides that; leave it out")
             client = open_client(server, timeout_s=timeout_s, **access)
             job = Job(ServerModel(stack.enter_context(client), model, options), found, options)
         _run(job, tiles, top=bool(top))
-
-
-def _refuse(context: click.Context, names: Collection[str], why: str) -> None:
-    """Check that no option of these was given.
-
-    Raises:
-        click.UsageError: One was.
-    """
-    given = [
-        "/".join([parameter.opts[0], *parameter.secondary_opts])
-        for parameter in context.command.params
-        if parameter.name in names and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(why.format(", ".join(given)))
 
 
 def _tell_tuned(model: Path, used: "Settings") -> None:

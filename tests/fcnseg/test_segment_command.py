@@ -204,3 +204,12 @@ def test_an_option_that_means_nothing_here_is_refused(
     (line,) = done.stderr.splitlines()
     assert words in line
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_single_mask_has_one_format(tiny_model: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (8, 6)).save(photo)
+    done = run(tiny_model, photo, tmp_path / "{mask}.tif", "--format", "npy", "--device", "cpu")
+    assert done.returncode == 2
+    assert "--format for a single mask whose name ends otherwise; leave one of the two out" in done.stderr
+    assert not (tmp_path / "{mask}.tif").exists()

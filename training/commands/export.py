@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
+from fcnseg.commands.options import refuse_given
 from fcnseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +84,10 @@ def export(
         raise UsageError(f"output {output} has the name of its model card; end the model's name in .onnx")
     for path in (output, card_path):
         require_place(path)
-    _refuse_meaningless(precision)
+    if precision == "fp32":
+        refuse_given({"data"}, "{} is measured on for --precision fp16 and int8 alone; leave it out")
+    if precision != "int8":
+        refuse_given({"calibration_images"}, "{} are for --precision int8 alone; leave them out")
     trained = open_run(run)
     card = make_card(trained, output.name, data_licence=data_licence, store=store, precision=precision)
     with Console(stderr=True).status("exporting and checking against onnxruntime"):
@@ -108,19 +111,6 @@ def export(
         click.echo(describe_precision(precision, info.card.precision))
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {info.variant} of {info.architecture})")
     click.echo(f"model card: {card_path}")
-
-
-def _refuse_meaningless(precision: "Precision") -> None:
-    """Check that what was given says something of a file of this precision.
-
-    Raises:
-        click.UsageError: It does not.
-    """
-    given = click.get_current_context().get_parameter_source
-    if precision == "fp32" and given("data") is ParameterSource.COMMANDLINE:
-        raise click.UsageError("--data is measured on for --precision fp16 and int8 alone; leave it out")
-    if precision != "int8" and given("calibration_images") is ParameterSource.COMMANDLINE:
-        raise click.UsageError("--calibration-images are for --precision int8 alone; leave them out")
 
 
 def _write(
