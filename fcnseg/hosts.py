@@ -5,7 +5,7 @@ import re
 
 from fcnseg.errors import UsageError
 
-_HOST = re.compile(r"(dns:(//[^/,\s]*/)?)?(?!https?$)[^/,\s]+")
+_HOST = re.compile(r"(dns:(//[^/,\s]*/)?)?(?!https?$)([^/,:\s]+|\[[^/,\s]*)")  # else gRPC's port would be another
 _LIST = re.compile(r"ipv[46]:")
 
 
@@ -30,8 +30,7 @@ def read_hosts(server: str) -> tuple[str, ...]:
             return tuple(host for host, _, _ in addresses)
     else:
         host, _, port = server.rpartition(":")
-        bare = host.rpartition("/")[2].removeprefix("dns:")
-        if _HOST.fullmatch(host) and _is_port(port) and (":" not in bare or bare.startswith("[")):
+        if _HOST.fullmatch(host) and _is_port(port):
             return (host,)
     raise UsageError(
         f"server address {server!r} is not HOST:PORT with a port of 1 to 65535, such as 127.0.0.1:50051, nor several as"

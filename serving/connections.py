@@ -39,7 +39,10 @@ class ConnectionConfig:
                 raise UsageError(f"{field.name} is {value:g}; it must be from {least} to {most:g}")
 
         if self.max_age_grace_s and not self.max_age_s:
-            raise UsageError("a grace of connections that are too old means nothing where they may be of any age")
+            raise UsageError(
+                f"max_age_grace_s is {self.max_age_grace_s:g} and connections may be of any age; give max_age_s too, or"
+                " leave it out"
+            )
 
     @property
     def channel_options(self) -> list[tuple[str, int]]:

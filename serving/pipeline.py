@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import copy_context
@@ -83,17 +83,11 @@ class Pipeline:
         if (call := current_call.get()) is not None:
             call.reached(model.name, model.version)
         try:
-            while True:
-                try:
-                    answer, stages = await self._attempt(
-                        model, source, write, held, confidence, deadline, instant, turn, paid
-                    )
-                    break
-                except OverloadedError as error:
-                    pause = min(error.retry_after_s, _LONGEST_PAUSE_S)
-                    if turn is None or time.monotonic() + pause >= deadline:
-                        raise
-                await asyncio.sleep(pause)
+            answer, stages = await _when_there_is_room(
+                lambda: self._attempt(model, source, write, held, confidence, deadline, instant, turn, paid),
+                deadline,
+                turn,
+            )
         except BaseException as error:
             ended = time.monotonic()
             late = isinstance(error, asyncio.CancelledError) and ran_out(deadline - ended)
@@ -189,15 +183,12 @@ class Pipeline:
                 f"{len(sources)} images need about {needed} bytes to be held together by model {model.name!r}, more"
                 f" than the limit of {memory.total}; send fewer at a time",
             )
-        while True:
-            try:
-                model.admission.take_memory(needed)
-                break
-            except OverloadedError:
-                if turn is None or time.monotonic() + _LONGEST_PAUSE_S >= deadline:
-                    raise
-            await asyncio.sleep(_LONGEST_PAUSE_S)
-        held.callback(memory.give_back, needed)
+
+        async def take() -> None:
+            model.admission.take_memory(needed)
+            held.callback(memory.give_back, needed)
+
+        await _when_there_is_room(take, deadline, turn)
 
     def _bytes_of(self, model: ServedModel, sources: Sequence[Source]) -> int:
         return sum(source.byte_count + _held_bytes(model, *source.open(self.limits)) for source in sources)
@@ -237,6 +228,18 @@ class Pipeline:
         patience_s = None if deadline == math.inf else deadline - time.monotonic()
         ticket.reserve(height, width, 0 if paid else needed, patience_s)
         return source.decode()
+
+
+async def _when_there_is_room(attempt: Callable[[], Awaitable[_Answer]], deadline: float, turn: Turn | None) -> _Answer:
+    """Attempt what may find no room; for a turn in a stream again and again, as long as the deadline allows."""
+    while True:
+        try:
+            return await attempt()
+        except OverloadedError as error:
+            pause = min(error.retry_after_s, _LONGEST_PAUSE_S)
+            if turn is None or time.monotonic() + pause >= deadline:
+                raise
+        await asyncio.sleep(pause)
 
 
 def _is_small(executed: Executed) -> bool:

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -116,12 +115,11 @@ class Server:
         self._calls = CallCounter()
         self._chores: list[asyncio.Task[None]] = []
         self._health = HealthServicer(_SERVICES)
-        self._ready = threading.Event()
         self._side: SideServer | None = None
         services = [*_SERVICES, HEALTH_SERVICE, *([reflection.SERVICE_NAME] if config.security.reflection else [])]
         observer = CallObserver(_methods_of(services), config.tracer)
         self._collectors = collectors or CollectorRegistry()
-        collect_into(self._collectors, registry, observer, self._ready.is_set)
+        collect_into(self._collectors, registry, observer, self._is_ready)
         self._server = grpc.aio.server(
             interceptors=[observer, config.security.guard(config.host), self._calls, ErrorInterceptor()],
             options=_channel_options(config),
@@ -162,11 +160,10 @@ class Server:
             _check_port(self._config.host, http_port, "--http-port")
             # In a thread: the library asks the resolver for the host's name.
             self._side = await asyncio.to_thread(
-                SideServer, self._config.host, http_port, self._collectors, self._ready.is_set
+                SideServer, self._config.host, http_port, self._collectors, self._is_ready
             )
         await asyncio.to_thread(self._registry.warm)
         self._health.serving = True
-        self._ready.set()
         self._chores.append(asyncio.create_task(self._tidy()))
         if self._config.watch_s:
             self._chores.append(asyncio.create_task(self._watch()))
@@ -183,7 +180,6 @@ class Server:
             chore.cancel()
         if self._health.serving:  # else no balancer sends requests here
             self._health.serving = False
-            self._ready.clear()
             await asyncio.sleep(self._config.drain_delay_s)
         self._calls.stopping.set()
         end_of_grace = time.monotonic() + self._config.grace_s
@@ -201,6 +197,10 @@ class Server:
         self._pipeline.close()
         if self._side is not None:
             await asyncio.to_thread(self._side.close)
+
+    def _is_ready(self) -> bool:
+        """Tell whether health is SERVING; from any thread."""
+        return self._health.serving
 
     async def _tidy(self) -> None:
         """Give memory back to the system where nothing is asked: between requests it is kept for the next."""

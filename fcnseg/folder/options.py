@@ -93,7 +93,7 @@ class FolderOptions:
         heatmaps = tuple(label_map.find(name) for name in self.heatmaps)
         return Pictures(self.overlay, heatmaps, self.top, self.regions, self.confidence)
 
-    def named(self, label_map: LabelMap, tile: Any) -> dict[str, Any]:
+    def named(self, label_map: LabelMap, tile: str | int) -> dict[str, Any]:
         """Return what the files that are written depend on, as JSON has it.
 
         Args:

@@ -94,6 +94,7 @@ def test_a_stopping_server_answers_until_its_drain_delay_is_over(tiny_model: Pat
         ({"keepalive_s": 0.5}, "keepalive_s is 0.5; it must be from 1"),
         ({"max_age_s": -1.0}, "max_age_s is -1; it must be from 0"),
         ({"max_age_s": float("nan")}, "max_age_s is nan"),
+        ({"max_age_grace_s": 5.0}, "max_age_grace_s is 5 and connections may be of any age"),
         ({"max_streams": 0}, "max_streams is 0; it must be from 1"),
     ],
 )
