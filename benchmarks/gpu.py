@@ -1,19 +1,21 @@
 """How fast is the model on a GPU, by which way, and how much of that does the server keep?
 
-Run it: python benchmarks/gpu.py [--device cuda:0] [--budget SECONDS] [--sections NAME...] [--json FILE]
+Run it: python benchmarks/gpu.py [--device cuda:0] [--budget SECONDS] [--sections NAME...] [--files FOLDER]
+        [--json FILE]
 
 Takes under ten minutes. Nets have random weights and 21 classes. Each section runs in a process of its own and has a
 time of its own; what fails in one, and what there was no time for, stands in the table, and the others go on. `--device
 cpu --quick` runs all of it on the CPU with a tiny net in single precision, to see that it runs; CUDA's settings mean
 nothing there.
 
-export      the nets' files, in single and half precision, three nets at a time
+export      the nets' files, in single and half precision, three nets at a time; those in FOLDER are taken as they are
 ceiling     multiply-adds a second of one large matrix product in half precision: what shares are taken of
 placement   what ran on which provider when the files were opened; a net that is not whole on the device fails here
 NET         ms per image of each way, at each size and batch, and its share of the ceiling; ways beside "on the
             device" and those of single precision take the layout that was faster there
 shapes      two sizes in turns (A B A B) over the same runs in rows (A A B B): 1.0 where no plan is made anew
 compile NET the same of torch.compile, which takes long to begin
+kernels NET which of the device's kernels the time goes to, at the first size, by torch's profiler
 server      fcnseg serve with VGG16: JPEG in, zstd out, 32 clients, over the fastest run on the device alone
 """
 
@@ -35,11 +37,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gpu_ways import Files, Torch, Way, matrix_rate, times
+from gpu_ways import Files, Torch, Way, kernel_times, masks_of, matrix_rate, times
 from grpc_load import load
 from numpy.typing import NDArray
 from reporting import Report, Spread, add_json_option
 from served import serve
+from torch import nn
 
 from fcnseg.engine import Engine, EngineOptions, cudnn_version, resolve_device
 from fcnseg.pictures import encode_jpeg
@@ -50,6 +53,7 @@ from training.model import SegmentationModel, build_model
 from training.precision import Precision
 
 CLASSES = 21
+KERNEL_RUNS, KERNELS_SHOWN = 5, 12
 COLUMNS = ("section", "case", "way", "measured", "unit", "of the ceiling", "note")
 ENDING_S = 5.0
 """Left of a section's time for what was begun to end."""
@@ -108,7 +112,16 @@ FULL = Plan(
     load_s=12,
     clients=32,
     precision="fp16",
-    budgets={"export": 130, "ceiling": 20, "net": 85, "server": 90, "shapes": 35, "placement": 45, "compile": 60},
+    budgets={
+        "export": 130,
+        "ceiling": 20,
+        "net": 85,
+        "server": 90,
+        "shapes": 35,
+        "placement": 45,
+        "compile": 60,
+        "kernels": 30,
+    },
 )
 QUICK = Plan(
     nets=(
@@ -156,13 +169,15 @@ class Section:
 
     def __init__(self, name: str, plan: Plan, device: str, folder: Path, end: float) -> None:
         self.name, self.plan, self.device, self.folder, self.end = name, plan, device, folder, end
+        self.masks: dict[str, NDArray[np.uint8]] = {}
 
     def run(self) -> None:
         torch.manual_seed(0)
         nets = {net.name: net for net in self.plan.nets}
         kind, _, name = self.name.rpartition(" ")
         if name in nets:
-            {"": self.net, "export": self.export, "compile": self.compile}[kind](nets[name])
+            of_a_net = {"": self.net, "export": self.export, "compile": self.compile, "kernels": self.kernels}
+            of_a_net[kind](nets[name])
         else:
             whole = {"placement": self.placement, "shapes": self.shapes, "server": self.server}
             whole.get(name, self.ceiling)()
@@ -184,8 +199,11 @@ class Section:
         gc.collect()
 
     def export(self, net: Net) -> None:
+        every: tuple[Precision, ...] = ("fp32", "fp16")
+        precisions = [precision for precision in every if not self.path(net, precision).exists()]
+        if not precisions:
+            return
         model = build(net)
-        precisions: tuple[Precision, ...] = ("fp32", "fp16")
         for precision in precisions:
             self.attempt("", precision, partial(self.export_as, net, model, precision))
 
@@ -265,6 +283,21 @@ class Section:
             way = partial(peer.compiled, images)
             self.time(case, f"{self.plan.precision}, PyTorch compiled, on the device", way, shape[0], work)
 
+    def kernels(self, net: Net) -> None:
+        shape = net.cases[0]
+        half, case = self.plan.precision, case_of(shape)
+        files = Files(self.paths(net), self.device, self.folder)
+
+        def measure() -> None:
+            found = kernel_times(files.bound(half, pictures(shape), channels_last=True), KERNEL_RUNS)
+            total = sum(kernel.ms for kernel in found)
+            for kernel in found[:KERNELS_SHOWN]:
+                note = f"{kernel.ms / total:.3f} of the time, {kernel.calls} a run"
+                self.row(case, kernel.name, kernel.ms / shape[0], unit="ms/image", note=note)
+            self.row(case, "all kernels", total / shape[0], unit="ms/image", note=f"{len(found)} kinds")
+
+        self.attempt(case, f"{half}, channels last", measure)
+
     def multiply_adds(self, peer: Torch, images: NDArray[np.uint8], case: str) -> float | None:
         """Multiply-adds of an image; None where they cannot be counted."""
         found: list[float] = []
@@ -276,9 +309,13 @@ class Section:
         found = [float("inf")]
 
         def measure() -> None:
-            per_image = np.array(times(make(), self.plan.seconds)) * 1000 / count
+            way = make()
+            per_image = np.array(times(way, self.plan.seconds)) * 1000 / count
             low, found[0], high = (float(q) for q in np.quantile(per_image, (0.25, 0.5, 0.75)))
-            self.row(case, name, low, found[0], high, unit="ms/image", multiply_adds=work)
+            masks = masks_of(way())
+            differ = float(np.mean(masks != self.masks.setdefault(case, masks)))
+            note = f"{differ:.2%} of the pixels have another class than by the first way" if differ else ""
+            self.row(case, name, low, found[0], high, unit="ms/image", multiply_adds=work, note=note)
 
         self.attempt(case, name, measure)
         return found[0]
@@ -374,8 +411,12 @@ def case_of(shape: tuple[int, int, int]) -> str:
 
 
 def build(net: Net) -> SegmentationModel:
-    """An FCN-8s with random weights: what it costs does not depend on them."""
-    return build_model(net.architecture, "fcn8s", CLASSES, pretrained=False).eval()
+    """An FCN-8s with random weights: what it costs does not depend on them. It scores by some, too, to have masks."""
+    model = build_model(net.architecture, "fcn8s", CLASSES, pretrained=False).eval()
+    for weight in (module.weight for module in model.modules() if isinstance(module, nn.Conv2d)):
+        if not weight.any():
+            nn.init.kaiming_normal_(weight)
+    return model
 
 
 def pictures(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -416,6 +457,8 @@ class Bench:
         kinds = {"ceiling": "ceiling", first: "net", "server": "server", **dict.fromkeys(rest, "net")}
         kinds |= {"shapes": "shapes", "placement": "placement"}
         kinds |= {f"compile {net.name}": "compile" for net in self.plan.nets}
+        if self.arguments.device != "cpu":
+            kinds |= {f"kernels {net.name}": "kernels" for net in self.plan.nets}
         for name, kind in kinds.items():
             if not asked or name in asked:
                 self.add(self.section(name, kind))
@@ -465,6 +508,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda:0", help="cuda, cuda:N or cpu (cuda:0)")
     parser.add_argument("--budget", type=float, default=560.0, help="seconds for all of it (560)")
     parser.add_argument("--sections", nargs="+", default=[], help="only these, after the export")
+    parser.add_argument("--files", type=Path, help="where the nets' files are, or are to be kept")
     parser.add_argument("--quick", action="store_true", help="a tiny net and few repetitions, to see that it runs")
     add_json_option(parser)
     for hidden in ("--run", "--folder", "--end"):  # how it calls itself for a section
@@ -477,6 +521,10 @@ def main() -> None:
         return
     if arguments.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"torch sees no CUDA device for {arguments.device}; use --device cpu --quick to try the script")
+    if arguments.files is not None:
+        arguments.files.mkdir(parents=True, exist_ok=True)
+        Bench(arguments, arguments.files).run()
+        return
     with tempfile.TemporaryDirectory(prefix="fcnseg-gpu-") as folder:
         Bench(arguments, Path(folder)).run()
 

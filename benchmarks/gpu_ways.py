@@ -1,8 +1,14 @@
 """Ways to get masks of a batch, for gpu.py: each is made ready once, and then called again and again."""
 
+import json
+import re
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +17,19 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcnseg.cuda_graphs import BoundRun, CudaGraphs, Shape
-from fcnseg.engine import CUDA, Engine, EngineOptions, _open_session
+from fcnseg.engine import CUDA, Engine, EngineOptions, EngineOutput, _open_session
 from fcnseg.model_file import OUTPUTS
 from fcnseg.specialised_model import write_specialised
 from training.model import SegmentationModel
 
 Way = Callable[[], object]
-"""Computes a batch's masks once more."""
+"""Computes a batch's masks once more, and answers with what `masks_of` reads them from."""
 MASKS = OUTPUTS[:2]
 _FATAL_ONLY = 4
+LONGEST_NAME = 110
 
 
 class Files:
@@ -72,7 +78,7 @@ class Files:
         session = self._session(precision, channels_last=channels_last)
         run = BoundRun(session, self._device, images.shape[:3], MASKS)
         run.fill(images)
-        return run.replay
+        return partial(_replay, run)
 
     def pinned(self, precision: str, images: NDArray[np.uint8], *, channels_last: bool = False) -> Way:
         """IOBinding with input and outputs in pinned memory of the host."""
@@ -83,11 +89,10 @@ class Files:
         for name, answer in zip(MASKS, answers, strict=True):
             binding.bind_output(name, "cpu", 0, answer.dtype.type, answer.shape, answer.ctypes.data)
 
-        def run() -> None:
+        def run() -> NDArray[Any]:
             binding.bind_cpu_input("image", source)  # copies to the device
             session.run_with_iobinding(binding)
-            if not answers[0].size:
-                raise RuntimeError("there is no class map")
+            return answers[0]
 
         return run
 
@@ -95,7 +100,7 @@ class Files:
         """A CUDA graph's replay alone."""
         run = self._recorded(precision, images.shape[:3], channels_last=channels_last)
         run.fill(images)
-        return run.replay
+        return partial(_replay, run)
 
     def recorded_pinned(self, precision: str, images: NDArray[np.uint8], *, channels_last: bool = False) -> Way:
         """A CUDA graph, with copies from and to pinned memory."""
@@ -104,12 +109,13 @@ class Files:
         on_device = [torch.from_dlpack(value._get_c_value()) for value in run.outputs]  # noqa: SLF001 # has DLPack
         on_host = [torch.empty_like(t, device="cpu", pin_memory=not self._on_cpu) for t in on_device]
 
-        def replay() -> None:
+        def replay() -> Tensor:
             run.fill(source)
             run.replay()
             for host, device in zip(on_host, on_device, strict=True):
                 host.copy_(device, non_blocking=True)
             self.synchronise()
+            return on_host[0]
 
         return replay
 
@@ -177,7 +183,7 @@ class Files:
 
 
 class TorchNet(nn.Module):
-    """What one would write in PyTorch: the net, scores enlarged to pixels, arg-max."""
+    """What one would write in PyTorch: the net, scores of every pixel, arg-max; the masks are the model file's."""
 
     def __init__(self, model: SegmentationModel) -> None:
         super().__init__()
@@ -185,9 +191,8 @@ class TorchNet(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H, W, 3) uint8 to (N, H, W) uint8 classes and (N, K, h, w) scores."""
-        heatmap = self.model.heatmap(images)
-        scores = F.interpolate(heatmap, images.shape[1:3], mode="bilinear", align_corners=False)
-        return scores.argmax(1).to(torch.uint8), heatmap
+        heatmap, size = self.model.heatmap(images), (images.shape[1], images.shape[2])
+        return self.model.enlarge_scores(heatmap, size).argmax(1).to(torch.uint8), heatmap
 
 
 class Torch:
@@ -220,14 +225,15 @@ class Torch:
         compiled = torch.compile(self._net, dynamic=False, **({"backend": "eager"} if on_cpu else _REDUCE_OVERHEAD))
         return self._calling(compiled, images)
 
-    def _calling(self, net: Callable[[Tensor], object], images: NDArray[np.uint8]) -> Way:
+    def _calling(self, net: Callable[[Tensor], tuple[Tensor, Tensor]], images: NDArray[np.uint8]) -> Way:
         tensor = self._tensor(images)
 
         @torch.inference_mode()
-        def run() -> None:
-            net(tensor)
+        def run() -> Tensor:
+            class_map, _ = net(tensor)
             if self._device.type == "cuda":
                 torch.cuda.synchronize()
+            return class_map
 
         return run
 
@@ -253,6 +259,29 @@ def matrix_rate(device: str, side: int, seconds: float) -> float:
     return many * side**3 / float(np.median(times(products, seconds)))
 
 
+def masks_of(answer: object) -> NDArray[np.uint8]:
+    """The class maps, (N, H, W) uint8, in what a way answered."""
+    if isinstance(answer, list | tuple):  # of outputs, or of batches
+        answer = answer[0]
+    match answer:
+        case EngineOutput():
+            return answer.class_map.astype(np.uint8)
+        case BoundRun():
+            return masks_of(answer.read())
+        case Tensor():
+            return np.asarray(answer.cpu().numpy(), np.uint8)
+        case np.ndarray():
+            return np.asarray(answer, np.uint8)
+        case list() | tuple():
+            return masks_of(answer)
+    raise TypeError(f"there are no masks in {type(answer).__name__}")
+
+
+def _replay(run: BoundRun) -> BoundRun:
+    run.replay()
+    return run
+
+
 def by_two(way: Way) -> Way:
     """Call a way in two threads at a time."""
     pool = ThreadPoolExecutor(2)
@@ -270,3 +299,45 @@ def times(way: Way, seconds: float) -> list[float]:
         way()
         found.append(time.perf_counter() - began)
     return found
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of the device, or a kind of copy.
+
+    Attributes:
+        name: Its name, without namespaces.
+        ms: What its calls of a run take together.
+        calls: How many calls a run has.
+    """
+
+    name: str
+    ms: float
+    calls: int
+
+
+def kernel_times(way: Way, runs: int) -> list[Kernel]:
+    """Record what the device does in some runs, whoever started it; the longest first."""
+    for _ in range(2):
+        way()
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        with torch.profiler.profile(activities=activities) as profiler:
+            for _ in range(runs):
+                way()
+            torch.cuda.synchronize()
+        profiler.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    spent: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") in {"kernel", "gpu_memcpy", "gpu_memset"}:
+            name = _short(event["name"])
+            spent[name] += event["dur"]
+            calls[name] += 1
+    return [Kernel(name, us / 1000 / runs, round(calls[name] / runs)) for name, us in spent.most_common()]
+
+
+def _short(name: str) -> str:
+    """A kernel's name without namespaces and what its function takes, and no longer than a line."""
+    return re.sub(r"\b\w+::|^void |\(.*", "", name)[:LONGEST_NAME]

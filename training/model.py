@@ -113,7 +113,7 @@ class SegmentationModel(nn.Module):
         Returns:
             (N, K, H, W) float32 scores.
         """
-        return self._to_pixels(self.heatmap(image), (image.shape[1], image.shape[2]))
+        return self.enlarge_scores(self.heatmap(image), (image.shape[1], image.shape[2]))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Answer as the model file does.
@@ -132,6 +132,10 @@ class SegmentationModel(nn.Module):
             class_map, confidence = PixelBlocks(heatmap, self._image_lattice, size).classes_and_confidences()
             return class_map, heatmap, confidence
         return self.enlarge(_classes(heatmap), size), heatmap, self.enlarge(_confidence(heatmap), size)
+
+    def enlarge_scores(self, heatmap: Tensor, size: tuple[int, int]) -> Tensor:
+        """Interpolate the scores of an image's pixels between its cells': (N, K, h, w) becomes (N, K, H, W)."""
+        return resample(heatmap, self._image_lattice, (PIXELS, PIXELS), size)
 
     def enlarge(self, cells: Tensor, size: tuple[int, int]) -> Tensor:
         """Give every pixel the value of the nearest of the heatmap's cells: (N, h, w) becomes (N, H, W)."""
@@ -165,8 +169,6 @@ class SegmentationModel(nn.Module):
         y, x = self.geometry.y, self.geometry.x
         return Lattice(y.stride, y.centre(0)), Lattice(x.stride, x.centre(0))
 
-    def _to_pixels(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
-        return resample(scores, self._image_lattice, (PIXELS, PIXELS), size)
 
 
 def build_model(

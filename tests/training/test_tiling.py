@@ -174,7 +174,7 @@ def test_the_margin_is_what_a_pixel_depends_on(name: str, slack: int) -> None:
     model.net = all_paths_open(model.net)
     size = 4 * axis.margin + 4 * axis.alignment
     image = torch.ones(1, 3, max(axis.minimum, 32), axis.padded(size), dtype=torch.float64, requires_grad=True)
-    pixels = model._to_pixels(model.net(image), (1, size)).sum((0, 1, 2))
+    pixels = model.enlarge_scores(model.net(image), (1, size)).sum((0, 1, 2))
     reach = 0
     for pixel in range(size // 2, size // 2 + axis.alignment):
         first, last = support(pixels[pixel], image, 1)
