@@ -53,6 +53,7 @@ from training.model import SegmentationModel, build_model
 from training.precision import Precision
 
 CLASSES = 21
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 KERNEL_RUNS, KERNELS_SHOWN = 5, 12
 COLUMNS = ("section", "case", "way", "measured", "unit", "of the ceiling", "note")
 ENDING_S = 5.0
@@ -199,12 +200,8 @@ class Section:
         gc.collect()
 
     def export(self, net: Net) -> None:
-        every: tuple[Precision, ...] = ("fp32", "fp16")
-        precisions = [precision for precision in every if not self.path(net, precision).exists()]
-        if not precisions:
-            return
         model = build(net)
-        for precision in precisions:
+        for precision in missing(self.folder, net):
             self.attempt("", precision, partial(self.export_as, net, model, precision))
 
     def export_as(self, net: Net, model: SegmentationModel, precision: Precision) -> None:
@@ -397,12 +394,21 @@ class Section:
         self.row(case, f"server, {name}", found.rate, unit="images/s", note=note)
 
     def path(self, net: Net, precision: str) -> Path:
-        return self.folder / f"{net.name}-{precision}.onnx"
+        return file_of(self.folder, net, precision)
 
     def paths(self, net: Net) -> dict[str, Path]:
         """The files that were exported."""
-        paths = {precision: self.path(net, precision) for precision in ("fp32", "fp16")}
+        paths = {precision: self.path(net, precision) for precision in PRECISIONS}
         return {precision: path for precision, path in paths.items() if path.exists()}
+
+
+def file_of(folder: Path, net: Net, precision: str) -> Path:
+    return folder / f"{net.name}-{precision}.onnx"
+
+
+def missing(folder: Path, net: Net) -> list[Precision]:
+    """The precisions in which a net is still to be exported."""
+    return [precision for precision in PRECISIONS if not file_of(folder, net, precision).exists()]
 
 
 def case_of(shape: tuple[int, int, int]) -> str:
@@ -449,8 +455,8 @@ class Bench:
 
     def run(self) -> None:
         asked = self.arguments.sections
-        exports = [f"export {net.name}" for net in self.plan.nets]
-        with ThreadPoolExecutor(len(exports)) as pool:  # without files there is little to measure
+        exports = [f"export {net.name}" for net in self.plan.nets if missing(self.folder, net)]
+        with ThreadPoolExecutor(len(self.plan.nets)) as pool:  # without files there is little to measure
             for rows in pool.map(lambda name: self.section(name, "export"), exports):
                 self.add(rows)
         first, *rest = (net.name for net in self.plan.nets)
