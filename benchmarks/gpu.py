@@ -115,7 +115,7 @@ FULL = Plan(
     precision="fp16",
     budgets={
         "export": 130,
-        "ceiling": 20,
+        "ceiling": 40,
         "net": 85,
         "server": 90,
         "shapes": 35,

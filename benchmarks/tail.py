@@ -39,7 +39,7 @@ from fcnseg.model_file import read_model_info
 from training.grid import Lattice
 from training.pixel_blocks import PixelBlocks
 from training.quiet import quiet
-from training.resample import PIXELS, interpolation_matrix, resample
+from training.resample import PIXELS, resample, resample_channels_last
 
 MODEL = Path(__file__).parent.parent / "results" / "camvid-fcn8s.onnx"
 HEIGHT, WIDTH = 360, 480
@@ -63,13 +63,7 @@ class Tails:
         return resample(scores, self.lattices, (PIXELS, PIXELS), self.size).argmax(1).to(torch.uint8)
 
     def channels_last(self, scores: Tensor) -> Tensor:
-        rows, columns = (
-            interpolation_matrix(source, PIXELS, cells, pixels, scores)
-            for source, cells, pixels in zip(self.lattices, scores.shape[2:], self.size, strict=True)
-        )
-        wide = columns @ scores.permute(0, 2, 3, 1)  # (N, h, W, K)
-        tall = rows @ wide.reshape(len(wide), wide.shape[1], -1)  # (N, H, W * K)
-        return tall.reshape(len(wide), *self.size, -1).argmax(3).to(torch.uint8)
+        return resample_channels_last(scores, self.lattices, (PIXELS, PIXELS), self.size).argmax(3).to(torch.uint8)
 
     def convolution(self, scores: Tensor) -> Tensor:
         (y, x), classes = self.lattices, scores.shape[1]

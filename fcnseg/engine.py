@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import tempfile
+import threading
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -129,6 +130,10 @@ class Engine:
             self.probe = self._prove(session, path, profiles) if profiles is not None else None
         if self.probe is not None and self.device != "cpu":
             require_device(self.probe.placements, self.provider, self.device)
+            with self._gate():
+                self._session = session = _open_session(path, self.device, options, None, confidence=False)
+        self._with_confidence: onnxruntime.InferenceSession | None = None
+        self._opening = threading.Lock()
         self._graphs: CudaGraphs | None = None
         if options.cuda_graphs:
             self._graphs = CudaGraphs(path, self.device, options.cuda_graphs, self._open_recording)
@@ -169,6 +174,8 @@ class Engine:
             feed: dict[str, NDArray[np.generic]] = {"image": images}
             if confidence and self.device == "cpu":
                 feed["with_confidence"] = np.array(confidence)
+            elif confidence:
+                session = self._confident_session()
             with self._gate():
                 outputs = session.run(OUTPUTS if confidence else OUTPUTS[:2], feed)
         return EngineOutput(outputs[0], outputs[1], outputs[2] if confidence else None)
@@ -203,7 +210,7 @@ class Engine:
         """
         with self._gate(), profile_folder(self.path) as folder:
             graph = folder / "graph.onnx"
-            session = _open_session(self.path, self.device, self.options, folder, graph=graph)
+            session = _open_session(self.path, self.device, self.options, folder, graph=graph, confidence=confidence)
             asked = {value.name: np.array(confidence) for value in session.get_overridable_initializers()}
             for _ in range(runs):
                 session.run(OUTPUTS if confidence else OUTPUTS[:2], {"image": images, **asked})
@@ -213,13 +220,21 @@ class Engine:
         """Free what the model holds of its device, while nothing is recorded there; when the last run has ended."""
         with self._gate():
             self._graphs = None
-            self._session = None
+            self._session = self._with_confidence = None
 
     def leave_session_behind(self) -> None:
         """Do without the session, in a process that was forked from the one that opened it."""
         # Never freed here: it would wait for its threads, which are not in this process.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
         self._session = None
+
+    def _confident_session(self) -> onnxruntime.InferenceSession:
+        """Return the session of a CUDA device that computes confidences, opened when they are first asked for."""
+        with self._opening:
+            if self._with_confidence is None:
+                with self._gate():
+                    self._with_confidence = _open_session(self.path, self.device, self.options, None)
+            return self._with_confidence
 
     def _gate(self) -> AbstractContextManager[None]:
         """Return what is to be held while the device is used."""
@@ -312,14 +327,20 @@ def _open_session(
     profile_folder: Path | None,
     recorded: Shape | None = None,
     graph: Path | None = None,
+    *,
+    confidence: bool = True,
 ) -> onnxruntime.InferenceSession:
-    """Open a model file; on CUDA, where a shape that depends on data makes the device wait, with confidences always."""
+    """Open a model file.
+
+    On CUDA a session computes confidences always or never: the graph's other branch has shapes that depend on data, for
+    which the device waits.
+    """
     if device == "cpu" or recorded is not None:
         return _open_file(path, device, options, profile_folder, recorded, graph)
     with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder, path.open("rb") as file:
         specialised = Path(folder) / path.name
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-            write_specialised(view, specialised, confidence=True)
+            write_specialised(view, specialised, confidence=confidence)
         return _open_file(specialised, device, options, profile_folder, None, graph)
 
 
@@ -375,6 +396,8 @@ def _open_file(
 
 
 def _require_cuda(device: str) -> None:
+    # What fails raises; the provider would also write every way that it tried to stderr.
+    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
     if not _has_cuda():
         raise DeviceError(f"device {device} was asked for, but this onnxruntime has no CUDA support; use --device cpu")
     count = _cuda_device_count()

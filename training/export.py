@@ -149,7 +149,7 @@ def _write_proved(
 def _trace(model: SegmentationModel) -> onnx.ModelProto:
     image = torch.zeros(*_TRACED_SIZE, 3, dtype=torch.uint8)
     dynamic = torch.export.Dim.DYNAMIC
-    names = [*OUTPUTS, _PLAIN] if model.class_map_at == "pixel" else list(OUTPUTS)
+    names = [*OUTPUTS, _PLAIN] if model.has_plain_class_map else list(OUTPUTS)
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
             _Outputs(_clamping(model)), (image,), dynamo=True, dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},),
@@ -181,7 +181,7 @@ class _Outputs(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         class_map, heatmap, confidence = self.model(image)
-        if self.model.class_map_at == "cell":
+        if not self.model.has_plain_class_map:
             return class_map, heatmap, confidence
         return class_map, heatmap, confidence, self.model.class_map(heatmap, (image.shape[1], image.shape[2]))
 

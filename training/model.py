@@ -19,7 +19,7 @@ from training.fcn import build_fcn
 from training.grid import Lattice
 from training.net_grid import NetGrid
 from training.pixel_blocks import PixelBlocks
-from training.resample import PIXELS, enlarge_nearest, resample
+from training.resample import PIXELS, enlarge_nearest, resample, resample_channels_last
 from training.tracing import input_channels
 from training.zoo import Classifier, load_classifier
 
@@ -47,6 +47,7 @@ class SegmentationModel(nn.Module):
         geometry: How an image of any size is brought to the net and back.
         global_context: Modules through which a cell depends on the whole image.
         num_classes: K.
+        on_tensor_cores: Whether class map and confidence are computed as a GPU does it best (`training.precision`).
 
     Raises:
         ArchitectureError: The net takes neither RGB nor grey images.
@@ -71,6 +72,7 @@ class SegmentationModel(nn.Module):
         self.global_context = net_grid.global_context
         self.num_classes = net_grid.channels
         self.geometry = _geometry(net_grid)
+        self.on_tensor_cores = False
         self._scale: Tensor
         self._shift: Tensor
         # Scale and shift of 0..255 values, so that the graph normalises with one multiplication and one addition.
@@ -128,6 +130,10 @@ class SegmentationModel(nn.Module):
         """
         size = (image.shape[1], image.shape[2])
         heatmap = self.heatmap(image)
+        if self.class_map_at == "pixel" and self.on_tensor_cores:
+            scores = resample_channels_last(heatmap, self._image_lattice, (PIXELS, PIXELS), size)
+            probability = 1 / (scores - scores.amax(3, keepdim=True)).exp().sum(3)
+            return scores.argmax(3).to(torch.uint8), heatmap, (probability * 255).round().to(torch.uint8)
         if self.class_map_at == "pixel":
             class_map, confidence = PixelBlocks(heatmap, self._image_lattice, size).classes_and_confidences()
             return class_map, heatmap, confidence
@@ -142,7 +148,9 @@ class SegmentationModel(nn.Module):
         return enlarge_nearest(cells, self._image_lattice, (PIXELS, PIXELS), size)
 
     def class_map(self, heatmap: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return `forward`'s class map alone, computed at the borders between classes; up to 64 classes.
+        """Return `forward`'s class map alone, computed at the borders between classes, as a CPU does it best.
+
+        It is for nets of up to 64 classes that are not `on_tensor_cores`.
 
         Args:
             heatmap: (N, K, h, w) float32, as `heatmap` returns it.
@@ -159,6 +167,11 @@ class SegmentationModel(nn.Module):
         return "pixel" if self.num_classes <= CELL_RESOLUTION_ABOVE else "cell"
 
     @property
+    def has_plain_class_map(self) -> bool:
+        """Whether the class map alone is computed in a way of its own (`class_map`)."""
+        return self.class_map_at == "pixel" and not self.on_tensor_cores
+
+    @property
     def normalisation(self) -> str:
         """Mean, deviation and where they come from, in a phrase to print."""
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
@@ -168,7 +181,6 @@ class SegmentationModel(nn.Module):
     def _image_lattice(self) -> tuple[Lattice, Lattice]:
         y, x = self.geometry.y, self.geometry.x
         return Lattice(y.stride, y.centre(0)), Lattice(x.stride, x.centre(0))
-
 
 
 def build_model(

@@ -26,6 +26,7 @@ from training.evaluation import ServedNet, measure
 from training.model import SegmentationModel
 from training.quiet import quiet
 from training.samples import Sample, read_image
+from training.tensor_cores import fit_tensor_cores
 
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 _FIRST = 3
@@ -44,12 +45,14 @@ class Images(Protocol):
 
 
 def halve(rounded: SegmentationModel) -> SegmentationModel:
-    """Return a copy of a model whose net computes with 16-bit floats.
+    """Return a copy of a model whose net computes with 16-bit floats, as tensor cores take them.
 
     Args:
         rounded: The model with weights of 16 bits (see `round_weights`), to which the copy is compared.
     """
     halved = copy.deepcopy(rounded)
+    halved.on_tensor_cores = True
+    fit_tensor_cores(halved.net)
     halved.net.half()
     return halved
 

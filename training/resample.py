@@ -37,6 +37,17 @@ def resample(
     return rows @ (scores @ columns.T)
 
 
+def resample_channels_last(
+    scores: Tensor, source: tuple[Lattice, Lattice], target: tuple[Lattice, Lattice], size: tuple[int, int]
+) -> Tensor:
+    """Do the same to (N, K, h, w), and answer with (N, height, width, K), as a GPU's arg-max over K takes it."""
+    rows = interpolation_matrix(source[0], target[0], scores.shape[2], size[0], scores)  # (height, h)
+    columns = interpolation_matrix(source[1], target[1], scores.shape[3], size[1], scores)  # (width, w)
+    wide = columns @ scores.permute(0, 2, 3, 1)  # (N, h, width, K)
+    tall = rows @ wide.reshape(wide.shape[0], wide.shape[1], -1)  # (N, height, width * K)
+    return tall.reshape(wide.shape[0], size[0], size[1], -1)
+
+
 def enlarge_nearest(
     values: Tensor, source: tuple[Lattice, Lattice], target: tuple[Lattice, Lattice], size: tuple[int, int]
 ) -> Tensor:
