@@ -21,6 +21,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from fcnseg.capture_gate import GATE
+from fcnseg.cuda_copies import CudaCopies
 from fcnseg.errors import DeviceError
 from fcnseg.model_file import OUTPUTS
 from fcnseg.specialised_model import write_specialised
@@ -39,8 +40,8 @@ _RUNS_AHEAD = 2
 _PATTERN = 251
 """A prime, so that neither rows nor images repeat each other."""
 _MOST_APART = 0.01
-_SETS = 2
-"""Of buffers: one is filled or read while another's run is on the device."""
+_SETS = 3
+"""Of buffers: one is filled and one is read while another's run is on the device."""
 _RUNS_TO_TAKE_A_PLACE = 8
 _MOST_SHAPES_COUNTED = 1000
 
@@ -221,10 +222,11 @@ class BoundRun:
     ) -> None:
         kind, _, index = device.partition(":")
         place = (kind, int(index or 0))
-        self._on_cpu = kind == "cpu"
+        self._copies = None if kind == "cpu" else CudaCopies(place[1])
         self._session = session
         self._options = _run_options(number)
         self._image = onnxruntime.OrtValue.ortvalue_from_shape_and_type((*shape, 3), np.uint8, *place)
+        self._kinds: list[tuple[tuple[int, ...], np.dtype[Any]]] = []
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input("image", self._image)
         for name in outputs:
@@ -233,6 +235,7 @@ class BoundRun:
         for _ in range(_RUNS_AHEAD):
             session.run_with_iobinding(self._binding, _run_options(_UNRECORDED))
         self.outputs = self._binding.get_outputs()
+        self._kinds = [(array.shape, array.dtype) for array in (value.numpy() for value in self.outputs)]
         for name, value in zip(outputs, self.outputs, strict=True):
             self._binding.bind_ortvalue_output(name, value)
         self.replay()
@@ -252,7 +255,11 @@ class BoundRun:
 
     def fill(self, images: NDArray[np.uint8]) -> None:
         """Copy images of the run's shape to the device."""
-        self._image.update_inplace(np.ascontiguousarray(images))  # strides are not looked at
+        contiguous = np.ascontiguousarray(images)  # strides are not looked at
+        if self._copies is None:
+            self._image.update_inplace(contiguous)
+        else:
+            self._copies.upload(contiguous, self._image.data_ptr())
 
     def replay(self) -> None:
         """Run on what was filled in; in the thread that made this, where it is a recording."""
@@ -260,8 +267,10 @@ class BoundRun:
 
     def read(self) -> Arrays:
         """Copy the outputs from the device to new arrays."""
-        values = [value.numpy() for value in self.outputs]
-        return [value.copy() for value in values] if self._on_cpu else values  # there they are the memory itself
+        if self._copies is None:
+            return [value.numpy().copy() for value in self.outputs]  # on the CPU they are the memory itself
+        copies = self._copies
+        return [copies.download(value.data_ptr(), *kind) for value, kind in zip(self.outputs, self._kinds, strict=True)]
 
 
 def _run_options(graph: int) -> onnxruntime.RunOptions:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fcnseg.capture_gate import GATE
 from fcnseg.cores import threads_for
+from fcnseg.cuda_driver import device_count
 from fcnseg.cuda_graphs import CudaGraphs, Shape
 from fcnseg.errors import DeviceError, ModelFileError, UsageError
 from fcnseg.graph import GraphNode, read_graph
@@ -29,7 +30,6 @@ from fcnseg.types import ClassMap
 
 _FATAL_ONLY = 4  # what fails raises; onnxruntime would print it too
 _BLOCKS_PER_THREAD = "4"
-_LONGEST_DEVICE_NAME = 256
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 CudnnSearch = Literal["heuristic", "exhaustive", "default"]
@@ -50,7 +50,7 @@ class EngineOptions:
         prove: Whether to run the model on small images when it is opened, to tell what runs where and what a pixel
             costs. On CUDA it is done in any case.
         channels_last: Whether CUDA keeps the channels of a pixel together (NHWC), as tensor cores read them; scores
-            differ in their last digits.
+            differ in their last digits. None does it where the net computes with 16-bit floats.
         cuda_graphs: For how many input shapes CUDA keeps a recorded run, which is replayed by one call; 0 for none.
             Each holds the model's weights and the memory of a run once more.
     """
@@ -61,7 +61,7 @@ class EngineOptions:
     cudnn_search: CudnnSearch = "heuristic"
     tf32: bool = False
     prove: bool = False
-    channels_last: bool = False
+    channels_last: bool | None = None
     cuda_graphs: int = 0
 
 
@@ -122,6 +122,8 @@ class Engine:
         _require_fit(options, self.device)
         require_model_file(path)
         self.info = try_out(path, threads_for(options.threads))
+        if options.channels_last is None and self.device != "cpu":
+            self.options = options = replace(options, channels_last=self.info.precision == "fp16")
         proving = options.prove or self.device != "cpu"
         with self._gate(), profile_folder(path) as folder:
             profiles = folder if proving else None
@@ -299,7 +301,7 @@ def resolve_device(device: str) -> str:
     """
     kind, _, number = device.partition(":")
     if kind == "auto" and not number:
-        return "cuda:0" if _has_cuda() and _cuda_device_count() else "cpu"
+        return "cuda:0" if _has_cuda() and device_count() else "cpu"
     if kind == "cpu" and not number:
         return "cpu"
     if kind == "cuda" and (number or "0").isdecimal():
@@ -375,7 +377,7 @@ def _open_file(
             "cudnn_conv_algo_search": options.cudnn_search.upper(),
             "arena_extend_strategy": "kSameAsRequested",
             "use_tf32": str(int(options.tf32)),
-            "prefer_nhwc": str(int(options.channels_last)),
+            "prefer_nhwc": str(int(bool(options.channels_last))),
             "enable_cuda_graph": str(int(recorded is not None)),
         }
         providers.insert(0, (CUDA, cuda))
@@ -400,7 +402,7 @@ def _require_cuda(device: str) -> None:
     onnxruntime.set_default_logger_severity(_FATAL_ONLY)
     if not _has_cuda():
         raise DeviceError(f"device {device} was asked for, but this onnxruntime has no CUDA support; use --device cpu")
-    count = _cuda_device_count()
+    count = device_count()
     if int(device.partition(":")[2]) >= count:
         raise DeviceError(
             f"device {device} was asked for, but the NVIDIA driver shows {count or 'no'} devices; use --device cpu"
@@ -412,37 +414,6 @@ def _require_cuda(device: str) -> None:
 def _has_cuda() -> bool:
     """Whether this build of onnxruntime knows CUDA at all."""
     return CUDA in onnxruntime.get_available_providers()
-
-
-def _cuda_driver() -> ctypes.CDLL | None:
-    """Return the NVIDIA driver, ready to be asked; None where there is none."""
-    for name in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            driver = ctypes.CDLL(name)
-        except OSError:
-            continue
-        if driver.cuInit(0) == 0:
-            return driver
-    return None
-
-
-def _cuda_device_count() -> int:
-    """Ask the NVIDIA driver how many devices there are; 0 where there is no driver."""
-    driver, count = _cuda_driver(), ctypes.c_int()
-    return count.value if driver and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
-
-
-def device_name(device: str) -> str:
-    """Return what the driver calls a GPU, such as `NVIDIA L4`; empty for the CPU, and where there is no such GPU."""
-    kind, _, number = device.partition(":")
-    driver = _cuda_driver() if kind == "cuda" else None
-    handle, name = ctypes.c_int(), ctypes.create_string_buffer(_LONGEST_DEVICE_NAME)
-    known = (
-        driver is not None
-        and driver.cuDeviceGet(ctypes.byref(handle), int(number or 0)) == 0
-        and driver.cuDeviceGetName(name, len(name), handle) == 0
-    )
-    return name.value.decode(errors="replace") if known else ""
 
 
 def cudnn_version() -> str:

@@ -35,13 +35,15 @@ _log = logging.getLogger(__name__)
 _ROUNDS = 7
 _LEAST_GAIN = 1.03
 _MOST_THREADS_TRIED = 4
-_RUNNERS = (2, 4, 8)
+_RUNNERS, _CUDA_RUNNERS = (2, 4, 8), (1, 3)
 _CPU_BATCHES, _CUDA_BATCHES = (2, 4, 8), (1, 2, 4, 16, 32)
 
 
 def default_settings(device: str) -> Settings:
     """Return how a server runs a model on a device where nothing else is said."""
-    return Settings(threads=0, spinning=PIPELINE_OPTIONS.spinning, runners=1, max_batch=1 if device == "cpu" else 8)
+    # On the CPU a batch takes as long as its images one by one; on CUDA one is copied while another is computed.
+    runners, batch = (1, 1) if device == "cpu" else (2, 8)
+    return Settings(threads=0, spinning=PIPELINE_OPTIONS.spinning, runners=runners, max_batch=batch)
 
 
 class Tuner:
@@ -113,10 +115,10 @@ class Tuner:
         return [*on_cpu, *of_many]
 
     def _other_runners(self, best: Settings) -> list[Settings]:
+        if self._device != "cpu":
+            return [replace(best, runners=count) for count in _CUDA_RUNNERS]
         cores = usable_cores()
         counts = [count for count in _RUNNERS if count <= cores]
-        if self._device != "cpu":
-            return [replace(best, runners=count) for count in counts[:1]]
         shared = [replace(best, runners=count) for count in counts[:1]]
         split = [replace(best, runners=count, threads=cores // count) for count in counts]
         return [settings for settings in dict.fromkeys([*shared, *split]) if settings != best]

@@ -14,7 +14,8 @@ import onnxruntime
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fcnseg.cores import usable_cores
-from fcnseg.engine import EngineOptions, device_name
+from fcnseg.cuda_driver import device_name
+from fcnseg.engine import EngineOptions
 from fcnseg.files import sha256_of, shown, write_text
 
 Objective = Literal["latency", "throughput"]

@@ -12,12 +12,12 @@ from serving.connections import ConnectionConfig
 from serving.security_options import open_security, security_options
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from serving.models import ServedModel
 
 # A net's working memory is some hundred times its image: what one machine can hold, not what a file may contain.
 _LIMITS = ImageLimits(max_pixels=2**25, max_side=2**14)
-# On the CPU a batch takes as long as its images one by one.
-_CPU_BATCH, _CUDA_BATCH = 1, 8
 _KEPT_BYTES = 256 << 20
 _CONNECTIONS = ConnectionConfig()
 
@@ -49,7 +49,7 @@ _CONNECTIONS = ConnectionConfig()
 @click.option(
     "--max-batch",
     type=click.IntRange(1, 1024),
-    help=f"Images in one run at most. [default: as tuned, else {_CUDA_BATCH} on CUDA, {_CPU_BATCH} on the CPU]",
+    help="Images in one run at most. [default: as tuned, else 1; on CUDA 8]",
 )
 @click.option(
     "--max-delay-ms",
@@ -69,14 +69,15 @@ _CONNECTIONS = ConnectionConfig()
     "--runners",
     type=click.IntRange(1, 64),
     help="Runs of a model at a time. On the CPU, 2 answer more images of a small net, and fewer of a large one:"
-    " 'fcnseg tune' measures it. [default: as tuned, else 1]",
+    " 'fcnseg tune' measures it. [default: as tuned, else 1; on CUDA 2]",
 )
 @tuned_option
 @click.option(
     "--max-memory",
     default=0,
     type=click.IntRange(min=0),
-    help="Bytes that all images under way may take together, their runs included. [default: half of the memory]",
+    help="Bytes that all images under way may take together, their runs included. [default: half of the memory; for"
+    " runs on CUDA half of the device's]",
 )
 @click.option(
     "--max-image-bytes",
@@ -118,9 +119,8 @@ _CONNECTIONS = ConnectionConfig()
 )
 @click.option(
     "--channels-last/--no-channels-last",
-    default=False,
-    show_default=True,
-    help="Let CUDA keep the channels of a pixel together, as tensor cores read them.",
+    default=None,
+    help="Let CUDA keep the channels of a pixel together, as tensor cores read them. [default: in fp16 files]",
 )
 @click.option(
     "--cuda-graphs",
@@ -228,7 +228,7 @@ def serve(
     arena: bool,
     cudnn_search: Literal["heuristic", "exhaustive", "default"],
     tf32: bool,
-    channels_last: bool,
+    channels_last: bool | None,
     cuda_graphs: int,
     grace_s: float,
     drain_delay_s: float,
@@ -255,11 +255,11 @@ def serve(
 
     Example: fcnseg serve cat.onnx --port 50051 --warm 480x640
     """
-    import asyncio
     from dataclasses import replace
 
     from fcnseg.allocator import keep_freed_memory
     from fcnseg.engine import PIPELINE_OPTIONS, resolve_device
+    from fcnseg.tuner import default_settings
     from fcnseg.tuning import Settings
     from serving.batcher import BatchingConfig
     from serving.logs import set_up_logs
@@ -289,7 +289,7 @@ def serve(
         tracer = open_tracer(otlp_endpoint)
     keep_freed_memory(_KEPT_BYTES)
     device = resolve_device(device)
-    default_batch = _CPU_BATCH if device == "cpu" else _CUDA_BATCH
+    unsaid = default_settings(device)
     engine = replace(
         PIPELINE_OPTIONS,
         arena=arena,
@@ -298,7 +298,7 @@ def serve(
         channels_last=channels_last,
         cuda_graphs=cuda_graphs,
     )
-    batching = BatchingConfig(default_batch, max_delay_ms / 1000, max_queue)
+    batching = BatchingConfig(unsaid.max_batch or 1, max_delay_ms / 1000, max_queue, unsaid.runners or 1)
     said = Settings(threads, spinning, runners, max_batch)
     registry = ModelRegistry(models, ModelConfig(device, engine, batching, max_memory, warm_sizes, said, tuned))
 
@@ -313,7 +313,19 @@ def serve(
         keepalive_s, _CONNECTIONS.keepalive_timeout_s, max_age_s, max_age_grace_s, max_streams
     )
     config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections, watch_s, http_port, security, tracer)
-    asyncio.run(serve_until_stopped(registry, config, announce))
+    _run(serve_until_stopped(registry, config, announce))
+
+
+def _run(serving: "Coroutine[None, None, None]") -> None:
+    """Run the server in uvloop's event loop, which takes a sixth less of a request's time in Python than asyncio's."""
+    import asyncio
+
+    try:
+        import uvloop
+    except ImportError:  # there is none for Windows
+        asyncio.run(serving)
+    else:
+        uvloop.run(serving)
 
 
 def _describe(model: "ServedModel") -> str:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
+from fcnseg.cuda_driver import device_memory
 from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions, resolve_device
 from fcnseg.errors import FcnsegError, ModelFileError, ModelNotFoundError, UsageError
 from fcnseg.files import shown
@@ -244,7 +245,8 @@ class ModelRegistry:
         open_segmenter: Callable[..., Segmenter] = load,
     ) -> None:
         budget = (config.max_memory or machine_memory() // 2) // 2
-        self.held, self.running = MemoryBudget(budget), MemoryBudget(budget)
+        on_device = 0 if config.max_memory else device_memory(resolve_device(config.device)) // 2
+        self.held, self.running = MemoryBudget(budget), MemoryBudget(on_device or budget)
         self._paths = tuple(paths)
         self._config = config
         self._open_segmenter = open_segmenter

@@ -3,8 +3,8 @@
 import onnxruntime
 import pytest
 
-from fcnseg import engine
+from fcnseg.cuda_driver import device_count
 
-GPUS = engine._cuda_device_count() if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else 0
+GPUS = device_count() if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else 0
 
 needs_gpu = pytest.mark.skipif(GPUS == 0, reason="this machine has no CUDA device")

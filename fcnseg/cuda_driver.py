@@ -1,0 +1,48 @@
+"""The NVIDIA driver, asked without any library of CUDA's."""
+
+import ctypes
+
+_LONGEST_NAME = 256
+
+
+def open_driver() -> ctypes.CDLL | None:
+    """Return the driver, ready to be asked; None where there is none."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        if driver.cuInit(0) == 0:
+            return driver
+    return None
+
+
+def device_count() -> int:
+    """Return how many devices there are; 0 where there is no driver."""
+    driver, count = open_driver(), ctypes.c_int()
+    return count.value if driver and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+
+
+def device_name(device: str) -> str:
+    """Return what the driver calls a GPU, such as `NVIDIA L4`; empty for the CPU, and where there is no such GPU."""
+    name = ctypes.create_string_buffer(_LONGEST_NAME)
+    found = _find(device)
+    known = found is not None and found[0].cuDeviceGetName(name, len(name), found[1]) == 0
+    return name.value.decode(errors="replace") if known else ""
+
+
+def device_memory(device: str) -> int:
+    """Return the bytes of a GPU's memory; 0 for the CPU, and where there is no such GPU."""
+    count = ctypes.c_size_t()
+    found = _find(device)
+    known = found is not None and found[0].cuDeviceTotalMem_v2(ctypes.byref(count), found[1]) == 0
+    return count.value if known else 0
+
+
+def _find(device: str) -> tuple[ctypes.CDLL, ctypes.c_int] | None:
+    """Return the driver and its handle of a device, `cuda:N`."""
+    kind, _, number = device.partition(":")
+    driver, handle = open_driver() if kind == "cuda" else None, ctypes.c_int()
+    if driver is None or driver.cuDeviceGet(ctypes.byref(handle), int(number or 0)) != 0:
+        return None
+    return driver, handle
