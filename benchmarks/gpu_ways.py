@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fcnseg.cuda_graphs import BoundRun, CudaGraphs, Shape
+from fcnseg.bound_run import BoundRun, Shape, open_copies
+from fcnseg.cuda_graphs import CudaGraphs
 from fcnseg.engine import CUDA, Engine, EngineOptions, EngineOutput, _open_session
 from fcnseg.model_file import OUTPUTS
 from fcnseg.specialised_model import write_specialised
@@ -76,7 +77,7 @@ class Files:
     def bound(self, precision: str, images: NDArray[np.uint8], *, channels_last: bool = False) -> Way:
         """IOBinding with input and outputs on the device: nothing is copied."""
         session = self._session(precision, channels_last=channels_last)
-        run = BoundRun(session, self._device, images.shape[:3], MASKS)
+        run = BoundRun(session, self._device, open_copies(self._device), images.shape[:3], MASKS)
         run.fill(images)
         return partial(_replay, run)
 
@@ -151,7 +152,7 @@ class Files:
         path = self._folder / "specialised.onnx"
         write_specialised(memoryview(self._path(precision).read_bytes()), path, confidence=False)
         session = _open_session(path, self._device, self._options(channels_last), None, shape)
-        return BoundRun(session, self._device, shape, MASKS)
+        return BoundRun(session, self._device, open_copies(self._device), shape, MASKS)
 
     def _session(self, precision: str, *, channels_last: bool) -> onnxruntime.InferenceSession:
         session = self._engine(precision, channels_last=channels_last)._session  # noqa: SLF001 # as the engine has it

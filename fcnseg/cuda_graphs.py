@@ -14,32 +14,22 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from fcnseg.bound_run import Arrays, BoundRun, Copies, Shape, open_copies
 from fcnseg.capture_gate import GATE
-from fcnseg.cuda_copies import CudaCopies
 from fcnseg.errors import DeviceError
 from fcnseg.model_file import OUTPUTS
 from fcnseg.specialised_model import write_specialised
 
-Shape: TypeAlias = tuple[int, int, int]
-"""N, H and W."""
 OpenSession: TypeAlias = Callable[[Path, Shape], onnxruntime.InferenceSession]
-Arrays: TypeAlias = Sequence[NDArray[Any]]
 _Key: TypeAlias = tuple[Shape, bool]
 
 _log = logging.getLogger(__name__)
-_GRAPH_ID = "gpu_graph_id"  # a run option: what a recording is called; -1 runs without
-_UNRECORDED = -1
-_RUNS_AHEAD = 2
-"""In which onnxruntime allocates what a run takes; it cannot while it records."""
-_PATTERN = 251
-"""A prime, so that neither rows nor images repeat each other."""
-_MOST_APART = 0.01
 _SETS = 3
 """Of buffers: one is filled and one is read while another's run is on the device."""
 _RUNS_TO_TAKE_A_PLACE = 8
@@ -62,6 +52,7 @@ class CudaGraphs:
 
     def __init__(self, path: Path, device: str, limit: int, open_session: OpenSession) -> None:
         self._path, self._device, self._limit, self._open_session = path, device, limit, open_session
+        self._copies = open_copies(device)
         with path.open("rb") as file:
             self._model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self._kept: OrderedDict[_Key, _RecordedRun] = OrderedDict()
@@ -166,7 +157,7 @@ class CudaGraphs:
         shape, confidence = key
         outputs = OUTPUTS if confidence else OUTPUTS[:2]
         with self._telling(shape):
-            return self._thread.submit(_RecordedRun, session, self._device, shape, outputs).result()
+            return self._thread.submit(_RecordedRun, session, self._device, self._copies, shape, outputs).result()
 
     @contextmanager
     def _telling(self, shape: Shape) -> Iterator[None]:
@@ -186,11 +177,16 @@ class _RecordedRun:
     """A session of one shape, and sets of buffers with the run that was recorded on each."""
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, device: str, shape: Shape, outputs: Sequence[str]
+        self,
+        session: onnxruntime.InferenceSession,
+        device: str,
+        copies: Copies,
+        shape: Shape,
+        outputs: Sequence[str],
     ) -> None:
         self._free: SimpleQueue[BoundRun] = SimpleQueue()
         for number in range(_SETS):
-            self._free.put(BoundRun(session, device, shape, outputs, number))
+            self._free.put(BoundRun(session, device, copies, shape, outputs, number))
 
     def run(self, images: NDArray[np.uint8], thread: Executor) -> Arrays:
         """Fill a set of buffers, replay its run in the thread that recorded it, and copy the answers out."""
@@ -201,79 +197,3 @@ class _RecordedRun:
             return buffers.read()
         finally:
             self._free.put(buffers)
-
-
-class BoundRun:
-    """A run whose input and outputs are device memory at addresses that stay; it is recorded and tried out at once.
-
-    Args:
-        session: The session; where it was opened with CUDA graphs, the run is recorded.
-        device: `cuda:N` or `cpu`, as the session's.
-        shape: The images'.
-        outputs: Which outputs are wanted, by name.
-        number: What tells this run from others of the session.
-
-    Raises:
-        DeviceError: A replay answers otherwise than a run that is not recorded.
-    """
-
-    def __init__(
-        self, session: onnxruntime.InferenceSession, device: str, shape: Shape, outputs: Sequence[str], number: int = 0
-    ) -> None:
-        kind, _, index = device.partition(":")
-        place = (kind, int(index or 0))
-        self._copies = None if kind == "cpu" else CudaCopies(place[1])
-        self._session = session
-        self._options = _run_options(number)
-        self._image = onnxruntime.OrtValue.ortvalue_from_shape_and_type((*shape, 3), np.uint8, *place)
-        self._kinds: list[tuple[tuple[int, ...], np.dtype[Any]]] = []
-        self._binding = session.io_binding()
-        self._binding.bind_ortvalue_input("image", self._image)
-        for name in outputs:
-            self._binding.bind_output(name, *place)
-        self.fill(np.zeros((*shape, 3), np.uint8))
-        for _ in range(_RUNS_AHEAD):
-            session.run_with_iobinding(self._binding, _run_options(_UNRECORDED))
-        self.outputs = self._binding.get_outputs()
-        self._kinds = [(array.shape, array.dtype) for array in (value.numpy() for value in self.outputs)]
-        for name, value in zip(outputs, self.outputs, strict=True):
-            self._binding.bind_ortvalue_output(name, value)
-        self.replay()
-        self._try_out(shape)
-
-    def _try_out(self, shape: Shape) -> None:
-        """Check on other images than those of the recording that a replay reads its input and writes its outputs."""
-        self.fill(np.resize(np.arange(_PATTERN, dtype=np.uint8), (*shape, 3)))
-        self.replay()
-        replayed = self.read()
-        self._session.run_with_iobinding(self._binding, _run_options(_UNRECORDED))
-        for name, ours, plain in zip(OUTPUTS, replayed, self.read(), strict=False):
-            gap = np.abs(ours.astype(np.float32) - plain.astype(np.float32))
-            share = float(np.mean(gap > _MOST_APART * (float(np.ptp(plain)) or 1)))
-            if share > _MOST_APART:
-                raise DeviceError(f"a replay's {name} is another than a run's in {share:.1%} of its elements")
-
-    def fill(self, images: NDArray[np.uint8]) -> None:
-        """Copy images of the run's shape to the device."""
-        contiguous = np.ascontiguousarray(images)  # strides are not looked at
-        if self._copies is None:
-            self._image.update_inplace(contiguous)
-        else:
-            self._copies.upload(contiguous, self._image.data_ptr())
-
-    def replay(self) -> None:
-        """Run on what was filled in; in the thread that made this, where it is a recording."""
-        self._session.run_with_iobinding(self._binding, self._options)
-
-    def read(self) -> Arrays:
-        """Copy the outputs from the device to new arrays."""
-        if self._copies is None:
-            return [value.numpy().copy() for value in self.outputs]  # on the CPU they are the memory itself
-        copies = self._copies
-        return [copies.download(value.data_ptr(), *kind) for value, kind in zip(self.outputs, self._kinds, strict=True)]
-
-
-def _run_options(graph: int) -> onnxruntime.RunOptions:
-    options = onnxruntime.RunOptions()
-    options.add_run_config_entry(_GRAPH_ID, str(graph))
-    return options

@@ -15,10 +15,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from fcnseg.bound_run import Shape, open_copies, run_bound
 from fcnseg.capture_gate import GATE
 from fcnseg.cores import threads_for
 from fcnseg.cuda_driver import device_count
-from fcnseg.cuda_graphs import CudaGraphs, Shape
+from fcnseg.cuda_graphs import CudaGraphs
 from fcnseg.errors import DeviceError, ModelFileError, UsageError
 from fcnseg.graph import GraphNode, read_graph
 from fcnseg.model_file import OUTPUTS, ModelInfo, read_info, require_model_file
@@ -134,6 +135,7 @@ class Engine:
             require_device(self.probe.placements, self.provider, self.device)
             with self._gate():
                 self._session = session = _open_session(path, self.device, options, None, confidence=False)
+        self._copies = open_copies(self.device)
         self._with_confidence: onnxruntime.InferenceSession | None = None
         self._opening = threading.Lock()
         self._graphs: CudaGraphs | None = None
@@ -173,13 +175,14 @@ class Engine:
         session = self._session or self._open_again()
         outputs = self._graphs.run(images, confidence=confidence) if self._graphs else None
         if outputs is None:
-            feed: dict[str, NDArray[np.generic]] = {"image": images}
-            if confidence and self.device == "cpu":
-                feed["with_confidence"] = np.array(confidence)
-            elif confidence:
-                session = self._confident_session()
-            with self._gate():
-                outputs = session.run(OUTPUTS if confidence else OUTPUTS[:2], feed)
+            names = OUTPUTS if confidence else OUTPUTS[:2]
+            if self._copies is None:
+                asked = {"with_confidence": np.array(confidence)} if confidence else {}
+                outputs = session.run(names, {"image": images, **asked})
+            else:
+                session = self._confident_session() if confidence else session
+                with self._gate():
+                    outputs = run_bound(session, self.device, self._copies, images, names)
         return EngineOutput(outputs[0], outputs[1], outputs[2] if confidence else None)
 
     def measured(self) -> Probe:

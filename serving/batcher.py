@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnseg.errors import UsageError
+from fcnseg.errors import DeviceError, FcnsegError, UsageError
 from fcnseg.segmenter import Segmenter
 from fcnseg.types import Segmentation
 from serving.errors import StoppingError, TooLateError
@@ -25,6 +25,7 @@ from serving.pace import PaceBySize
 
 _LONGEST_DELAY_S = 60.0
 _HAND_OVER_S = 0.01
+_LONGEST_REASON = 300
 _MOST_SIZES_REMEMBERED = 10_000
 
 
@@ -157,6 +158,7 @@ class Batcher:
 
         Raises:
             UsageError: An image of such a size does not fit into the memory for runs.
+            DeviceError: The model cannot be run on them.
         """
         for height, width in sizes:
             if self.run_bytes(height, width) > self.memory.total:
@@ -171,13 +173,26 @@ class Batcher:
                     if self._closing:
                         return
                     with self._room(count * pixels):
-                        began = time.monotonic()
-                        self._segmenter.segment_batch([image] * count)
-                        seconds = time.monotonic() - began
+                        seconds = self._warm_by(image, count)
                     if not first:
                         self._learn(pixels, count, seconds)
             self._sizes_seen.add(self._padded(image))
         self.warm_sizes = tuple(sizes)
+
+    def _warm_by(self, image: NDArray[np.uint8], count: int) -> float:
+        began = time.monotonic()
+        try:
+            self._segmenter.segment_batch([image] * count)
+        except FcnsegError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+            height, width, _ = image.shape
+            reason = " ".join(str(error).split())[:_LONGEST_REASON]
+            raise DeviceError(
+                f"device {self._segmenter.device} cannot run the model on {count} images of {height}x{width}: {reason};"
+                " warm another size or a smaller batch, or export the model again"
+            ) from error
+        return time.monotonic() - began
 
     def submit(
         self, image: NDArray[np.uint8], *, confidence: bool = False, deadline: float = math.inf

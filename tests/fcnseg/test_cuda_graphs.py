@@ -11,8 +11,9 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from fcnseg.bound_run import Shape
 from fcnseg.capture_gate import CaptureGate
-from fcnseg.cuda_graphs import CudaGraphs, Shape
+from fcnseg.cuda_graphs import CudaGraphs
 from fcnseg.engine import Engine, EngineOptions
 from fcnseg.errors import DeviceError, UsageError
 from tests.gpu import needs_gpu

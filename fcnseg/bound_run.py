@@ -1,0 +1,155 @@
+"""Runs whose input and outputs are a device's own memory."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from fcnseg.cuda_copies import CudaCopies
+from fcnseg.errors import DeviceError
+from fcnseg.model_file import OUTPUTS
+
+Arrays: TypeAlias = Sequence[NDArray[Any]]
+Copies: TypeAlias = CudaCopies | None
+Shape: TypeAlias = tuple[int, int, int]
+"""N, H and W."""
+_DTYPES = {f"tensor({name})": np.dtype(kind) for name, kind in (("uint8", "u1"), ("uint16", "u2"), ("float", "f4"))}
+"""Of a model file's outputs."""
+_GRAPH_ID = "gpu_graph_id"  # a run option: what a recording is called; -1 runs without
+_UNRECORDED = -1
+_RUNS_AHEAD = 2
+"""In which onnxruntime allocates what a run takes; it cannot while it records."""
+_PATTERN = 251
+"""A prime, so that neither rows nor images repeat each other."""
+_MOST_APART = 0.01
+
+
+class BoundRun:
+    """A run whose input and outputs are device memory at addresses that stay; it is recorded and tried out at once.
+
+    Args:
+        session: The session; where it was opened with CUDA graphs, the run is recorded.
+        device: `cuda:N` or `cpu`, as the session's.
+        copies: To and from the device.
+        shape: The images'.
+        outputs: Which outputs are wanted, by name.
+        number: What tells this run from others of the session.
+
+    Raises:
+        DeviceError: A replay answers otherwise than a run that is not recorded.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        device: str,
+        copies: Copies,
+        shape: Shape,
+        outputs: Sequence[str],
+        number: int = 0,
+    ) -> None:
+        place = _place(device)
+        self._copies = copies
+        self._session = session
+        self._options = _run_options(number)
+        self._image = onnxruntime.OrtValue.ortvalue_from_shape_and_type((*shape, 3), np.uint8, *place)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("image", self._image)
+        for name in outputs:
+            self._binding.bind_output(name, *place)
+        self.fill(np.zeros((*shape, 3), np.uint8))
+        for _ in range(_RUNS_AHEAD):
+            session.run_with_iobinding(self._binding, _run_options(_UNRECORDED))
+        self.outputs = self._binding.get_outputs()
+        for name, value in zip(outputs, self.outputs, strict=True):
+            self._binding.bind_ortvalue_output(name, value)
+        self.replay()
+        self._try_out(shape)
+
+    def _try_out(self, shape: Shape) -> None:
+        """Check on other images than those of the recording that a replay reads its input and writes its outputs."""
+        self.fill(np.resize(np.arange(_PATTERN, dtype=np.uint8), (*shape, 3)))
+        self.replay()
+        replayed = self.read()
+        self._session.run_with_iobinding(self._binding, _run_options(_UNRECORDED))
+        for name, ours, plain in zip(OUTPUTS, replayed, self.read(), strict=False):
+            gap = np.abs(ours.astype(np.float32) - plain.astype(np.float32))
+            share = float(np.mean(gap > _MOST_APART * (float(np.ptp(plain)) or 1)))
+            if share > _MOST_APART:
+                raise DeviceError(f"a replay's {name} is another than a run's in {share:.1%} of its elements")
+
+    def fill(self, images: NDArray[np.uint8]) -> None:
+        """Copy images of the run's shape to the device."""
+        _write(images, self._image, self._copies)
+
+    def replay(self) -> None:
+        """Run on what was filled in; in the thread that made this, where it is a recording."""
+        self._session.run_with_iobinding(self._binding, self._options)
+
+    def read(self) -> Arrays:
+        """Copy the outputs from the device to new arrays."""
+        return [_read(value, self._copies) for value in self.outputs]
+
+
+def run_bound(
+    session: onnxruntime.InferenceSession,
+    device: str,
+    copies: Copies,
+    images: NDArray[np.uint8],
+    outputs: Sequence[str],
+) -> Arrays:
+    """Run a session once, as `session.run` does, but that copies do not wait for the runs of other threads.
+
+    Args:
+        session: The session; `image` is its one input.
+        device: `cuda:N` or `cpu`, as the session's.
+        copies: To and from the device.
+        images: (N, H, W, 3) uint8 RGB.
+        outputs: Which outputs are wanted, by name.
+
+    Returns:
+        The outputs, as new arrays.
+    """
+    place = _place(device)
+    image = onnxruntime.OrtValue.ortvalue_from_shape_and_type(images.shape, np.uint8, *place)
+    _write(images, image, copies)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("image", image)
+    for name in outputs:
+        binding.bind_output(name, *place)
+    session.run_with_iobinding(binding)
+    return [_read(value, copies) for value in binding.get_outputs()]
+
+
+def open_copies(device: str) -> Copies:
+    """Return what copies to and from a device; None for the CPU, where nothing is to be copied."""
+    kind, number = _place(device)
+    return None if kind == "cpu" else CudaCopies(number)
+
+
+def _place(device: str) -> tuple[str, int]:
+    kind, _, number = device.partition(":")
+    return kind, int(number or 0)
+
+
+def _write(images: NDArray[np.uint8], value: onnxruntime.OrtValue, copies: Copies) -> None:
+    contiguous = np.ascontiguousarray(images)  # strides are not looked at
+    if copies is None:
+        value.update_inplace(contiguous)
+    else:
+        copies.upload(contiguous, value.data_ptr())
+
+
+def _read(value: onnxruntime.OrtValue, copies: Copies) -> NDArray[Any]:
+    if copies is None:
+        found: NDArray[Any] = value.numpy().copy()  # on the CPU it is the memory itself
+        return found
+    return copies.download(value.data_ptr(), tuple(value.shape()), _DTYPES[value.data_type()])
+
+
+def _run_options(graph: int) -> onnxruntime.RunOptions:
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry(_GRAPH_ID, str(graph))
+    return options
