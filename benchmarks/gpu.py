@@ -16,7 +16,8 @@ NET         ms per image of each way, at each size and batch, and its share of t
 shapes      two sizes in turns (A B A B) over the same runs in rows (A A B B): 1.0 where no plan is made anew
 compile NET the same of torch.compile, which takes long to begin
 kernels NET which of the device's kernels the time goes to, at the first size, by torch's profiler
-server      fcnseg serve with VGG16: JPEG in, zstd out, 32 clients, over the fastest run on the device alone
+server      fcnseg serve with VGG16, in one process and more: JPEG in, zstd out, 32 clients, over the fastest run on the
+            device alone
 """
 
 import argparse
@@ -28,9 +29,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,6 @@ from training.precision import Precision
 
 CLASSES = 21
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
-SERVER_RUNNERS = (2, 3)
 KERNEL_RUNS, KERNELS_SHOWN = 5, 12
 COLUMNS = ("section", "case", "way", "measured", "unit", "of the ceiling", "note")
 ENDING_S = 5.0
@@ -120,7 +120,7 @@ FULL = Plan(
         "export": 130,
         "ceiling": 40,
         "net": 85,
-        "server": 125,
+        "server": 150,
         "shapes": 35,
         "placement": 45,
         "compile": 60,
@@ -360,7 +360,6 @@ class Section:
         paths = self.paths(net)
         precision = self.plan.precision if self.plan.precision in paths else "fp32"  # named in the table
         batch = pictures((8, side, side))
-        on_cpu = self.device == "cpu"
         fastest = [0.0]  # images a second
 
         def on_device() -> None:
@@ -376,28 +375,32 @@ class Section:
         )
         request = pb.SegmentRequest(encoded=encode_jpeg(batch[0], 90), encoding=pb.CLASS_MAP_ENCODING_ZSTD)
         options = ["--device", self.device, "--warm", f"{side}x{side}", "--max-queue", "256"]
-        on_gpu = [] if on_cpu else ["--channels-last", "--cuda-graphs", "16"]
-        settings = [["--runners", str(count), *on_gpu] for count in SERVER_RUNNERS]
-        for name, more in (("defaults", []), *((" ".join(setting), setting) for setting in settings)):
+        graphs = [] if self.device == "cpu" else ["--cuda-graphs", "16"]
+        for count, more in ((1, []), (1, ["--runners", "3", *graphs]), (2, []), (3, [])):
+            name = " ".join(["one server," if count == 1 else f"{count} servers,", *(more or ["defaults"])])
             command = partial(serve, paths[precision], *options, *more)
-            measure = partial(self.serve, case, name, command, request.SerializeToString(), fastest[0])
+            measure = partial(self.serve, case, name, [command] * count, request.SerializeToString(), fastest[0])
             self.attempt(case, name, measure)
 
     def serve(
         self,
         case: str,
         name: str,
-        server: Callable[[], AbstractContextManager[tuple[str, object]]],
+        servers: Sequence[Callable[[], AbstractContextManager[tuple[str, object]]]],
         request: bytes,
         on_device: float,
     ) -> None:
-        with server() as (address, _):
-            found = load(address, request, self.plan.clients, self.plan.load_s, self.plan.load_s * 0.7)
-            stages = stages_of(address)
-        note = f"{found.failed} failed; {self.plan.clients} clients; {stages}"
+        """Ask servers at a time, each by its share of the clients."""
+        clients, seconds = self.plan.clients // len(servers), self.plan.load_s
+        with ExitStack() as running, ThreadPoolExecutor(len(servers)) as pool:
+            addresses = [running.enter_context(server())[0] for server in servers]
+            loads = list(pool.map(lambda address: load(address, request, clients, seconds, 0.7 * seconds), addresses))
+            stages = stages_of(addresses[0])
+        rate = sum(found.rate for found in loads)
+        note = f"{sum(found.failed for found in loads)} failed; {clients * len(servers)} clients; {stages}"
         if on_device:
-            note = f"{found.rate / on_device:.3f} of the device alone; {note}"
-        self.row(case, f"server, {name}", found.rate, unit="images/s", note=note)
+            note = f"{rate / on_device:.3f} of the device alone; {note}"
+        self.row(case, name, rate, unit="images/s", note=note)
 
     def path(self, net: Net, precision: str) -> Path:
         return file_of(self.folder, net, precision)

@@ -45,8 +45,9 @@ class EngineOptions:
             has fewer than its machine (`cores.threads_for`).
         spinning: Whether idle CPU threads spin for a moment, which answers sooner and heats the machine.
         arena: Whether memory that a run frees is kept for the next; on CUDA it always is.
-        cudnn_search: How cuDNN chooses an algorithm for a new shape: by its heuristic, by trying all (seconds a shape),
-            or its default, which is slow.
+        cudnn_search: How cuDNN chooses an algorithm for a new shape: by its heuristic, by its other one ("exhaustive",
+            which since onnxruntime 1.20 tries nothing out), or by what it falls back to ("default"); the first is the
+            fastest by far wherever it was tried.
         tf32: Whether CUDA may round the factors of products to 10 bits: faster, and scores differ in the third digit.
         prove: Whether to run the model on small images when it is opened, to tell what runs where and what a pixel
             costs. On CUDA it is done in any case.

@@ -112,7 +112,7 @@ _CONNECTIONS = ConnectionConfig()
     default="heuristic",
     show_default=True,
     type=click.Choice(["heuristic", "exhaustive", "default"]),
-    help="How cuDNN chooses algorithms for a new size; exhaustive takes seconds each.",
+    help="How cuDNN chooses algorithms for a new size; heuristic was the fastest wherever it was tried.",
 )
 @click.option(
     "--tf32/--no-tf32", default=False, show_default=True, help="Let CUDA round products: faster, and masks may differ."
