@@ -39,8 +39,9 @@ fuzz: .venv/installed-dev  ## Odd bytes at every door for MINUTES=10
 
 bench: .venv/installed-dev  ## Every benchmark that needs no GPU, an hour and more, and docs/benchmarks.md from their figures
 	for name in $(BENCHMARKS); do \
-	  rm -f benchmarks/results/$$name.json; \
-	  .venv/bin/python benchmarks/$$name.py --json benchmarks/results/$$name.json || echo "$$name.py is left out"; done
+	  new=benchmarks/results/$$name.new; \
+	  if .venv/bin/python benchmarks/$$name.py --json $$new; then mv $$new benchmarks/results/$$name.json; \
+	  else rm -f $$new; echo "$$name.py failed: its figures stay as they were"; fi; done
 	.venv/bin/python benchmarks/page.py
 
 lint: .venv/installed-dev proto-fresh  ## Style, types, import walls, fresh stubs

@@ -62,7 +62,8 @@ class Benchmark:
 
     def server(self) -> None:
         """Compare a job through a server with the loop."""
-        options = ["--device", "cpu", "--threads", str(self.arguments.threads), "--warm", f"{HEIGHT}x{WIDTH}"]
+        options = ["--device", "cpu", "--threads", str(self.arguments.threads), "--no-tuned"]
+        options += ["--warm", f"{HEIGHT}x{WIDTH}"]
         with serve(self.model, *options) as (address, _):
             self._compare("folder through a server", [self.model.stem, "--server", address])
 
@@ -89,6 +90,8 @@ class Benchmark:
                 began = time.perf_counter()
                 with self._start(source, output) as process:
                     while not list(Path(output).glob("*.png")):
+                        if process.poll() is not None:
+                            raise SystemExit("the job ended without a mask")
                         time.sleep(0.005)
                     times.append(time.perf_counter() - began)
                     process.wait()
@@ -114,8 +117,9 @@ class Benchmark:
         with tempfile.TemporaryDirectory(dir=self.folder) as output:
             with self._start(source, output, model) as process:
                 _require_success(process)
-            written = sorted(path.stat().st_mtime_ns for path in Path(output).glob("*.png"))
-            if len(written) != self.arguments.images or next(Path(output).glob("*.png")).read_bytes() != self.expected:
+            masks = list(Path(output).glob("*.png"))
+            written = sorted(path.stat().st_mtime_ns for path in masks)
+            if len(masks) != self.arguments.images or {path.read_bytes() for path in masks} != {self.expected}:
                 raise SystemExit("a mask is missing, or is not that of session.run")
             return (len(written) - 1) / (written[-1] - written[0]) * 1e9
 

@@ -33,7 +33,9 @@ class Load:
     failed: int
 
 
-def load(address: str, request: bytes, clients: int, seconds: float, warm_s: float) -> Load:
+def load(
+    address: str, request: bytes, clients: int, seconds: float, warm_s: float, processes: int = _PROCESSES
+) -> Load:
     """Ask a server by so many clients for a time, which begins when all of them have asked for a while.
 
     Args:
@@ -42,8 +44,9 @@ def load(address: str, request: bytes, clients: int, seconds: float, warm_s: flo
         clients: How many ask at a time, each by a connection of its own.
         seconds: How long answers are counted.
         warm_s: How long they are not, before.
+        processes: In how many processes they are.
     """
-    processes = min(_PROCESSES, clients)
+    processes = min(processes, clients)
     begin = time.time() + _START_S + warm_s
     with tempfile.NamedTemporaryFile() as body:
         body.write(request)

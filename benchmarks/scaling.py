@@ -176,7 +176,7 @@ class Scaling:
                 table.add(count, start, rest, rate, peak_mib(process.pid))
 
     def _serve_options(self) -> list[str]:
-        return ["--device", "cpu", "--threads", str(self.threads), "--warm", f"{HEIGHT}x{WIDTH}"]
+        return ["--device", "cpu", "--threads", str(self.threads), "--no-tuned", "--warm", f"{HEIGHT}x{WIDTH}"]
 
     def _ask(self, address: str, clients: int, models: list[str]) -> tuple[list[float], float, int, float]:
         """Load a server; what `ask` tells, and how much of the CPU the clients took."""
@@ -193,7 +193,9 @@ class Scaling:
     def _in_fresh_process(self, model: Path, size: tuple[int, int], batch: int = 1) -> dict[str, Any]:
         told = {"model": str(model), "size": size, "batch": batch, "threads": self.threads, "seconds": self.seconds}
         command = [sys.executable, __file__, "--point", json.dumps(told)]
-        found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        found: dict[str, Any] = json.loads(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        )
         return found
 
 
@@ -240,7 +242,7 @@ async def ask(address: str, clients: int, requests: list[bytes], at_least_s: flo
 
 def measure(told: dict[str, Any]) -> dict[str, Any]:
     """Time runs of one size in this process, which has done nothing else."""
-    segmenter = fcnseg.load(told["model"], "cpu", told["threads"])
+    segmenter = fcnseg.load(told["model"], "cpu", told["threads"], tuned=False)
     images = [photograph(*told["size"])] * told["batch"]
     segmenter.segment_batch(images)
     times = [seconds(lambda: segmenter.segment_batch(images))]

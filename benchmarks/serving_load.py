@@ -129,7 +129,7 @@ class Benchmark:
 
     def _serve(self) -> AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
         """Serve the model, ready for the photograph's size."""
-        options = ["--device", "cpu", "--threads", str(self.threads), "--warm", f"{HEIGHT}x{WIDTH}"]
+        options = ["--device", "cpu", "--threads", str(self.threads), "--no-tuned", "--warm", f"{HEIGHT}x{WIDTH}"]
         return serve(self.model, *options)
 
     def throughput(self) -> None:

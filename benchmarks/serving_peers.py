@@ -117,7 +117,9 @@ def tell(report: Report, nets: list[str], sides: list[Side], figures: list[Figur
         loads = [f"{clients} client{'s' * (clients > 1)}" for clients in CLIENTS]
         columns = [f"{load}, {what}" for load in loads for what in ("requests/s", "of session.run")]
         frames = Spread.of(figure.loop_s * 1000 for figure in figures if figure.net == net)
+        left_out = ", ".join(side.name for side in SIDES if side not in sides)
         note = f"session.run alone takes {frames} ms. {_versions(sides)}"
+        note += f" Left out: {left_out}." if left_out else ""
         table = report.table(net, f"Servers of the {net} net", ("server", "protocol", *columns), note)
         for side in sides:
             cells: list[Spread] = []
@@ -155,6 +157,8 @@ def choose_sides(names: str | None) -> list[Side]:
                 f"{side.name} is left out: make its environment by python benchmarks/peers/environments.py {name}",
                 file=sys.stderr,
             )
+    if not any(side.environment is not None for side in found) and any(side.environment is not None for side in SIDES):
+        raise SystemExit("no peer is left to compare with; benchmarks/README.md tells how to make their environments")
     return found
 
 
@@ -179,6 +183,7 @@ def main() -> None:
     require_h2load()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives this process
     sides = choose_sides(arguments.peers)
+    report = Report(arguments.json)
     with tempfile.TemporaryDirectory() as folder:
         models = {}
         for net in arguments.nets.split(","):
@@ -186,7 +191,6 @@ def main() -> None:
             # A copy, since settings that are found for a model stand in a file beside it.
             models[net] = Path(shutil.copy(given, folder)) if given else build("resnet50", Path(folder))
         comparisons = [Comparison(net, model, sides, arguments) for net, model in models.items()]
-        report = Report(arguments.json)
         figures = [figure for turn in range(arguments.rounds) for side in comparisons for figure in side.measure(turn)]
     tell(report, list(models), sides, figures)
     report.write()

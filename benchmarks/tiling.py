@@ -23,6 +23,8 @@ from fcnseg.tiled import segment_in_tiles
 from fcnseg.tiling import plan_tiles
 
 SMALL_NET = f"{ROOT / 'tests' / 'golden' / 'small_net.py'}:SmallNet"
+MOST_DIFFERING = 1e-4
+"""Of the pixels: where two classes tie, sums in another order may choose either."""
 COLUMNS = (
     "tile",
     "tiles",
@@ -61,6 +63,10 @@ def main() -> None:
     image = patches(height, width)
     choices = [None, *options.tiles]
     sides = {str(tile or "whole"): lambda tile=tile: segment_in_tiles(segmenter, image, tile) for tile in choices}
+    masks = {name: side().class_map for name, side in sides.items()}
+    for name, mask in masks.items():
+        if (differing := int((mask != masks["whole"]).sum())) > mask.size * MOST_DIFFERING:
+            raise SystemExit(f"in tiles of {name}, {differing} pixels have another class than in the whole image")
     times = in_turns(sides, options.rounds)
     name = options.model.stem if options.model else "small_net"
     title = f"{name}, margin {segmenter.info.geometry.y.margin}, an image of {height} x {width}"

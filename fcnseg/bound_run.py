@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from fcnseg.cuda_copies import CudaCopies
+from fcnseg.cuda_copies import CudaCopies, copies_of
 from fcnseg.errors import DeviceError
 from fcnseg.model_file import OUTPUTS
 
@@ -126,7 +126,7 @@ def run_bound(
 def open_copies(device: str) -> Copies:
     """Return what copies to and from a device; None for the CPU, where nothing is to be copied."""
     kind, number = _place(device)
-    return None if kind == "cpu" else CudaCopies(number)
+    return None if kind == "cpu" else copies_of(number)
 
 
 def _place(device: str) -> tuple[str, int]:

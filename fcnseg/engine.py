@@ -231,8 +231,9 @@ class Engine:
     def leave_session_behind(self) -> None:
         """Do without the session, in a process that was forked from the one that opened it."""
         # Never freed here: it would wait for its threads, which are not in this process.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
-        self._session = None
+        for session in (self._session, self._with_confidence):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+        self._session = self._with_confidence = None
 
     def _confident_session(self) -> onnxruntime.InferenceSession:
         """Return the session of a CUDA device that computes confidences, opened when they are first asked for."""
