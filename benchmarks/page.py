@@ -31,10 +31,10 @@ INTRODUCTION = """\
 # Benchmarks
 
 Made by benchmarks/page.py from the figures in [benchmarks/results/](../benchmarks/results/), each by the command that
-stands with it; [benchmarks/](../benchmarks/README.md) tells what each one does, and has the figures of those that are run by
-hand, and [gpu.md](gpu.md) those of a GPU. A cell is one figure, or the median of rounds and their whole range in brackets.
-Where a table compares, its sides took turns within one run: the ratios are what to read, since absolute times belong to one
-machine.
+stands with it; [benchmarks/](../benchmarks/README.md) tells what each one does, and has the figures of those that are
+run by hand, and [gpu.md](gpu.md) those of a GPU. A cell is one figure, or the median of rounds and their whole range in
+brackets. Where a table compares, its sides took turns within one run: the ratios are what to read, since absolute times
+belong to one machine.
 """
 
 
