@@ -30,7 +30,7 @@ Way = Callable[[], object]
 """Computes a batch's masks once more, and answers with what `masks_of` reads them from."""
 MASKS = OUTPUTS[:2]
 _FATAL_ONLY = 4
-LONGEST_NAME = 110
+_LONGEST_NAME = 110
 
 
 class Files:
@@ -262,8 +262,6 @@ def matrix_rate(device: str, side: int, seconds: float) -> float:
 
 def masks_of(answer: object) -> NDArray[np.uint8]:
     """The class maps, (N, H, W) uint8, in what a way answered."""
-    if isinstance(answer, list | tuple):  # of outputs, or of batches
-        answer = answer[0]
     match answer:
         case EngineOutput():
             return answer.class_map.astype(np.uint8)
@@ -273,8 +271,8 @@ def masks_of(answer: object) -> NDArray[np.uint8]:
             return np.asarray(answer.cpu().numpy(), np.uint8)
         case np.ndarray():
             return np.asarray(answer, np.uint8)
-        case list() | tuple():
-            return masks_of(answer)
+        case list() | tuple():  # of outputs, or of batches
+            return masks_of(answer[0])
     raise TypeError(f"there are no masks in {type(answer).__name__}")
 
 
@@ -341,4 +339,5 @@ def kernel_times(way: Way, runs: int) -> list[Kernel]:
 
 def _short(name: str) -> str:
     """A kernel's name without namespaces and what its function takes, and no longer than a line."""
-    return re.sub(r"\b\w+::|^void |\(.*", "", name)[:LONGEST_NAME]
+    named = re.sub(r"\(anonymous namespace\)::|\((bool|int|unsigned int)\)|\b\w+::|^void ", "", name)
+    return named.partition("(")[0][:_LONGEST_NAME]

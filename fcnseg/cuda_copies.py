@@ -83,13 +83,11 @@ class CudaCopies:
                 self._free.append(lane)
 
     def _open_lane(self) -> "_Lane":
-        address, stream = ctypes.c_void_p(), ctypes.c_void_p()
+        stream, address = ctypes.c_void_p(), ctypes.c_void_p()
+        self._ask("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
         size, portable = ctypes.c_size_t(_LANE_BYTES), ctypes.c_uint(_PORTABLE)
         self._ask("cuMemHostAlloc", ctypes.byref(address), size, portable)
-        self._ask("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
-        if address.value is None:
-            raise DeviceError("the NVIDIA driver gave no pinned memory")
-        memory = np.ctypeslib.as_array((ctypes.c_uint8 * _LANE_BYTES).from_address(address.value))
+        memory = np.ctypeslib.as_array((ctypes.c_uint8 * _LANE_BYTES).from_address(address.value or 0))
         return _Lane(address, memory, stream)
 
     def _ask(self, function: str, *arguments: object) -> None:

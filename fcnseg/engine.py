@@ -46,8 +46,8 @@ class EngineOptions:
         spinning: Whether idle CPU threads spin for a moment, which answers sooner and heats the machine.
         arena: Whether memory that a run frees is kept for the next; on CUDA it always is.
         cudnn_search: How cuDNN chooses an algorithm for a new shape: by its heuristic, by its other one ("exhaustive",
-            which since onnxruntime 1.20 tries nothing out), or by what it falls back to ("default"); the first is the
-            fastest by far wherever it was tried.
+            which since onnxruntime 1.20 tries nothing out), or by what it falls back to ("default"). The first was
+            faster by far for every net that it could run (docs/gpu.md).
         tf32: Whether CUDA may round the factors of products to 10 bits: faster, and scores differ in the third digit.
         prove: Whether to run the model on small images when it is opened, to tell what runs where and what a pixel
             costs. On CUDA it is done in any case.
@@ -89,6 +89,9 @@ class EngineOutput:
 
 class Engine:
     """A model file opened on one device; `run` may be called from several threads.
+
+    On CUDA it opens a second session when confidences are first asked for, and keeps onnxruntime's default log, which
+    is the whole process's, to what is fatal.
 
     It survives `fork` on the CPU, and pickling, as by `spawn`: a session's threads exist in the process that opened it
     alone, so another opens the file again.
@@ -137,6 +140,8 @@ class Engine:
             with self._gate():
                 self._session = session = _open_session(path, self.device, options, None, confidence=False)
         self._copies = open_copies(self.device)
+        # What is opened later is the file as it was proved, whatever its path has become.
+        self._data = None if self.device == "cpu" else _map(path)
         self._with_confidence: onnxruntime.InferenceSession | None = None
         self._opening = threading.Lock()
         self._graphs: CudaGraphs | None = None
@@ -231,16 +236,16 @@ class Engine:
     def leave_session_behind(self) -> None:
         """Do without the session, in a process that was forked from the one that opened it."""
         # Never freed here: it would wait for its threads, which are not in this process.
-        for session in (self._session, self._with_confidence):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-        self._session = self._with_confidence = None
+        for held in (self._session, self._with_confidence, self._graphs):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
+        self._session = self._with_confidence = self._graphs = None
 
     def _confident_session(self) -> onnxruntime.InferenceSession:
         """Return the session of a CUDA device that computes confidences, opened when they are first asked for."""
         with self._opening:
             if self._with_confidence is None:
                 with self._gate():
-                    self._with_confidence = _open_session(self.path, self.device, self.options, None)
+                    self._with_confidence = _open_session(self.path, self.device, self.options, None, data=self._data)
             return self._with_confidence
 
     def _gate(self) -> AbstractContextManager[None]:
@@ -336,19 +341,25 @@ def _open_session(
     graph: Path | None = None,
     *,
     confidence: bool = True,
+    data: memoryview | None = None,
 ) -> onnxruntime.InferenceSession:
-    """Open a model file.
+    """Open a model file, or its data where they are given.
 
     On CUDA a session computes confidences always or never: the graph's other branch has shapes that depend on data, for
     which the device waits.
     """
     if device == "cpu" or recorded is not None:
         return _open_file(path, device, options, profile_folder, recorded, graph)
-    with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder, path.open("rb") as file:
+    with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
         specialised = Path(folder) / path.name
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-            write_specialised(view, specialised, confidence=confidence)
+        write_specialised(_map(path) if data is None else data, specialised, confidence=confidence)
         return _open_file(specialised, device, options, profile_folder, None, graph)
+
+
+def _map(path: Path) -> memoryview:
+    """Return a file's bytes; they stay what they are where the path comes to name another file."""
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _open_file(

@@ -106,6 +106,8 @@ class Tuner:
         found = best.beside(self._default)
         if self._device == "cpu":  # said in any case: `load` has another default
             found = replace(found, spinning=best.spinning)
+        else:  # so has a folder's job
+            found = replace(found, runners=best.runners)
         return Tuning(sha256, machine, self._objective, self._sizes, found, tuple(self._measurements))
 
     def _kinds(self) -> list[Callable[[Settings], list[Settings]]]:

@@ -131,7 +131,7 @@ class Batcher:
         self.pace = PaceBySize()
         self.warm_sizes: tuple[tuple[int, int], ...] = ()
         self.cold_sizes = 0
-        self._sizes_seen: set[tuple[int, int]] = set()
+        self._kinds_seen: set[object] = set()
         self._threads = [
             threading.Thread(target=self._work, name=f"infer-{name}-{i}", daemon=True) for i in range(config.runners)
         ]
@@ -176,7 +176,7 @@ class Batcher:
                         seconds = self._warm_by(image, count)
                     if not first:
                         self._learn(pixels, count, seconds)
-            self._sizes_seen.add(self._padded(image))
+            self._kinds_seen |= {self._padded(image), (self._padded(image), False)}
         self.warm_sizes = tuple(sizes)
 
     def _warm_by(self, image: NDArray[np.uint8], count: int) -> float:
@@ -309,7 +309,7 @@ class Batcher:
         A failure refers, by its traceback, to the frames that it came through and those that called them. Were a job
         left in one, whose future refers to the failure, that would be a cycle, which keeps images for long.
         """
-        cold = self._count_size(jobs[0].padded)
+        cold = self._count_kind(jobs[0])
         size, pixels = len(jobs), jobs[0].pixels
         began = time.monotonic()
         try:
@@ -319,7 +319,8 @@ class Batcher:
                 jobs.pop().future.set_exception(error)
         else:
             seconds = time.monotonic() - began
-            # The first run of a size on CUDA searches for algorithms, and tells nothing of those that follow.
+            # On CUDA the first run of a size searches for algorithms, and that with confidences may open a session;
+            # neither tells anything of those that follow.
             if not cold or self._segmenter.device == "cpu" or not self.pace.knows(pixels):
                 self._learn(pixels, size, seconds)
             self._observe(size, seconds)
@@ -343,11 +344,11 @@ class Batcher:
         with self._changed:
             self.pace.add(pixels, images, seconds)
 
-    def _count_size(self, padded: tuple[int, int]) -> bool:
-        """Tell whether a size comes for the first time, and count it."""
+    def _count_kind(self, job: _Job) -> bool:
+        """Tell whether jobs of this kind come for the first time, and count their size where it does."""
         with self._changed:
-            if padded in self._sizes_seen or len(self._sizes_seen) == _MOST_SIZES_REMEMBERED:
+            if job.kind in self._kinds_seen or len(self._kinds_seen) >= _MOST_SIZES_REMEMBERED:
                 return False
-            self._sizes_seen.add(padded)
-            self.cold_sizes += 1
+            self.cold_sizes += job.padded not in self._kinds_seen
+            self._kinds_seen |= {job.padded, job.kind}
             return True

@@ -121,7 +121,8 @@ class ModelConfig:
         options: How their sessions run.
         batching: How requests share runs.
         max_memory: Bytes that all images under way may take together, half of them for images that wait and answers
-            that are written, half for runs; 0 takes half of the machine's memory.
+            that are written, half for runs; 0 takes half of the machine's memory, and on CUDA half of the device's for
+            runs.
         warm_sizes: (height, width) of the images that are run before serving.
         said: Settings that take the place of those in `options` and `batching`, whatever was tuned.
         tuned: Whether those that a model's `MODEL.tune.json` names take their place too, where nothing is said.

@@ -40,7 +40,17 @@ def resample(
 def resample_channels_last(
     scores: Tensor, source: tuple[Lattice, Lattice], target: tuple[Lattice, Lattice], size: tuple[int, int]
 ) -> Tensor:
-    """Do the same to (N, K, h, w), and answer with (N, height, width, K), as a GPU's arg-max over K takes it."""
+    """Do the same, and answer with the channels last, as a GPU's arg-max over them takes it.
+
+    Args:
+        scores: (N, K, h, w) float on `source`.
+        source: (y, x) lattices of the scores.
+        target: (y, x) lattices wanted.
+        size: (height, width) of the result; cells beyond the source's last repeat it.
+
+    Returns:
+        (N, height, width, K) of the same dtype.
+    """
     rows = interpolation_matrix(source[0], target[0], scores.shape[2], size[0], scores)  # (height, h)
     columns = interpolation_matrix(source[1], target[1], scores.shape[3], size[1], scores)  # (width, w)
     wide = columns @ scores.permute(0, 2, 3, 1)  # (N, h, width, K)

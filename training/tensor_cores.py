@@ -19,8 +19,7 @@ from training.tracing import PaddedConv2d
 _LANES = 8
 """Channels that tensor cores read at once, of 16-bit floats (NVIDIA, Deep Learning Performance, Tensor Core Shapes)."""
 _LARGE_KERNEL = 6
-"""Side from which on a convolution becomes a product of matrices: 6 and 7 are AlexNet's and VGG's; nothing between
-convolutions is as large, but for strided ones on the image."""
+"""Side from which on a convolution becomes a product of matrices: 6 and 7 have AlexNet's and VGG's connected layers."""
 
 
 def fit_tensor_cores(net: nn.Module) -> None:
@@ -42,7 +41,11 @@ def fit_tensor_cores(net: nn.Module) -> None:
 def _pool_before_relu(traced: fx.GraphModule) -> None:
     for node in traced.graph.nodes:
         following = next(iter(node.users), None)
-        if len(node.users) == 1 and _is(traced, node, nn.ReLU) and following and _is(traced, following, nn.MaxPool2d):
+        if following is None or not (_is(traced, node, nn.ReLU) and _is(traced, following, nn.MaxPool2d)):
+            continue
+        # What others read before ReLU may have been rectified in place, and stays as it is.
+        alone = len(node.users) == len(node.all_input_nodes[0].users) == 1
+        if alone and not traced.get_submodule(str(following.target)).return_indices:
             node.target, following.target = following.target, node.target
     traced.recompile()
 
@@ -54,6 +57,7 @@ def _is(traced: fx.GraphModule, node: fx.Node, kind: type[nn.Module]) -> bool:
 def _is_large(conv: nn.Conv2d) -> bool:
     return (
         type(conv) is nn.Conv2d
+        and conv.in_channels >= _LANES
         and min(conv.kernel_size) >= _LARGE_KERNEL
         and conv.stride == (1, 1)
         and conv.dilation == (1, 1)

@@ -3,18 +3,20 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
-from torch.nn.functional import max_pool2d
 
 from fcnseg.types import LabelMap
+from tests.training.small_nets import Residual, seeded
+from tests.training.test_model import fcn_model
 from training.export import export
 from training.model import build_model
-from training.tensor_cores import FilledConv2d, UnfoldedConv2d, fit_tensor_cores
+from training.tensor_cores import FilledConv2d, UnfoldedConv2d, _pool_before_relu, fit_tensor_cores
 from training.tracing import PaddedConv2d
 
 
@@ -96,11 +98,57 @@ def test_a_net_computes_the_same_in_another_form() -> None:
     assert order[:5] == ["first", "pool", "relu", "second", "tap"]
 
 
-def test_relu_and_max_pooling_commute_to_the_bit() -> None:
-    features = torch.randn(2, 5, 11, 13)
-    for kernel, stride, padding in ((2, 2, 0), (3, 2, 1), (3, 1, 1)):
-        before = max_pool2d(features.relu(), kernel, stride, padding)
-        assert torch.equal(max_pool2d(features, kernel, stride, padding).relu(), before)
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(3, 2, ceil_mode=True)])
+def test_relu_behind_max_pooling_gives_the_same_to_the_bit(pool: nn.Module) -> None:
+    traced = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), pool))
+    fitted = copy.deepcopy(traced)
+    _pool_before_relu(fitted)
+    assert [node.target for node in fitted.graph.nodes if node.op == "call_module"] == ["0", "2", "1"]
+    features = torch.randn(2, 3, 13, 15)
+    assert torch.equal(fitted(features), traced(features))
+
+
+class ReadBefore(nn.Module):
+    """Its features are read before ReLU, which rectifies them in place, and behind its pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(3, 1, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = self.conv(image)
+        return features + self.pool(self.relu(features))
+
+
+def test_what_is_rectified_in_place_for_others_stays_so() -> None:
+    traced = fx.symbolic_trace(ReadBefore())
+    fitted = copy.deepcopy(traced)
+    _pool_before_relu(fitted)
+    features = torch.randn(2, 3, 13, 15)
+    assert torch.equal(fitted(features), traced(features))
+
+
+def test_a_large_kernel_on_the_image_stays_a_convolution() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 7, padding=3), nn.Conv2d(16, 16, 7))
+    fit_tensor_cores(net)
+    assert [type(layer) for layer in net] == [FilledConv2d, UnfoldedConv2d]
+
+
+def test_classes_and_confidences_are_those_of_other_files() -> None:
+    model = fcn_model(seeded(Residual), (64, 64))
+    other = copy.deepcopy(model)
+    other.on_tensor_cores = True
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 97, 61, 3), np.uint8))
+    with torch.no_grad():
+        (classes, heatmap, confidence), found = model(image), other(image)
+        best = model.pixel_scores(image).topk(2, dim=1).values
+    assert torch.equal(found[1], heatmap)
+    clear = best[:, 0] - best[:, 1] > 1e-4
+    assert clear.float().mean() > 0.9
+    assert torch.equal(found[0][clear], classes[clear])
+    assert (found[2].int() - confidence.int()).abs().max() <= 1
 
 
 @pytest.mark.slow

@@ -1,0 +1,110 @@
+"""Copies to a device, against a stand-in for NVIDIA's driver whose device memory is the host's."""
+
+import ctypes
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fcnseg import cuda_copies
+from fcnseg.cuda_copies import CudaCopies
+from fcnseg.errors import DeviceError
+
+LANE_BYTES = 64
+
+
+class Driver:
+    """Answers the driver's calls with 0, or with the code that it was told to fail with."""
+
+    def __init__(self) -> None:
+        self.codes: dict[str, int] = {}
+        self.streams = 0
+        self.in_order = True  # whether every copy was waited for before the next of its stream
+        self.waiting: set[int | None] = set()
+        self._memory: list[ctypes.Array[ctypes.c_char]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        return partial(self._answer, name)
+
+    def _answer(self, name: str, *arguments: Any) -> int:
+        if code := self.codes.get(name):
+            return code
+        match name, arguments:
+            case "cuStreamCreate", (stream, _):
+                self.streams += 1
+                stream._obj.value = self.streams
+            case "cuMemHostAlloc", (address, size, _):
+                self._memory.append(ctypes.create_string_buffer(size.value))
+                address._obj.value = ctypes.addressof(self._memory[-1])
+            case "cuMemcpyHtoDAsync_v2" | "cuMemcpyDtoHAsync_v2", (target, source, size, stream):
+                self.in_order &= stream.value not in self.waiting
+                self.waiting.add(stream.value)
+                ctypes.memmove(target.value, source.value, size.value)
+            case "cuStreamSynchronize", (stream,):
+                self.waiting.discard(stream.value)
+            case "cuDeviceGet" | "cuDevicePrimaryCtxRetain" | "cuCtxSetCurrent", _:
+                pass
+            case _:
+                raise AssertionError(f"the driver has no {name} with {len(arguments)} arguments")
+        return 0
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    driver = Driver()
+    monkeypatch.setattr(cuda_copies, "open_driver", lambda: driver)
+    monkeypatch.setattr(cuda_copies, "_LANE_BYTES", LANE_BYTES)
+    return driver
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (2, 4, 8), (7, 11, 13)])
+def test_what_goes_to_the_device_comes_back(driver: Driver, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+    copies = CudaCopies(0)
+    source = (np.random.default_rng(0).random(shape) * 255).astype(dtype)
+    memory = np.zeros_like(source)
+    copies.upload(source, memory.ctypes.data)
+    np.testing.assert_array_equal(memory, source)
+    np.testing.assert_array_equal(copies.download(memory.ctypes.data, shape, np.dtype(dtype)), source)
+    assert driver.in_order
+    assert not driver.waiting
+
+
+def test_threads_copy_at_a_time_and_lanes_are_used_again(driver: Driver) -> None:
+    copies, together = CudaCopies(0), threading.Barrier(4)
+
+    def work(seed: int) -> None:
+        together.wait(10)
+        source = np.random.default_rng(seed).integers(0, 256, 5000, np.uint8)
+        memory = np.zeros_like(source)
+        for _ in range(20):
+            copies.upload(source, memory.ctypes.data)
+            np.testing.assert_array_equal(copies.download(memory.ctypes.data, (5000,), source.dtype), source)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert 1 <= driver.streams <= 4
+    assert driver.in_order
+
+
+def test_a_copy_that_fails_is_told_of_and_keeps_its_lane(driver: Driver) -> None:
+    copies = CudaCopies(0)
+    memory = np.zeros(10, np.uint8)
+    driver.codes["cuMemcpyHtoDAsync_v2"] = 700
+    for _ in range(3):
+        with pytest.raises(DeviceError, match="the NVIDIA driver's cuMemcpyHtoDAsync_v2 failed with code 700"):
+            copies.upload(memory, memory.ctypes.data)
+    assert driver.streams == 1
+
+
+def test_without_a_driver_or_a_device_it_says_so(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver.codes["cuDeviceGet"] = 101
+    with pytest.raises(DeviceError, match="cuDeviceGet failed with code 101"):
+        CudaCopies(3)
+    monkeypatch.setattr(cuda_copies, "open_driver", lambda: None)
+    with pytest.raises(DeviceError, match="the NVIDIA driver cannot be opened"):
+        CudaCopies(0)
