@@ -110,7 +110,7 @@ _CONNECTIONS = ConnectionConfig()
     default="heuristic",
     show_default=True,
     type=click.Choice(["heuristic", "exhaustive", "default"]),
-    help="How cuDNN chooses algorithms for a new size; exhaustive is another heuristic since onnxruntime 1.20, and slower.",
+    help="How cuDNN chooses algorithms for a new size; exhaustive is its other heuristic, and slower.",
 )
 @click.option(
     "--tf32/--no-tf32", default=False, show_default=True, help="Let CUDA round products: faster, and masks may differ."
