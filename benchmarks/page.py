@@ -19,7 +19,7 @@ BENCHMARKS = {
     "folder": "",
     "serving_load": "h2load",
     "serving_peers": "h2load and the peers' environments",
-    "gpu": "a CUDA GPU",
+    "gpu": "a CUDA GPU: [gpu.md](gpu.md)",
     "scaling": "",
     "tail": "",
     "tiling": "",
