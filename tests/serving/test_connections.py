@@ -4,7 +4,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from queue import SimpleQueue
 
 import grpc
 import numpy as np
@@ -37,21 +36,13 @@ def test_a_client_that_answers_no_ping_is_dropped(tiny_model: Path) -> None:
             assert 1 < time.monotonic() - began < 10
 
 
-def state_of(client: Client) -> grpc.ChannelConnectivity:
-    """What a client's connection is at present, by a new look at it: one that goes on may miss what was between."""
-    told: SimpleQueue[grpc.ChannelConnectivity] = SimpleQueue()
-    client._channel.subscribe(told.put)
-    try:
-        return told.get(timeout=10)
-    finally:
-        client._channel.unsubscribe(told.put)
-
-
 def outlive_a_connection(tiny_model: Path) -> None:
     """Ask until the connection is older than it may be, and once more."""
     segmenter = GatedSegmenter(tiny_model)
     config = ServerConfig(connections=ConnectionConfig(max_age_s=0.5))
+    states: list[grpc.ChannelConnectivity] = []
     with running_server(registry_of(segmenter, tiny_model), config) as server, Client(server.address) as client:
+        client._channel.subscribe(states.append)
         answers: list[object] = []
         asking = threading.Thread(target=lambda: answers.append(client.segment(IMAGE)))
         asking.start()
@@ -60,7 +51,8 @@ def outlive_a_connection(tiny_model: Path) -> None:
         segmenter.gate.set()
         asking.join(10)
         assert len(answers) == 1
-        wait_until(lambda: state_of(client) is not grpc.ChannelConnectivity.READY)  # the server has ended it
+        ready = grpc.ChannelConnectivity.READY
+        wait_until(lambda: ready in states and states[-1] is not ready)  # the server has ended the connection
         client.segment(IMAGE)
 
 
