@@ -32,27 +32,15 @@ def resample(
     Returns:
         (N, K, height, width) of the same dtype.
     """
-    rows = interpolation_matrix(source[0], target[0], scores.shape[2], size[0], scores)  # (height, h)
-    columns = interpolation_matrix(source[1], target[1], scores.shape[3], size[1], scores)  # (width, w)
+    rows, columns = _matrices(scores, source, target, size)
     return rows @ (scores @ columns.T)
 
 
 def resample_channels_last(
     scores: Tensor, source: tuple[Lattice, Lattice], target: tuple[Lattice, Lattice], size: tuple[int, int]
 ) -> Tensor:
-    """Do the same, and answer with the channels last, as a GPU's arg-max over them takes it.
-
-    Args:
-        scores: (N, K, h, w) float on `source`.
-        source: (y, x) lattices of the scores.
-        target: (y, x) lattices wanted.
-        size: (height, width) of the result; cells beyond the source's last repeat it.
-
-    Returns:
-        (N, height, width, K) of the same dtype.
-    """
-    rows = interpolation_matrix(source[0], target[0], scores.shape[2], size[0], scores)  # (height, h)
-    columns = interpolation_matrix(source[1], target[1], scores.shape[3], size[1], scores)  # (width, w)
+    """Do what `resample` does, and answer with (N, height, width, K), as a GPU's arg-max over the channels takes it."""
+    rows, columns = _matrices(scores, source, target, size)
     wide = columns @ scores.permute(0, 2, 3, 1)  # (N, h, width, K)
     tall = rows @ wide.reshape(wide.shape[0], wide.shape[1], -1)  # (N, height, width * K)
     return tall.reshape(wide.shape[0], size[0], size[1], -1)
@@ -75,6 +63,14 @@ def enlarge_nearest(
     rows = _coordinates(source[0], target[0], values.shape[1], size[0], values.device).round().long()
     columns = _coordinates(source[1], target[1], values.shape[2], size[1], values.device).round().long()
     return values.index_select(1, rows).index_select(2, columns)
+
+
+def _matrices(
+    scores: Tensor, source: tuple[Lattice, Lattice], target: tuple[Lattice, Lattice], size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return what interpolates rows, (height, h), and columns, (width, w)."""
+    rows = interpolation_matrix(source[0], target[0], scores.shape[2], size[0], scores)
+    return rows, interpolation_matrix(source[1], target[1], scores.shape[3], size[1], scores)
 
 
 def interpolation_matrix(source: Lattice, target: Lattice, cells: int, size: int, like: Tensor) -> Tensor:
