@@ -1,18 +1,22 @@
 """Runs whose input and outputs are a device's own memory."""
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from fcnseg.cuda_copies import CudaCopies, copies_of
+from fcnseg.cuda_copies import CudaCopies
+from fcnseg.cuda_driver import split_device
 from fcnseg.errors import DeviceError
 from fcnseg.model_file import OUTPUTS
 
 Arrays: TypeAlias = Sequence[NDArray[Any]]
 Copies: TypeAlias = CudaCopies | None
+"""What copies to and from a device; None leaves it to onnxruntime."""
 Shape: TypeAlias = tuple[int, int, int]
 """N, H and W."""
 _DTYPES = {f"tensor({name})": np.dtype(kind) for name, kind in (("uint8", "u1"), ("uint16", "u2"), ("float", "f4"))}
@@ -24,6 +28,9 @@ _RUNS_AHEAD = 2
 _PATTERN = 251
 """A prime, so that neither rows nor images repeat each other."""
 _MOST_APART = 0.01
+_PROOF_BYTES = (1 << 20) + 5
+
+_log = logging.getLogger(__name__)
 
 
 class BoundRun:
@@ -50,7 +57,7 @@ class BoundRun:
         outputs: Sequence[str],
         number: int = 0,
     ) -> None:
-        place = _place(device)
+        place = split_device(device)
         self._copies = copies
         self._session = session
         self._options = _run_options(number)
@@ -112,7 +119,7 @@ def run_bound(
     Returns:
         The outputs, as new arrays.
     """
-    place = _place(device)
+    place = split_device(device)
     image = onnxruntime.OrtValue.ortvalue_from_shape_and_type(images.shape, np.uint8, *place)
     _write(images, image, copies)
     binding = session.io_binding()
@@ -123,15 +130,39 @@ def run_bound(
     return [_read(value, copies) for value in binding.get_outputs()]
 
 
+@cache
 def open_copies(device: str) -> Copies:
-    """Return what copies to and from a device; None for the CPU, where nothing is to be copied."""
-    kind, number = _place(device)
-    return None if kind == "cpu" else copies_of(number)
+    """Return what copies to and from a device, the same for all models of a process: its pinned memory stays.
+
+    It is tried out first. Where the driver does not do what is asked of it, the log says so, and onnxruntime's own
+    copies are slower and as right.
+    """
+    kind, number = split_device(device)
+    if kind == "cpu":
+        return None
+    try:
+        copies = CudaCopies(number)
+        prove_copies(copies, device)
+    except (DeviceError, AttributeError) as error:  # AttributeError: a driver without such a function
+        _log.warning("%s is used without pinned memory: %s", device, error)
+        return None
+    return copies
 
 
-def _place(device: str) -> tuple[str, int]:
-    kind, _, number = device.partition(":")
-    return kind, int(number or 0)
+def prove_copies(copies: CudaCopies, device: str) -> None:
+    """Check by onnxruntime's own copies that bytes reach a device, and that they come back.
+
+    Raises:
+        DeviceError: They do not.
+    """
+    pattern = np.resize(np.arange(_PATTERN, dtype=np.uint8), _PROOF_BYTES)
+    value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(pattern.shape, np.uint8, *split_device(device))
+    copies.upload(pattern, value.data_ptr())
+    if not np.array_equal(value.numpy(), pattern):
+        raise DeviceError("what was copied to the device is not there")
+    value.update_inplace(pattern[::-1].copy())
+    if not np.array_equal(copies.download(value.data_ptr(), pattern.shape, pattern.dtype), pattern[::-1]):
+        raise DeviceError("what was copied from the device is not what is there")
 
 
 def _write(images: NDArray[np.uint8], value: onnxruntime.OrtValue, copies: Copies) -> None:

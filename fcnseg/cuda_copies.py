@@ -9,7 +9,6 @@ import ctypes
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -94,12 +93,6 @@ class CudaCopies:
         code = getattr(self._driver, function)(*arguments)  # without Python's lock, as all that ctypes calls
         if code:
             raise DeviceError(f"the NVIDIA driver's {function} failed with code {code}")
-
-
-@cache
-def copies_of(number: int) -> CudaCopies:
-    """Return a device's copies, which all models of a process share: their pinned memory stays."""
-    return CudaCopies(number)
 
 
 class _Lane:

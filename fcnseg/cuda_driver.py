@@ -17,6 +17,12 @@ def open_driver() -> ctypes.CDLL | None:
     return None
 
 
+def split_device(device: str) -> tuple[str, int]:
+    """Return a device's kind and number: `cuda` and N of `cuda:N`, `cpu` and 0 of `cpu`."""
+    kind, _, number = device.partition(":")
+    return kind, int(number or 0)
+
+
 def device_count() -> int:
     """Return how many devices there are; 0 where there is no driver."""
     driver, count = open_driver(), ctypes.c_int()
@@ -41,8 +47,8 @@ def device_memory(device: str) -> int:
 
 def _find(device: str) -> tuple[ctypes.CDLL, ctypes.c_int] | None:
     """Return the driver and its handle of a device, `cuda:N`."""
-    kind, _, number = device.partition(":")
+    kind, number = split_device(device)
     driver, handle = open_driver() if kind == "cuda" else None, ctypes.c_int()
-    if driver is None or driver.cuDeviceGet(ctypes.byref(handle), int(number or 0)) != 0:
+    if driver is None or driver.cuDeviceGet(ctypes.byref(handle), number) != 0:
         return None
     return driver, handle

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fcnseg.bound_run import Shape, open_copies, run_bound
 from fcnseg.capture_gate import GATE
 from fcnseg.cores import threads_for
-from fcnseg.cuda_driver import device_count
+from fcnseg.cuda_driver import device_count, split_device
 from fcnseg.cuda_graphs import CudaGraphs
 from fcnseg.errors import DeviceError, ModelFileError, UsageError
 from fcnseg.graph import GraphNode, read_graph
@@ -182,7 +182,7 @@ class Engine:
         outputs = self._graphs.run(images, confidence=confidence) if self._graphs else None
         if outputs is None:
             names = OUTPUTS if confidence else OUTPUTS[:2]
-            if self._copies is None:
+            if self.device == "cpu":
                 asked = {"with_confidence": np.array(confidence)} if confidence else {}
                 outputs = session.run(names, {"image": images, **asked})
             else:
@@ -389,7 +389,7 @@ def _open_file(
     if device != "cpu":
         _require_cuda(device)
         cuda = {
-            "device_id": device.partition(":")[2],
+            "device_id": str(split_device(device)[1]),
             "cudnn_conv_algo_search": options.cudnn_search.upper(),
             "arena_extend_strategy": "kSameAsRequested",
             "use_tf32": str(int(options.tf32)),

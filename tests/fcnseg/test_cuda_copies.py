@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fcnseg import cuda_copies
+from fcnseg.bound_run import open_copies, prove_copies
 from fcnseg.cuda_copies import CudaCopies
 from fcnseg.errors import DeviceError
 
@@ -23,6 +24,7 @@ class Driver:
     def __init__(self) -> None:
         self.codes: dict[str, int] = {}
         self.streams = 0
+        self.loses: str | None = None  # a copy that is waited for and not done
         self.in_order = True  # whether every copy was waited for before the next of its stream
         self.waiting: set[int | None] = set()
         self._memory: list[ctypes.Array[ctypes.c_char]] = []
@@ -43,7 +45,8 @@ class Driver:
             case "cuMemcpyHtoDAsync_v2" | "cuMemcpyDtoHAsync_v2", (target, source, size, stream):
                 self.in_order &= stream.value not in self.waiting
                 self.waiting.add(stream.value)
-                ctypes.memmove(target.value, source.value, size.value)
+                if name != self.loses:
+                    ctypes.memmove(target.value, source.value, size.value)
             case "cuStreamSynchronize", (stream,):
                 self.waiting.discard(stream.value)
             case "cuDeviceGet" | "cuDevicePrimaryCtxRetain" | "cuCtxSetCurrent", _:
@@ -99,6 +102,24 @@ def test_a_copy_that_fails_is_told_of_and_keeps_its_lane(driver: Driver) -> None
         with pytest.raises(DeviceError, match="the NVIDIA driver's cuMemcpyHtoDAsync_v2 failed with code 700"):
             copies.upload(memory, memory.ctypes.data)
     assert driver.streams == 1
+
+
+@pytest.mark.parametrize("lost", ["cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2"])
+def test_copies_are_proved_by_those_of_onnxruntime(driver: Driver, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    monkeypatch.setattr(cuda_copies, "_LANE_BYTES", 16 << 10)
+    copies = CudaCopies(0)
+    prove_copies(copies, "cpu")
+    driver.loses = lost
+    with pytest.raises(DeviceError, match="what was copied .* is not"):
+        prove_copies(copies, "cpu")
+
+
+def test_a_device_whose_driver_fails_is_used_without_pinned_memory(
+    driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.codes["cuDevicePrimaryCtxRetain"] = 2
+    assert open_copies("cuda:7") is None
+    assert "cuda:7 is used without pinned memory: the NVIDIA driver's cuDevicePrimaryCtxRetain failed" in caplog.text
 
 
 def test_without_a_driver_or_a_device_it_says_so(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
