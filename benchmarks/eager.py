@@ -17,7 +17,6 @@ fails. The third stretches the map to the image's size, hence other masks; the s
 """
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +33,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
 import fcnseg
+from fcnseg.cores import usable_cores
 from training.model import SegmentationModel
 
 HEIGHT, WIDTH = 360, 480
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--net", nargs="+", default=NETS, metavar="ARCH", help=f"default: {' '.join(NETS)}")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each side in each round (1)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of both (cores)")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="of both (cores)")
     add_json_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

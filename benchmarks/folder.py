@@ -16,7 +16,6 @@ start   seconds from the command's start to its first mask.
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from served import serve
 
 import fcnseg
 from fcnseg import images, masks
+from fcnseg.cores import usable_cores
 from fcnseg.masks import Encoding
 from fcnseg.pictures import encode_jpeg
 
@@ -99,7 +99,7 @@ class Benchmark:
         table.add(self.name, Spread.of(times))
 
     def _compare(self, what: str, model: list[str]) -> None:
-        cores, count = len(os.sched_getaffinity(0)), self.arguments.images
+        cores, count = usable_cores(), self.arguments.images
         source = self._images(count)
         frames, rates, ceilings, ratios = [], [], [], []
         for _ in range(self.arguments.rounds):
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of the loop in each round (4)")
     parser.add_argument("--images", type=int, default=150, help="in each round (150)")
     parser.add_argument("--many", type=int, default=10_000, help="images for the memory question (10000)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="within an operator (cores)")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="within an operator (cores)")
     parser.add_argument("--small", type=Path, default=SMALL, help="the small net (results/camvid-fcn8s.onnx)")
     add_json_option(parser)
     arguments = parser.parse_args()

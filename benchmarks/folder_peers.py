@@ -17,7 +17,6 @@ the run fails; those of PyTorch wherever a pixel's two best scores are clearly a
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from PIL import Image
 from reporting import Report, Spread, Table, add_json_option, peak_mib
 from skimage import data
 
+from fcnseg.cores import usable_cores
 from training.model import SegmentationModel
 
 HEIGHT, WIDTH = 360, 480
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=100, help="in each round (100)")
     parser.add_argument("--batch", type=int, default=1, help="of PyTorch (1)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the other sides (cores)")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="of the other sides (cores)")
     add_json_option(parser)
     arguments = parser.parse_args()
     report = Report(arguments.json)

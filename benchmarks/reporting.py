@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from fcnseg.cores import usable_cores
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("fcnseg", "onnxruntime-gpu", "onnxruntime", "numpy", "opencv-python", "grpcio", "torch", "torchvision")
 WRITTEN = ("benchmarks/results", "docs/benchmarks.md", "docs/images")
@@ -193,7 +195,7 @@ def machine(gpu: str | None = None) -> dict[str, Any]:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "processor": names[0] if names else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "memory_gib": round(pages / 2**30, 1),
         "load": round(os.getloadavg()[0], 1),
         "gpu": gpu,

@@ -20,7 +20,6 @@ import argparse
 import asyncio
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -42,6 +41,7 @@ from served import serve
 from skimage import data
 
 import fcnseg
+from fcnseg.cores import usable_cores
 from fcnseg.pictures import encode_jpeg
 from fcnseg.v1 import segmentation_pb2 as pb
 
@@ -187,7 +187,7 @@ class Scaling:
         requests = [request.SerializeToString() for request in kinds]
         busy, began = time.process_time(), time.perf_counter()
         waits, rate, refused = asyncio.run(ask(address, clients, requests, self.seconds))
-        share = (time.process_time() - busy) / (time.perf_counter() - began) / len(os.sched_getaffinity(0))
+        share = (time.process_time() - busy) / (time.perf_counter() - began) / usable_cores()
         return waits, rate, refused, share
 
     def _in_fresh_process(self, model: Path, size: tuple[int, int], batch: int = 1) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"{', '.join(QUESTIONS)}; all by default")
     parser.add_argument("--model", type=Path, default=SMALL, help="model file (results/camvid-fcn8s.onnx)")
     parser.add_argument("--seconds", type=float, default=3.0, help="for which a row is measured, at least one run (3)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="within an operator (cores)")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="within an operator (cores)")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     add_json_option(parser)
     arguments = parser.parse_args()

@@ -20,7 +20,6 @@ idle        a MobileNetV2 FCN: seconds from start to SERVING with one declared s
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import tempfile
@@ -42,6 +41,7 @@ from served import serve, serve_barely
 
 import fcnseg
 from fcnseg import images, masks
+from fcnseg.cores import usable_cores
 from fcnseg.masks import Encoding
 from fcnseg.pictures import encode_jpeg
 from fcnseg.v1 import segmentation_pb2 as pb
@@ -152,7 +152,7 @@ class Benchmark:
         return lambda frame: load(address, case, clients, max(2 * clients, int(self.seconds / frame)))
 
     def codec(self) -> None:
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         with self._serve() as (address, _):
             check(address, self.zstd)
             frames, rates, ratios, ceilings = [], [], [], []
@@ -234,7 +234,7 @@ class Benchmark:
             for future in pending:
                 future.exception()
             seconds = time.perf_counter() - began
-            own = (time.process_time() - busy) / seconds / len(os.sched_getaffinity(0))
+            own = (time.process_time() - busy) / seconds / usable_cores()
             resident.append(resident_mib(process.pid))
             capacity = (before + self._capacity(address)) / 2
         table = self.report.table("overload", "Twice the requests that a server can answer", OVERLOAD)
@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help="all by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each side in each round (4)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="within an operator (cores)")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="within an operator (cores)")
     parser.add_argument("--small", type=Path, default=SMALL, help="the small net (results/camvid-fcn8s.onnx)")
     add_json_option(parser)
     arguments = parser.parse_args()

@@ -13,7 +13,6 @@ server's figure is its rate over the loop's. Prints a Markdown table of medians 
 """
 
 import argparse
-import os
 import shutil
 import signal
 import statistics
@@ -30,6 +29,8 @@ from loop import HEIGHT, WIDTH, Loop, photograph
 from nets import SMALL, build
 from peers.sides import SIDES, Side
 from reporting import Report, Spread, add_json_option
+
+from fcnseg.cores import usable_cores
 
 CLIENTS = (1, 8)
 PEERS = ("nvidia-pytriton", "kserve", "mosec", "litserve")
@@ -168,7 +169,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--nets", default="small,heavy", help="of small, heavy (both)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load, and of the loop around it (4)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="within an operator (cores)")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="within an operator (cores)")
     parser.add_argument("--small", type=Path, default=SMALL, metavar="MODEL", help="(results/camvid-fcn8s.onnx)")
     parser.add_argument("--heavy", type=Path, metavar="MODEL", help="(an FCN-8s of ResNet-50 with random weights)")
     add_json_option(parser)
