@@ -4,7 +4,7 @@ PYTHON ?= python3
 PROTO := $(wildcard proto/fcnseg/v1/*.proto) proto/serving/oip/inference.proto
 STUBS := --python_out=. --pyi_out=. --grpc_python_out=.
 MINUTES ?= 10
-BENCHMARKS := eager folder_peers folder serving_load serving_peers scaling tail tiling resampling dense_vs_sliding
+BENCHMARKS := eager folder_peers folder serving_load serving_peers perf_analyzer scaling tail tiling resampling dense_vs_sliding
 # The stubs carry the version that made them as the floor of the grpcio that runs them.
 GRPC_TOOLS := grpcio-tools==1.76.0
 # Its protobuf and ml-dtypes are older than ours may be, and its messages have the names of ours.

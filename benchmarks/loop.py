@@ -25,9 +25,9 @@ def photograph() -> NDArray[np.uint8]:
 class Loop:
     """session.run in a plain loop."""
 
-    def __init__(self, model: Path, threads: int, photo: NDArray[np.uint8]) -> None:
+    def __init__(self, model: Path, threads: int, photo: NDArray[np.uint8], *, confidence: bool = False) -> None:
         self._session = open_session(model, threads)
-        self._feed = {"image": photo[None]}
+        self._feed = {"image": photo[None], "with_confidence": np.array(confidence)}
         self.class_map: NDArray[np.uint8] = self._session.run(None, self._feed)[0][0]
 
     def run(self) -> None:

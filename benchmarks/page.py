@@ -19,6 +19,7 @@ BENCHMARKS = {
     "folder": "",
     "serving_load": "h2load",
     "serving_peers": "h2load and the peers' environments",
+    "perf_analyzer": "Debian's libb64-0d, and PyPI",
     "gpu": "a CUDA GPU: [gpu.md](gpu.md)",
     "scaling": "",
     "tail": "",

@@ -1,11 +1,13 @@
-"""What does Triton's own load generator measure of `fcnseg serve`?
+"""What does Triton's own load generator measure of a server, beside session.run in a loop?
 
-    python benchmarks/perf_analyzer.py MODEL.onnx [--size 360x480] [--concurrency 1:4] [--seconds 5] [SERVE OPTIONS]
+Run it: python benchmarks/perf_analyzer.py [MODEL.onnx] [--callers N ...] [--rounds N] [--seconds S] [--threads N]
+        [--json FILE]
 
-Starts the server, with whatever other options there are, and runs perf_analyzer against its inference service: requests
-of one raw image of random pixels and all three outputs, which perf_analyzer always asks for, by so many callers as the
-concurrency says. Prints a Markdown table: images a second, the latency that the callers see, and where the server says
-that the time went. Callers and server share this machine's cores.
+perf_analyzer asks `fcnseg serve` by the Open Inference Protocol for the answer to one image of 480x360 random pixels at
+a time, with all three outputs, which it always asks for; the loop, before and after each of its measurements, computes
+them too, on random pixels, with the same threads, none of which spin. Confidences are computed for every pixel, which
+takes longer than a class map alone. Latencies are what the callers see, the rest what the server says of where the time
+went. Callers, server and loop share this machine's cores.
 
 perf_analyzer is the program inside tritonclient's wheel, which pip fetches once into the cache folder (14 MB, Linux on
 x86-64); it needs Debian's libb64-0d.
@@ -15,29 +17,37 @@ import argparse
 import csv
 import ctypes
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
+from loop import HEIGHT, WIDTH, Loop
+from nets import SMALL
+from reporting import Report, Spread, add_json_option
 from served import serve
+
+from fcnseg.cores import usable_cores
 
 # Later wheels do not hold the program, and it links CUDA's runtime even where it uses none.
 WHEELS = ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12==12.9.79")
 PROGRAM, CUDART, LIBB64 = "perf_analyzer", "libcudart.so.12", "libb64.so.0d"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fcnseg" / "perf_analyzer-2.51.0"
-COLUMNS = {
-    "callers": ("Concurrency", 1.0),
-    "images/s": ("Inferences/Second", 1.0),
-    "p50 ms": ("p50 latency", 1e-3),
-    "p95 ms": ("p95 latency", 1e-3),
-    "p99 ms": ("p99 latency", 1e-3),
-    "queue ms": ("Server Queue", 1e-3),
-    "input ms": ("Server Compute Input", 1e-3),
-    "infer ms": ("Server Compute Infer", 1e-3),
-    "output ms": ("Server Compute Output", 1e-3),
+MICROSECONDS = {
+    "p50, ms": "p50 latency",
+    "p99, ms": "p99 latency",
+    "queue, ms": "Server Queue",
+    "input, ms": "Server Compute Input",
+    "infer, ms": "Server Compute Infer",
+    "output, ms": "Server Compute Output",
 }
+"""Columns, and what the program calls them."""
+COLUMNS = ("callers", "session.run, ms", "images/s", "ratio", *MICROSECONDS)
+WINDOWS = 3
+"""The program measures so many times, and averages them."""
 
 
 def fetch_program() -> Path:
@@ -61,48 +71,54 @@ def fetch_program() -> Path:
     return program
 
 
-def measure(program: Path, address: str, model: str, arguments: argparse.Namespace) -> list[dict[str, str]]:
-    """Run the program, and return its table, a row for each concurrency."""
-    height, width = arguments.size.split("x")
+def measure(program: Path, address: str, model: str, callers: int, seconds: float) -> dict[str, float]:
+    """Let so many callers ask for a while, and return what the program found, by its names."""
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.csv"
-        command: list[str | Path] = [
-            program,
-            "-m",
-            model,
-            "-u",
-            address,
-            "-i",
-            "grpc",
-            "-f",
-            table,
-            "--input-data",
-            "random",
-        ]
-        command += ["--shape", f"image:{height},{width},3", "-b", str(arguments.images)]
-        command += ["--concurrency-range", arguments.concurrency, "-p", str(arguments.seconds * 1000)]
-        command += ["--stability-percentage", "20", "--max-trials", "6"]
+        command: list[str | Path] = [program, "-m", model, "-u", address, "-i", "grpc", "-f", table]
+        command += ["--shape", f"image:{HEIGHT},{WIDTH},3", "--input-data", "random"]
+        command += ["--concurrency-range", str(callers), "-p", str(round(seconds / WINDOWS * 1000))]
+        command += ["--stability-percentage", "999", "--max-trials", str(WINDOWS)]
         libraries = os.pathsep.join(filter(None, [str(CACHE), os.environ.get("LD_LIBRARY_PATH")]))
-        subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, "LD_LIBRARY_PATH": libraries})
-        rows = list(csv.DictReader(table.read_text().splitlines()))
-    return sorted(rows, key=lambda row: int(row["Concurrency"]))  # it sorts by throughput
+        ran = subprocess.run(
+            command, check=False, capture_output=True, text=True, env={**os.environ, "LD_LIBRARY_PATH": libraries}
+        )
+        rows = list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
+    if ran.returncode or not rows:
+        raise SystemExit(f"{PROGRAM} failed with code {ran.returncode}:\n{ran.stdout}{ran.stderr}")
+    return {name: float(value) for name, value in rows[0].items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Other options are those of fcnseg serve.")
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--size", default="360x480", help="of the images, HEIGHTxWIDTH")
-    parser.add_argument("--images", type=int, default=1, help="in a request")
-    parser.add_argument("--concurrency", default="1:4", help="callers, FROM:TO[:STEP]")
-    parser.add_argument("--seconds", type=int, default=5, help="of each measurement; three that agree are averaged")
-    arguments, serve_options = parser.parse_known_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", type=Path, default=SMALL, help="(results/camvid-fcn8s.onnx)")
+    parser.add_argument("--callers", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each side in each round (4)")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="within an operator (cores)")
+    add_json_option(parser)
+    arguments = parser.parse_args()
     program = fetch_program()
-    with serve(arguments.model, "--warm", arguments.size, *serve_options) as (address, _):
-        rows = measure(program, address, arguments.model.stem, arguments)
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    for row in rows:
-        cells = [f"{float(row[name]) * scale:.3g}" for name, scale in COLUMNS.values()]
-        print(f"| {' | '.join(cells)} |")
+    report = Report(arguments.json)
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    loop = Loop(arguments.model, arguments.threads, noise, confidence=True)
+    table = report.table("perf_analyzer", f"{arguments.model.stem}, all three outputs of {WIDTH}x{HEIGHT}", COLUMNS)
+    options = ["--device", "cpu", "--threads", str(arguments.threads), "--no-tuned", "--warm", f"{HEIGHT}x{WIDTH}"]
+    with serve(arguments.model, *options) as (address, _):
+        for callers in arguments.callers:
+            frames, found = [], []
+            for _ in range(arguments.rounds):
+                times, row = loop.around(
+                    arguments.seconds,
+                    lambda _: measure(program, address, arguments.model.stem, callers, arguments.seconds),  # noqa: B023
+                )
+                frames.append(statistics.fmean(times) * 1000)
+                found.append(row)
+            rates = [row["Inferences/Second"] for row in found]
+            ratios = [rate * frame / 1000 for rate, frame in zip(rates, frames, strict=True)]
+            told = [Spread.of(row[name] / 1000 for row in found) for name in MICROSECONDS.values()]
+            table.add(str(callers), Spread.of(frames), Spread.of(rates), Spread.of(ratios), *told)
+    report.write()
 
 
 if __name__ == "__main__":
