@@ -47,6 +47,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from fcnseg.avif import coded_size
 from fcnseg.errors import ImageError, ImageTooLargeError
 from fcnseg.files import shown
+from fcnseg.header_stream import HeaderStream
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 """Suffixes, in lower case, under which the accepted formats are usually stored; `decode` looks at content alone."""
@@ -137,7 +138,7 @@ class EncodedImage:
         _check_bytes(len(data), limits)
         self._data = data
         self._upright = upright
-        self._stream = io.BytesIO(data)
+        self._stream = HeaderStream(data)
         self._header = _read_header(self._stream, data, limits)
         width, height = self._header.size
         name = f"the {self._header.format} image"
@@ -272,7 +273,7 @@ def _check_bytes(count: int, limits: ImageLimits) -> None:
         )
 
 
-def _read_header(stream: io.BytesIO, data: bytes, limits: ImageLimits) -> ImageFile:
+def _read_header(stream: HeaderStream, data: bytes, limits: ImageLimits) -> ImageFile:
     reader = next((reader for magic, reader in _READERS if data.startswith(magic)), None)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         reader = WebPImageFile
@@ -286,7 +287,7 @@ def _read_header(stream: io.BytesIO, data: bytes, limits: ImageLimits) -> ImageF
         what = f"{name} images are not accepted" if name else "the data is not an image that can be recognised"
         raise ImageError(f"{what} (it begins with {data[:8]!r}); use {_ACCEPTED}")
     try:
-        return reader(stream)
+        header = reader(stream)
     except Image.DecompressionBombError as error:  # WebP's reader allocates its canvas, and so has a limit of its own
         limit = min(limits.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or limits.max_pixels))
         raise ImageTooLargeError(
@@ -294,6 +295,8 @@ def _read_header(stream: io.BytesIO, data: bytes, limits: ImageLimits) -> ImageF
         ) from error
     except Exception as error:  # damaged headers raise anything from struct.error to KeyError
         raise _refused(reader.format or "", error) from error
+    stream.end_header()
+    return header
 
 
 def _brands(data: bytes) -> set[bytes]:

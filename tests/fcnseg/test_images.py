@@ -25,6 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
 ACCEPTED = {*FORMATS, "GIF"}
 # Two builds of one decoder may differ by rounding; JPEG and WebP in particular. Lossless formats agree exactly.
 LOSSY_TOLERANCE = 4
+PNG_OF_8X8 = bytes((0, 0, 0, 8, 0, 0, 0, 8, 8, 2, 0, 0, 0))
 
 
 def picture(height: int = 24, width: int = 40, seed: int = 0) -> NDArray[np.uint8]:
@@ -38,6 +39,10 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)  # type: ignore[arg-type]
     return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def by_pillow(data: bytes) -> NDArray[np.uint8]:
@@ -105,8 +110,7 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
 def test_exif_behind_the_pixels_of_a_png_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    body = exif.tobytes().removeprefix(b"Exif\0\0")
-    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    chunk = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
     data = encoded(Image.fromarray(picture()), "PNG")
     assert np.array_equal(images.decode(data[:-12] + chunk + data[-12:]), np.rot90(picture(), -1))
 
@@ -219,6 +223,21 @@ def test_a_webp_canvas_beyond_pillows_own_limit_is_too_large() -> None:
     bits = (16382 | 16382 << 14).to_bytes(4, "little")
     data = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0/" + bits + bytes(9)
     with pytest.raises(ImageTooLargeError, match="limit of 134217728"):
+        images.decode(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("JPEG", b"\xff\xd8\xff" + bytes(1 << 20)),
+        ("JPEG", b"\xff\xd8" + b"\xff\xfe\0\2" * (1 << 18)),
+        ("PNG", b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", PNG_OF_8X8) + png_chunk(b"aaAa", b"") * 30_000),
+        ("GIF", b"GIF89a" + bytes((8, 0, 8, 0, 0, 0, 0)) + b"\x21\xfe" + b"\1a" * (1 << 18)),
+    ],
+    ids=["nothing between marks", "empty segments", "empty chunks", "short blocks"],
+)
+def test_a_header_of_endless_parts_is_not_read_to_its_end(kind: str, data: bytes) -> None:
+    with pytest.raises(ImageError, match=f"the {kind} image is damaged or cut short .*its header takes more than"):
         images.decode(data)
 
 
