@@ -93,6 +93,12 @@ class CallObserver(grpc.aio.ServerInterceptor):
                 late = ran_out(context.time_remaining())
                 code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
                 raise
+            except grpc.aio.AbortError as error:
+                code = _code(context, grpc.StatusCode.UNKNOWN)
+                # gRPC's call keeps the error, and a traceback's frames keep the call: a cycle, with all that they hold.
+                del request
+                error.__context__ = None
+                raise error.with_traceback(None) from None
             except BaseException:
                 code = _code(context, grpc.StatusCode.UNKNOWN)
                 raise

@@ -125,15 +125,15 @@ class Pipeline:
                 turn.let_in.set()
             if (call := current_call.get()) is not None:
                 call.decoded(image.shape[0], image.shape[1])
-            work = running = model.batcher.submit(image, confidence=confidence, deadline=deadline)
-            executed = await asyncio.wrap_future(running)
+            work = model.batcher.submit(image, confidence=confidence, deadline=deadline)
+            executed: Executed = await asyncio.wrap_future(work)
             ticket.ran()
             ran = time.monotonic()
             if instant and _is_small(executed):
                 answer = write(image, executed)
             else:
-                work = writing = self._submit(write, image, executed)
-                answer = await asyncio.wrap_future(writing)
+                work = self._submit(write, image, executed)
+                answer = await asyncio.wrap_future(work)
             ticket.wrote()
             written = time.monotonic()
         except OverloadedError:
@@ -147,6 +147,7 @@ class Pipeline:
                 work.add_done_callback(lambda _: ticket.close())
             else:
                 held.callback(ticket.close)
+            del work  # its failure refers to this frame by the traceback: a cycle, with the image and its request
         stages = Stages(
             arrived, written, decoded - arrived, executed.queue_s, executed.infer_s, written - ran, executed.batch_size
         )

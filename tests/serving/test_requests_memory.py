@@ -1,0 +1,114 @@
+"""What a request leaves behind, above all one that fails: nothing, though the collector of cycles does not come by."""
+
+import gc
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from fcnseg.v1 import segmentation_pb2 as pb
+from serving.oip import inference_pb2 as oip
+from tests.process_memory import resident
+from tests.running_server import running_server
+from tests.waiting import wait_until
+
+SEGMENT, STREAM = "/fcnseg.v1.SegmentationService/Segment", "/fcnseg.v1.SegmentationService/SegmentStream"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+BYTES = 16 << 20
+COUNT = 30
+LARGE = pb.SegmentRequest(raw=pb.RawImage(height=2048, width=2048, rgb=bytes(3 << 22))).SerializeToString()
+DAMAGED = b"BM" + bytes(BYTES)
+
+
+def tensor(data: bytes) -> bytes:
+    """Return a request for one encoded image."""
+    content = len(data).to_bytes(4, "little") + data
+    image = oip.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
+    return oip.ModelInferRequest(model_name="tiny", inputs=[image], raw_input_contents=[content]).SerializeToString()
+
+
+REQUESTS = {
+    "a damaged file": (SEGMENT, pb.SegmentRequest(encoded=DAMAGED).SerializeToString()),
+    "raw pixels of another size": (
+        SEGMENT,
+        pb.SegmentRequest(raw=pb.RawImage(height=9, width=9, rgb=bytes(BYTES))).SerializeToString(),
+    ),
+    "an unknown model": (SEGMENT, pb.SegmentRequest(model_name="x", encoded=DAMAGED).SerializeToString()),
+    "an unknown class": (SEGMENT, pb.SegmentRequest(classes=["x"], encoded=DAMAGED).SerializeToString()),
+    "bytes that are no message": (SEGMENT, b"\xff" * BYTES),
+    "a damaged file in a tensor": (INFER, tensor(DAMAGED)),
+    "a tensor of another size": (INFER, tensor(DAMAGED)[:-1] + b"\0\0"),
+}
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
+def channel(tiny_model: Path) -> Iterator[grpc.Channel]:
+    with running_server(tiny_model) as server, grpc.insecure_channel(server.address) as channel:
+        yield channel
+
+
+@pytest.mark.parametrize("what", REQUESTS)
+@pytest.mark.usefixtures("no_collector")
+def test_a_refused_request_is_gone(channel: grpc.Channel, what: str) -> None:
+    method, request = REQUESTS[what]
+    call = channel.unary_unary(method)
+
+    def fail() -> None:
+        future = call.future(request, timeout=20)  # an error that is raised would hold the request here
+        assert future.code() is not grpc.StatusCode.OK
+
+    stays_small(fail)
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_an_answered_request_is_gone(channel: grpc.Channel) -> None:
+    call = channel.unary_unary(SEGMENT)
+    stays_small(lambda: call(LARGE, timeout=20))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_collector")
+def test_a_request_whose_client_went_away_is_gone(channel: grpc.Channel) -> None:
+    call = channel.unary_unary(SEGMENT)
+
+    moments = itertools.cycle(range(10))
+
+    def leave() -> None:
+        future = call.future(LARGE, timeout=20)
+        time.sleep(next(moments) * 0.005)  # wherever its request is then
+        future.cancel()
+
+    stays_small(leave)
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_items_of_a_stream_that_fail_are_gone(channel: grpc.Channel) -> None:
+    item = pb.SegmentStreamRequest(request=pb.SegmentRequest(encoded=DAMAGED)).SerializeToString()
+    call = channel.stream_stream(STREAM)
+
+    def fail() -> None:
+        answers = [pb.SegmentStreamResponse.FromString(answer) for answer in call(iter([item] * 2), timeout=20)]
+        assert [answer.WhichOneof("result") for answer in answers] == ["failure"] * 2
+
+    stays_small(fail)
+
+
+def stays_small(fail: Callable[[], None]) -> None:
+    """See that requests, all together many times as large as what they may leave, leave no more than a few of them."""
+    for _ in range(3):
+        fail()
+    before = resident()
+    for _ in range(COUNT):
+        fail()
+    wait_until(lambda: resident() - before < COUNT * BYTES // 4)
