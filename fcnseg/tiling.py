@@ -167,7 +167,7 @@ def choose_tile(info: ModelInfo, height: int, width: int, max_pixels: float) -> 
     """
     if math.prod(info.geometry.padded(height, width)) <= max_pixels:
         return None
-    step = max(_phase(info, info.geometry.y), _phase(info, info.geometry.x))
+    step = min(_phase(info, info.geometry.y), _phase(info, info.geometry.x))
     most = max(1, _LARGEST_CORE // step)
     # For 1, 2, 3... tiles along a side. A tile of two has one margin, one of three may have two and be larger.
     sides = (-(-size // step) for size in (height, width))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -79,8 +79,16 @@ def test_tiles_cover_every_pixel_and_cell_once_on_the_images_own_phase(
     assert (tiling.notice is None) == tiling.exact
 
 
+TWO_PHASES = dataclasses.replace(
+    tiny_info(),
+    geometry=Geometry(AxisGeometry(2, 0.0, 1, 4, 76, 8, 65, 0, 111), AxisGeometry(4, 0.0, 1, 8, 104, 32, 68, 0, 93)),
+    global_context=("gate",),
+)
+
+
 @settings(deadline=None)
 @given(infos(), sizes, sizes, st.integers(1, 10**7))
+@example(TWO_PHASES, 252, 213, 101_120)  # the smallest tile's rows have the finer phase, its columns the coarser
 def test_the_tile_that_is_chosen_fits_and_the_whole_image_does_not(
     info: ModelInfo, height: int, width: int, max_pixels: int
 ) -> None:
