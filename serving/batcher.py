@@ -24,7 +24,8 @@ from serving.memory import MemoryBudget
 from serving.pace import PaceBySize
 
 _LONGEST_DELAY_S = 60.0
-_HAND_OVER_S = 0.01
+# What is kept of the time to an image's deadline when it waits for others: seconds at least, and a share.
+_HAND_OVER_S, _HAND_OVER_SHARE = 0.01, 0.1
 _LONGEST_REASON = 300
 _MOST_SIZES_REMEMBERED = 10_000
 
@@ -88,6 +89,13 @@ class _Job:
     def kind(self) -> tuple[tuple[int, int], bool]:
         """Jobs of one kind can share a run."""
         return self.padded, self.confidence
+
+    @property
+    def latest(self) -> float:
+        """When its run must have ended, so that the answer is there in time."""
+        if math.isinf(self.deadline):
+            return self.deadline
+        return self.deadline - max(_HAND_OVER_S, (self.deadline - self.submitted) * _HAND_OVER_SHARE)
 
     @property
     def pixels(self) -> int:
@@ -278,7 +286,7 @@ class Batcher:
             most = self._largest_batch(jobs[0].pixels)
             batch = jobs[:most]
             image_s = self.pace.cautious_seconds(batch[0].pixels)
-            latest = min(job.deadline for job in batch) - image_s * len(batch) - _HAND_OVER_S
+            latest = min(job.latest for job in batch) - image_s * len(batch)
             ready_at = min(batch[0].submitted + self.config.max_delay_s, latest)
             # Where nothing is known of their pace, images do not wait for others either.
             waits = self.pace.knows(batch[0].pixels) and len(batch) < most
