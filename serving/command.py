@@ -300,7 +300,8 @@ def serve(
     )
     batching = BatchingConfig(unsaid.max_batch or 1, max_delay_ms / 1000, max_queue, unsaid.runners or 1)
     said = Settings(threads, spinning, runners, max_batch)
-    registry = ModelRegistry(models, ModelConfig(device, engine, batching, max_memory, warm_sizes, said, tuned))
+    models_config = ModelConfig(device, engine, batching, max_memory, warm_sizes, said, tuned)
+    registry = ModelRegistry(models, models_config, strict=not watch_s)  # a watched folder may be being filled
 
     def announce(address: str, http_address: str | None) -> None:
         for model in registry.models:

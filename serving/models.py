@@ -188,7 +188,7 @@ def _find_sources(paths: Sequence[Path], *, strict: bool) -> list[ModelSource]:
 
 
 def _sources_in(repository: Path, *, strict: bool) -> Iterator[ModelSource]:
-    folders = [folder for folder in _list(repository) if folder.is_dir() and not folder.name.startswith(".")]
+    folders = [folder for folder in _list(repository) if folder.is_dir() and not _is_systems(folder.name)]
     if not folders:
         raise ModelFileError(f"model repository {repository} is empty; its layout is NAME/VERSION/{_FILE_NAME}")
     for folder in folders:
@@ -199,6 +199,11 @@ def _sources_in(repository: Path, *, strict: bool) -> Iterator[ModelSource]:
             )
         for version in sorted(versions, key=lambda v: int(v.name)):
             yield ModelSource(folder.name, version.name, version / _FILE_NAME)
+
+
+def _is_systems(name: str) -> bool:
+    """Tell whether a folder is none of the user's: hidden, or where a file system puts what it found."""
+    return name.startswith(".") or name == "lost+found"
 
 
 def _list(folder: Path) -> list[Path]:
@@ -228,6 +233,7 @@ class ModelRegistry:
         paths: Model files and repositories, as for `find_sources`; all of their models are opened.
         config: How they are opened and run.
         open_segmenter: Opens a model file, as `fcnseg.segmenter.load`.
+        strict: Whether all of them must open, or only one of them; the others are told of in the log then.
 
     Attributes:
         held: What the images of all requests may take together.
@@ -244,6 +250,8 @@ class ModelRegistry:
         paths: Sequence[Path],
         config: ModelConfig = DEFAULT_CONFIG,
         open_segmenter: Callable[..., Segmenter] = load,
+        *,
+        strict: bool = True,
     ) -> None:
         budget = (config.max_memory or machine_memory() // 2) // 2
         on_device = 0 if config.max_memory else device_memory(resolve_device(config.device)) // 2
@@ -257,11 +265,24 @@ class ModelRegistry:
         self._models: tuple[ServedModel, ...] = ()
         self._failed: dict[str, _Contents] = {}
         try:
-            for source in find_sources(self._paths):
-                self._swap((*self._models, self._open(source)))
+            self._open_all(strict=strict)
         except Exception:
             self.close()
             raise
+
+    def _open_all(self, *, strict: bool) -> None:
+        errors = []
+        for source in find_sources(self._paths, strict=strict):
+            try:
+                self._swap((*self._models, self._open(source)))
+            except Exception as error:
+                if strict:
+                    raise
+                errors.append(error)
+                _log.warning("model %r, version %s is not served: %s", source.name, source.version, error)
+        if not self._models:
+            find_sources(self._paths)  # says what is missing
+            raise errors[0]
 
     @property
     def models(self) -> tuple[ServedModel, ...]:

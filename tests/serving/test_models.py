@@ -32,6 +32,7 @@ def test_file_is_named_by_its_stem_and_is_version_1(tmp_path: Path) -> None:
 
 def test_repository_holds_names_and_versions_in_number_order(repository: Path) -> None:
     (repository / ".git").mkdir()
+    (repository / "lost+found").mkdir()
     (repository / "cat" / "notes").mkdir()
     (repository / "cat" / "03").mkdir()
     shutil.copy(repository / "cat" / "1" / "model.onnx", repository / "cat" / "03")
@@ -119,6 +120,26 @@ def test_model_without_a_version_is_told(repository: Path) -> None:
     (repository / "cow" / "one").mkdir(parents=True)
     with pytest.raises(ModelFileError, match=r"cow .* holds no version; put the model at .*cow/1/model\.onnx"):
         find_sources([repository])
+
+
+def test_without_strictness_what_opens_is_served(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (repository / "cat" / "10" / "model.onnx").write_bytes(b"half a fi")
+    (repository / "cow").mkdir()
+    with pytest.raises(ModelFileError, match=r"cow .* holds no version"):
+        ModelRegistry([repository], CPU_CONFIG)
+    registry = ModelRegistry([repository], CPU_CONFIG, strict=False)
+    assert [(m.name, m.version) for m in registry.models] == [("cat", "1"), ("cat", "2"), ("dog", "3")]
+    assert "model 'cat', version 10 is not served: " in caplog.text
+
+
+def test_without_strictness_one_model_has_to_open(tmp_path: Path) -> None:
+    (tmp_path / "cow").mkdir()
+    with pytest.raises(ModelFileError, match=r"cow .* holds no version"):
+        ModelRegistry([tmp_path], CPU_CONFIG, strict=False)
+    (tmp_path / "cow" / "1").mkdir()
+    (tmp_path / "cow" / "1" / "model.onnx").write_bytes(b"half a fi")
+    with pytest.raises(ModelFileError, match="is not an ONNX file"):
+        ModelRegistry([tmp_path], CPU_CONFIG, strict=False)
 
 
 def test_a_registry_that_is_closed_opens_nothing_more(repository: Path) -> None:
