@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from serving.unary import Context, Handler
 
 _UNKNOWN = "other"
+# Counted from 0, so that the first is an increase: alerts ask for those, and a series that begins with 1 has none.
+_COUNTED_FROM_THE_START = (grpc.StatusCode.OK, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 
 
 class CallObserver(grpc.aio.ServerInterceptor):
@@ -29,7 +31,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
         tracer: Traces calls; None for no traces.
 
     Attributes:
-        ended: Calls that have ended, by method and code.
+        ended: Calls that have ended, by method and code; 0 for OK, INTERNAL and UNKNOWN of each method at first.
         received: Bytes of the requests, by method.
         sent: Bytes of the responses, by method.
     """
@@ -37,7 +39,9 @@ class CallObserver(grpc.aio.ServerInterceptor):
     def __init__(self, methods: Collection[str], tracer: "CallTracer | None" = None) -> None:
         self._methods = frozenset(methods)
         self._tracer = tracer
-        self.ended: Counter[tuple[str, str]] = Counter()
+        self.ended: Counter[tuple[str, str]] = Counter(
+            {(method, code.name): 0 for method in self._methods for code in _COUNTED_FROM_THE_START}
+        )
         self.received: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()
         self._lock = threading.Lock()

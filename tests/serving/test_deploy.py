@@ -109,6 +109,23 @@ def test_every_value_that_is_asked_for_can_occur(exported: Scrape) -> None:
                 assert set(words.split("|")) <= {labels[label] for labels in exported.labels(name)}
 
 
+def test_the_first_fault_of_a_server_is_an_increase(tiny_model: Path) -> None:
+    """A counter that is not there before its first event has not increased, and no alert would fire."""
+    (faults,) = (rule["expr"] for rule in rules() if rule.get("alert") == "FcnsegInternalErrors")
+    with running_server(tiny_model, ServerConfig(http_port=0)) as server:
+        seen = scrape(server)
+    asked = [
+        (name, label, word)
+        for name, inner in SELECTOR.findall(faults)
+        for label, words in re.findall(r'(\w+)=~?"([^"]*)"', inner)
+        for word in words.split("|")
+    ]
+    assert len(asked) == 3
+    for name, label, word in asked:
+        assert {label: word} in [{label: labels[label]} for labels in seen.labels(name)], (name, word)
+        assert seen.value(name, **{label: word}) == 0
+
+
 def test_alerts_tell_what_is_wrong_and_what_to_do() -> None:
     alerts = [rule for rule in rules() if "alert" in rule]
     assert len({alert["alert"] for alert in alerts}) == len(alerts)

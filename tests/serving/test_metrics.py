@@ -98,7 +98,11 @@ def test_calls_are_counted_by_method_and_code_with_their_bytes(tiny_model: Path)
         with grpc.insecure_channel(server.address) as channel:
             health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         seen = until(server, "fcnseg_requests_total", 6)
-    ended = {(d["method"], d["code"]) for d in seen.labels("fcnseg_requests_total")}
+    ended = {
+        (d["method"], d["code"])
+        for d in seen.labels("fcnseg_requests_total")
+        if seen.value("fcnseg_requests_total", **d)
+    }
     stream = "fcnseg.v1.SegmentationService/SegmentStream"
     assert ended == {
         (SEGMENT, "OK"),
@@ -116,6 +120,22 @@ def test_calls_are_counted_by_method_and_code_with_their_bytes(tiny_model: Path)
     assert seen.value("fcnseg_request_bytes_total", method=stream) == 3 * item.ByteSize()
     assert seen.value("fcnseg_response_bytes_total", method=stream) == sum(a.ByteSize() for a in answers)
     assert outcomes(seen) == {"answered": 4, "invalid": 1}
+
+
+def test_answers_and_faults_of_every_method_are_counted_from_0(tmp_path: Path) -> None:
+    registry = ModelRegistry([write_tiny_model(tmp_path / "moody.onnx", fails_on_magenta=True)], CPU_CONFIG)
+    magenta = pb.SegmentRequest(raw=pb.RawImage(height=4, width=4, rgb=bytes((255, 0, 255)) * 16))
+    with running_server(registry, HTTP) as server, asking(server) as (stub, _):
+        before = scrape(server)
+        refuse(stub, grpc.StatusCode.INTERNAL, magenta)
+        after = until(server, "fcnseg_requests_total", 1)
+    services = [file.services_by_name.values() for file in (pb.DESCRIPTOR, oip.DESCRIPTOR, health_pb2.DESCRIPTOR)]
+    methods = {f"{service.full_name}/{m.name}" for there in services for service in there for m in service.methods}
+    zeros = {(d["method"], d["code"]) for d in before.labels("fcnseg_requests_total")}
+    assert {(method, code) for method in methods for code in ("OK", "INTERNAL", "UNKNOWN")} <= zeros
+    assert before.value("fcnseg_requests_total") == 0
+    assert after.labels("fcnseg_requests_total") == before.labels("fcnseg_requests_total")
+    assert after.value("fcnseg_requests_total", method=SEGMENT, code="INTERNAL") == 1
 
 
 def test_unknown_methods_models_and_ids_make_no_series(tiny_model: Path) -> None:
