@@ -126,6 +126,16 @@ def test_the_first_fault_of_a_server_is_an_increase(tiny_model: Path) -> None:
         assert seen.value(name, **{label: word}) == 0
 
 
+def test_the_jobs_that_alerts_look_at_are_those_of_compose_and_kubernetes() -> None:
+    (job,) = read(RULES.parent / "prometheus.yml")["scrape_configs"]
+    monitor, service = (read(KUBERNETES / f"{name}.yaml") for name in ("service-monitor", "service"))
+    assert "jobLabel" not in monitor["spec"]  # then the Service's name is the job's
+    patterns = [pattern for rule in rules() for pattern in re.findall(r'job=~"([^"]*)"', rule["expr"])]
+    assert len(patterns) == 2
+    for name in (job["job_name"], service["metadata"]["name"]):
+        assert all(re.fullmatch(pattern, name) for pattern in patterns)
+
+
 def test_alerts_tell_what_is_wrong_and_what_to_do() -> None:
     alerts = [rule for rule in rules() if "alert" in rule]
     assert len({alert["alert"] for alert in alerts}) == len(alerts)

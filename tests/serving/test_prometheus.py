@@ -136,6 +136,14 @@ def test_what_the_server_did_is_found_by_queries(prometheus: Prometheus) -> None
     assert prometheus.value("process_resident_memory_bytes") > 1e6
 
 
+def test_alerts_on_a_job_find_the_server(prometheus: Prometheus) -> None:
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    selectors = [found for rule in rules for found in re.findall(r"\w+\{job=~[^}]*\}", rule["expr"])]
+    assert len(selectors) == 2
+    for selector in selectors:
+        assert prometheus.value(selector) > 0
+
+
 def test_every_metric_has_its_help_and_type(prometheus: Prometheus) -> None:
     known = prometheus.ask("targets/metadata", match_target='{job="fcnseg"}')
     types = {entry["metric"]: entry["type"] for entry in known if entry["help"]}
