@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,8 +29,8 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "fcnseg.json"
 DOCUMENT = ROOT / "docs" / "operating.md"
 METRIC = re.compile(r"\b(?:fcnseg|process)_[a-z_]+|\bfcnseg:[a-z0-9_:]+")
 SELECTOR = re.compile(r"\b((?:fcnseg|process)_[a-z_]+)\{([^}]*)\}")
-GROUPED = re.compile(r"by \(([^)]*)\) \((?:rate|increase)?\(?((?:fcnseg|process)_[a-z_]+)")
-OF_PROMETHEUS = {"instance", "job"}
+GROUPED = re.compile(r"(?:by|without) \(([^)]*)\) \((?:rate|increase)?\(?((?:fcnseg|process)_[a-z_]+)")
+OF_PROMETHEUS = {"instance", "job", "namespace", "pod"}
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,24 @@ def test_the_first_fault_of_a_server_is_an_increase(tiny_model: Path) -> None:
     for name, label, word in asked:
         assert {label: word} in [{label: labels[label]} for labels in seen.labels(name)], (name, word)
         assert seen.value(name, **{label: word}) == 0
+
+
+def test_kubernetes_has_the_same_rules() -> None:
+    """Word for word, comments too: copy one file's `groups` into the other, two spaces deeper."""
+    ours, theirs = RULES.read_text(), (KUBERNETES / "prometheus-rule.yaml").read_text()
+    groups = ours[ours.index("groups:\n") :]
+    assert theirs.partition("spec:\n")[2] == textwrap.indent(groups, "  ")
+    assert read(KUBERNETES / "prometheus-rule.yaml")["spec"] == yaml.safe_load(ours)
+
+
+def test_alerts_keep_the_labels_of_a_server() -> None:
+    """Drift, recorded by deployment, alone does not: its pods come and go."""
+    for rule in rules():
+        for kept in re.findall(r"by \(([^)]*)\)", rule["expr"]):
+            assert "record" in rule, rule["alert"]
+            assert {"namespace", "job"} <= set(kept.split(", "))
+        for dropped in re.findall(r"without \(([^)]*)\)", rule["expr"]):
+            assert OF_PROMETHEUS.isdisjoint(dropped.split(", "))
 
 
 def test_the_jobs_that_alerts_look_at_are_those_of_compose_and_kubernetes() -> None:
