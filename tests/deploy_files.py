@@ -1,6 +1,7 @@
 """The files of deploy/, read: what they start, and with which words."""
 
 import configparser
+import copy
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
 KUBERNETES = DEPLOY / "kubernetes"
+KUBERNETES_CUDA = DEPLOY / "kubernetes-cuda" / "kustomization.yaml"
 UNIT = DEPLOY / "systemd" / "fcnseg.service"
 ENVIRONMENT = DEPLOY / "systemd" / "fcnseg.env"
 
@@ -32,6 +34,44 @@ def compose() -> dict[str, Any]:
 
 def pod() -> dict[str, Any]:
     spec: dict[str, Any] = read(KUBERNETES / "deployment.yaml")["spec"]["template"]["spec"]
+    return spec
+
+
+def patched(name: str, overlay: str) -> dict[str, Any]:
+    """Return a manifest of Kubernetes as the text of an overlay changes it.
+
+    Raises:
+        KeyError: The overlay names a place that is not there.
+        AssertionError: It expects another value there, or does what is not done here.
+    """
+    manifest: dict[str, Any] = copy.deepcopy(read(KUBERNETES / f"{name}.yaml"))
+    target = {"kind": manifest["kind"], "name": manifest["metadata"]["name"]}
+    for patch in yaml.safe_load(overlay)["patches"]:
+        if patch["target"] == target:
+            for change in yaml.safe_load(patch["patch"]):
+                _change(manifest, **change)
+    return manifest
+
+
+def _change(manifest: dict[str, Any], op: str, path: str, value: Any) -> None:
+    """Do one operation of JSON Patch (RFC 6902) as kustomize does."""
+    *way, last = [word.replace("~1", "/") for word in path.split("/")[1:]]
+    place: Any = manifest
+    for word in way:
+        place = place[int(word)] if isinstance(place, list) else place[word]
+    key = int(last) if isinstance(place, list) and last != "-" else last
+    if op == "add" and last == "-":
+        place.append(value)
+        return
+    if op != "add":
+        old = place[key]
+        assert op == "replace" or (op == "test" and old == value), (path, old, value)
+    place[key] = value
+
+
+def pod_on_gpu() -> dict[str, Any]:
+    deployment = patched("deployment", KUBERNETES_CUDA.read_text())
+    spec: dict[str, Any] = deployment["spec"]["template"]["spec"]
     return spec
 
 
@@ -95,6 +135,7 @@ def command_lines() -> dict[str, list[str]]:
         "compose": image + compose()["fcnseg"]["command"],
         "compose, CUDA": image + read(DEPLOY / "compose.cuda.yaml")["services"]["fcnseg"]["command"],
         "Kubernetes": image + pod()["containers"][0]["args"],
+        "Kubernetes, CUDA": image + pod_on_gpu()["containers"][0]["args"],
         "KServe": image + runtime()["containers"][0]["args"],
         "systemd": ["fcnseg", *shlex.split(started)[1:]],
     }

@@ -1,7 +1,9 @@
 """Image, compose, Kubernetes, KServe and systemd start the program that there is, as it is meant to be run."""
 
+import copy
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,11 +21,14 @@ from fcnseg.errors import UsageError
 from serving.command import serve
 from serving.server import ServerConfig
 from tests import deploy_files as files
+from tests.debian import output_of
 from tests.deploy_files import DEPLOY, KUBERNETES, ROOT
 from tests.running_server import RunningServer, running_server
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 GRPC_PORT, HTTP_PORT = 50051, 8080
+CUDA = files.KUBERNETES_CUDA.read_text()
+KUBECTL_VERSION = ["kubectl", "version", "--client", "--output=json"]
 PLACES = sorted(files.command_lines())
 
 
@@ -232,7 +237,86 @@ def test_manifests_select_the_pods() -> None:
     assert manifest("autoscaler")["spec"]["minReplicas"] > manifest("disruption-budget")["spec"]["maxUnavailable"]
 
 
-@pytest.mark.parametrize("spec", [files.pod(), files.runtime()], ids=["Kubernetes", "KServe"])
+def leaves(manifest: Any, path: str = "") -> dict[str, Any]:
+    """Return what stands at each path of a manifest."""
+    if not isinstance(manifest, dict | list):
+        return {path: manifest}
+    pairs = manifest.items() if isinstance(manifest, dict) else enumerate(manifest)
+    return {place: leaf for key, value in pairs for place, leaf in leaves(value, f"{path}/{key}").items()}
+
+
+def test_the_overlay_for_gpus_changes_what_it_must_and_nothing_else() -> None:
+    changed = {}
+    for name in ("deployment", "autoscaler"):
+        before, after = leaves(manifest(name)), leaves(files.patched(name, CUDA))
+        assert before.keys() <= after.keys()
+        changed |= {path: (before.get(path), new) for path, new in after.items() if new != before.get(path)}
+    container, rollout = "/spec/template/spec/containers/0", "/spec/strategy/rollingUpdate"
+    memory = ("4Gi", changed[f"{container}/resources/limits/memory"][1])
+    assert changed.pop(f"{container}/args/{len(files.pod()['containers'][0]['args'])}") == (None, "--device=cuda")
+    assert changed == {
+        f"{container}/args/5": ("--threads=2", "--threads=4"),
+        f"{container}/resources/limits/nvidia.com/gpu": (None, 1),
+        f"{container}/resources/limits/memory": memory,
+        f"{container}/resources/requests/memory": memory,
+        f"{container}/resources/requests/cpu": ("2", "4"),
+        f"{container}/startupProbe/failureThreshold": (60, 120),
+        f"{rollout}/maxSurge": (1, 0),
+        f"{rollout}/maxUnavailable": (0, 1),
+        "/spec/metrics/0/pods/target/averageValue": ("4", "16"),
+    }
+    (max_queue,) = (option.default for option in serve.params if option.name == "max_queue")
+    assert int(changed["/spec/metrics/0/pods/target/averageValue"][1]) < max_queue
+
+
+def test_the_overlay_for_gpus_takes_the_image_for_them() -> None:
+    (plain,), (image,) = manifest("kustomization")["images"], files.read(files.KUBERNETES_CUDA)["images"]
+    assert image["name"] == plain["newName"]
+    assert image["newTag"] == parsed("Kubernetes, CUDA")["device"] == "cuda"
+    assert {plain["newTag"], image["newTag"]} <= set(files.targets())
+
+
+def test_an_overlay_that_no_longer_fits_is_not_taken() -> None:
+    with pytest.raises(AssertionError, match="--threads=3"):
+        files.patched("deployment", CUDA.replace("--threads=2", "--threads=3"))
+    with pytest.raises(KeyError):
+        files.patched("deployment", CUDA.replace("startupProbe", "startUpProbe"))
+
+
+def test_the_nodes_that_the_overlay_may_choose() -> None:
+    lines = CUDA.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("      # - op"))
+    end = next(i for i, line in enumerate(lines) if i > start and "#" not in line)
+    text = "\n".join([*lines[:start], *(line.replace("# ", "", 1) for line in lines[start:end]), *lines[end:]])
+    chosen = files.patched("deployment", text)["spec"]["template"]["spec"]
+    assert chosen["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+    assert [toleration["key"] for toleration in chosen["tolerations"]] == ["nvidia.com/gpu"]
+
+
+@pytest.mark.parametrize("folder", [KUBERNETES, files.KUBERNETES_CUDA.parent], ids=lambda folder: folder.name)
+def test_kubectl_makes_the_same_of_the_overlay(folder: Path) -> None:
+    if shutil.which("kubectl") is None or "kustomizeVersion" not in output_of(KUBECTL_VERSION):
+        pytest.skip("needs kubectl 1.24 or later")
+    made = {item["kind"]: item for item in yaml.safe_load_all(output_of(["kubectl", "kustomize", str(folder)]))}
+    kustomization = manifest("kustomization")
+    (image,) = files.read(folder / "kustomization.yaml")["images"]
+    names = [Path(name).stem for name in kustomization["resources"]]
+    assert len(made) == len(names)
+    for name in names:
+        wanted = files.patched(name, CUDA) if folder != KUBERNETES else copy.deepcopy(manifest(name))
+        if wanted["kind"] == "Namespace":
+            assert wanted["metadata"]["name"] == kustomization["namespace"]
+        else:
+            wanted["metadata"]["namespace"] = kustomization["namespace"]
+        if wanted["kind"] == "Deployment":
+            (container,) = wanted["spec"]["template"]["spec"]["containers"]
+            container["image"] = f"{kustomization['images'][0]['newName']}:{image['newTag']}"
+        assert made[wanted["kind"]] == wanted
+
+
+@pytest.mark.parametrize(
+    "spec", [files.pod(), files.pod_on_gpu(), files.runtime()], ids=["Kubernetes", "Kubernetes, CUDA", "KServe"]
+)
 def test_pods_are_given_nothing_that_they_do_not_need(spec: dict[str, Any]) -> None:
     (container,) = spec["containers"]
     own = spec.get("securityContext", {}) | container["securityContext"]
@@ -254,7 +338,10 @@ def test_what_the_pod_reads_is_mounted() -> None:
         assert any(path.is_relative_to(mount) for mount in mounts), path
 
 
-@pytest.mark.parametrize(("place", "spec"), [("Kubernetes", files.pod()), ("KServe", files.runtime())])
+@pytest.mark.parametrize(
+    ("place", "spec"),
+    [("Kubernetes", files.pod()), ("Kubernetes, CUDA", files.pod_on_gpu()), ("KServe", files.runtime())],
+)
 def test_a_pod_computes_on_the_cpus_that_it_asks_for(place: str, spec: dict[str, Any]) -> None:
     resources = spec["containers"][0]["resources"]
     assert int(resources["requests"]["cpu"]) == parsed(place)["threads"]
