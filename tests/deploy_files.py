@@ -27,6 +27,11 @@ def read(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
+def uncommented(path: Path) -> str:
+    """Return a YAML file's text with the YAML in its comments taken in."""
+    return re.sub(r"^( *)# ( *(?:- .*|[\w./-]+:(?: .*)?))$", r"\1\2", path.read_text(), flags=re.MULTILINE)
+
+
 def compose() -> dict[str, Any]:
     services: dict[str, Any] = read(DEPLOY / "compose.yaml")["services"]
     return services

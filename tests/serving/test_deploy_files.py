@@ -170,7 +170,8 @@ def test_ports_agree() -> None:
     assert files.runtime()["annotations"]["prometheus.kserve.io/port"] == str(HTTP_PORT)
     container = files.runtime()["containers"][0]
     assert [port["containerPort"] for port in container["ports"]] == [GRPC_PORT]
-    assert container["readinessProbe"]["grpc"]["port"] == GRPC_PORT
+    probes = [container[f"{kind}Probe"] for kind in ("startup", "liveness", "readiness")]
+    assert [probe["grpc"] for probe in probes] == [{"port": GRPC_PORT}] * 3
 
 
 def test_paths_that_are_probed_and_scraped_are_answered(server: RunningServer) -> None:
@@ -284,11 +285,7 @@ def test_an_overlay_that_no_longer_fits_is_not_taken() -> None:
 
 
 def test_the_nodes_that_the_overlay_may_choose() -> None:
-    lines = CUDA.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("      # - op"))
-    end = next(i for i, line in enumerate(lines) if i > start and "#" not in line)
-    text = "\n".join([*lines[:start], *(line.replace("# ", "", 1) for line in lines[start:end]), *lines[end:]])
-    chosen = files.patched("deployment", text)["spec"]["template"]["spec"]
+    chosen = files.patched("deployment", files.uncommented(files.KUBERNETES_CUDA))["spec"]["template"]["spec"]
     assert chosen["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
     assert [toleration["key"] for toleration in chosen["tolerations"]] == ["nvidia.com/gpu"]
 
@@ -325,10 +322,33 @@ def test_pods_are_given_nothing_that_they_do_not_need(spec: dict[str, Any]) -> N
     assert own["readOnlyRootFilesystem"]
     assert own["allowPrivilegeEscalation"] is False
     assert own["capabilities"] == {"drop": ["ALL"]}
+    assert own["seccompProfile"] == {"type": "RuntimeDefault"}
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
     assert set(mounts) == {volume["name"] for volume in spec["volumes"]}
     assert all(mount.get("readOnly") for name, mount in mounts.items() if name != "tmp")
     assert mounts["tmp"]["mountPath"] == "/tmp"  # noqa: S108
+
+
+def test_pods_get_no_token_of_the_cluster() -> None:
+    predictor = files.read(DEPLOY / "kserve" / "inferenceservice.yaml")["spec"]["predictor"]
+    for spec in (files.pod(), files.pod_on_gpu(), predictor):
+        assert spec["automountServiceAccountToken"] is False
+
+
+def test_what_the_network_policy_may_let_through_beside() -> None:
+    """Its comments are rules, at the places that they stand for."""
+    spec = yaml.safe_load(files.uncommented(KUBERNETES / "network-policy.yaml"))["spec"]
+    as_it_is = manifest("network-policy")["spec"]
+    dns, collector = spec["egress"]
+    assert {(port["port"], port["protocol"]) for port in dns["ports"]} == {(53, "UDP"), (53, "TCP")}
+    assert {*dns["to"][0]} == {"namespaceSelector", "podSelector"}
+    assert collector["ports"] == [{"port": 4317}]
+    clients, gateway = spec["ingress"][0]["from"]
+    assert as_it_is["ingress"][0]["from"] == [clients]
+    assert {*gateway} == {"namespaceSelector"}
+    assert as_it_is["ingress"][1:] == spec["ingress"][1:]
+    assert "egress" not in as_it_is
+    assert as_it_is["policyTypes"] == spec["policyTypes"] == ["Ingress", "Egress"]
 
 
 def test_what_the_pod_reads_is_mounted() -> None:
@@ -349,6 +369,12 @@ def test_a_pod_computes_on_the_cpus_that_it_asks_for(place: str, spec: dict[str,
 
 
 # KServe
+
+
+def test_a_pod_that_ends_is_not_restarted_for_want_of_health() -> None:
+    """From SIGTERM on health is NOT_SERVING, which is what the liveness probe asks for."""
+    probe = files.runtime()["containers"][0]["livenessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] > files.seconds_to_stop()["KServe"]
 
 
 def test_the_example_service_finds_the_runtime() -> None:
