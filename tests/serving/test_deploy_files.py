@@ -17,11 +17,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from fcnseg.errors import UsageError
 from serving.command import serve
 from serving.server import ServerConfig
 from tests import deploy_files as files
-from tests.debian import output_of
+from tests.debian import needs, output_of
 from tests.deploy_files import DEPLOY, KUBERNETES, ROOT
 from tests.running_server import RunningServer, running_server
 
@@ -408,7 +407,28 @@ def test_the_unit_is_closed() -> None:
     assert 50 < int(service["MemoryMax"].removesuffix("%")) < 100
 
 
-def test_the_unit_starts_again_what_failed_unless_it_was_told_wrong() -> None:
-    service = files.unit()["Service"]
+def test_the_unit_starts_again_what_failed_for_minutes_and_then_gives_up() -> None:
+    service, limit = files.unit()["Service"], files.unit()["Unit"]
     assert (service["Restart"], service["KillSignal"]) == ("on-failure", "SIGTERM")
-    assert int(service["RestartPreventExitStatus"]) == UsageError("").exit_code
+    assert "RestartPreventExitStatus" not in service
+    interval_s = 60 * int(limit["StartLimitIntervalSec"].removesuffix("min"))
+    starts, pause_s = int(limit["StartLimitBurst"]), int(service["RestartSec"])
+    assert starts * pause_s >= 300
+    # Else the limit would never be reached: a start that fails takes a few seconds itself.
+    assert starts * (pause_s + 10) < interval_s
+
+
+@needs("systemd-analyze", "systemd")
+def test_systemd_takes_the_unit_without_a_warning(tmp_path: Path) -> None:
+    unit = tmp_path / files.UNIT.name
+    text = files.UNIT.read_text()
+    (program,) = re.findall(r"^ExecStart=(\S+)", text, re.MULTILINE)
+    commented = "# RequiresMountsFor="
+    assert commented in text
+    unit.write_text(text.replace(program, sys.executable).replace(commented, commented[2:]))
+    assert output_of(["systemd-analyze", "verify", str(unit)]) == ""
+
+
+def test_the_disk_that_the_unit_may_wait_for_has_the_models() -> None:
+    (mount,) = re.findall(r"^# RequiresMountsFor=(\S+)$", files.UNIT.read_text(), re.MULTILINE)
+    assert [str(path) for path in parsed("systemd")["models"]] == [mount]
