@@ -56,6 +56,8 @@ class ConnectionConfig:
             ("grpc.http2.max_pings_without_data", 0),  # else silence is pinged twice and then never again
             ("grpc.http2.min_recv_ping_interval_without_data_ms", _SHORTEST_PING_INTERVAL_MS),
             ("grpc.max_concurrent_streams", self.max_streams),
+            # Else it refuses calls (UNAVAILABLE) of a client that keeps to the limit, by streams that are just ending.
+            ("grpc.http.overload_protection", 0),
         ]
         if self.max_age_s:
             options.append(("grpc.max_connection_age_ms", _milliseconds(self.max_age_s)))

@@ -12,6 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fcnseg.client import Client
 from fcnseg.errors import ServerUnavailableError, UsageError
+from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.connections import ConnectionConfig
 from serving.server import ServerConfig
 from tests.gated_segmenter import GatedSegmenter, registry_of
@@ -78,6 +80,14 @@ def test_a_connection_carries_no_more_requests_than_it_may(tiny_model: Path) -> 
         for thread in threads:
             thread.join(10)
         assert sum(map(len, segmenter.batches)) == 3
+
+
+def test_calls_beyond_what_a_connection_may_carry_wait_and_none_is_refused(tiny_model: Path) -> None:
+    config = ServerConfig(connections=ConnectionConfig(max_streams=4))
+    with running_server(tiny_model, config) as server, grpc.insecure_channel(server.address) as channel:
+        call = SegmentationServiceStub(channel).ListModels  # type: ignore[no-untyped-call] # generated
+        futures = [call.future(pb.ListModelsRequest(), timeout=60) for _ in range(400)]
+        assert {future.code() for future in futures} == {grpc.StatusCode.OK}
 
 
 def test_a_stopping_server_answers_until_its_drain_delay_is_over(tiny_model: Path) -> None:
