@@ -50,6 +50,11 @@ class _ServerCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         yield GaugeMetricFamily("fcnseg_ready", "1 where health is SERVING, else 0.", float(self._is_ready()))
+        yield GaugeMetricFamily(
+            "fcnseg_unopened_models",
+            "Models of which a file could not be opened at the last try.",
+            float(len(self._models.unopened)),
+        )
         ended, received, sent = self._calls.counts()
         requests = CounterMetricFamily("fcnseg_requests", "Calls that have ended.", labels=("method", "code"))
         for labels, count in sorted(ended.items()):

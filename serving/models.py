@@ -264,6 +264,7 @@ class ModelRegistry:
         self._closing = threading.Event()
         self._models: tuple[ServedModel, ...] = ()
         self._failed: dict[str, _Contents] = {}
+        self._unopened: frozenset[str] = frozenset()
         try:
             self._open_all(strict=strict)
         except Exception:
@@ -279,6 +280,7 @@ class ModelRegistry:
                 if strict:
                     raise
                 errors.append(error)
+                self._unopened |= {source.name}
                 _log.warning("model %r, version %s is not served: %s", source.name, source.version, error)
         if not self._models:
             find_sources(self._paths)  # says what is missing
@@ -288,6 +290,11 @@ class ModelRegistry:
     def models(self) -> tuple[ServedModel, ...]:
         """All open models by name, then by ascending version."""
         return self._models
+
+    @property
+    def unopened(self) -> frozenset[str]:
+        """Names of the models of which a file could not be opened at the last try; what was served still is."""
+        return self._unopened
 
     def sources(self) -> list[ModelSource]:
         """Return the models that the paths stand for now, open or not."""
@@ -388,12 +395,15 @@ class ModelRegistry:
                 return
             names = {source.name for source in sources} | {model.name for model in self._models}
             self._failed = {name: contents for name, contents in self._failed.items() if name in names}
+            self._unopened &= names
             for name in names:
                 if self._closing.is_set():
                     return
                 found = [source for source in sources if source.name == name]
                 contents = tuple((source.version, stamp_of(source.path)) for source in found)
                 served = tuple((model.version, model.stamp) for model in self._models if model.name == name)
+                if contents == served:
+                    self._unopened -= {name}
                 if contents == served or contents == self._failed.get(name):
                     continue
                 try:
@@ -435,8 +445,10 @@ class ModelRegistry:
                 if model not in old:
                     model.batcher.warm(self._config.warm_sizes)
         except Exception:
+            self._unopened |= {name}
             self._retire([model for model in versions if model not in old])
             raise
+        self._unopened -= {name}
         self._serve(name, versions)
 
     def _require_open(self) -> None:

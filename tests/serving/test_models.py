@@ -130,6 +130,7 @@ def test_without_strictness_what_opens_is_served(repository: Path, caplog: pytes
     registry = ModelRegistry([repository], CPU_CONFIG, strict=False)
     assert [(m.name, m.version) for m in registry.models] == [("cat", "1"), ("cat", "2"), ("dog", "3")]
     assert "model 'cat', version 10 is not served: " in caplog.text
+    assert registry.unopened == {"cat"}
 
 
 def test_without_strictness_one_model_has_to_open(tmp_path: Path) -> None:

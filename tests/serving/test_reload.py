@@ -1,6 +1,7 @@
 """Models that change while they are served."""
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -104,6 +105,11 @@ def test_a_broken_model_is_told_and_all_stays_as_it_was(repository: Path) -> Non
         registry.load("cat")
     assert [model.version for model in registry.models] == ["1"]
     assert threading.active_count() == threads
+    assert registry.unopened == {"cat"}
+    shutil.rmtree(repository / "cat" / "2")
+    shutil.rmtree(repository / "cat" / "3")
+    registry.refresh()
+    assert registry.unopened == set()
     registry.close()
 
 
