@@ -56,6 +56,9 @@ _LARGEST_MESSAGE_BYTES = 2**31 - 1
 # How long calls just accepted may take to be counted.
 _SETTLE_S = 0.05
 _TIDY_S = 10.0
+_BEAT_S = 1.0
+# How long nothing may come of the event loop: far longer than any call into a library holds Python's lock.
+_LONGEST_SILENCE_S = 30.0
 # How long the last spans may take to leave: less where the grace ends before, though never nothing.
 _LONGEST_FLUSH_S = 5.0
 _SHORTEST_FLUSH_S = 0.5
@@ -116,6 +119,8 @@ class Server:
         self._chores: list[asyncio.Task[None]] = []
         self._health = HealthServicer(_SERVICES)
         self._side: SideServer | None = None
+        self._beating: asyncio.Task[None] | None = None
+        self._last_beat = time.monotonic()
         services = [*_SERVICES, HEALTH_SERVICE, *([reflection.SERVICE_NAME] if config.security.reflection else [])]
         observer = CallObserver(_methods_of(services), config.tracer)
         self._collectors = collectors or CollectorRegistry()
@@ -160,8 +165,9 @@ class Server:
             _check_port(self._config.host, http_port, "--http-port")
             # In a thread: the library asks the resolver for the host's name.
             self._side = await asyncio.to_thread(
-                SideServer, self._config.host, http_port, self._collectors, self._is_ready
+                SideServer, self._config.host, http_port, self._collectors, self._is_alive, self._is_ready
             )
+            self._beating = asyncio.create_task(self._beat())
         await asyncio.to_thread(self._registry.warm)
         self._health.serving = True
         self._chores.append(asyncio.create_task(self._tidy()))
@@ -197,10 +203,21 @@ class Server:
         self._pipeline.close()
         if self._side is not None:
             await asyncio.to_thread(self._side.close)
+        if self._beating is not None:
+            self._beating.cancel()
 
     def _is_ready(self) -> bool:
         """Tell whether health is SERVING; from any thread."""
         return self._health.serving
+
+    def _is_alive(self) -> bool:
+        """Tell whether the event loop turns; from any thread."""
+        return time.monotonic() - self._last_beat < _LONGEST_SILENCE_S
+
+    async def _beat(self) -> None:
+        while True:
+            self._last_beat = time.monotonic()
+            await asyncio.sleep(_BEAT_S)
 
     async def _tidy(self) -> None:
         """Give memory back to the system where nothing is asked: between requests it is kept for the next."""

@@ -1,4 +1,4 @@
-"""The HTTP side server: whether the process lives, whether it takes requests, and its metrics."""
+"""The HTTP side server: whether the event loop turns, whether it takes requests, and its metrics."""
 
 import logging
 import socket
@@ -24,6 +24,7 @@ class SideServer:
         host: The address to listen on.
         port: The port; 0 picks a free one.
         collectors: The metrics.
+        is_alive: Tells whether the event loop still turns.
         is_ready: Tells whether health is SERVING.
 
     Attributes:
@@ -33,13 +34,20 @@ class SideServer:
         OSError: The port cannot be listened on.
     """
 
-    def __init__(self, host: str, port: int, collectors: CollectorRegistry, is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        collectors: CollectorRegistry,
+        is_alive: Callable[[], bool],
+        is_ready: Callable[[], bool],
+    ) -> None:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
 
         class Server(_Server):
             address_family = family
 
-        self._server = make_server(str(address[0]), port, _make_app(collectors, is_ready), Server, _Handler)
+        self._server = make_server(str(address[0]), port, _make_app(collectors, is_alive, is_ready), Server, _Handler)
         bound = self._server.server_address[1]
         self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="side", daemon=True)
@@ -69,7 +77,9 @@ class _Handler(WSGIRequestHandler):
         _log.debug(format, *args)
 
 
-def _make_app(collectors: CollectorRegistry, is_ready: Callable[[], bool]) -> WSGIApplication:
+def _make_app(
+    collectors: CollectorRegistry, is_alive: Callable[[], bool], is_ready: Callable[[], bool]
+) -> WSGIApplication:
     metrics = make_wsgi_app(collectors)
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -78,7 +88,7 @@ def _make_app(collectors: CollectorRegistry, is_ready: Callable[[], bool]) -> WS
             answer: Iterable[bytes] = metrics(environ, start_response)
             return answer
         if path == "/healthz":
-            status, text = "200 OK", "alive"
+            status, text = ("200 OK", "alive") if is_alive() else ("503 Service Unavailable", "the event loop stands")
         elif path == "/readyz":
             status, text = ("200 OK", "ready") if is_ready() else ("503 Service Unavailable", "not ready")
         else:

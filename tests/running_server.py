@@ -27,6 +27,10 @@ class RunningServer:
         self._thread.start()
         self.address, self.http_address, self._loop, self._asked_to_stop = self._started.result(_START_S)
 
+    def hold_up(self, released: threading.Event) -> None:
+        """Keep the event loop from turning until it is released, a minute at most."""
+        self._loop.call_soon_threadsafe(released.wait, 60)
+
     def begin_stop(self) -> None:
         """Ask for a graceful stop and return at once."""
         if self._thread.is_alive():

@@ -1,4 +1,5 @@
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -79,6 +80,17 @@ def test_ready_is_503_while_warming_200_while_serving_and_503_while_draining(
         server.wait_stopped()
     with pytest.raises(OSError, match="refused"):
         ask(address, "/healthz")
+
+
+def test_a_server_whose_event_loop_stands_is_not_alive(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.server._LONGEST_SILENCE_S", 2.5)
+    released = threading.Event()
+    with running_server(tiny_model, ServerConfig(http_port=0)) as server:
+        assert server.http_address is not None
+        server.hold_up(released)
+        wait_for(server.http_address, "/healthz", 503)
+        released.set()
+        wait_for(server.http_address, "/healthz", 200)
 
 
 def test_metrics_are_in_the_text_format(tiny_model: Path) -> None:
