@@ -34,6 +34,8 @@ class Call:
     Attributes:
         method: The method's full name.
         request_id: What the client calls it.
+        peer: Where it came from, as gRPC has it.
+        client: Whose token it brought; empty where there are no tokens.
         model: The model that was asked, as NAME/VERSION; empty where none was.
         size: (height, width) of its last image; None where none was decoded.
         images: Images that were answered.
@@ -42,6 +44,8 @@ class Call:
 
     method: str
     request_id: str
+    peer: str = ""
+    client: str = ""
     model: str = ""
     size: tuple[int, int] | None = None
     images: int = 0
@@ -91,6 +95,7 @@ class Call:
         if self.images:
             fields["images"] = self.images
         fields |= {name: round(value, 3) for name, value in (*self.stages_ms.items(), ("total_ms", seconds * 1000))}
+        fields |= {name: value for name, value in (("client", self.client), ("peer", self.peer)) if value}
         if error:
             fields["error"] = error
         _log.log(level, "call ended", extra={"fields": fields})

@@ -11,6 +11,7 @@ from fcnseg.errors import FcnsegError
 from serving.admin_servicer import METHODS as MODEL_ADMIN_METHODS
 from serving.admin_servicer import SERVICE as MODEL_ADMIN_SERVICE
 from serving.allowance import Allowance
+from serving.calls import current_call
 from serving.errors import AllowanceError, ForbiddenError, NoTokenError
 from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
 from serving.statuses import abort
@@ -67,7 +68,7 @@ class Guard(grpc.aio.ServerInterceptor):
         except FcnsegError as error:
             return _refusing(error, method)
         handler = await continuation(handler_call_details)
-        return handler if handler is None or token is None else _within(handler, allowance, method)
+        return handler if handler is None or token is None else _within(handler, allowance, method, token.name)
 
     def _authorize(self, token: Token | None, name: str) -> None:
         """Check that a method that changes what is served may be called, and leave a trace of who does.
@@ -112,13 +113,21 @@ def _refusing(error: FcnsegError, method: str) -> "Handler":
     return grpc.stream_stream_rpc_method_handler(end)
 
 
-def _within(handler: "Handler", allowance: Allowance, method: str) -> "Handler":
-    """Return a handler that answers as much as an allowance has room for; its calls are unary or streams both ways."""
+def _within(handler: "Handler", allowance: Allowance, method: str, client: str) -> "Handler":
+    """Return a handler that answers as much as an allowance has room for; its calls are unary or streams both ways.
+
+    Args:
+        handler: Answers.
+        allowance: What is left to the caller.
+        method: The method's full name.
+        client: Who calls, for the log.
+    """
     codec = (handler.request_deserializer, handler.response_serializer)
     if handler.unary_unary is not None:
         answer: Callable[..., Awaitable[Any]] = handler.unary_unary
 
         async def unary(request: Any, context: "Context") -> Any:
+            _name_caller(client)
             try:
                 with allowance.call():
                     allowance.take()
@@ -132,6 +141,7 @@ def _within(handler: "Handler", allowance: Allowance, method: str) -> "Handler":
     answer_all: Callable[..., Any] = handler.stream_stream
 
     async def stream(requests: Any, context: "Context") -> None:
+        _name_caller(client)
         try:
             with allowance.call():
                 await write_all(answer_all(allowance.pace(requests), context), context)
@@ -139,3 +149,8 @@ def _within(handler: "Handler", allowance: Allowance, method: str) -> "Handler":
             await abort(context, error, method)
 
     return grpc.stream_stream_rpc_method_handler(stream, *codec)
+
+
+def _name_caller(client: str) -> None:
+    if (call := current_call.get()) is not None:
+        call.client = client

@@ -82,7 +82,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
         async def observed(request: Any, context: "Context") -> Any:
             began = time.monotonic()
             metadata = context.invocation_metadata() or ()
-            call = Call(method, read_request_id(metadata))
+            call = Call(method, read_request_id(metadata), context.peer())
             current_call.set(call)  # the call's task ends with it
             span = None
             if self._tracer is not None:

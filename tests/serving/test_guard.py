@@ -29,6 +29,7 @@ from serving.server import SERVICE, ServerConfig, largest_request
 from serving.tokens import Tokens, make_token
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import RunningServer, running_server
+from tests.waiting import wait_until
 
 CHANGES = ("RepositoryModelLoad", "RepositoryModelUnload", "LoadModel", "UnloadModel", "ReloadModel")
 RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
@@ -365,6 +366,24 @@ def test_changes_of_the_file_are_seen_without_a_restart(
     )
     tokens.write("# nobody")
     assert outcome(guarded, call, bearer(new))[0] is UNAUTHENTICATED
+
+
+def test_the_log_tells_who_called_and_from_where(
+    guarded: RunningServer, tokens: TokensFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level("INFO", "serving.calls"),
+        Client(guarded.address, token=tokens.plain) as known,
+        Client(guarded.address) as stranger,
+    ):
+        known.segment(RED)
+        assert len(list(known.segment_stream([RED]))) == 1
+        with pytest.raises(UnauthenticatedError):
+            stranger.segment(RED)
+        wait_until(lambda: len(caplog.records) == 3)
+    fields = [vars(record)["fields"] for record in caplog.records]
+    assert [told.get("client") for told in fields] == ["plain", "plain", None]
+    assert all(told["peer"].startswith("ipv4:127.0.0.1:") for told in fields)
 
 
 def test_logs_name_tokens_and_never_hold_one(
