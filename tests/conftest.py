@@ -1,11 +1,25 @@
 """Fixtures that any test may use."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.tiny_model import write_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """Take back what a command that runs in the tests' own process does to the log."""
+    own, transport = logging.getLogger("serving"), logging.getLogger("grpc._cython.cygrpc")
+    formatters = [(handler, handler.formatter) for handler in logging.getLogger().handlers]
+    level, filters = own.level, transport.filters.copy()
+    yield
+    for handler, formatter in formatters:
+        handler.setFormatter(formatter)
+    own.setLevel(level)
+    transport.filters[:] = filters
 
 
 @pytest.fixture(scope="session")
