@@ -1,12 +1,26 @@
 """Fixtures that any test may use."""
 
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.tiny_model import write_tiny_model
+
+settings.register_profile("no-deadline", deadline=None)  # a busy machine takes its time
+settings.load_profile("no-deadline")
+
+
+def pytest_configure() -> None:
+    """Let interrupts through where they are ignored, as they are for what a script starts in the background.
+
+    Processes that tests start, and interrupt, would ignore them too.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

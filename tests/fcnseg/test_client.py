@@ -329,7 +329,7 @@ def both(tiny_model: Path, many_classes: Path) -> Iterator[RunningServer]:
 images = hnp.arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24), st.just(3)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(images, st.sampled_from(Encoding), st.booleans(), st.data())
 def test_every_encoding_brings_the_offline_answer(
     both: RunningServer,

@@ -329,7 +329,7 @@ SOUND_FILES = [
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest forgets the filter that the module puts in place
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.binary(max_size=64) | damaged_files())
 def test_any_bytes_give_an_image_or_an_image_error(data: bytes) -> None:
     try:

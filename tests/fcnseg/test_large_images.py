@@ -155,7 +155,7 @@ def test_what_pillow_cannot_decode_is_read_in_windows_all_the_same(
     check_windows(path, np.ascontiguousarray(np.moveaxis(bands[:3], 0, 2)))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.data())
 def test_any_window_is_a_part_of_the_whole(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "windows.tif"

@@ -3,7 +3,7 @@ from collections import deque
 import hypothesis.extra.numpy as npst
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -61,7 +61,6 @@ HEATMAPS = npst.arrays(
 )
 
 
-@settings(deadline=None)
 @given(
     HEATMAPS,
     st.sampled_from([1, 2, 4, 5]),
@@ -100,7 +99,6 @@ def test_regions_are_the_components_of_the_thresholded_plane(
         assert region.pixels <= region.box.height * region.box.width
 
 
-@settings(deadline=None)
 @given(
     npst.arrays(np.float32, (3, 3), elements=st.floats(0, 20, width=32)),
     st.integers(-2, 2),
@@ -145,7 +143,6 @@ def test_a_region_around_another_leaves_it_to_be_found_once() -> None:
     assert len(found) == 2
 
 
-@settings(deadline=None)
 @given(HEATMAPS, st.integers(1, 6))
 def test_a_limit_keeps_the_regions_with_the_highest_scores(scores: NDArray[np.float32], limit: int) -> None:
     segmentation, geometry = segmented(scores, 12, 12), Geometry(plain_axis(2, 0.5), plain_axis(2, 0.5))

@@ -1,7 +1,7 @@
 import hypothesis.extra.numpy as npst
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -10,7 +10,6 @@ from fcnseg.resample import resample_to_pixels, resample_window, span
 from tests.plain_geometry import plain_axis
 
 
-@settings(deadline=None)
 @given(
     npst.arrays(np.float32, npst.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=st.floats(-9, 9, width=32)),
     st.sampled_from([1, 2, 4, 8]),
@@ -41,7 +40,6 @@ def test_a_plane_stays_a_plane_on_the_pixel_grid() -> None:
     assert np.allclose(values[:, 4:90], np.arange(4, 90), atol=1e-4)
 
 
-@settings(deadline=None)
 @given(
     npst.arrays(np.float32, npst.array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.floats(0, 1, width=32)),
     st.sampled_from([1, 3, 8]),

@@ -53,7 +53,7 @@ def test_a_path_bytes_and_pixels_give_the_same(segmenter: Segmenter, tmp_path: P
         assert np.array_equal(segmenter.segment(source).class_map, expected)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 30), st.data())
 def test_an_answer_does_not_depend_on_its_neighbours_in_the_batch(
     segmenter: Segmenter, height: int, width: int, data: st.DataObject

@@ -86,7 +86,6 @@ TWO_PHASES = dataclasses.replace(
 )
 
 
-@settings(deadline=None)
 @given(infos(), sizes, sizes, st.integers(1, 10**7))
 @example(TWO_PHASES, 252, 213, 101_120)  # the smallest tile's rows have the finer phase, its columns the coarser
 def test_the_tile_that_is_chosen_fits_and_the_whole_image_does_not(
@@ -119,7 +118,7 @@ def test_the_work_of_tiles_is_what_their_margins_add() -> None:
     assert tiling.work == pytest.approx((104 + 108 + 108 + 104) ** 2 / 400**2)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from([3, 70]), st.integers(1, 40), st.integers(1, 40), st.integers(1, 20))
 def test_tiles_give_the_whole_images_answer(
     tmp_path_factory: pytest.TempPathFactory, classes: int, height: int, width: int, tile: int

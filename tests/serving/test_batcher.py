@@ -327,7 +327,7 @@ def test_settings_that_make_no_sense_are_refused(config: dict[str, float], words
         BatchingConfig(**config)  # type: ignore[arg-type]
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 2**31), st.integers(1, 4))
 def test_a_batch_of_8_and_a_batch_of_1_have_the_same_bytes(height: int, width: int, seed: int, threads: int) -> None:
     segmenter = load(TRAINED, "cpu", threads=threads)
@@ -339,7 +339,7 @@ def test_a_batch_of_8_and_a_batch_of_1_have_the_same_bytes(height: int, width: i
             assert getattr(answer, name).tobytes() == getattr(alone, name).tobytes()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70), st.booleans()), min_size=1, max_size=30),
     st.integers(1, 8),

@@ -39,7 +39,7 @@ def test_served_heatmaps_and_regions_equal_the_offline_ones_bit_for_bit(tmp_path
     geometry, label_map = offline.info.geometry, offline.info.label_map
     ids = st.lists(st.integers(0, class_count - 1), max_size=3, unique=True)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), ids, ids, st.floats(0.05, 0.95))
     def check(height: int, width: int, seed: int, shown: list[int], searched: list[int], threshold: float) -> None:
         image = random_image(height, width, seed)

@@ -266,7 +266,7 @@ requests = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(requests)
 def test_any_request_is_answered_or_refused(channel: grpc.Channel, request_: pb.ModelInferRequest) -> None:
     stub = GRPCInferenceServiceStub(channel)
@@ -277,7 +277,7 @@ def test_any_request_is_answered_or_refused(channel: grpc.Channel, request_: pb.
     assert stub.ServerLive(pb.ServerLiveRequest(), timeout=20).live
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(1, 4), st.binary(max_size=200))
 def test_any_bytes_as_image_files_are_refused(channel: grpc.Channel, count: int, data: bytes) -> None:
     stub = GRPCInferenceServiceStub(channel)
@@ -287,7 +287,7 @@ def test_any_bytes_as_image_files_are_refused(channel: grpc.Channel, count: int,
     assert stub.ServerLive(pb.ServerLiveRequest(), timeout=20).live
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=100))
 def test_any_bytes_as_a_message_leave_the_server_alive(channel: grpc.Channel, data: bytes) -> None:
     send = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")

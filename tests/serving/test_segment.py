@@ -48,7 +48,7 @@ def test_served_masks_equal_offline_masks_byte_for_byte(tmp_path: Path, class_co
     path = write_tiny_model(tmp_path / "model.onnx", class_count=class_count)
     offline = fcnseg.load(path, "cpu", threads=1)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.sampled_from(Encoding))
     def check(height: int, width: int, seed: int, encoding: Encoding) -> None:
         image = random_image(height, width, seed)

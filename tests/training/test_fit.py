@@ -6,6 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +38,7 @@ from training.scenes import LABEL_MAP, write_scenes
 
 BACKBONE = "squeezenet1_1"
 HALVES = (0.5, 0.5, 0.5)
+_LONGEST_S = 180
 METRICS = {"mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -335,10 +339,20 @@ def test_an_interrupted_run_ends_cleanly_and_leaves_a_usable_checkpoint(
     assert set(last.metrics) == set(open_run(run).record.metrics) == METRICS
 
 
-def training_process(arguments: list[str]) -> "subprocess.Popen[str]":
+@contextmanager
+def training_process(arguments: list[str]) -> "Iterator[subprocess.Popen[str]]":
+    """Run `fcnseg train`; it is killed in the end, or after minutes, so that nobody reads what it says for ever."""
     command = [sys.executable, "-m", "fcnseg", "train", *arguments, "--device", "cpu"]
     environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, env=environment) as process:
+        last_resort = threading.Timer(_LONGEST_S, process.kill)
+        last_resort.start()
+        try:
+            yield process
+        finally:
+            last_resort.cancel()
+            process.kill()
 
 
 def wait_for_epoch(process: "subprocess.Popen[str]", epoch: int) -> str:

@@ -40,7 +40,7 @@ def assert_close(actual: Tensor, expected: Tensor, scale: Tensor, tolerance: flo
 
 
 def law(test: Callable[..., None]) -> Callable[..., None]:
-    return settings(max_examples=24, deadline=None, suppress_health_check=[HealthCheck.too_slow])(test)
+    return settings(max_examples=24, suppress_health_check=[HealthCheck.too_slow])(test)
 
 
 @law

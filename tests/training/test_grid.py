@@ -73,7 +73,7 @@ layers = st.lists(
 
 
 @given(layers)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_derived_grid_is_the_measured_one_for_any_chain(chain: list[tuple[str, int, int, int, int]]) -> None:
     modules: list[nn.Module] = []
     for kind, kernel, stride, padding, dilation in chain:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -79,7 +79,6 @@ def test_maps_have_the_sizes_that_the_geometry_tells(model: SegmentationModel, s
 
 
 @given(size=st.integers(1, 500))
-@settings(deadline=None)
 def test_every_pixel_lies_within_a_stride_of_a_cell(model: SegmentationModel, size: int) -> None:
     def check(axis: AxisGeometry) -> None:
         assert axis.centre(0) < axis.stride

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,7 +21,6 @@ def scores_on(y: Lattice, x: Lattice, size: tuple[int, int], smooth: float, seed
 
 
 @given(lattices, lattices, sides, sides, st.sampled_from([0.0, 0.5, 0.8, 1.0]), st.integers(0, 99))
-@settings(deadline=None)
 def test_the_best_class_is_that_of_the_resampled_scores(
     y: Lattice, x: Lattice, height: int, width: int, smooth: float, seed: int
 ) -> None:

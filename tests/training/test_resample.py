@@ -1,6 +1,6 @@
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from training.grid import Lattice
@@ -12,7 +12,6 @@ cells = st.integers(1, 12)
 
 
 @given(strides, offsets, cells, st.integers(1, 60))
-@settings(deadline=None)
 def test_a_plane_is_reproduced_between_the_outer_cells(stride: int, offset: float, count: int, size: int) -> None:
     lattice = Lattice(stride, offset)
     centres = offset + stride * torch.arange(count, dtype=torch.float32)
@@ -24,7 +23,6 @@ def test_a_plane_is_reproduced_between_the_outer_cells(stride: int, offset: floa
 
 
 @given(strides, offsets, cells, st.integers(1, 60))
-@settings(deadline=None)
 def test_nearest_takes_the_closest_cell(stride: int, offset: float, count: int, size: int) -> None:
     lattice = Lattice(stride, offset)
     values = torch.arange(count)[None, :, None].expand(1, count, count).contiguous()

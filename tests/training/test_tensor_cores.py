@@ -20,7 +20,7 @@ from training.tensor_cores import FilledConv2d, UnfoldedConv2d, _pool_before_rel
 from training.tracing import PaddedConv2d
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kernel=st.tuples(st.integers(1, 8), st.integers(1, 8)),
     padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),

@@ -122,7 +122,7 @@ def small(request: pytest.FixtureRequest) -> Segmenter:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 def test_tiles_give_what_the_whole_image_gives(small: Segmenter, data: st.DataObject) -> None:
     info = small.info
     step = max(info.geometry.y.alignment, info.geometry.x.alignment)

@@ -27,7 +27,7 @@ def class_maps(draw: st.DrawFn) -> tuple[ClassMap, LabelMap]:
     return draw(hnp.arrays(label_map.id_dtype, shape, elements=ids)), label_map
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(class_maps(), st.sampled_from(MaskFormat))
 def test_a_mask_comes_back_as_it_was_and_equal_masks_are_equal_bytes(
     tmp_path_factory: pytest.TempPathFactory, mask: tuple[ClassMap, LabelMap], mask_format: MaskFormat

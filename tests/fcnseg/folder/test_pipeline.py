@@ -44,7 +44,7 @@ class Stages:
 widths = st.builds(Widths, st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     widths, st.lists(st.sampled_from([0, 0.001, 0.003]), min_size=1, max_size=4), st.integers(0, 40), st.integers(1, 3)
 )
@@ -110,7 +110,7 @@ def test_closing_ends_the_wait_of_every_stage() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fcnseg-")]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 50), st.lists(st.integers(0, 60), min_size=1, max_size=12), st.randoms())
 def test_memory_is_given_in_order_and_never_more_than_there_is_but_to_one_alone(
     total: int, sizes: list[int], random: object
