@@ -1,3 +1,7 @@
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +14,15 @@ from fcnseg.cores import physical_cores
 from fcnseg.errors import ImageError, UsageError
 from fcnseg.files import sha256_of
 from fcnseg.folder import FolderOptions, LocalModel, MaskFormat, mask_files, segment_folder
+from fcnseg.folder.answers import LocalAnswer
 from fcnseg.folder.local_model import open_model
+from fcnseg.folder.models import Loaded
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
 from fcnseg.regions import RegionQuery, find_regions
 from fcnseg.segmenter import Segmenter
 from fcnseg.tuning import Settings, Tuning, this_machine
+from tests.gated_segmenter import GatedSegmenter
 from tests.image_folders import noise, save, touch, write_noise
 from tests.tiny_model import write_tiny_model
 
@@ -211,17 +218,109 @@ def test_memory_for_one_image_is_enough(segmenter: Segmenter, tmp_path: Path) ->
     assert all(result.error is None for result in results)
 
 
-def test_images_of_one_batch_get_the_masks_of_images_alone(segmenter: Segmenter, tmp_path: Path) -> None:
-    names = write_noise(tmp_path / "in", 20)
+class CountingModel(LocalModel):
+    """Tells how many images are being read: each asks for memory, and with one worker when the one before is read."""
+
+    def __init__(self, segmenter: Segmenter, options: FolderOptions, at_a_time: int = 1) -> None:
+        super().__init__(segmenter, options, at_a_time=at_a_time)
+        self.reading = threading.Semaphore(0)
+
+    def held_bytes(self, height: int, width: int) -> int:
+        """Return what an image takes until it is written, in bytes."""
+        self.reading.release()
+        return super().held_bytes(height, width)
+
+
+@contextmanager
+def under_way(model: LocalModel, source: Path, output: Path, options: FolderOptions) -> Iterator[Future[int]]:
+    """Segment a folder in another thread; yield how many images are done without an error."""
+    with ThreadPoolExecutor(1) as thread:
+        yield thread.submit(lambda: sum(r.error is None for r in segment_folder(model, source, output, options)))
+
+
+def write_alike(folder: Path, count: int) -> list[str]:
+    """Write images of one size and random colours, and return their names."""
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(noise(40, 40, i)).save(folder / f"{i:02d}.png")
+    return [f"{i:02d}.png" for i in range(count)]
+
+
+def test_images_under_way_take_no_more_memory_than_there_is(tiny_model: Path, tmp_path: Path) -> None:
+    for i in range(20):
+        save(tmp_path / "in" / f"{i:02d}.png", (40, 40))  # black: their files are small
+    gated = GatedSegmenter(tiny_model)
+    file_bytes, held = (
+        (tmp_path / "in" / "00.png").stat().st_size,
+        LocalModel(gated, FolderOptions()).held_bytes(40, 40),
+    )
+    assert held >= 40 * 40 * (3 + 1) + 20 * 20 * 3 * 4  # pixels and ids, and scores at the cells
+    assert 20 * file_bytes < held
+    options = FolderOptions(memory_bytes=3 * held + 4 * file_bytes, tile="none", workers=1)
+    model = CountingModel(gated, options)
+    with under_way(model, tmp_path / "in", tmp_path / "out", options) as done:
+        try:
+            assert all(model.reading.acquire(timeout=10) for _ in range(4))  # three fit, and one waits
+            assert not model.reading.acquire(timeout=0.3)
+        finally:
+            gated.gate.set()
+        assert done.result(20) == 20
+
+
+def test_images_that_are_read_meanwhile_run_together(tiny_model: Path, tmp_path: Path) -> None:
+    names = write_alike(tmp_path / "in", 20)
     for batch in (1, 8):
-        options = FolderOptions(batch=batch)
-        assert all(r.error is None for r in segment_folder(segmenter, tmp_path / "in", tmp_path / f"{batch}", options))
+        gated, options = GatedSegmenter(tiny_model), FolderOptions(batch=batch, workers=1)
+        model = CountingModel(gated, options)
+        with under_way(model, tmp_path / "in", tmp_path / f"{batch}", options) as done:
+            try:
+                assert gated.begun.acquire(timeout=10)
+                ready = 20 if batch == 8 else 5
+                assert all(model.reading.acquire(timeout=10) for _ in range(ready))
+            finally:
+                gated.gate.set()
+            assert done.result(20) == 20
+        sizes = [len(images) for images in gated.batches]
+        assert (sizes[1], max(sizes), sum(sizes)) == (batch, batch, 20)
     for name in names:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "8" / name).read_bytes()
 
 
-def test_two_images_run_at_a_time_and_a_tiled_one_alone(segmenter: Segmenter, tmp_path: Path) -> None:
-    """Masks are those of one run at a time; memory is shared among the runs."""
+def test_two_images_run_at_a_time(tiny_model: Path, tmp_path: Path) -> None:
+    write_alike(tmp_path / "in", 8)
+    gated, options = GatedSegmenter(tiny_model), FolderOptions()
+    with under_way(LocalModel(gated, options, at_a_time=2), tmp_path / "in", tmp_path / "out", options) as done:
+        try:
+            assert all(gated.begun.acquire(timeout=10) for _ in range(2))
+            assert not gated.begun.acquire(timeout=0.3)
+        finally:
+            gated.gate.set()
+        assert done.result(20) == 8
+
+
+def test_an_image_in_tiles_has_all_runs_to_itself(tiny_model: Path, tmp_path: Path) -> None:
+    plain, large = (Loaded(tmp_path / "a.png", tmp_path / "b.png", noise(side, side)) for side in (30, 300))
+    for order in ([plain, large, plain], [large, plain]):
+        gated = GatedSegmenter(tiny_model)
+        model = LocalModel(gated, FolderOptions(tile=64), at_a_time=2)
+        with ThreadPoolExecutor(len(order)) as threads:
+            outcomes = [threads.submit(model.segment, [order[0]])]
+            try:
+                # An image takes one of the two turns; one in tiles takes both, a tile each.
+                assert all(gated.begun.acquire(timeout=10) for _ in range(1 if order[0] is plain else 2))
+                for loaded in order[1:]:
+                    outcomes.append(threads.submit(model.segment, [loaded]))
+                    assert not gated.begun.acquire(timeout=0.3)
+            finally:
+                gated.gate.set()
+            assert all(isinstance(outcome.result(20)[0], LocalAnswer) for outcome in outcomes)
+        shapes = [image.shape for (image,) in gated.batches]
+        assert [shape == (30, 30, 3) for shape in shapes] == [
+            part for loaded in order for part in ([True] if loaded is plain else [False] * 25)
+        ]
+
+
+def test_masks_do_not_depend_on_how_many_images_run_at_a_time(segmenter: Segmenter, tmp_path: Path) -> None:
     for i in range(8):
         Image.fromarray(noise(30 + 10 * (i % 3), 40, i)).save(tmp_path / f"{i}.png")
     costs = segmenter.engine.measured().plain_bytes_per_pixel
@@ -272,13 +371,18 @@ def test_two_programs_do_not_write_into_one_folder(segmenter: Segmenter, tmp_pat
 
 def test_an_image_whose_run_would_take_too_much_memory_goes_in_tiles(segmenter: Segmenter, tmp_path: Path) -> None:
     Image.fromarray(noise(500, 700)).save(tmp_path / "a.png")
-    for name, options in (
-        ("whole", FolderOptions(tile="none")),
-        ("tiles", FolderOptions(tile=64, confidence=True)),
-        ("little", FolderOptions(memory_bytes=1 << 20)),
+    for name, options, in_tiles in (
+        ("whole", FolderOptions(tile="none"), False),
+        ("fits", FolderOptions(), False),
+        ("tiles", FolderOptions(tile=64, confidence=True), True),
+        ("little", FolderOptions(memory_bytes=1 << 20), True),
     ):
-        (result,) = segment_folder(segmenter, tmp_path / "a.png", tmp_path / f"{name}.png", options)
+        steps: list[tuple[int, int]] = []
+        model = LocalModel(segmenter, options, lambda _, done, total, steps=steps: steps.append((done, total)))
+        (result,) = segment_folder(model, tmp_path / "a.png", tmp_path / f"{name}.png", options)
         assert (result.error, result.notice) == (None, None)
+        assert steps == [(done, len(steps)) for done in range(len(steps))]
+        assert (len(steps) > 1) == in_tiles
     whole = (tmp_path / "whole.png").read_bytes()
     assert (tmp_path / "tiles.png").read_bytes() == whole
     assert (tmp_path / "little.png").read_bytes() == whole
