@@ -26,30 +26,6 @@ def constant(name: str, value: object) -> onnx.NodeProto:
     return node("Constant", [], name, value=numpy_helper.from_array(np.array(value)))
 
 
-def external(location: str) -> Change:
-    def change(model: onnx.ModelProto) -> None:
-        tensor = next(t for t in model.graph.initializer if t.name == "t_constant0")
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value=location)
-
-    return change
-
-
-def resized(*dims: int) -> Change:
-    def change(model: onnx.ModelProto) -> None:
-        model.graph.initializer[0].dims[:] = dims
-
-    return change
-
-
-def retyped(kind: int) -> Change:
-    def change(model: onnx.ModelProto) -> None:
-        model.graph.initializer[0].data_type = kind
-
-    return change
-
-
 def beginning_with(*nodes: onnx.NodeProto) -> Change:
     """Compute something that nothing needs."""
 
@@ -74,10 +50,10 @@ def needing(*nodes: onnx.NodeProto) -> Change:
     return change
 
 
-def sparse(model: onnx.ModelProto) -> None:
+def sparse(graph: onnx.GraphProto) -> None:
     values = numpy_helper.from_array(np.ones(1, np.float32), "values")
     indices = numpy_helper.from_array(np.zeros(1, np.int64), "indices")
-    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [BILLION]))
+    graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [BILLION]))
 
 
 def function(model: onnx.ModelProto) -> None:
@@ -92,12 +68,11 @@ def custom_operator(model: onnx.ModelProto) -> None:
     beginning_with(node("Steal", ["image"], "bomb", domain="evil.example"))(model)
 
 
-def fused_operator(model: onnx.ModelProto) -> None:
-    """onnxruntime knows this domain without being told."""
-    beginning_with(node("Gelu", ["image"], "bomb", domain="com.microsoft"))(model)
+# onnxruntime knows this domain without being told.
+FUSED = node("Gelu", ["image"], "bomb", domain="com.microsoft")
 
 
-def loop(model: onnx.ModelProto) -> None:
+def endless() -> list[onnx.NodeProto]:
     value = helper.make_tensor_value_info
     body = helper.make_graph(
         [node("Identity", ["going"], "still_going")],
@@ -105,8 +80,7 @@ def loop(model: onnx.ModelProto) -> None:
         [value("round", TensorProto.INT64, []), value("going", TensorProto.BOOL, [])],
         [value("still_going", TensorProto.BOOL, [])],
     )
-    endless = helper.make_node("Loop", ["", "always"], [], body=body)
-    beginning_with(constant("always", np.array(True)), endless)(model)
+    return [constant("always", np.array(True)), helper.make_node("Loop", ["", "always"], [], body=body)]
 
 
 def branch_on_the_image(model: onnx.ModelProto) -> None:
@@ -128,12 +102,23 @@ def branch_on_the_image(model: onnx.ModelProto) -> None:
     )(model)
 
 
-def in_the_confidence(model: onnx.ModelProto) -> None:
+def with_confidence(model: onnx.ModelProto) -> onnx.GraphProto:
+    """Return the branch that computes confidences."""
     (choice,) = (n for n in model.graph.node if n.op_type == "If")
     (branch,) = (a.g for a in choice.attribute if a.name == "then_branch")
-    rest = list(branch.node)
-    del branch.node[:]
-    branch.node.extend([constant("shape", [BILLION]), node("ConstantOfShape", ["shape"], "bomb"), *rest])
+    return branch
+
+
+def branch_beginning_with(*nodes: onnx.NodeProto) -> Change:
+    """Compute something in a branch that nothing needs."""
+
+    def change(model: onnx.ModelProto) -> None:
+        branch = with_confidence(model)
+        rest = list(branch.node)
+        del branch.node[:]
+        branch.node.extend([*nodes, *rest])
+
+    return change
 
 
 def metadata(model: onnx.ModelProto, old: str, new: str) -> None:
@@ -142,22 +127,62 @@ def metadata(model: onnx.ModelProto, old: str, new: str) -> None:
     entry.value = entry.value.replace(old, new)
 
 
-REFUSED_UNREAD: dict[str, tuple[Change, str]] = {
+def external(location: str) -> onnx.TensorProto:
+    tensor = TensorProto(name="weights", data_type=TensorProto.INT64, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def eight_bytes(*dims: int, kind: int = TensorProto.INT64) -> onnx.TensorProto:
+    """Return a tensor of one integer that declares what it likes."""
+    return TensorProto(name="weights", data_type=kind, dims=dims, raw_data=bytes(8))
+
+
+TENSORS: dict[str, tuple[onnx.TensorProto, str]] = {
     "a file beside it": (external("weights.bin"), "data that lies in another file"),
     "a file by its absolute path": (external("/etc/passwd"), "data that lies in another file"),
     "a file above its folder": (external("../../../../etc/passwd"), "data that lies in another file"),
-    "dimensions beyond its bytes": (resized(2**40), "t_constant0' of 1099511627776 elements in 8 bytes"),
-    "dimensions beyond all numbers": (resized(2**62, 2**62), "elements in 8 bytes"),
-    "a negative dimension": (resized(-1), "of a negative size"),
-    "text": (retyped(TensorProto.STRING), "none of plain numbers"),
-    "a type that does not exist": (retyped(77), "of the type 77"),
-    "a sparse tensor": (sparse, "a sparse tensor"),
+    "a file that it does not name": (
+        TensorProto(name="weights", data_type=TensorProto.INT64, dims=[1], data_location=TensorProto.EXTERNAL),
+        "the tensor 'weights', whose data lies in another file",
+    ),
+    "dimensions beyond its bytes": (eight_bytes(2**40), "the tensor 'weights' of 1099511627776 elements in 8 bytes"),
+    "dimensions beyond all numbers": (eight_bytes(2**62, 2**62), "elements in 8 bytes"),
+    "a negative dimension": (eight_bytes(-1), "of a negative size"),
+    "text": (eight_bytes(1, kind=TensorProto.STRING), "none of plain numbers"),
+    "a type that does not exist": (eight_bytes(1, kind=77), "of the type 77"),
+    "fewer numbers in a list than it declares": (
+        TensorProto(name="weights", data_type=TensorProto.INT64, dims=[BILLION], int64_data=[0, 0, 0]),
+        "the tensor 'weights' of 1073741824 elements in 3 bytes",
+    ),
+}
+PLACES: dict[str, Callable[[onnx.ModelProto, onnx.TensorProto], object]] = {
+    "an initializer": lambda model, tensor: model.graph.initializer.append(tensor),
+    "a constant": lambda model, tensor: beginning_with(node("Constant", [], "unused", value=tensor))(model),
+    "an initializer of a branch": lambda model, tensor: with_confidence(model).initializer.append(tensor),
+    "a constant of a branch": lambda model, tensor: branch_beginning_with(node("Constant", [], "unused", value=tensor))(
+        model
+    ),
+}
+REFUSED_UNREAD: dict[str, tuple[Change, str]] = {
+    "a sparse tensor": (lambda model: sparse(model.graph), "a sparse tensor"),
+    "a sparse tensor of a branch": (lambda model: sparse(with_confidence(model)), "a sparse tensor"),
     "a function": (function, "functions"),
     "a custom operator": (custom_operator, "operators of 'evil.example'"),
-    "an operator of onnxruntime's": (fused_operator, "the operator 'com.microsoft.Gelu'"),
-    "an endless loop": (loop, "a branch or loop beside that on 'with_confidence'"),
+    "an operator of onnxruntime's": (beginning_with(FUSED), "the operator 'com.microsoft.Gelu'"),
+    "an operator of onnxruntime's in a branch": (branch_beginning_with(FUSED), "the operator 'com.microsoft.Gelu'"),
+    "an endless loop": (beginning_with(*endless()), "a branch or loop beside that on 'with_confidence'"),
+    "an endless loop in a branch": (branch_beginning_with(*endless()), "a branch or loop within a branch"),
     "a branch on the image": (branch_on_the_image, "a branch or loop beside that on 'with_confidence'"),
 }
+
+
+def assert_refused_unread(path: Path, words: str) -> None:
+    for read in (lambda: Engine(path, "cpu"), lambda: read_model_info(path)):
+        with pytest.raises(ModelFileError, match="m.onnx was refused unread: it holds ") as caught:
+            read()
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def changed(tiny_model: Path, path: Path, change: Change) -> Path:
@@ -171,13 +196,20 @@ def changed(tiny_model: Path, path: Path, change: Change) -> Path:
 def test_what_a_model_file_never_holds_is_refused_unread(
     tiny_model: Path, tmp_path: Path, change: Change, words: str
 ) -> None:
+    assert_refused_unread(changed(tiny_model, tmp_path / "m.onnx", change), words)
+
+
+@pytest.mark.parametrize("put", PLACES.values(), ids=PLACES.keys())
+@pytest.mark.parametrize(("tensor", "words"), TENSORS.values(), ids=TENSORS.keys())
+def test_a_tensor_that_is_not_numbers_within_the_file_is_refused_unread_wherever_it_lies(
+    tiny_model: Path,
+    tmp_path: Path,
+    put: Callable[[onnx.ModelProto, onnx.TensorProto], object],
+    tensor: onnx.TensorProto,
+    words: str,
+) -> None:
     (tmp_path / "weights.bin").write_bytes(bytes(1000))
-    path = changed(tiny_model, tmp_path / "m.onnx", change)
-    for read in (lambda: Engine(path, "cpu"), lambda: read_model_info(path)):
-        with pytest.raises(ModelFileError, match="m.onnx was refused unread: it holds ") as caught:
-            read()
-        assert words in str(caught.value)
-        assert "\n" not in str(caught.value)
+    assert_refused_unread(changed(tiny_model, tmp_path / "m.onnx", lambda model: put(model, tensor)), words)
 
 
 def test_wherever_a_file_ends_early_it_is_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -273,7 +305,9 @@ BOMBS: dict[str, Change] = {
         node("Expand", ["highest", "shape"], "bomb"),
     ),
     "what nothing needs": beginning_with(constant("shape", [BILLION]), node("ConstantOfShape", ["shape"], "bomb")),
-    "the branch with confidence": in_the_confidence,
+    "the branch with confidence": branch_beginning_with(
+        constant("shape", [BILLION]), node("ConstantOfShape", ["shape"], "bomb")
+    ),
     "many that are each within bounds": needing(
         constant("shape", [2**23]),
         *(node("ConstantOfShape", ["shape"], f"b{i}") for i in range(40)),
@@ -326,6 +360,15 @@ def test_graphs_that_would_take_gigabytes_are_refused_within_one(tiny_model: Pat
     assert "it computes 1280 MB that do not depend on the image's size" in answers[-1][1]
 
 
+def field(number: int, content: bytes) -> bytes:
+    """Return a field of protobuf that holds bytes."""
+    length, size = len(content), b""
+    while length > 127:
+        size += bytes([length & 127 | 128])
+        length >>= 7
+    return bytes([number << 3 | 2]) + size + bytes([length]) + content
+
+
 def test_hundreds_of_thousands_of_empty_declarations_are_refused_unread(tmp_path: Path) -> None:
     """Each takes two bytes of the file, and hundreds where it is read."""
     many = 3_000_000
@@ -341,26 +384,21 @@ def test_hundreds_of_thousands_of_empty_declarations_are_refused_unread(tmp_path
         assert peak < 150
 
 
-def field(number: int, content: bytes) -> bytes:
-    """Return a field of protobuf that holds bytes."""
-    length, size = len(content), b""
-    while length > 127:
-        size += bytes([length & 127 | 128])
-        length >>= 7
-    return bytes([number << 3 | 2]) + size + bytes([length]) + content
-
-
-def test_more_nodes_than_any_net_has_are_refused_unread(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("begin", [beginning_with, branch_beginning_with], ids=["the graph", "a branch"])
+def test_more_nodes_than_any_net_has_are_refused_unread(
+    tiny_model: Path, tmp_path: Path, begin: Callable[..., Change]
+) -> None:
     """onnxruntime's time grows with the square of those that read one value."""
     nodes = [node("Identity", ["image"], f"n{i}") for i in range(10_001)]
-    path = changed(tiny_model, tmp_path / "m.onnx", beginning_with(*nodes))
+    path = changed(tiny_model, tmp_path / "m.onnx", begin(*nodes))
     with pytest.raises(ModelFileError, match=r"was refused unread: it holds \d+ nodes, where 10000 are the most"):
         Engine(path, "cpu")
 
 
 def test_the_command_tells_a_hostile_file_in_one_line(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(b"is not looked at")
-    for name, change in (("beside", external("weights.bin")), ("bomb", BOMBS["Expand"])):
+    beside = external("weights.bin")
+    for name, change in (("beside", lambda model: model.graph.initializer.append(beside)), ("bomb", BOMBS["Expand"])):
         path = changed(tiny_model, tmp_path / f"{name}.onnx", change)
         done = subprocess.run(
             [sys.executable, "-m", "fcnseg", "segment", path, tmp_path / "photo.png", tmp_path / "mask.png"],
@@ -374,23 +412,15 @@ def test_the_command_tells_a_hostile_file_in_one_line(tiny_model: Path, tmp_path
 
 
 def test_what_the_exporter_wrote_is_opened() -> None:
-    for folder in ("tests/golden", "results"):
-        for path in (Path(__file__).parents[2] / folder).glob("*.onnx"):
-            Engine(path, "cpu")
+    root = Path(__file__).parents[2]
+    paths = [path for folder in ("tests/golden", "results") for path in (root / folder).glob("*.onnx")]
+    assert len(paths) >= 2
+    for path in paths:
+        Engine(path, "cpu")
 
 
 def test_messages_that_lie_very_deep_in_each_other_are_refused(tmp_path: Path) -> None:
     """Each of three bytes and more: a reader that calls itself for each would run out of stack in a small file."""
-
-    def field(number: int, payload: bytes) -> bytes:
-        length = bytearray()
-        rest = len(payload)
-        while rest > 127:
-            length.append(rest & 127 | 128)
-            rest >>= 7
-        length.append(rest)
-        return bytes([number << 3 | 2]) + bytes(length) + payload
-
     graph = b""
     for _ in range(400):  # a graph in an attribute of a node of a graph
         graph = field(1, field(5, field(6, graph)))
