@@ -112,70 +112,82 @@ def test_a_full_batch_does_not_wait_nor_does_it_behind_a_lonely_image(tiny_model
     with batching(load(tiny_model, "cpu", threads=1), max_batch=2, delay_s=30) as batcher:
         for image in (RED, noise(40, 40)):
             batcher.submit(image).result(10)
+        batcher.pace.add(40 * 40, 1, 4.0)  # so that it is begun seconds before its deadline
         lonely = batcher.submit(noise(40, 40), deadline=time.monotonic() + 8)
         full = [batcher.submit(RED), batcher.submit(RED)]
-        wait(full, 6)
+        wait(full, 5)
         assert [future.done() for future in (*full, lonely)] == [True, True, False]
-        assert lonely.result(10).batch_size == 1  # its deadline ended the wait in time
+        assert lonely.result(20).batch_size == 1  # its deadline ended the wait in time
 
 
 @pytest.mark.parametrize("position", range(4))
 def test_a_cancelled_image_is_not_run_and_takes_nothing_from_its_neighbours(
     gated: GatedSegmenter, position: int
 ) -> None:
-    with batching(gated, max_batch=4) as batcher:
+    with batching(gated, max_batch=3) as batcher:
         held = hold(batcher, gated)
         images = [noise(4, 4, i) for i in range(4)]
         futures = [batcher.submit(image) for image in images]
         assert futures[position].cancel()
         gated.gate.set()
-        held.result(10)
-        for i, future in enumerate(futures):
-            if i == position:
-                with pytest.raises(CancelledError):
-                    future.result(10)
-            else:
-                alone = gated.segment(images[i]).class_map
-                assert np.array_equal(future.result(10).segmentation.class_map, alone)
-    assert sizes(gated)[:2] == [1, 3]
+        answers = {i: future.result(10) for i, future in enumerate(futures) if i != position}
+    assert held.done()
+    assert sizes(gated) == [1, 3]
+    for i, answer in answers.items():
+        assert np.array_equal(answer.segmentation.class_map, gated.segment(images[i]).class_map)
+    with pytest.raises(CancelledError):
+        futures[position].result(10)
 
 
+class Image(np.ndarray[Any, Any]):
+    """An array that can be watched."""
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Without the collector of cycles, whose turn may come after hundreds of images."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_cancelled_image_is_gone_at_once(gated: GatedSegmenter) -> None:
+    with batching(gated) as batcher:
+        hold(batcher, gated)
+        image = noise(4, 4).view(Image)
+        watched = weakref.ref(image)
+        future = batcher.submit(image)
+        del image
+        assert watched() is not None
+        future.cancel()
+        gone = watched() is None
+        gated.gate.set()
+    assert gone
+
+
+@pytest.mark.usefixtures("no_collector")
 def test_image_and_answer_are_gone_as_soon_as_nobody_holds_them(tiny_model: Path) -> None:
-    """Without waiting for the collector of cycles, whose turn may come after hundreds of images."""
-
-    class Image(np.ndarray[Any, Any]):
-        """An array that can be watched."""
-
-    gc.disable()
-    try:
-        with batching(load(tiny_model, "cpu", threads=1)) as batcher:
-            image = noise(4, 4).view(Image)
-            future = batcher.submit(image)
-            watched = [weakref.ref(image), weakref.ref(future.result(10))]
-            del image, future
-            batcher.submit(RED).result(10)  # the thread has let go of the last one
-            assert [reference() for reference in watched] == [None, None]
-    finally:
-        gc.enable()
+    with batching(load(tiny_model, "cpu", threads=1)) as batcher:
+        image = noise(4, 4).view(Image)
+        future = batcher.submit(image)
+        watched = [weakref.ref(image), weakref.ref(future.result(10))]
+        del image, future
+        batcher.submit(RED).result(10)  # the thread has let go of the last one
+        assert [reference() for reference in watched] == [None, None]
 
 
+@pytest.mark.usefixtures("no_collector")
 def test_an_image_that_failed_is_gone_as_soon_as_nobody_holds_its_failure(tmp_path: Path) -> None:
-    class Image(np.ndarray[Any, Any]):
-        """An array that can be watched."""
-
-    gc.disable()
-    try:
-        model = load(write_tiny_model(tmp_path / "m.onnx", fails_on_magenta=True), "cpu", threads=1, options=PROVED)
-        with batching(model) as batcher:
-            image = MAGENTA.copy().view(Image)
-            watched = weakref.ref(image)
-            future = batcher.submit(image)
-            assert future.exception(10) is not None
-            del image, future
-            batcher.submit(RED).result(10)
-            assert watched() is None
-    finally:
-        gc.enable()
+    model = load(write_tiny_model(tmp_path / "m.onnx", fails_on_magenta=True), "cpu", threads=1, options=PROVED)
+    with batching(model) as batcher:
+        image = MAGENTA.copy().view(Image)
+        watched = weakref.ref(image)
+        future = batcher.submit(image)
+        assert future.exception(10) is not None
+        del image, future
+        batcher.submit(RED).result(10)
+        assert watched() is None
 
 
 def test_an_image_cannot_be_cancelled_once_its_run_has_begun_and_does_no_harm(gated: GatedSegmenter) -> None:
