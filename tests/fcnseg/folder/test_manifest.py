@@ -36,6 +36,18 @@ def test_the_latest_row_of_an_image_counts_and_the_order_is_the_given_one(tmp_pa
     assert list(read_rows(tmp_path / "m.jsonl")) == [Row("a"), Row("b"), Row("d")]
 
 
+def test_rows_are_added_behind_the_last_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(Row("a").line() + Row("b").line() + Row("c").line()[:-9])
+    with Manifest(path, fresh=False) as manifest:
+        assert manifest.row("c") is None
+        manifest.append(Row("d"))
+    with Manifest(path, fresh=False) as manifest:
+        manifest.append(Row("e"))
+        assert [manifest.row(name) for name in "abde"] == [Row(name) for name in "abde"]
+    assert list(read_rows(path)) == [Row(name) for name in "abde"]
+
+
 def test_a_row_tells_what_became_of_an_image(tiny_model: Path, tmp_path: Path) -> None:
     write_noise(tmp_path / "in" / "sub", 1)
     (tmp_path / "in" / "x.jpg").write_bytes(b"broken")

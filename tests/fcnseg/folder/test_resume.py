@@ -119,12 +119,16 @@ def test_what_is_missing_new_changed_or_failed_is_done_again(segmenter: Segmente
     list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", options))
     (tmp_path / "out" / "001.png").unlink()
     (tmp_path / "out" / "002.overlay.jpg").unlink()
-    touch(tmp_path / "in", "003.png", "009.png")
-    later = time.time() + 10
-    os.utime(tmp_path / "in" / "003.png", (later, later))
+    touch(tmp_path / "in", "009.png")
+    newer, other = tmp_path / "in" / "003.png", tmp_path / "in" / "007.png"
+    later, before = time.time_ns() + 10**10, other.stat()
+    os.utime(newer, ns=(later, later))
+    other.write_bytes((tmp_path / "in" / "008.png").read_bytes())
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert other.stat().st_size != before.st_size
     (tmp_path / "in" / "005.png").unlink()
     results = list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", options))
-    assert [r.image.stem for r in results if not r.skipped] == ["001", "002", "003", "004", "009"]
+    assert [r.image.stem for r in results if not r.skipped] == ["001", "002", "003", "004", "007", "009"]
     rows = [json.loads(line)["image"] for line in (tmp_path / "out" / "manifest.jsonl").read_bytes().splitlines()]
     assert rows == [f"00{i}.png" for i in (0, 1, 2, 3, 4, 6, 7, 8, 9)]
 
