@@ -1,4 +1,6 @@
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,57 @@ def test_an_image_that_would_be_answered_too_late_is_refused_on_arrival(batcher:
             third.reserve(4, 4, 1, 65.0)
     with admission.enter() as alone:
         alone.reserve(4, 4, 1, 0.001)
+
+
+@contextmanager
+def paced(model: Path, config: BatchingConfig, seconds: float) -> Iterator[Admission]:
+    """Yield the door of a model that takes so many seconds for an image of 4x4."""
+    batcher = Batcher(load(model, "cpu"), config, MemoryBudget(2**30), "test")
+    batcher.pace.add(16, 1, seconds)
+    try:
+        yield Admission(batcher, MemoryBudget(100))
+    finally:
+        batcher.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "finishing_s", "expected_ms"),
+    [
+        (BatchingConfig(max_batch=1), 0.0, 32_000),  # the one ahead, and its own run
+        (BatchingConfig(max_batch=1, max_delay_s=5.0), 0.0, 37_000),
+        (BatchingConfig(max_batch=1), 3.0, 35_000),
+        (BatchingConfig(max_batch=1, runners=2), 0.0, 24_000),
+    ],
+    ids=["plain", "delay", "finishing", "runners"],
+)
+def test_what_is_expected_of_an_answer_is_the_sum_of_all_that_it_waits_for(
+    tiny_model: Path, config: BatchingConfig, finishing_s: float, expected_ms: int
+) -> None:
+    with paced(tiny_model, config, 16.0) as admission, admission.enter() as first, admission.enter() as second:
+        admission.finished(finishing_s)
+        first.reserve(4, 4, 1, None)
+        with pytest.raises(OverloadedError, match=f"would take about {expected_ms} ms "):
+            second.reserve(4, 4, 1, 1.0)
+        second.reserve(4, 4, 1, expected_ms / 1000)
+
+
+@pytest.mark.parametrize(
+    ("runners", "seconds", "retry_after_s"), [(1, 4.0, 6.0), (2, 4.0, 3.0), (1, 400.0, 10.0), (1, 0.001, 0.02)]
+)
+def test_who_is_refused_may_ask_again_when_half_of_what_is_under_way_is_done(
+    tiny_model: Path, runners: int, seconds: float, retry_after_s: float
+) -> None:
+    """But not for more than 10 s, nor before 20 ms."""
+    config = BatchingConfig(max_queue=3, runners=runners)
+    with paced(tiny_model, config, seconds) as admission, ExitStack() as tickets:
+        for _ in range(3):
+            tickets.enter_context(admission.enter()).reserve(4, 4, 10, None)
+        with pytest.raises(OverloadedError) as caught:
+            admission.enter()
+        assert caught.value.retry_after_s == pytest.approx(retry_after_s)
+        with pytest.raises(OverloadedError) as caught:
+            admission.take_memory(100)
+        assert caught.value.retry_after_s == pytest.approx(max(0.2, retry_after_s))
 
 
 def test_a_budget_gives_what_there_is_and_takes_it_back() -> None:
