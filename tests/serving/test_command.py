@@ -21,9 +21,12 @@ import fcnseg
 from fcnseg import masks
 from fcnseg.client import Client
 from fcnseg.masks import Encoding
+from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from tests.server_process import free_port
 from tests.tiny_model import write_tiny_model
 
+BLUE = pb.SegmentRequest(raw=pb.RawImage(height=4, width=6, rgb=bytes([0, 0, 255]) * 24))
 RUN = [sys.executable, "-c", "from fcnseg.cli import main; main()"]
 
 
@@ -65,7 +68,10 @@ def test_serves_until_a_signal_and_exits_with_0(tmp_path: Path, number: signal.S
     assert answer.data == masks.encode(offline.segment(image).class_map, Encoding.PNG, offline.info.label_map)
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads another process's load from /proc")
+reads_load = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads another process's load from /proc")
+
+
+@reads_load
 def test_request_under_way_is_answered_after_sigterm(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "slow.onnx", work_rounds=8000)
     with serving(str(path), "--port", "0", "--device", "cpu", "--threads", "1") as process:
@@ -82,6 +88,26 @@ def test_request_under_way_is_answered_after_sigterm(tmp_path: Path) -> None:
         assert (asking.returncode, errors) == (0, "")
         assert process.wait(20) == 0
     assert masks.read_ids(tmp_path / "mask.png").tolist() == [[2] * 6] * 4
+
+
+@reads_load
+def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "slow.onnx", work_rounds=2000)
+    with serving(str(path), "--port", "0", "--device", "cpu", "--threads", "1") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with grpc.insecure_channel(process.stdout.readline().split()[-1]) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            segment = SegmentationServiceStub(channel).Segment
+            answers = [segment.future(BLUE, timeout=60) for _ in range(20)]  # seconds of work, within the grace
+            wait_until_busy(process.pid)
+            process.send_signal(signal.SIGTERM)
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == -signal.SIGTERM
+            assert answers[-1].code() is grpc.StatusCode.UNAVAILABLE
 
 
 def write_png(folder: Path) -> Path:
