@@ -1,11 +1,14 @@
 """Bytes of HTTP/2 by hand, for clients that no library would be."""
 
+import socket
 import struct
+from collections.abc import Iterator
 
 from google.protobuf.message import Message
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS, GOAWAY = 0, 1, 4, 7
+DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
+MAX_CONCURRENT_STREAMS = 3
 _END_STREAM, _END_HEADERS = 1, 4
 _INITIAL_WINDOW_SIZE = 4
 
@@ -47,3 +50,15 @@ def send(request: Message) -> bytes:
 def send_part(claimed: int, sent: int) -> bytes:
     """Return the first bytes of a message that claims more."""
     return frame(DATA, 0, 1, struct.pack(">BI", 0, claimed) + bytes(sent))
+
+
+def frames(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
+    """Yield kind and payload of the frames that come, until the connection ends."""
+    with connection.makefile("rb") as incoming:
+        while len(head := incoming.read(9)) == 9:
+            yield head[3], incoming.read(int.from_bytes(head[:3], "big"))
+
+
+def settings(payload: bytes) -> dict[int, int]:
+    """Return what a SETTINGS frame says, by numbers (RFC 9113, 6.5.2)."""
+    return dict(struct.iter_unpack(">HI", payload))

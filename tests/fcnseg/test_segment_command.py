@@ -157,6 +157,35 @@ def test_regions_are_listed_beside_each_mask_and_boxed_in_the_overlay(
     assert (boxed / "one.overlay.jpg").read_bytes() != (plain / "one.overlay.jpg").read_bytes()
 
 
+def test_the_report_can_be_left_out(tiny_model: Path, photos: Path, tmp_path: Path) -> None:
+    done = run(tiny_model, photos, tmp_path / "out", "--no-report", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "one.png").exists()
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_pixels_can_stay_as_they_are_stored(tiny_model: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png", exif=exif)
+    for name, options, shape in (("up", (), (30, 20)), ("stored", ("--stored-orientation",), (20, 30))):
+        done = run(tiny_model, tmp_path / "a.png", tmp_path / f"{name}.png", *options, "--device", "cpu")
+        assert done.returncode == 0, done.stderr
+        assert masks.read_ids(tmp_path / f"{name}.png").shape == shape
+
+
+def test_masks_of_unknown_origin_are_replaced_on_request_alone(tiny_model: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "one.png").write_bytes(b"mine")
+    refused = run(tiny_model, photos, tmp_path / "out", "--device", "cpu")
+    assert refused.returncode == 2
+    assert "no fcnseg.json says by which model" in refused.stderr
+    assert (tmp_path / "out" / "one.png").read_bytes() == b"mine"
+    done = run(tiny_model, photos, tmp_path / "out", "--overwrite", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert masks.read_ids(tmp_path / "out" / "one.png").shape == (20, 30)
+
+
 def test_help_shows_defaults_and_an_example() -> None:
     text = " ".join(run("--help").stdout.split())
     assert "[default: auto]" in text
