@@ -2,7 +2,6 @@ import asyncio
 import gc
 import itertools
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -44,10 +43,9 @@ def frames(count: int) -> list[NDArray[np.uint8]]:
 
 
 async def require_no_tasks() -> None:
-    until = time.monotonic() + 5
-    while len(asyncio.all_tasks()) > 1:
-        assert time.monotonic() < until, asyncio.all_tasks()
-        await asyncio.sleep(0.01)
+    """Return when there are no tasks beside the test's own."""
+    loop = asyncio.get_running_loop()
+    await asyncio.to_thread(wait_until, lambda: len(asyncio.all_tasks(loop)) == 1, tell=lambda: asyncio.all_tasks(loop))
 
 
 async def test_the_answers_are_those_of_the_other_client(tiny_model: Path) -> None:

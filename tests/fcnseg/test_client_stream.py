@@ -28,6 +28,7 @@ from fcnseg.v1 import segmentation_pb2 as pb
 from serving.server import ServerConfig
 from tests.other_server import ONE_PIXEL, server_that_answers
 from tests.running_server import running_server
+from tests.waiting import wait_until
 
 IMAGE = np.full((4, 6, 3), (0, 0, 255), np.uint8)
 
@@ -45,10 +46,7 @@ def threads_of_streams() -> list[str]:
 
 
 def require_no_threads() -> None:
-    until = time.monotonic() + 5
-    while threads_of_streams():
-        assert time.monotonic() < until, threads_of_streams()
-        time.sleep(0.01)
+    wait_until(lambda: not threads_of_streams(), tell=threads_of_streams)
 
 
 def test_two_hundred_frames_come_back_in_order_two_at_a_time(tiny_model: Path) -> None:

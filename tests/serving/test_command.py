@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from tests.server_process import free_port
 from tests.tiny_model import write_tiny_model
+from tests.waiting import wait_until
 
 BLUE = pb.SegmentRequest(raw=pb.RawImage(height=4, width=6, rgb=bytes([0, 0, 255]) * 24))
 RUN = [sys.executable, "-c", "from fcnseg.cli import main; main()"]
@@ -118,11 +118,8 @@ def write_png(folder: Path) -> Path:
 
 def wait_until_busy(pid: int) -> None:
     """Return when the process has computed for a while, which only an inference does."""
-    end = time.monotonic() + 20
     idle_s = cpu_seconds(pid)
-    while cpu_seconds(pid) < idle_s + 0.2:
-        assert time.monotonic() < end, "the inference did not begin"
-        time.sleep(0.01)
+    wait_until(lambda: cpu_seconds(pid) >= idle_s + 0.2, tell=lambda: "the inference did not begin")
 
 
 def cpu_seconds(pid: int) -> float:

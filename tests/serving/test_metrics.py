@@ -29,6 +29,7 @@ from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, RunningServer, running_server
 from tests.scraping import Scrape, scrape
 from tests.tiny_model import write_tiny_model
+from tests.waiting import wait_until
 
 HTTP = ServerConfig(http_port=0)
 PROVED = replace(CPU_CONFIG, options=replace(CPU_CONFIG.options, prove=True))
@@ -71,10 +72,14 @@ def refuse(stub: Any, code: grpc.StatusCode, request: pb.SegmentRequest = RED, t
 
 def until(server: RunningServer, name: str, value: float, **labels: str) -> Scrape:
     """Scrape until a metric has a value: what a client sees may be counted a moment later."""
-    end = time.monotonic() + 10
-    while (seen := scrape(server)).value(name, **labels) != value:
-        assert time.monotonic() < end, f"{name} {labels} is {seen.value(name, **labels)}, not {value}"
-        time.sleep(0.02)
+    seen = scrape(server)
+
+    def has_value() -> bool:
+        nonlocal seen
+        seen = scrape(server)
+        return seen.value(name, **labels) == value
+
+    wait_until(has_value, tell=lambda: f"{name} {labels} is {seen.value(name, **labels)}, not {value}")
     return seen
 
 
@@ -204,9 +209,8 @@ def test_memory_that_is_held_and_running(gated: GatedSegmenter, tiny_model: Path
         before = scrape(server)
         futures = [threads.submit(stub.Segment, large, timeout=20) for _ in range(8)]  # six or seven fit
         assert gated.begun.acquire(timeout=10)
-        end = time.monotonic() + 10
-        while not (during := scrape(server)).value("fcnseg_refusals_total", reason="memory"):
-            assert time.monotonic() < end
+        wait_until(lambda: scrape(server).value("fcnseg_refusals_total", reason="memory") > 0)
+        during = scrape(server)
         gated.gate.set()
         refused = sum(future.exception(10) is not None for future in futures)
         after = until(server, "fcnseg_memory_bytes", 0)

@@ -17,6 +17,7 @@ from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, RunningServer, running_server
 from tests.scraping import scrape
 from tests.server_process import free_port
+from tests.waiting import wait_until
 
 IMAGE = np.full((4, 4, 3), (255, 0, 0), np.uint8)
 
@@ -37,16 +38,12 @@ def ask(address: str | None, path: str, method: str = "GET") -> int:
             return error.code
 
 
-def wait_for(address: str, path: str, status: int) -> None:
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        try:
-            if ask(address, path) == status:
-                return
-        except OSError:
-            pass
-        time.sleep(0.02)
-    pytest.fail(f"{path} did not become {status}")
+def answers(address: str, path: str, status: int) -> bool:
+    """Tell whether a server answers with a status; one that cannot be reached does not."""
+    try:
+        return ask(address, path) == status
+    except OSError:
+        return False
 
 
 def test_ready_is_503_while_warming_200_while_serving_and_503_while_draining(
@@ -72,7 +69,7 @@ def test_ready_is_503_while_warming_200_while_serving_and_503_while_draining(
             held = pool.submit(client.segment, IMAGE)
             assert segmenter.begun.acquire(timeout=10)
             server.begin_stop()
-            wait_for(address, "/readyz", 503)
+            wait_until(lambda: answers(address, "/readyz", 503))
             assert ask(address, "/healthz") == 200
             assert scrape(address).value("fcnseg_ready") == 0
             segmenter.gate.set()
