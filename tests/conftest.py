@@ -4,11 +4,15 @@ import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.tiny_model import write_tiny_model
+
+if TYPE_CHECKING:
+    from tests.certificates import Authority
 
 settings.register_profile("no-deadline", deadline=None)  # a busy machine takes its time
 settings.load_profile("no-deadline")
@@ -49,6 +53,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the real data in ../shared/data, which is not there")
     return folder
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> "Authority":
+    """An authority whose certificates lie in the test's folder."""
+    from tests.certificates import Authority
+
+    return Authority(tmp_path, "ours")
 
 
 @pytest.fixture(scope="module")

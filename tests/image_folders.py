@@ -1,4 +1,4 @@
-"""Images to put into folders."""
+"""Images, their files, and folders of them."""
 
 import io
 from pathlib import Path
@@ -13,13 +13,24 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def random_images(count: int, height: int, width: int) -> NDArray[np.uint8]:
+    """Return (count, height, width, 3) pixels of random colours."""
+    return np.random.default_rng(height * width).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """Return the bytes of an image's file, by Pillow's name for the kind and its options."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
 def touch(folder: Path, *names: str) -> None:
     """Write a small image under each name, whatever its suffix."""
-    buffer = io.BytesIO()
-    Image.fromarray(noise(5, 7)).save(buffer, "PNG")
+    data = encoded(Image.fromarray(noise(5, 7)), "PNG")
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(buffer.getvalue())
+        (folder / name).write_bytes(data)
 
 
 def save(path: Path, size: tuple[int, int] = (6, 4)) -> Path:

@@ -1,7 +1,6 @@
 """The kinds that each format has, beyond what Pillow itself would write: docs/images.md in executable form."""
 
 import base64
-import io
 import struct
 import zlib
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from fcnseg import images
 from fcnseg.errors import ImageError, ImageTooLargeError
+from tests.image_folders import encoded
 
 GREY, RGB, PALETTE = 0, 2, 3
 SHORT, LONG, LONG8 = 3, 4, 16
@@ -21,12 +21,6 @@ def picture(height: int = 20, width: int = 28) -> NDArray[np.uint8]:
     """A picture without any symmetry."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x * 9, 255 - y * 12, (x * y) % 256], axis=-1).astype(np.uint8)
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[arg-type]
-    return buffer.getvalue()
 
 
 def packed(samples: NDArray[np.integer], bits: int) -> bytes:

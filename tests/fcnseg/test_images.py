@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from fcnseg import images
 from fcnseg.errors import ImageError, ImageTooLargeError
 from fcnseg.images import ImageLimits
+from tests.image_folders import encoded
 
 HARD_IMAGES = Path(__file__).parents[3] / "shared" / "data" / "hard_images"
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
@@ -33,12 +34,6 @@ def picture(height: int = 24, width: int = 40, seed: int = 0) -> NDArray[np.uint
     y, x = np.mgrid[:height, :width]
     channels = [(x * 5 + y * 2 + seed) % 256, 255 - x * 3, y * 7 % 256]
     return np.stack(channels, axis=-1).astype(np.uint8)
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[arg-type]
-    return buffer.getvalue()
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:

@@ -11,15 +11,12 @@ from PIL import Image
 import fcnseg
 from fcnseg.errors import ImageError
 from fcnseg.segmenter import Segmenter
+from tests.image_folders import noise
 
 
 @pytest.fixture(scope="module")
 def segmenter(tiny_model: Path) -> Segmenter:
     return fcnseg.load(tiny_model, "cpu", threads=1)
-
-
-def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def test_every_pixel_gets_its_strongest_colour(segmenter: Segmenter) -> None:

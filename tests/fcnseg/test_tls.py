@@ -8,11 +8,6 @@ from fcnseg.tls import ClientTls, read_certificates, read_key_pair
 from tests.certificates import Authority
 
 
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path, "ours")
-
-
 def test_files_are_read_as_they_are(authority: Authority) -> None:
     certificate, key = authority.issue("server")
     pair = read_key_pair(certificate, key)

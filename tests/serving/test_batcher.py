@@ -23,6 +23,7 @@ from serving.batcher import Batcher, BatchingConfig, Executed
 from serving.errors import StoppingError, TooLateError
 from serving.memory import MemoryBudget
 from tests.gated_segmenter import GatedSegmenter
+from tests.image_folders import noise
 from tests.tiny_model import write_tiny_model
 
 MEMORY = MemoryBudget(2**30)
@@ -30,10 +31,6 @@ PROVED = EngineOptions(threads=1, prove=True)
 TRAINED = Path(__file__).parent.parent / "golden" / "scenes-fcn8s.onnx"
 RED = np.full((4, 4, 3), (255, 0, 0), np.uint8)
 MAGENTA = np.full((4, 4, 3), (255, 0, 255), np.uint8)
-
-
-def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
 @contextmanager

@@ -8,22 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 import fcnseg
 from fcnseg.client import Client
 from fcnseg.regions import RegionQuery, find_regions
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
+from tests.image_folders import noise
 from tests.running_server import running_server
 from tests.tiny_model import write_tiny_model
 
 THREE_PATCHES = np.zeros((8, 12, 3), np.uint8)
 THREE_PATCHES[:, :4, 0] = THREE_PATCHES[:, 4:8, 1] = THREE_PATCHES[:, 8:, 2] = 200
-
-
-def random_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -42,7 +38,7 @@ def test_served_heatmaps_and_regions_equal_the_offline_ones_bit_for_bit(tmp_path
     @settings(max_examples=25)
     @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), ids, ids, st.floats(0.05, 0.95))
     def check(height: int, width: int, seed: int, shown: list[int], searched: list[int], threshold: float) -> None:
-        image = random_image(height, width, seed)
+        image = noise(height, width, seed)
         query = RegionQuery(tuple(map(str, searched)), threshold, limit=50)
         answer = client.segment(image, heatmaps=[str(i) for i in shown], regions=query)
         expected = offline.segment(image)
@@ -98,7 +94,7 @@ def test_a_query_left_empty_takes_the_defaults(tiny_model: Path) -> None:
 
 
 def test_the_limit_and_the_threshold_are_obeyed(client: Client) -> None:
-    image = random_image(60, 60)
+    image = noise(60, 60)
     best = client.segment(image, regions=RegionQuery(threshold=0.6, limit=7)).regions
     assert len(best) == 7
     assert min(region.score for region in best) >= 0.6

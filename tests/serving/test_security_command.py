@@ -42,11 +42,6 @@ def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path, "ours")
-
-
 def test_a_closed_server_answers_who_brings_certificate_and_token(
     tiny_model: Path, authority: Authority, tmp_path: Path
 ) -> None:

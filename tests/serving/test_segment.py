@@ -13,12 +13,9 @@ import fcnseg
 from fcnseg import masks, rle
 from fcnseg.client import Client
 from fcnseg.masks import Encoding
+from tests.image_folders import noise
 from tests.running_server import running_server
 from tests.tiny_model import write_tiny_model
-
-
-def random_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def paint_ids(ids: NDArray[np.uint16]) -> NDArray[np.uint8]:
@@ -51,7 +48,7 @@ def test_served_masks_equal_offline_masks_byte_for_byte(tmp_path: Path, class_co
     @settings(max_examples=25)
     @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.sampled_from(Encoding))
     def check(height: int, width: int, seed: int, encoding: Encoding) -> None:
-        image = random_image(height, width, seed)
+        image = noise(height, width, seed)
         segmentation = offline.segment(image)
         answer = client.segment(image, encoding=encoding)
         assert answer.encoding is encoding
@@ -80,7 +77,7 @@ def test_ids_beyond_255_survive_in_every_encoding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".webp"])
 def test_encoded_and_raw_pixels_give_the_same_mask(tiny_model: Path, suffix: str) -> None:
-    image = random_image(33, 50)
+    image = noise(33, 50)
     lossless = [cv2.IMWRITE_WEBP_QUALITY, 101] if suffix == ".webp" else []
     encoded = cv2.imencode(suffix, image[:, :, ::-1], lossless)[1].tobytes()
     with running_server(tiny_model) as server, Client(server.address) as client:
@@ -98,7 +95,7 @@ def test_exif_orientation_is_applied(tiny_model: Path) -> None:
 
 
 def test_image_larger_than_the_default_message_limit_passes(tiny_model: Path) -> None:
-    image = random_image(2050, 2100)  # 12.9 MB of RGB, 4.3 MB of ids
+    image = noise(2050, 2100)  # 12.9 MB of RGB, 4.3 MB of ids
     offline = fcnseg.load(tiny_model, "cpu").segment(image)
     with running_server(tiny_model) as server, Client(server.address) as client:
         answer = client.segment(image, encoding=Encoding.RAW)
@@ -108,7 +105,7 @@ def test_image_larger_than_the_default_message_limit_passes(tiny_model: Path) ->
 def test_timings_say_where_the_time_went(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "slow.onnx", work_rounds=1000)
     with running_server(path) as server, Client(server.address) as client:
-        timings = client.segment(random_image(64, 64)).timings
+        timings = client.segment(noise(64, 64)).timings
     stages = (timings.decode_ms, timings.queue_ms, timings.infer_ms, timings.encode_ms)
     assert min(stages) > 0
     assert timings.infer_ms == max(stages)

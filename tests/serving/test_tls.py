@@ -17,11 +17,6 @@ RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
 
 
 @pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path, "ours")
-
-
-@pytest.fixture
 def stranger(tmp_path: Path) -> Authority:
     return Authority(tmp_path, "theirs")
 

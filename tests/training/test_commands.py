@@ -1,6 +1,5 @@
 """The training commands as a user meets them: what they refuse, in one line, and with which exit code."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,37 +10,11 @@ import torchvision
 from PIL import Image
 
 import fcnseg
-from fcnseg.cli import main
 from fcnseg.masks import Encoding, encode
 from fcnseg.types import LabelMap
+from tests.training.terminal import Terminal
 
 LABELS = LabelMap.from_names(["a", "b"])
-
-
-class Terminal:
-    """Runs commands in this process, where torch is imported once."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._capsys, self._monkeypatch = capsys, monkeypatch
-
-    def run(self, *args: object) -> tuple[object, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["fcnseg", *map(str, args)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        return exit_.value.code, *self._capsys.readouterr()
-
-    def refused(self, *args: object) -> str:
-        code, _, stderr = self.run(*args)
-        assert code == 2, stderr
-        last = stderr.strip().splitlines()[-1]
-        assert last.startswith("fcnseg: error: ")
-        assert "Traceback" not in stderr
-        return last
-
-
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    return Terminal(capsys, monkeypatch)
 
 
 def test_heatmap_names_the_closest_architecture(terminal: Terminal, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from fcnseg.errors import DatasetError, FcnsegError, UsageError, WeightsError
 from fcnseg.geometry import Geometry
+from tests.image_folders import random_images
 from training.commands.check import check
 from training.commands.evaluate import evaluate
 from training.commands.export import export
@@ -111,10 +112,6 @@ def write_classes(data: Path, **content: object) -> None:
 def checkpoint_of(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = torch.load(path, weights_only=True)
     return content
-
-
-def random_images(count: int, height: int, width: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(height * width).integers(0, 256, (count, height, width, 3), np.uint8)
 
 
 def test_255_for_the_object_in_binary_masks_is_not_silently_no_label(data: Path, tmp_path: Path) -> None:

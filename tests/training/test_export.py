@@ -13,6 +13,7 @@ from fcnseg.errors import ParityError, UsageError, WeightsError
 from fcnseg.layers import count_parameters
 from fcnseg.model_file import read_model_info
 from fcnseg.types import LabelMap
+from tests.image_folders import random_images
 from tests.training.small_nets import Pooled, Residual, seeded
 from tests.training.test_model import CLASSES, VggLike, classifier_of, fcn_model, heatmap_model
 from training import export as exporting
@@ -36,10 +37,6 @@ def fcn_file(fcn: SegmentationModel, tmp_path_factory: pytest.TempPathFactory) -
     path = tmp_path_factory.mktemp("fcn") / "fcn.onnx"
     export(fcn, LABELS, path, metrics={"mean_iou": 0.5}, data_fingerprint="f" * 64)
     return path
-
-
-def random_images(count: int, height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(height * width).integers(0, 256, (count, height, width, 3), np.uint8)
 
 
 def check_answers(model: SegmentationModel, path: Path) -> None:

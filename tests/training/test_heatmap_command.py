@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 import fcnseg
-from tests.training.test_commands import Terminal
+from tests.training.terminal import Terminal
 from training.conversion import convolutionalize
 from training.net_file import build_net
 from training.net_grid import derive_net_grid
@@ -55,11 +55,6 @@ OPTIONS = ("--mean", "0.4", "--std", "0.25", "--input-size", "32")
 def nets(tmp_path: Path) -> Path:
     (tmp_path / "nets.py").write_text(NETS)
     return tmp_path / "nets.py"
-
-
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    return Terminal(capsys, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["LeNet", "of_colours"], ids=["grey", "colours"])
