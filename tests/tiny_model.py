@@ -47,7 +47,8 @@ def write_tiny_model(
         class_names: Names of the K classes; the default is red, green, blue, or `class 0`, `class 1`, ...
         licence: The metadata's licence note.
         fails_on_magenta: Whether a run fails inside the graph where the first pixel of an image is (255, 0, 255).
-        work_rounds: How much to compute for nothing, to make a run last: about 0.1 ms each on one core.
+        work_rounds: How much to compute for nothing, to make a run last: 0.1 to 0.3 ms each on one core. Opening
+            the file takes two such runs and more.
     """
     graph = _Graph()
     scores = _cell_scores(graph, class_count)

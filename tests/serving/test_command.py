@@ -73,7 +73,7 @@ reads_load = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="r
 
 @reads_load
 def test_request_under_way_is_answered_after_sigterm(tmp_path: Path) -> None:
-    path = write_tiny_model(tmp_path / "slow.onnx", work_rounds=8000)
+    path = write_tiny_model(tmp_path / "slow.onnx", work_rounds=4000)
     with serving(str(path), "--port", "0", "--device", "cpu", "--threads", "1") as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -87,6 +87,9 @@ def test_request_under_way_is_answered_after_sigterm(tmp_path: Path) -> None:
             _, errors = asking.communicate(timeout=30)
         assert (asking.returncode, errors) == (0, "")
         assert process.wait(20) == 0
+        assert process.stderr is not None
+        log = process.stderr.read()
+        assert log.index("stopping:") < log.index("/Segment code=OK"), "the request was not under way"
     assert masks.read_ids(tmp_path / "mask.png").tolist() == [[2] * 6] * 4
 
 
@@ -119,7 +122,7 @@ def write_png(folder: Path) -> Path:
 def wait_until_busy(pid: int) -> None:
     """Return when the process has computed for a while, which only an inference does."""
     idle_s = cpu_seconds(pid)
-    wait_until(lambda: cpu_seconds(pid) >= idle_s + 0.2, tell=lambda: "the inference did not begin")
+    wait_until(lambda: cpu_seconds(pid) >= idle_s + 0.1, tell=lambda: "the inference did not begin")
 
 
 def cpu_seconds(pid: int) -> float:
