@@ -85,9 +85,9 @@ def test_a_server_whose_event_loop_stands_is_not_alive(tiny_model: Path, monkeyp
     with running_server(tiny_model, ServerConfig(http_port=0)) as server:
         assert server.http_address is not None
         server.hold_up(released)
-        wait_for(server.http_address, "/healthz", 503)
+        wait_until(lambda: ask(server.http_address, "/healthz") == 503)
         released.set()
-        wait_for(server.http_address, "/healthz", 200)
+        wait_until(lambda: ask(server.http_address, "/healthz") == 200)
 
 
 def test_metrics_are_in_the_text_format(tiny_model: Path) -> None:
