@@ -33,11 +33,6 @@ COMMENTED = {
 
 
 @pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path, "ours")
-
-
-@pytest.fixture
 def server(tiny_model: Path, authority: Authority) -> Iterator[RunningServer]:
     tls = ServerTls(*authority.issue("server"))
     with running_server(tiny_model, ServerConfig(http_port=0, security=Security(tls=tls))) as there:
