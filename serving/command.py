@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from fcnseg.commands.options import Size, threads_option, tuned_option
+from fcnseg.commands.options import SectionedCommand, Size, threads_option, tuned_option
 from fcnseg.images import ImageLimits, require_within
 from serving.connections import ConnectionConfig
 from serving.security_options import open_security, security_options
@@ -18,9 +18,20 @@ if TYPE_CHECKING:
 _LIMITS = ImageLimits(max_pixels=2**25, max_side=2**14)
 _KEPT_BYTES = 256 << 20
 _CONNECTIONS = ConnectionConfig()
+_SECTIONS = {
+    "host": "Address",
+    "device": "Models",
+    "max_batch": "Batching",
+    "max_memory": "Limits",
+    "threads": "Computing",
+    "grace_s": "Stopping",
+    "max_age_s": "Connections",
+    "http_port": "Watching the server",
+    "tls_cert": "Security",
+}
 
 
-@click.command()
+@click.command(cls=SectionedCommand, sections=_SECTIONS)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL.onnx|REPOSITORY...", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option(

@@ -1,7 +1,7 @@
 """What commands share: how options are added, sizes, the device, the options of regions, and the table of them."""
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -19,6 +19,35 @@ def add_options(command: _Command, *options: Callable[[_Command], _Command]) -> 
     for option in reversed(options):
         command = option(command)
     return command
+
+
+class SectionedCommand(click.Command):
+    """A command whose help lists its options under headings.
+
+    Args:
+        sections: The heading that begins at an option, by the option's name as a parameter.
+        arguments: As for `click.Command`.
+
+    Raises:
+        ValueError: A section begins at no option.
+    """
+
+    def __init__(self, *, sections: Mapping[str, str], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if unknown := sections.keys() - {parameter.name for parameter in self.params}:
+            raise ValueError(f"sections begin at parameters that are not there: {', '.join(sorted(unknown))}")
+        self._sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, in their order."""
+        heading, listed = "Options", dict[str, list[tuple[str, str]]]()
+        for option in (parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)):
+            heading = "Help" if option.is_eager else self._sections.get(option.name or "", heading)
+            if (record := option.get_help_record(ctx)) is not None:
+                listed.setdefault(heading, []).append(record)
+        for heading, records in listed.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
 class Size(click.ParamType[tuple[int, int]]):

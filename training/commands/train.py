@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcnseg.commands.options import SectionedCommand
 from fcnseg.errors import UsageError
 from training.commands.train_options import config_options, given_options
 
@@ -14,7 +15,20 @@ if TYPE_CHECKING:
     from training.doctor import Diagnosis
 
 
-@click.command()
+_SECTIONS = {
+    "run": "Run",
+    "backbone": "Net",
+    "weights": "Classifier",
+    "epochs": "Images",
+    "optimiser": "Optimiser",
+    "reduction": "Loss",
+    "ema": "Weights",
+    "seed": "Machine",
+    "overwrite": "A run that is there",
+}
+
+
+@click.command(cls=SectionedCommand, sections=_SECTIONS)
 @click.argument("data", required=False, type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", "run", required=True, metavar="RUN", type=click.Path(path_type=Path), help="Run folder."
