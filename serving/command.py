@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from fcnseg.commands.options import SectionedCommand, Size, threads_option, tuned_option
+from fcnseg.commands.options import Bytes, SectionedCommand, Size, threads_option, tuned_option
 from fcnseg.images import ImageLimits, require_within
 from serving.connections import ConnectionConfig
 from serving.security_options import open_security, security_options
@@ -84,15 +84,15 @@ _SECTIONS = {
 @click.option(
     "--max-memory",
     default=0,
-    type=click.IntRange(min=0),
-    help="Bytes that all images under way may take together, their runs included. [default: half of the memory; for"
-    " runs on CUDA half of the device's]",
+    type=Bytes(0),
+    help="Bytes, such as 2GiB, that all images under way may take together, their runs included. [default: half of the"
+    " memory; for runs on CUDA half of the device's]",
 )
 @click.option(
     "--max-image-bytes",
     default=_LIMITS.max_bytes,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=Bytes(1),
     help="Refuse encoded images of more bytes.",
 )
 @click.option(

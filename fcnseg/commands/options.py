@@ -67,6 +67,31 @@ class Size(click.ParamType[tuple[int, int]]):
         return int(match[1]), int(match[2])
 
 
+class Bytes(click.ParamType[int]):
+    """A number of bytes, such as 8388608, 8MiB or 2GB.
+
+    Args:
+        least: The smallest that is taken.
+    """
+
+    name = "BYTES"
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read an option's text."""
+        from pydantic import ByteSize, TypeAdapter, ValidationError
+
+        try:
+            found = int(TypeAdapter(ByteSize).validate_python(value))
+        except ValidationError:
+            self.fail(f"{value!r} is no number of bytes, such as 8388608, 8MiB or 2GB", param, ctx)
+        if found < self._least:
+            self.fail(f"{value} is too few bytes; give at least {self._least}", param, ctx)
+        return found
+
+
 device_option = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU where there is one."
 )
