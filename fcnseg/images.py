@@ -48,6 +48,8 @@ from fcnseg.avif import coded_size
 from fcnseg.errors import ImageError, ImageTooLargeError
 from fcnseg.files import shown
 from fcnseg.header_stream import HeaderStream
+from fcnseg.jpeg_scans import MOST_SCANS, has_too_many_scans
+from fcnseg.png_chunks import without_unused_chunks
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 """Suffixes, in lower case, under which the accepted formats are usually stored; `decode` looks at content alone."""
@@ -56,9 +58,10 @@ _ACCEPTED = "JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
 _SMALLER = "scale it down or cut it into tiles"
 # The plugins' classes are called directly: Image.open would apply Pillow's own pixel limit, a process-wide setting
 # that warns or raises, before ours.
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _READERS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
-    ((b"\xff\xd8\xff",), JpegImageFile),
-    ((b"\x89PNG\r\n\x1a\n",), PngImageFile),
+    ((_JPEG,), JpegImageFile),
+    ((_PNG,), PngImageFile),
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
     ((b"BM",), BmpImageFile),
     ((b"GIF87a", b"GIF89a"), GifImageFile),
@@ -72,6 +75,10 @@ _END_OF_IMAGE = b"\xff\xd9"
 _ORIENTATION_TAG = 0x0112
 _INVERSE: dict[object, int] = {6: 8, 8: 6}  # every other orientation is its own inverse
 _BITS_PER_SAMPLE_TAG = 258
+_STRIP_OFFSETS_TAG, _TILE_WIDTH_TAG, _TILE_LENGTH_TAG, _TILE_OFFSETS_TAG = 273, 322, 323, 324
+_USUAL_TILE = 1 << 20  # pixels
+_TILE_TO_IMAGE = 4
+_SCANS_A_PART = 10
 _SAMPLE_FORMAT_TAG = 339
 _SAMPLES_AT_ONCE = 1 << 16
 
@@ -136,17 +143,24 @@ class EncodedImage:
         if not data:
             raise ImageError(f"the image is empty (0 bytes); give the bytes of a {_ACCEPTED} file")
         _check_bytes(len(data), limits)
+        if data.startswith(_PNG):
+            data = without_unused_chunks(data)
         self._data = data
         self._upright = upright
-        self._stream = HeaderStream(data)
+        self._stream = HeaderStream(data, is_jpeg=data.startswith(_JPEG))
         self._header = _read_header(self._stream, data, limits)
         width, height = self._header.size
         name = f"the {self._header.format} image"
         if width < 1 or height < 1:
             raise ImageError(f"{name} has no pixels ({width} x {height}); store it again")
         require_within(limits, height, width, name)
-        if isinstance(self._header, AvifImageFile):
-            _require_coded_within(limits, self._header, data)
+        match self._header:
+            case AvifImageFile():
+                _require_coded_within(limits, self._header, data)
+            case JpegImageFile():
+                _require_few_scans(data, self._stream.tell())
+            case TiffImageFile():
+                _require_usual_tiles(self._header, data)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -202,6 +216,27 @@ def _require_coded_within(limits: ImageLimits, header: AvifImageFile, data: byte
         f"the AVIF image declares {header.width} x {header.height} pixels, and its AV1 data code {width} x {height};"
         " store or send it again"
     )
+
+
+def _require_few_scans(data: bytes, start: int) -> None:
+    """Check that a JPEG does not make a decoder pass over the image again and again."""
+    if has_too_many_scans(data, start):
+        raise ImageError(f"the JPEG image has more than {MOST_SCANS} scans; store it again")
+
+
+def _require_usual_tiles(header: TiffImageFile, data: bytes) -> None:
+    """Check that a TIFF's tiles, of which a decoder allocates one, are not far larger than the image."""
+    tags = header.tag_v2
+    width, height = tags.get(_TILE_WIDTH_TAG, 0), tags.get(_TILE_LENGTH_TAG, 0)
+    if width * height > max(header.width * header.height, _USUAL_TILE) * _TILE_TO_IMAGE:
+        raise ImageError(
+            f"the TIFF image of {header.width} x {header.height} pixels has tiles of {width} x {height}; store it again"
+        )
+    if header.info.get("compression") in {"jpeg", "tiff_jpeg"}:
+        parts = max(len(tags.get(tag, ())) for tag in (_STRIP_OFFSETS_TAG, _TILE_OFFSETS_TAG))
+        most = MOST_SCANS + _SCANS_A_PART * parts
+        if data.count(b"\xff\xda") > most:
+            raise ImageError(f"the TIFF image of {parts} parts has more than {most} scans; store it again")
 
 
 def read(path: Path, limits: ImageLimits = DEFAULT_LIMITS, *, upright: bool = True) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fcnseg import images
+from fcnseg import images, jpeg_scans, png_chunks
 from fcnseg.errors import ImageError, ImageTooLargeError
 from fcnseg.images import ImageLimits
 from tests.image_folders import encoded
@@ -26,7 +26,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
 ACCEPTED = {*FORMATS, "GIF"}
 # Two builds of one decoder may differ by rounding; JPEG and WebP in particular. Lossless formats agree exactly.
 LOSSY_TOLERANCE = 4
-PNG_OF_8X8 = bytes((0, 0, 0, 8, 0, 0, 0, 8, 8, 2, 0, 0, 0))
 
 
 def picture(height: int = 24, width: int = 40, seed: int = 0) -> NDArray[np.uint8]:
@@ -38,6 +37,10 @@ def picture(height: int = 24, width: int = 40, seed: int = 0) -> NDArray[np.uint
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+PNG_OF_8X8 = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", bytes((0, 0, 0, 8, 0, 0, 0, 8, 8, 2, 0, 0, 0)))
+"""As far as its header."""
 
 
 def by_pillow(data: bytes) -> NDArray[np.uint8]:
@@ -226,14 +229,112 @@ def test_a_webp_canvas_beyond_pillows_own_limit_is_too_large() -> None:
     [
         ("JPEG", b"\xff\xd8\xff" + bytes(1 << 20)),
         ("JPEG", b"\xff\xd8" + b"\xff\xfe\0\2" * (1 << 18)),
-        ("PNG", b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", PNG_OF_8X8) + png_chunk(b"aaAa", b"") * 30_000),
+        ("PNG", PNG_OF_8X8 + png_chunk(b"tEXt", b"a\0b") * 30_000),
         ("GIF", b"GIF89a" + bytes((8, 0, 8, 0, 0, 0, 0)) + b"\x21\xfe" + b"\1a" * (1 << 18)),
     ],
-    ids=["nothing between marks", "empty segments", "empty chunks", "short blocks"],
+    ids=["nothing between marks", "empty segments", "short texts", "short blocks"],
 )
 def test_a_header_of_endless_parts_is_not_read_to_its_end(kind: str, data: bytes) -> None:
     with pytest.raises(ImageError, match=f"the {kind} image is damaged or cut short .*its header takes more than"):
         images.decode(data)
+
+
+def progressive(scans: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    data = encoded(Image.fromarray(picture()), "JPEG", progressive=True)
+    last, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    return data[:end] + data[last:end] * (scans - data.count(b"\xff\xda")) + data[end:]
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    assert images.decode(progressive(100)).shape == picture().shape
+    with pytest.raises(ImageError, match="the JPEG image has more than 100 scans; store it again"):
+        images.decode(progressive(101))
+
+
+def test_an_end_of_image_within_a_comment_hides_no_scans() -> None:
+    data = progressive(101)
+    second = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    with pytest.raises(ImageError, match="more than 100 scans"):
+        images.decode(data[:second] + b"\xff\xfe\0\4\xff\xd9" + data[second:])
+
+
+def test_what_follows_a_jpeg_is_none_of_its_scans() -> None:
+    data = encoded(Image.fromarray(picture()), "JPEG", progressive=True)
+    film = b"\xff\xda" * 1000
+    assert np.array_equal(images.decode(data + film), images.decode(data))
+
+
+@settings(max_examples=200)
+@given(st.lists(st.sampled_from([b"\xff\xda", b"\xff\xd9", b"\xff\x00", b"\xff\xd0", b"\xff\xff", b"a", b"\0\2"])))
+def test_scans_are_counted_as_a_walk_over_the_bytes_counts_them(parts: list[bytes]) -> None:
+    data = b"".join(parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jpeg_scans, "MOST_SCANS", 3)
+        patch.setattr(jpeg_scans, "_AT_ONCE", 5)
+        assert jpeg_scans.has_too_many_scans(data, 0) == (plain_scans(data) > 3)
+
+
+def plain_scans(data: bytes) -> int:
+    scans, at = 1, 0
+    while at + 1 < len(data):
+        if data[at] != 0xFF or data[at + 1] in {0, 0xFF, *range(0xD0, 0xD8)}:
+            at += 1
+            continue
+        if data[at + 1] == 0xD9:
+            break
+        scans += data[at + 1] == 0xDA
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return scans
+
+
+def test_a_jpeg_of_many_exif_segments_is_refused() -> None:
+    exif = b"\xff\xe1" + (508).to_bytes(2, "big") + b"Exif\0\0" + bytes(500)
+    data = encoded(Image.fromarray(picture()), "JPEG")
+    assert images.decode(data[:2] + exif * 200 + data[2:]).shape == picture().shape
+    with pytest.raises(ImageError, match="its header takes more than 4000 reads"):
+        images.decode(data[:2] + exif * 2000 + data[2:])
+    with pytest.raises(ImageError, match="its header has more than 16777216 bytes"):
+        images.decode(data[:2] + (b"\xff\xe2\xff\xff" + bytes(65533)) * 300 + data[2:])
+
+
+def test_chunks_that_are_not_used_do_no_harm_wherever_they_stand() -> None:
+    image = Image.fromarray(picture())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = encoded(image, "PNG", exif=exif)
+    profile = png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 20))) * 300
+    unknown = png_chunk(b"aaAa", bytes(10)) * 3000
+    pixels, end = plain.index(b"IDAT") - 4, len(plain) - 12
+    for data in (
+        plain[:pixels] + profile + plain[pixels:],
+        plain[:pixels] + unknown + plain[pixels:end] + unknown + plain[end:],
+        plain[:end] + profile + plain[end:] + unknown,
+    ):
+        assert np.array_equal(images.decode(data), images.decode(plain))
+        assert len(png_chunks.without_unused_chunks(data)) < len(plain) + len(unknown) + 1
+
+
+def test_a_png_of_endless_chunks_is_refused() -> None:
+    data = encoded(Image.fromarray(picture()), "PNG")
+    for kind in (b"IDAT", b"aaAa"):
+        with pytest.raises(ImageError, match="the PNG image has more than 100000 chunks; store it again"):
+            images.decode(data[:-12] + png_chunk(kind, b"") * 100_001 + data[-12:])
+
+
+def tiled_tiff(tile: int, side: int = 16) -> bytes:
+    """A grey TIFF of one deflated tile."""
+    data = zlib.compress(bytes(tile * tile))
+    entries = [(256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile), (323, tile)]
+    entries += [(324, 8 + 2 + 12 * 10 + 4), (325, len(data))]
+    written = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + written + bytes(4) + data
+
+
+def test_a_tiff_whose_tiles_are_far_larger_than_the_image_is_refused() -> None:
+    assert images.decode(tiled_tiff(1024)).shape == (16, 16, 3)
+    with pytest.raises(ImageError, match="the TIFF image of 16 x 16 pixels has tiles of 4096 x 4096; store it again"):
+        images.decode(tiled_tiff(4096))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
