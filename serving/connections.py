@@ -8,6 +8,7 @@ from fcnseg.errors import UsageError
 _LONGEST_S = 24 * 86400.0  # what fits into gRPC's milliseconds
 _MOST_STREAMS = 2**31 - 1
 # What a client may not undercut with pings of its own; gRPC's default of 5 minutes ends connections of honest clients.
+_MOST_PENDING = 10_000
 _SHORTEST_PING_INTERVAL_MS = 5000
 
 
@@ -58,6 +59,9 @@ class ConnectionConfig:
             ("grpc.max_concurrent_streams", self.max_streams),
             # Else it refuses calls (UNAVAILABLE) of a client that keeps to the limit, by streams that are just ending.
             ("grpc.http.overload_protection", 0),
+            # Calls that have come and are not taken yet: beyond these, 1000 and 3000 by default, some are cancelled.
+            ("grpc.server.max_pending_requests", _MOST_PENDING),
+            ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
         ]
         if self.max_age_s:
             options.append(("grpc.max_connection_age_ms", _milliseconds(self.max_age_s)))

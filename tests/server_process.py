@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -65,6 +66,14 @@ class ServerProcess:
     def exit_code(self) -> int | None:
         """What the process ended with; None while it runs."""
         return self._process.poll()
+
+    def pause(self) -> None:
+        """Let the process stand still; what comes waits in its sockets."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let the process run again."""
+        self._process.send_signal(signal.SIGCONT)
 
     def begin_stop(self) -> None:
         """Ask for a graceful stop, by SIGTERM, and return at once."""

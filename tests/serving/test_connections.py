@@ -1,6 +1,7 @@
 import socket
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -16,6 +17,7 @@ from serving.connections import ConnectionConfig
 from serving.server import ServerConfig
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import running_server
+from tests.server_process import free_port, server_process
 from tests.waiting import wait_until
 
 IMAGE = np.full((4, 4, 3), (255, 0, 0), np.uint8)
@@ -81,6 +83,21 @@ def test_calls_beyond_what_a_connection_may_carry_wait_and_none_is_refused(tiny_
         call = SegmentationServiceStub(channel).ListModels  # type: ignore[no-untyped-call] # generated
         futures = [call.future(pb.ListModelsRequest(), timeout=60) for _ in range(400)]
         assert {future.code() for future in futures} == {grpc.StatusCode.OK}
+
+
+def test_of_thousands_of_calls_at_once_none_is_dropped(tiny_model: Path) -> None:
+    apart = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
+    with server_process(tiny_model, free_port()) as server, ExitStack() as stack:
+        channels = [stack.enter_context(grpc.insecure_channel(server.address, options=apart)) for _ in range(12)]
+        for channel in channels:
+            grpc.channel_ready_future(channel).result(20)
+        stubs = [health_pb2_grpc.HealthStub(channel) for channel in channels]
+        server.pause()  # so that all have come before the first is taken
+        watches = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=60) for stub in stubs for _ in range(250)]
+        server.go_on()
+        assert {next(watch).status for watch in watches} == {health_pb2.HealthCheckResponse.SERVING}
+        for watch in watches:
+            watch.cancel()
 
 
 def test_a_stopping_server_answers_until_its_drain_delay_is_over(tiny_model: Path) -> None:
