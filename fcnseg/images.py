@@ -50,6 +50,7 @@ from fcnseg.files import shown
 from fcnseg.header_stream import HeaderStream
 from fcnseg.jpeg_scans import MOST_SCANS, has_too_many_scans
 from fcnseg.png_chunks import without_unused_chunks
+from fcnseg.tiff_directory import MOST_NUMBERS, has_huge_entries
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 """Suffixes, in lower case, under which the accepted formats are usually stored; `decode` looks at content alone."""
@@ -321,6 +322,8 @@ def _read_header(stream: HeaderStream, data: bytes, limits: ImageLimits) -> Imag
         name = _name_format(data)
         what = f"{name} images are not accepted" if name else "the data is not an image that can be recognised"
         raise ImageError(f"{what} (it begins with {data[:8]!r}); use {_ACCEPTED}")
+    if reader is TiffImageFile and has_huge_entries(data):
+        raise ImageError(f"the TIFF image's directory has an entry of more than {MOST_NUMBERS} numbers; store it again")
     try:
         header = reader(stream)
     except Image.DecompressionBombError as error:  # WebP's reader allocates its canvas, and so has a limit of its own

@@ -322,6 +322,19 @@ def test_a_png_of_endless_chunks_is_refused() -> None:
             images.decode(data[:-12] + png_chunk(kind, b"") * 100_001 + data[-12:])
 
 
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_whose_directory_has_huge_arrays_is_refused(*, big: bool) -> None:
+    """Pillow would make an object of each number, with Python's lock held for a second or more."""
+    data = encoded(Image.fromarray(picture()), "TIFF", big_tiff=big, tiffinfo={700: bytes((1 << 20) + 1)})
+    assert images.decode(data).shape == picture().shape
+    entry, count = (struct.pack("<HHQ", 279, 4, 1), struct.pack("<HHQ", 279, 4, 1 << 21))
+    if not big:
+        entry, count = (struct.pack("<HHI", 279, 4, 1), struct.pack("<HHI", 279, 4, 1 << 21))
+    assert data.count(entry) == 1
+    with pytest.raises(ImageError, match="the TIFF image's directory has an entry of more than 1048576 numbers"):
+        images.decode(data.replace(entry, count))
+
+
 def tiled_tiff(tile: int, side: int = 16) -> bytes:
     """A grey TIFF of one deflated tile."""
     data = zlib.compress(bytes(tile * tile))
