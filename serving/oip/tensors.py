@@ -72,13 +72,11 @@ def read_sources(request: pb.ModelInferRequest, most: int, limits: ImageLimits) 
 
 
 def _only_input(request: pb.ModelInferRequest) -> pb.ModelInferRequest.InferInputTensor:
-    names = [tensor.name for tensor in request.inputs]
-    for i, name in enumerate(names):
-        if name != INPUT:
-            raise InvalidFieldError(f"inputs[{i}].name", f"no input {quote(name)}; the model's input is {INPUT!r}")
-    if len(names) != 1:
-        raise InvalidFieldError("inputs", f"the request has input {INPUT!r} {len(names)} times; give it once")
+    if len(request.inputs) != 1:
+        raise InvalidFieldError("inputs", f"the request has {len(request.inputs)} inputs; give one, {INPUT!r}")
     (tensor,) = request.inputs
+    if tensor.name != INPUT:
+        raise InvalidFieldError(f"{_TENSOR}.name", f"no input {quote(tensor.name)}; the model's input is {INPUT!r}")
     refuse_shared_memory(tensor.parameters, f"{_TENSOR}.parameters")
     if tensor.datatype not in _TYPED_FIELDS:
         raise InvalidFieldError(

@@ -95,13 +95,18 @@ def timeout(**value: Any) -> pb.ModelInferRequest:
 
 
 BAD = {
-    "no input": (pb.ModelInferRequest(model_name="tiny"), "inputs", "0 times"),
+    "no input": (pb.ModelInferRequest(model_name="tiny"), "inputs", "has 0 inputs; give one, 'image'"),
     "unknown input": (ask((1, 2, 2, 3), PIXELS, name="picture"), "inputs[0].name", "no input 'picture'"),
     "long name": (ask((1, 2, 2, 3), PIXELS, name="\U0001f9ee" * 100_000), "inputs[0].name", "..."),
     "two inputs": (
         with_(good(), lambda r: r.inputs.add(name="image", datatype="UINT8", shape=[1, 2, 2, 3])),
         "inputs",
-        "2 times",
+        "has 2 inputs",
+    ),
+    "two unknown inputs": (
+        with_(ask((1, 2, 2, 3), PIXELS, name="picture"), lambda r: r.inputs.add(name="picture")),
+        "inputs",
+        "has 2 inputs",
     ),
     "datatype": (ask((1, 2, 2, 3), PIXELS, datatype="FP32"), "inputs[0].datatype", "'FP32'"),
     "no datatype": (ask((1, 2, 2, 3), PIXELS, datatype=""), "inputs[0].datatype", "''"),
