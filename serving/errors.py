@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from google.protobuf.message import DecodeError
+
 from fcnseg.errors import FcnsegError, UsageError
 
 _LONGEST_QUOTE = 100
@@ -23,6 +25,10 @@ class InvalidFieldError(UsageError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+class OversizedMessageError(DecodeError):
+    """A request's message is not parsed, for the memory that this would take; its text is one line for a user."""
 
 
 class Reason(StrEnum):

@@ -31,6 +31,7 @@ from serving.connections import ConnectionConfig
 from serving.drain import CallCounter
 from serving.health import HealthServicer
 from serving.interceptor import ErrorInterceptor
+from serving.message_size import MessageSizeInterceptor
 from serving.metrics import collect_into
 from serving.models import ModelRegistry
 from serving.observer import CallObserver
@@ -126,7 +127,13 @@ class Server:
         self._collectors = collectors or CollectorRegistry()
         collect_into(self._collectors, registry, observer, self._is_ready)
         self._server = grpc.aio.server(
-            interceptors=[observer, config.security.guard(config.host), self._calls, ErrorInterceptor()],
+            interceptors=[
+                observer,
+                config.security.guard(config.host),
+                self._calls,
+                ErrorInterceptor(),
+                MessageSizeInterceptor(),
+            ],
             options=_channel_options(config),
         )
         servicer = SegmentationServicer(registry, self._pipeline, self._calls, largest_request(config.limits))

@@ -20,6 +20,7 @@ from serving.errors import (
     NoTokenError,
     NotOpenedError,
     OverloadedError,
+    OversizedMessageError,
     StoppingError,
     TooLateError,
 )
@@ -89,7 +90,8 @@ def refuse(error: Exception, what: str) -> Refusal:
         case InvalidFieldError():
             code, field = grpc.StatusCode.INVALID_ARGUMENT, error.field
         case DecodeError():
-            code, message = grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE
+            code = grpc.StatusCode.INVALID_ARGUMENT
+            message = message if isinstance(error, OversizedMessageError) else _NO_MESSAGE
         case ModelNotFoundError():
             code = grpc.StatusCode.NOT_FOUND
         case NotOpenedError():

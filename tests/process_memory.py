@@ -13,13 +13,13 @@ def peak(pid: int | str = "self") -> int:
     return _read(pid, "VmHWM")
 
 
-def forget_peak() -> None:
-    """Let this process's peak begin anew.
+def forget_peak(pid: int | str = "self") -> None:
+    """Let a process's peak begin anew.
 
     Raises:
         OSError: The system does not tell of peaks.
     """
-    Path("/proc/self/clear_refs").write_text("5")
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def _read(pid: int | str, name: str) -> int:

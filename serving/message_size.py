@@ -1,0 +1,207 @@
+"""Messages that would take far more memory as objects than as bytes are refused before they are parsed.
+
+protobuf's parser makes an object of a hundred bytes of an empty message, which is two bytes when it is sent, and eight
+bytes of each byte of a packed int64. So the fields of a large message are counted first, by its bytes and the contract:
+https://protobuf.dev/programming-guides/encoding has the format.
+
+The count sees what the parser would: where the bytes are no message, both end.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from serving.errors import OversizedMessageError
+
+if TYPE_CHECKING:
+    from serving.unary import Handler
+
+SMALL_BYTES = 64 << 10
+"""A message of so few bytes is parsed as it is."""
+MOST_FIELDS = 20_000
+"""Of a message, with those of the messages in it."""
+MOST_WIDENED_BYTES = 1 << 20
+"""Of a message's packed 64-bit numbers."""
+_WIDENED = {FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT64, FieldDescriptor.TYPE_SINT64}
+_LONGEST_VARINT = 10
+_VARINT, _BYTES, _GROUP, _GROUP_END = 0, 2, 3, 4
+_FIXED = {1: 8, 5: 4}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the count needs to know of a kind of message.
+
+    Attributes:
+        messages: The fields that hold messages, by number; a map's entries are messages.
+        widened: The fields whose packed numbers take eight bytes each once they are parsed.
+    """
+
+    messages: dict[int, "Kind"] = field(default_factory=dict)
+    widened: set[int] = field(default_factory=set)
+
+
+_UNKNOWN = Kind()
+
+
+class _BrokenError(Exception):
+    """The bytes are no message."""
+
+
+class MessageSizeInterceptor(grpc.aio.ServerInterceptor):
+    """Checks the requests of every method that the descriptor pool knows, in front of their parser."""
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Wrap a method's handler."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_deserializer is None:
+            return handler
+        kind = _kind_of_requests(handler_call_details.method)
+        if kind is None:
+            return handler
+        parse: Callable[[bytes], Any] = handler.request_deserializer
+
+        def check_and_parse(data: bytes) -> Any:
+            if len(data) > SMALL_BYTES:
+                require_few_fields(data, kind)
+            return parse(data)
+
+        inner: Any
+        if handler.unary_unary is not None:
+            make, inner = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+        elif handler.unary_stream is not None:
+            make, inner = grpc.unary_stream_rpc_method_handler, handler.unary_stream
+        elif handler.stream_stream is not None:
+            make, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream
+        else:
+            return handler
+        return make(inner, check_and_parse, handler.response_serializer)
+
+
+def kind_of(descriptor: Descriptor) -> Kind:
+    """Return what the count needs to know of a message of a type."""
+    return _kind_of(descriptor, {})
+
+
+def require_few_fields(data: bytes, kind: Kind) -> None:
+    """Refuse a message that would take far more memory as objects than as bytes.
+
+    Args:
+        data: The message. Bytes that are none are left to the parser, from where on they are none.
+        kind: What it is.
+
+    Raises:
+        OversizedMessageError: It has more fields, or more bytes of 64-bit numbers, than a request needs.
+    """
+    try:
+        _Count(data, kind).run()
+    except (IndexError, _BrokenError):  # it ends within a field, or is no message
+        return
+
+
+class _Count:
+    def __init__(self, data: bytes, kind: Kind) -> None:
+        self._data = data
+        self._at = 0
+        self._fields = self._widened = 0
+        # The message, or the group, that is being read: its kind, its end, and its number where it is a group.
+        self._inner = (kind, len(data), 0)
+        self._outer: list[tuple[Kind, int, int]] = []
+
+    def run(self) -> None:
+        while self._goes_on():
+            self._fields += 1
+            if self._fields > MOST_FIELDS:
+                raise OversizedMessageError(
+                    f"the request has more than {MOST_FIELDS} fields, those of its tensors, names and parameters"
+                    " counted; send pixels and files as bytes, and fewer of the others at a time"
+                )
+            tag = self._varint()
+            number, wire = tag >> 3, tag & 7
+            if wire == _BYTES:
+                self._bytes(number)
+            elif wire == _VARINT:
+                self._varint()
+            elif wire in _FIXED:
+                self._at += _FIXED[wire]
+            else:
+                self._group(number, wire)
+
+    def _goes_on(self) -> bool:
+        while self._at >= self._inner[1]:
+            _, end, group = self._inner
+            if self._at > end or group:
+                raise _BrokenError
+            if not self._outer:
+                return False
+            self._inner = self._outer.pop()
+        return True
+
+    def _bytes(self, number: int) -> None:
+        size = self._varint()
+        kind, end, _ = self._inner
+        if size > end - self._at:
+            raise _BrokenError
+        if number in kind.messages:
+            self._outer.append(self._inner)
+            self._inner = kind.messages[number], self._at + size, 0
+            return
+        self._at += size
+        if number in kind.widened:
+            self._widened += size
+            if self._widened > MOST_WIDENED_BYTES:
+                raise OversizedMessageError(
+                    f"the request has {self._widened} bytes of packed 64-bit numbers, and no more than"
+                    f" {MOST_WIDENED_BYTES} are taken; send tensors as raw_input_contents"
+                )
+
+    def _group(self, number: int, wire: int) -> None:
+        """Go into a group, which no kind of ours has, or out of it."""
+        if wire == _GROUP and number:
+            self._outer.append(self._inner)
+            self._inner = _UNKNOWN, self._inner[1], number
+        elif wire == _GROUP_END and number and number == self._inner[2]:
+            self._inner = self._outer.pop()
+        else:
+            raise _BrokenError
+
+    def _varint(self) -> int:
+        value = 0
+        for shift in range(0, 7 * _LONGEST_VARINT, 7):
+            byte = self._data[self._at]
+            self._at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise _BrokenError
+
+
+@cache
+def _kind_of_requests(method: str) -> Kind | None:
+    """Return the kind of a method's requests, for /SERVICE/METHOD; None where the pool does not know it."""
+    try:
+        found = descriptor_pool.Default().FindMethodByName(method.removeprefix("/").replace("/", "."))
+    except KeyError:
+        return None
+    return kind_of(found.input_type)
+
+
+def _kind_of(descriptor: Descriptor, known: dict[str, Kind]) -> Kind:
+    kind = known.get(descriptor.full_name)
+    if kind is None:
+        kind = known[descriptor.full_name] = Kind()
+        for found in descriptor.fields:
+            if found.message_type is not None:
+                kind.messages[found.number] = _kind_of(found.message_type, known)
+            elif found.type in _WIDENED:
+                kind.widened.add(found.number)
+    return kind

@@ -1,0 +1,292 @@
+"""Messages that would be far larger as objects than as bytes are refused unparsed; large requests are not."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha import reflection_pb2
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fcnseg.v1 import model_admin_pb2
+from fcnseg.v1 import segmentation_pb2 as pb
+from serving.errors import OversizedMessageError
+from serving.message_size import MOST_FIELDS, MOST_WIDENED_BYTES, kind_of, require_few_fields
+from serving.oip import inference_pb2 as oip
+from tests.process_memory import forget_peak, peak, resident
+from tests.server_process import ServerProcess, free_port, server_process
+from tests.tiny_model import write_tiny_model
+
+SEGMENT, SEGMENT_STREAM = "/fcnseg.v1.SegmentationService/Segment", "/fcnseg.v1.SegmentationService/SegmentStream"
+INFER, INFER_STREAM = "/inference.GRPCInferenceService/ModelInfer", "/inference.GRPCInferenceService/ModelStreamInfer"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+FLOOD_BYTES = 16 << 20
+PATIENCE_S = 60
+FIELDS, WIDENED = f"more than {MOST_FIELDS} fields", "packed 64-bit numbers"
+REQUESTS = [
+    GetMessageClass(method.input_type)
+    for file in (pb, model_admin_pb2, oip)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+
+
+def varint(number: int) -> bytes:
+    data = bytearray()
+    while number > 127:
+        data.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*data, number])
+
+
+def holding(number: int, content: bytes) -> bytes:
+    """Return a field that holds bytes."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def many(unit: bytes) -> bytes:
+    """Return a field over and over."""
+    return unit * (FLOOD_BYTES // len(unit))
+
+
+UNKNOWN_GROUP = varint(100 << 3 | 3) + holding(5, b"\xff\xff") + varint(100 << 3 | 4)
+LONG_TAG, LONG_SIZE = b"\xaa\x80\x80\x80\x00\0", b"\x2a\x80\x80\x80\x80\x00"
+IN_SEGMENT = {
+    "classes": (many(holding(10, b"")), FIELDS),
+    "named classes": (many(holding(10, b"red")), FIELDS),
+    "heatmap classes": (many(holding(6, b"")), FIELDS),
+    "classes of regions": (holding(7, many(holding(1, b""))), FIELDS),
+    "images": (many(holding(4, b"")), FIELDS),
+    "unknown fields": (many(b"\xa0\x06\0"), FIELDS),
+}
+IN_INFER = {
+    "inputs": (many(holding(5, b"")), FIELDS),
+    "named inputs": (many(holding(5, holding(1, b"image"))), FIELDS),
+    "inputs behind a group": (UNKNOWN_GROUP + many(holding(5, b"")), FIELDS),
+    "inputs with long tags": (many(LONG_TAG), FIELDS),
+    "inputs with long sizes": (many(LONG_SIZE), FIELDS),
+    "outputs": (many(holding(6, b"")), FIELDS),
+    "raw contents": (many(holding(7, b"")), FIELDS),
+    "parameters": (many(holding(4, b"")), FIELDS),
+    "parameters of an input": (holding(5, many(holding(4, b""))), FIELDS),
+    "typed bytes": (holding(5, holding(5, many(holding(8, b"")))), FIELDS),
+    "a shape": (holding(5, many(b"\x18\x01")), FIELDS),
+    "a packed shape": (holding(5, holding(3, many(b"\x01"))), WIDENED),
+    "packed numbers": (holding(5, holding(5, holding(3, many(b"\x01")))), WIDENED),
+    "packed numbers in parts": (many(holding(5, holding(5, holding(5, bytes(4000))))), WIDENED),
+}
+FLOODS = {
+    **{f"{what}, Segment": (SEGMENT, *flood) for what, flood in IN_SEGMENT.items()},
+    **{
+        f"{what}, SegmentStream": (SEGMENT_STREAM, holding(2, data), words)
+        for what, (data, words) in IN_SEGMENT.items()
+    },
+    **{f"{what}, ModelInfer": (INFER, *flood) for what, flood in IN_INFER.items()},
+    **{f"{what}, ModelStreamInfer": (INFER_STREAM, *flood) for what, flood in IN_INFER.items()},
+}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path) -> Iterator[ServerProcess]:
+    with server_process(tiny_model, free_port(), "--log-level", "warning") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.address, [("grpc.max_receive_message_length", -1)]) as channel:
+        yield channel
+
+
+def call(channel: grpc.Channel, method: str, data: bytes) -> list[bytes]:
+    """Send bytes to a method, as one message, and return what comes."""
+    return list(channel.stream_stream(method)(iter([data]), timeout=PATIENCE_S))
+
+
+@pytest.mark.parametrize("what", FLOODS)
+def test_a_flood_is_refused_and_takes_no_more_than_a_few_times_its_bytes(
+    server: ServerProcess, channel: grpc.Channel, what: str
+) -> None:
+    method, data, words = FLOODS[what]
+    before = resident(server.pid)
+    forget_peak(server.pid)
+    with pytest.raises(grpc.RpcError, match=words) as refused:
+        call(channel, method, data)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert peak(server.pid) - before < 4 * len(data)
+
+
+def test_what_others_take_is_checked_too(channel: grpc.Channel) -> None:
+    flood = reflection_pb2.ServerReflectionRequest(list_services="x" * FLOOD_BYTES).SerializeToString()
+    assert len(call(channel, REFLECTION, flood)) == 1
+    with pytest.raises(grpc.RpcError):
+        call(channel, REFLECTION, many(b"\xa0\x06\0"))
+
+
+def infer(datatype: str, shape: list[int], *raw: bytes, **contents: Any) -> oip.ModelInferRequest:
+    request = oip.ModelInferRequest(raw_input_contents=raw)
+    typed = oip.InferTensorContents(**contents) if contents else None
+    request.inputs.add(name="image", datatype=datatype, shape=shape, contents=typed)
+    return request
+
+
+def noise(side: int) -> bytes:
+    """Return a file of noise, which no format makes smaller."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+FILES = [noise(200)] * 4
+LARGE = {
+    "raw pixels": pb.SegmentRequest(raw=pb.RawImage(height=1000, width=1000, rgb=bytes(3_000_000))),
+    "a file": pb.SegmentRequest(encoded=noise(300)),
+    "a raw tensor": infer("UINT8", [2, 500, 500, 3], bytes(1_500_000)),
+    "a typed tensor": infer("UINT8", [1, 200, 200, 3], uint_contents=[200] * 120_000),
+    "typed files": infer("BYTES", [4], bytes_contents=FILES),
+    "raw files": infer("BYTES", [4], b"".join(len(file).to_bytes(4, "little") + file for file in FILES)),
+}
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_large_requests_are_answered(channel: grpc.Channel, what: str) -> None:
+    request = LARGE[what]
+    if isinstance(request, pb.SegmentRequest):
+        (alone,) = call(channel, SEGMENT, request.SerializeToString())
+        (item,) = call(channel, SEGMENT_STREAM, pb.SegmentStreamRequest(request=request).SerializeToString())
+        answer = pb.SegmentStreamResponse.FromString(item)
+        assert answer.response.class_map == pb.SegmentResponse.FromString(alone).class_map
+    else:
+        (alone,) = call(channel, INFER, request.SerializeToString())
+        (item,) = call(channel, INFER_STREAM, request.SerializeToString())
+        answer_in_stream = oip.ModelStreamInferResponse.FromString(item).infer_response
+        assert answer_in_stream == oip.ModelInferResponse.FromString(alone)
+
+
+def test_all_classes_of_a_large_model_may_be_named(tmp_path: Path) -> None:
+    names = [f"class {k}" for k in range(6_000)]
+    model = write_tiny_model(tmp_path / "large.onnx", class_count=len(names))
+    request = pb.SegmentRequest(raw=pb.RawImage(height=4, width=4, rgb=bytes(48)), classes=names).SerializeToString()
+    with server_process(model, free_port()) as server, grpc.insecure_channel(server.address) as channel:
+        assert len(call(channel, SEGMENT, request)) == 1
+
+
+SCALARS: dict[int, st.SearchStrategy[Any]] = {
+    FieldDescriptor.CPPTYPE_INT32: st.integers(-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_INT64: st.integers(-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: st.integers(0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: st.integers(0, 2**64 - 1),
+    FieldDescriptor.CPPTYPE_DOUBLE: st.floats(),
+    FieldDescriptor.CPPTYPE_FLOAT: st.floats(width=32),
+    FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
+    FieldDescriptor.CPPTYPE_ENUM: st.integers(0, 9),
+}
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> Message:
+    """Messages that the contract's methods take, with any of their fields."""
+    message: Message = draw(st.sampled_from(REQUESTS))()
+    fill(draw, message)
+    return message
+
+
+def fill(draw: st.DrawFn, message: Message) -> None:
+    for found in message.DESCRIPTOR.fields:
+        if draw(st.booleans()):
+            set_field(draw, message, found)
+
+
+def set_field(draw: st.DrawFn, message: Any, found: FieldDescriptor) -> None:
+    value = getattr(message, found.name)
+    many_times = range(draw(st.integers(0, 3)))
+    if found.message_type is not None and found.message_type.GetOptions().map_entry:
+        for _ in many_times:
+            fill(draw, value[draw(st.text(max_size=9))])
+    elif found.message_type is not None and found.is_repeated:
+        for _ in many_times:
+            fill(draw, value.add())
+    elif found.message_type is not None:
+        value.SetInParent()
+        fill(draw, value)
+    elif found.is_repeated:
+        value.extend(draw(st.lists(scalars(found), max_size=20)))
+    else:
+        setattr(message, found.name, draw(scalars(found)))
+
+
+def scalars(found: FieldDescriptor) -> st.SearchStrategy[Any]:
+    if found.type == FieldDescriptor.TYPE_BYTES:
+        return st.binary(max_size=300)
+    if found.type == FieldDescriptor.TYPE_STRING:
+        return st.text(max_size=99)
+    return SCALARS[found.cpp_type]
+
+
+@given(message=messages())
+def test_a_message_of_few_fields_passes(message: Message) -> None:
+    require_few_fields(message.SerializeToString(), kind_of(message.DESCRIPTOR))
+
+
+@given(request=st.sampled_from(REQUESTS), data=st.binary(max_size=200))
+def test_bytes_of_no_meaning_pass(request: type[Message], data: bytes) -> None:
+    require_few_fields(data, kind_of(request.DESCRIPTOR))
+
+
+@given(message=messages(), data=st.data())
+def test_damaged_messages_pass(message: Message, data: st.DataObject) -> None:
+    sound = message.SerializeToString()
+    place = data.draw(st.integers(0, len(sound)))
+    damaged = sound[:place] + data.draw(st.binary(max_size=5)) + sound[place + data.draw(st.integers(0, 5)) :]
+    require_few_fields(damaged, kind_of(message.DESCRIPTOR))
+
+
+NUMBERS = st.sampled_from([1, 3, 4, 5, 6, 7, 10, 15, 16, 100, 2**29 - 1])
+FIXED = st.builds(
+    lambda number, long: varint(number << 3 | (1 if long else 5)) + bytes(8 if long else 4), NUMBERS, st.booleans()
+)
+VARINTS = st.builds(lambda number, value: varint(number << 3) + varint(value), NUMBERS, st.sampled_from([5, 2**64 - 1]))
+BYTES = st.builds(holding, NUMBERS, st.binary(max_size=4))
+ODD_FIELDS = st.recursive(
+    FIXED | VARINTS | BYTES | st.binary(max_size=3),
+    lambda inner: (
+        st.builds(
+            lambda number, parts: varint(number << 3 | 3) + b"".join(parts) + varint(number << 3 | 4),
+            NUMBERS,
+            st.lists(inner, max_size=3),
+        )
+        | st.builds(lambda number, parts: holding(number, b"".join(parts)), NUMBERS, st.lists(inner, max_size=3))
+    ),
+    max_leaves=6,
+)
+
+
+@given(
+    before=st.lists(ODD_FIELDS, max_size=3).map(b"".join),
+    unit=st.sampled_from([holding(5, b""), LONG_TAG, LONG_SIZE, holding(4, b""), UNKNOWN_GROUP]),
+)
+def test_no_bytes_that_the_parser_takes_hide_what_follows(before: bytes, unit: bytes) -> None:
+    try:
+        oip.ModelInferRequest.FromString(before + unit)
+    except DecodeError:
+        assume(False)
+    with pytest.raises(OversizedMessageError, match=FIELDS):
+        require_few_fields(before + unit * (MOST_FIELDS + 1), kind_of(oip.ModelInferRequest.DESCRIPTOR))
+
+
+def test_the_limits_are_exact() -> None:
+    kind = kind_of(oip.ModelInferRequest.DESCRIPTOR)
+    require_few_fields(holding(5, b"") * MOST_FIELDS, kind)
+    with pytest.raises(OversizedMessageError, match=FIELDS):
+        require_few_fields(holding(5, b"") * (MOST_FIELDS + 1), kind)
+    require_few_fields(holding(5, holding(3, bytes(MOST_WIDENED_BYTES))), kind)
+    with pytest.raises(OversizedMessageError, match=f"{MOST_WIDENED_BYTES + 1} bytes of {WIDENED}"):
+        require_few_fields(holding(5, holding(3, bytes(MOST_WIDENED_BYTES + 1))), kind)
