@@ -1,8 +1,8 @@
 """Messages that would take far more memory as objects than as bytes are refused before they are parsed.
 
-protobuf's parser makes an object of a hundred bytes of an empty message, which is two bytes when it is sent, and eight
-bytes of each byte of a packed int64. So the fields of a large message are counted first, by its bytes and the contract:
-https://protobuf.dev/programming-guides/encoding has the format.
+protobuf makes an object of a hundred bytes of an empty message, which is two bytes when it is sent, and four or
+eight bytes of each byte of packed integers. So the fields of a large message are counted first, by its bytes and the
+contract: https://protobuf.dev/programming-guides/encoding has the format.
 
 The count sees what the parser would: where the bytes are no message, both end.
 """
@@ -26,8 +26,15 @@ SMALL_BYTES = 64 << 10
 MOST_FIELDS = 20_000
 """Of a message, with those of the messages in it."""
 MOST_WIDENED_BYTES = 1 << 20
-"""Of a message's packed 64-bit numbers."""
-_WIDENED = {FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT64, FieldDescriptor.TYPE_SINT64}
+"""Of a message's packed integers, but for those of uint32: typed pixels come so."""
+_WIDENED = {
+    FieldDescriptor.TYPE_INT64,
+    FieldDescriptor.TYPE_UINT64,
+    FieldDescriptor.TYPE_SINT64,
+    FieldDescriptor.TYPE_INT32,
+    FieldDescriptor.TYPE_SINT32,
+    FieldDescriptor.TYPE_ENUM,
+}
 _LONGEST_VARINT = 10
 _VARINT, _BYTES, _GROUP, _GROUP_END = 0, 2, 3, 4
 _FIXED = {1: 8, 5: 4}
@@ -39,7 +46,7 @@ class Kind:
 
     Attributes:
         messages: The fields that hold messages, by number; a map's entries are messages.
-        widened: The fields whose packed numbers take eight bytes each once they are parsed.
+        widened: The fields whose packed numbers take four or eight bytes each once they are parsed.
     """
 
     messages: dict[int, "Kind"] = field(default_factory=dict)
@@ -100,7 +107,7 @@ def require_few_fields(data: bytes, kind: Kind) -> None:
         kind: What it is.
 
     Raises:
-        OversizedMessageError: It has more fields, or more bytes of 64-bit numbers, than a request needs.
+        OversizedMessageError: It has more fields, or more bytes of packed integers, than a request needs.
     """
     try:
         _Count(data, kind).run()
@@ -160,8 +167,8 @@ class _Count:
             self._widened += size
             if self._widened > MOST_WIDENED_BYTES:
                 raise OversizedMessageError(
-                    f"the request has {self._widened} bytes of packed 64-bit numbers, and no more than"
-                    f" {MOST_WIDENED_BYTES} are taken; send tensors as raw_input_contents"
+                    f"the request has {self._widened} bytes of packed integers other than uint32, and no more"
+                    f" than {MOST_WIDENED_BYTES} are taken; send tensors as raw_input_contents"
                 )
 
     def _group(self, number: int, wire: int) -> None:

@@ -30,7 +30,7 @@ INFER, INFER_STREAM = "/inference.GRPCInferenceService/ModelInfer", "/inference.
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 FLOOD_BYTES = 16 << 20
 PATIENCE_S = 60
-FIELDS, WIDENED = f"more than {MOST_FIELDS} fields", "packed 64-bit numbers"
+FIELDS, WIDENED = f"more than {MOST_FIELDS} fields", "packed integers"
 REQUESTS = [
     GetMessageClass(method.input_type)
     for file in (pb, model_admin_pb2, oip)
@@ -81,6 +81,7 @@ IN_INFER = {
     "a shape": (holding(5, many(b"\x18\x01")), FIELDS),
     "a packed shape": (holding(5, holding(3, many(b"\x01"))), WIDENED),
     "packed numbers": (holding(5, holding(5, holding(3, many(b"\x01")))), WIDENED),
+    "packed small numbers": (holding(5, holding(5, holding(2, many(b"\x01")))), WIDENED),
     "packed numbers in parts": (many(holding(5, holding(5, holding(5, bytes(4000))))), WIDENED),
 }
 FLOODS = {
