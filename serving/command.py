@@ -275,6 +275,7 @@ def serve(
     from serving.batcher import BatchingConfig
     from serving.logs import set_up_logs
     from serving.models import ModelConfig, ModelRegistry
+    from serving.open_files import allow_most_open_files
     from serving.server import ServerConfig, end_at_once, serve_until_stopped
 
     signal.signal(signal.SIGTERM, end_at_once)  # until the server listens for it; a container's first process needs it
@@ -299,6 +300,7 @@ def serve(
 
         tracer = open_tracer(otlp_endpoint)
     keep_freed_memory(_KEPT_BYTES)
+    allow_most_open_files()
     device = resolve_device(device)
     unsaid = default_settings(device)
     engine = replace(

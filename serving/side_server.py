@@ -1,8 +1,10 @@
 """The HTTP side server: whether the event loop turns, whether it takes requests, and its metrics."""
 
+import errno
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -14,6 +16,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 _log = logging.getLogger(__name__)
 
 _LONGEST_REQUEST_S = 5.0
+# How long to leave a connection waiting where no file can be opened for it: it would be tried at once, without end.
+_NO_FILE_S = 0.05
 _TEXT = [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")]
 
 
@@ -62,6 +66,16 @@ class SideServer:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = 128
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; where there is no file for it, wait a little."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                time.sleep(_NO_FILE_S)
+            raise
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log, where the library would print: mostly connections that went away."""
