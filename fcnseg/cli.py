@@ -80,12 +80,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        code = _fail(
-            error,
-            f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error),
-            1,
-            debug=debug,
-        )
+        reason = error.strerror or str(error)
+        code = _fail(error, f"{error.filename}: {reason}" if error.filename else reason, 1, debug=debug)
     except Exception as error:  # noqa: BLE001  # a fault of ours: one line for the user, the traceback for who asks for it
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         code = _fail(error, f"unexpected {reason}; run again with --debug for the traceback", 1, debug=debug)

@@ -17,6 +17,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from serving.errors import OversizedMessageError
+from serving.unary import parts_of
 
 if TYPE_CHECKING:
     from serving.unary import Handler
@@ -73,8 +74,10 @@ class MessageSizeInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or handler.request_deserializer is None:
             return handler
         kind = _kind_of_requests(handler_call_details.method)
-        if kind is None:
+        parts = parts_of(handler)
+        if kind is None or parts is None:
             return handler
+        make, inner = parts
         parse: Callable[[bytes], Any] = handler.request_deserializer
 
         def check_and_parse(data: bytes) -> Any:
@@ -82,15 +85,6 @@ class MessageSizeInterceptor(grpc.aio.ServerInterceptor):
                 require_few_fields(data, kind)
             return parse(data)
 
-        inner: Any
-        if handler.unary_unary is not None:
-            make, inner = grpc.unary_unary_rpc_method_handler, handler.unary_unary
-        elif handler.unary_stream is not None:
-            make, inner = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-        elif handler.stream_stream is not None:
-            make, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream
-        else:
-            return handler
         return make(inner, check_and_parse, handler.response_serializer)
 
 

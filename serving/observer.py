@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from serving.calls import REQUEST_ID_KEY, Call, current_call, current_span, ran_out, read_request_id
+from serving.unary import parts_of
 
 if TYPE_CHECKING:
     from serving.spans import CallTracer
@@ -64,14 +65,9 @@ class CallObserver(grpc.aio.ServerInterceptor):
         method = handler_call_details.method.removeprefix("/")
         if method not in self._methods:  # a stranger's, who is refused whatever it is
             method = _UNKNOWN
-        if handler.unary_unary is not None:
-            make, inner = grpc.unary_unary_rpc_method_handler, handler.unary_unary
-        elif handler.unary_stream is not None:
-            make, inner = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-        elif handler.stream_stream is not None:
-            make, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream
-        else:
+        if (parts := parts_of(handler)) is None:
             return handler
+        make, inner = parts
         return make(
             self._around(inner, method),
             self._counting_received(handler.request_deserializer, method),

@@ -1,4 +1,4 @@
-"""What interceptors and servicers share: a call's deadline, the frame around unary calls, and how streams are sent."""
+"""What interceptors and servicers share: a call's deadline, the frames around calls, and how streams are sent."""
 
 import inspect
 import math
@@ -35,6 +35,17 @@ async def write_all(answers: Any, context: "Context") -> None:
             await context.write(answer)
     else:
         await answers
+
+
+def parts_of(handler: "Handler") -> "tuple[Callable[..., Handler], Callable[..., Any]] | None":
+    """Return what makes a handler of a handler's kind, and what answers its calls; None for kinds that are not ours."""
+    if handler.unary_unary is not None:
+        return grpc.unary_unary_rpc_method_handler, handler.unary_unary
+    if handler.unary_stream is not None:
+        return grpc.unary_stream_rpc_method_handler, handler.unary_stream
+    if handler.stream_stream is not None:
+        return grpc.stream_stream_rpc_method_handler, handler.stream_stream
+    return None
 
 
 class UnaryInterceptor(grpc.aio.ServerInterceptor, ABC):
