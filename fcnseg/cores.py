@@ -42,6 +42,16 @@ def threads_for(threads: int) -> int:
     return usable if threads == 0 and usable < (os.cpu_count() or 1) else threads
 
 
+def threads_beside(threads: int, runs: int) -> int:
+    """Return how many threads each of some runs has that go on side by side and share those of one alone; at least 1.
+
+    Args:
+        threads: What one that is alone has, 0 for one per physical core.
+        runs: How many there are.
+    """
+    return max(1, math.ceil((threads_for(threads) or physical_cores()) / runs))
+
+
 def _siblings(cpu: int) -> str:
     """Name the core of a CPU."""
     try:

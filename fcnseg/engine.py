@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fcnseg.bound_run import Shape, open_copies, run_bound
 from fcnseg.capture_gate import GATE
-from fcnseg.cores import threads_for
+from fcnseg.cores import threads_beside, threads_for
 from fcnseg.cuda_driver import device_count, split_device
 from fcnseg.cuda_graphs import CudaGraphs
 from fcnseg.errors import DeviceError, ModelFileError, UsageError
@@ -43,6 +43,7 @@ class EngineOptions:
     Attributes:
         threads: CPU threads within an operator; 0 takes one per physical core, or CPU of a container that
             has fewer than its machine (`cores.threads_for`).
+        runs: CPU runs at a time that share these threads, where they are told that others go on beside them.
         spinning: Whether idle CPU threads spin for a moment, which answers sooner and heats the machine.
         arena: Whether memory that a run frees is kept for the next; on CUDA it always is.
         cudnn_search: How cuDNN chooses an algorithm for a new shape: by its heuristic, by its other one ("exhaustive",
@@ -58,6 +59,7 @@ class EngineOptions:
     """
 
     threads: int = 0
+    runs: int = 1
     spinning: bool = True
     arena: bool = True
     cudnn_search: CudnnSearch = "heuristic"
@@ -90,8 +92,9 @@ class EngineOutput:
 class Engine:
     """A model file opened on one device; `run` may be called from several threads.
 
-    On CUDA it opens a second session when confidences are first asked for, and keeps onnxruntime's default log, which
-    is the whole process's, to what is fatal.
+    With `options.runs` it opens a second session on the CPU, for runs that share the threads, which holds the weights
+    once more. On CUDA it opens one when confidences are first asked for, and keeps onnxruntime's default log, which is
+    the whole process's, to what is fatal.
 
     It survives `fork` on the CPU, and pickling, as by `spawn`: a session's threads exist in the process that opened it
     alone, so another opens the file again.
@@ -139,6 +142,7 @@ class Engine:
             require_device(self.probe.placements, self.provider, self.device)
             with self._gate():
                 self._session = session = _open_session(path, self.device, options, None, confidence=False)
+        self._beside = self._open_beside()
         self._copies = open_copies(self.device)
         # What is opened later is the file as it was proved, whatever its path has become.
         self._data = None if self.device == "cpu" else _map(path)
@@ -168,17 +172,23 @@ class Engine:
             return self.info.precision
         return "tf32" if self.options.tf32 and self.device != "cpu" else "fp32"
 
-    def run(self, images: NDArray[np.uint8], *, confidence: bool = False) -> EngineOutput:
+    @property
+    def shares_threads(self) -> bool:
+        """Whether a run that is alone has more threads than one that goes on beside others."""
+        return self._beside is not None
+
+    def run(self, images: NDArray[np.uint8], *, confidence: bool = False, beside: bool = False) -> EngineOutput:
         """Segment a batch of images of one size.
 
         Args:
             images: (N, H, W, 3) uint8 RGB, N, H and W at least 1.
             confidence: Whether to compute the confidence map too.
+            beside: Whether other runs go on meanwhile, and threads are to be left to them (`options.runs`).
 
         Returns:
             Class maps at the images' own size, heatmaps, and confidences if asked for.
         """
-        session = self._session or self._open_again()
+        session = (self._beside if beside else None) or self._session or self._open_again()
         outputs = self._graphs.run(images, confidence=confidence) if self._graphs else None
         if outputs is None:
             names = OUTPUTS if confidence else OUTPUTS[:2]
@@ -231,14 +241,14 @@ class Engine:
         """Free what the model holds of its device, while nothing is recorded there; when the last run has ended."""
         with self._gate():
             self._graphs = None
-            self._session = self._with_confidence = None
+            self._session = self._beside = self._with_confidence = None
 
     def leave_session_behind(self) -> None:
         """Do without the session, in a process that was forked from the one that opened it."""
         # Never freed here: it would wait for its threads, which are not in this process.
-        for held in (self._session, self._with_confidence, self._graphs):
+        for held in (self._session, self._beside, self._with_confidence, self._graphs):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
-        self._session = self._with_confidence = self._graphs = None
+        self._session = self._beside = self._with_confidence = self._graphs = None
 
     def _confident_session(self) -> onnxruntime.InferenceSession:
         """Return the session of a CUDA device that computes confidences, opened when they are first asked for."""
@@ -268,10 +278,25 @@ class Engine:
                 f"device {self.device} cannot be used in a process forked from the one that opened the model; start"
                 " workers by 'spawn', or load the model in each"
             )
-        session = _open_session(self.path, self.device, self.options, None)
+        self._session = session = self._open_same(self.options)
+        return session
+
+    def _open_beside(self) -> onnxruntime.InferenceSession | None:
+        """Open the session of runs that share threads; None where they have as many as one that is alone."""
+        threads = threads_beside(self.options.threads, self.options.runs)
+        if self.device != "cpu" or threads >= threads_beside(self.options.threads, 1):
+            return None
+        return self._open_same(replace(self.options, threads=threads))
+
+    def _open_same(self, options: EngineOptions) -> onnxruntime.InferenceSession:
+        """Open the file once more.
+
+        Raises:
+            ModelFileError: It is another one by now.
+        """
+        session = _open_session(self.path, self.device, options, None)
         if read_info(session, self.path) != self.info:
             raise ModelFileError(f"{self.path} has become another model since it was opened; load it again")
-        self._session = session
         return session
 
     def _prove(self, session: onnxruntime.InferenceSession, path: Path, profiles: Path) -> Probe:
@@ -325,6 +350,8 @@ def _require_fit(options: EngineOptions, device: str) -> None:
     Raises:
         UsageError: They do not.
     """
+    if options.runs < 1:
+        raise UsageError(f"the number of runs at a time is {options.runs}; it must be at least 1")
     if options.cuda_graphs < 0:
         raise UsageError(f"the number of CUDA graphs is {options.cuda_graphs}; it must be at least 0")
     for asked, name in ((options.channels_last, "the layout channels last"), (options.cuda_graphs, "CUDA graphs")):

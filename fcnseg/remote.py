@@ -189,7 +189,7 @@ class RemoteBatching:
         max_batch: Images in one run at most.
         max_delay_ms: How long an idle model waits for more images of one padded size, in milliseconds.
         max_queue: Images that may be under way at a time.
-        runners: Runs at a time.
+        runners: Runs at a time while images wait; on the CPU they share the threads of one that is alone.
     """
 
     max_batch: int

@@ -58,12 +58,15 @@ class Segmenter:
             image = image_files.read(Path(image))
         return self.segment_batch([image], confidence=confidence)[0]
 
-    def segment_batch(self, images: Sequence[NDArray[np.uint8]], *, confidence: bool = False) -> list[Segmentation]:
+    def segment_batch(
+        self, images: Sequence[NDArray[np.uint8]], *, confidence: bool = False, beside: bool = False
+    ) -> list[Segmentation]:
         """Segment images that share one canonical shape (see `canonical_shape`) in one run of the engine.
 
         Args:
             images: At least one (H, W, 3) uint8 RGB image; sizes may differ.
             confidence: Whether to compute the confidence maps too.
+            beside: Whether other runs go on meanwhile, and CPU threads are to be left to them (`EngineOptions.runs`).
 
         Raises:
             ImageError: An image is not (H, W, 3) uint8.
@@ -77,7 +80,7 @@ class Segmenter:
             shape = (images[0].shape[0], images[0].shape[1])
         padded = [_edge_pad(image, shape) for image in images]
         batch = np.stack(padded) if len(padded) > 1 else padded[0][None]
-        output = self.engine.run(batch, confidence=confidence)
+        output = self.engine.run(batch, confidence=confidence, beside=beside)
         answers = []
         for i, image in enumerate(images):
             height, width = image.shape[:2]

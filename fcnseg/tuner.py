@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from fcnseg import images, masks
-from fcnseg.cores import threads_for, usable_cores
+from fcnseg.cores import threads_beside, threads_for, usable_cores
 from fcnseg.engine import PIPELINE_OPTIONS, Engine, EngineOptions, resolve_device
 from fcnseg.errors import UsageError
 from fcnseg.files import sha256_of
@@ -28,22 +28,15 @@ from fcnseg.masks import Encoding
 from fcnseg.pictures import encode_jpeg
 from fcnseg.sample_image import sample_image
 from fcnseg.segmenter import Segmenter
-from fcnseg.tuning import Measurement, Objective, Settings, Tuning, this_machine
+from fcnseg.tuning import Measurement, Objective, Settings, Tuning, default_settings, this_machine
 
 _log = logging.getLogger(__name__)
 
 _ROUNDS = 7
 _LEAST_GAIN = 1.03
 _MOST_THREADS_TRIED = 4
-_RUNNERS, _CUDA_RUNNERS = (2, 4, 8), (1, 3)
+_RUNNERS, _CUDA_RUNNERS = (1, 2, 4, 8), (1, 3)
 _CPU_BATCHES, _CUDA_BATCHES = (2, 4, 8), (1, 2, 4, 16, 32)
-
-
-def default_settings(device: str) -> Settings:
-    """Return how a server runs a model on a device where nothing else is said."""
-    # On the CPU a batch takes as long as its images one by one; on CUDA one is copied while another is computed.
-    runners, batch = (1, 1) if device == "cpu" else (2, 8)
-    return Settings(threads=0, spinning=PIPELINE_OPTIONS.spinning, runners=runners, max_batch=batch)
 
 
 class Tuner:
@@ -80,6 +73,8 @@ class Tuner:
         self._segmenters: dict[EngineOptions, Segmenter] = {}
         self._files = [encode_jpeg(sample_image(*size)) for size in self._sizes]
         self._default = default_settings(self._device)
+        if objective == "latency":  # one image at a time
+            self._default = replace(self._default, runners=1)
         self._measurements: list[Measurement] = []
         if not math.isfinite(seconds):
             raise UsageError(f"measuring was to take {seconds} s; it must be a number of seconds")
@@ -106,7 +101,7 @@ class Tuner:
         found = best.beside(self._default)
         if self._device == "cpu":  # said in any case: `load` has another default
             found = replace(found, spinning=best.spinning)
-        else:  # so has a folder's job
+        if self._objective == "throughput":  # threads hold with these
             found = replace(found, runners=best.runners)
         return Tuning(sha256, machine, self._objective, self._sizes, found, tuple(self._measurements))
 
@@ -117,13 +112,8 @@ class Tuner:
         return [*on_cpu, *of_many]
 
     def _other_runners(self, best: Settings) -> list[Settings]:
-        if self._device != "cpu":
-            return [replace(best, runners=count) for count in _CUDA_RUNNERS]
-        cores = usable_cores()
-        counts = [count for count in _RUNNERS if count <= cores]
-        shared = [replace(best, runners=count) for count in counts[:1]]
-        split = [replace(best, runners=count, threads=cores // count) for count in counts]
-        return [settings for settings in dict.fromkeys([*shared, *split]) if settings != best]
+        counts = _CUDA_RUNNERS if self._device != "cpu" else [count for count in _RUNNERS if count <= usable_cores()]
+        return [replace(best, runners=count) for count in counts if count != best.runners]
 
     def _other_batches(self, best: Settings) -> list[Settings]:
         sizes = _CPU_BATCHES if self._device == "cpu" else _CUDA_BATCHES
@@ -188,6 +178,8 @@ class Tuner:
 
     def _open(self, settings: Settings) -> Segmenter:
         options = settings.engine_options(PIPELINE_OPTIONS)
+        if self._device == "cpu":  # as many runs go on at a time as may
+            options = replace(options, threads=threads_beside(options.threads, settings.runners or 1))
         if options not in self._segmenters:
             self._segmenters[options] = Segmenter(Engine(self._model, self._device, options))
         return self._segmenters[options]

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 import onnxruntime
 from pydantic import Field, TypeAdapter, ValidationError
 
-from fcnseg.cores import usable_cores
+from fcnseg.cores import physical_cores, usable_cores
 from fcnseg.cuda_driver import device_name
-from fcnseg.engine import EngineOptions
+from fcnseg.engine import PIPELINE_OPTIONS, EngineOptions
 from fcnseg.files import sha256_of, shown, write_text
 
 Objective = Literal["latency", "throughput"]
@@ -29,7 +29,7 @@ class Settings:
     """What tuning chooses; None where nothing is said.
 
     Attributes:
-        threads: CPU threads within an operator; 0 takes one per physical core.
+        threads: CPU threads within an operator, which runs at a time share; 0 takes one per physical core.
         spinning: Whether idle CPU threads spin for a moment.
         runners: Runs of the model at a time, in a server or a folder's job.
         max_batch: Images in one run at most.
@@ -68,6 +68,13 @@ class Settings:
 
 
 NOTHING_SAID = Settings()
+
+
+def default_settings(device: str) -> Settings:
+    """Return how a server and a folder's job run a model where nothing else is said; `device` is `cpu` or `cuda:N`."""
+    # On the CPU a batch takes as long as its images one by one; on CUDA one is copied while another is computed.
+    runners, batch = (min(2, physical_cores()), 1) if device == "cpu" else (2, 8)
+    return Settings(threads=0, spinning=PIPELINE_OPTIONS.spinning, runners=runners, max_batch=batch)
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ class Tuning:
     sizes: tuple[tuple[int, int], ...]
     settings: Settings
     measurements: tuple[Measurement, ...]
-    format: Annotated[int, Field(ge=1, le=1)] = 1
+    format: Annotated[int, Field(ge=2, le=2)] = 2
 
     def write(self, model: Path) -> Path:
         """Write the file beside a model, and return its path.

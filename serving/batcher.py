@@ -1,10 +1,15 @@
 """Greedy batching: a model's threads run what waits as soon as they are free, images of one padded size together.
 
+On the CPU a run is alone, with all cores, while nothing else waits, so that its answer comes soonest; while more images
+wait, runs go on side by side, each with its share of the cores, so that most are answered. For the threads of a run
+wait for each other at every layer, and for cores that decode and encode; those of several runs do so less.
+
 An answer does not depend on the batch it was computed in: the geometry is that of one image, and on the CPU the bytes
 are the same. A job carries its own future: a caller that has gone away costs no run, and takes nothing from its
 neighbours.
 """
 
+import itertools
 import math
 import threading
 import time
@@ -28,6 +33,8 @@ _LONGEST_DELAY_S = 60.0
 _HAND_OVER_S, _HAND_OVER_SHARE = 0.01, 0.1
 _LONGEST_REASON = 300
 _MOST_SIZES_REMEMBERED = 10_000
+# Each way to run keeps the memory of its largest runs: those side by side have so much of it together at most.
+_SHARE_BESIDE = 0.25
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,8 @@ class BatchingConfig:
         max_delay_s: How long an idle model waits for more images of one padded size, in seconds; less where a deadline
             would pass.
         max_queue: Images that may be under way at a time, from their arrival to the end of their run.
-        runners: Runs at a time. On the CPU a second one fills the cores where a small net leaves them idle, and takes
-            the caches from a large one; on CUDA it copies while the other computes.
+        runners: Runs at a time. On the CPU they share the cores (`EngineOptions.runs`), and an image that waits alone
+            has all of them; on CUDA one copies while another computes.
     """
 
     max_batch: int = 8
@@ -136,6 +143,8 @@ class Batcher:
         self._waiting: list[_Job] = []
         self._changed = threading.Condition()
         self._closing = False
+        self._running = 0
+        self._beside = False  # how what runs was begun; always False where a model has one way alone
         self.pace = PaceBySize()
         self.warm_sizes: tuple[tuple[int, int], ...] = ()
         self.cold_sizes = 0
@@ -176,21 +185,24 @@ class Batcher:
                     " smaller size, or allow more memory"
                 )
             image, pixels = np.zeros((height, width, 3), np.uint8), self.padded_pixels(height, width)
-            for count in sorted({1, self._largest_batch(pixels)}):
+            ways = (False, True) if self._segmenter.engine.shares_threads else (False,)
+            for count, beside in itertools.product(sorted({1, self._largest_batch(pixels)}), ways):
+                if beside and not self._fits_beside(count * pixels):
+                    continue
                 for first in (True, False):  # the first prepares, the second tells the pace
                     if self._closing:
                         return
                     with self._room(count * pixels):
-                        seconds = self._warm_by(image, count)
+                        seconds = self._warm_by(image, count, beside=beside)
                     if not first:
-                        self._learn(pixels, count, seconds)
+                        self._learn(pixels, count, seconds, beside=beside)
             self._kinds_seen |= {self._padded(image), (self._padded(image), False)}
         self.warm_sizes = tuple(sizes)
 
-    def _warm_by(self, image: NDArray[np.uint8], count: int) -> float:
+    def _warm_by(self, image: NDArray[np.uint8], count: int, *, beside: bool) -> float:
         began = time.monotonic()
         try:
-            self._segmenter.segment_batch([image] * count)
+            self._segmenter.segment_batch([image] * count, beside=beside)
         except FcnsegError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
@@ -260,6 +272,9 @@ class Batcher:
         while (batch := self._next_batch()) is not None:
             if batch:
                 self._run(batch)
+                with self._changed:
+                    self._running -= 1
+                    self._changed.notify_all()
             del batch  # it holds images, which must not stay until the next request comes
 
     def _next_batch(self) -> list[_Job] | None:
@@ -269,12 +284,30 @@ class Batcher:
             while self._waiting:
                 batch, ready_at = self._choose()
                 patience = ready_at - time.monotonic()
-                if patience <= 0 or self._closing:
+                if patience > 0:
+                    self._changed.wait(patience)
+                elif self._may_begin(batch):
                     taken = set(map(id, batch))
                     self._waiting = [job for job in self._waiting if id(job) not in taken]
+                    self._running += 1
                     return batch
-                self._changed.wait(patience)
+                else:
+                    self._changed.wait()
             return None if self._closing else []
+
+    def _may_begin(self, batch: Sequence[_Job]) -> bool:
+        """Tell whether images from the queue may run now, and choose the way where nothing runs."""
+        if not self._segmenter.engine.shares_threads:
+            return True
+        fits = self._fits_beside(sum(job.pixels for job in batch))
+        if self._running:
+            return self._beside and fits
+        self._beside = fits and len(self._waiting) > len(batch)
+        return True
+
+    def _fits_beside(self, pixels: int) -> bool:
+        """Tell whether a run on so many padded pixels is small enough to go on beside others."""
+        return pixels * self.bytes_per_pixel * self.config.runners <= _SHARE_BESIDE * self.memory.total
 
     def _choose(self) -> tuple[list[_Job], float]:
         """Return the batch that may run first, and from when: at once where it is full, else when its delay is over."""
@@ -318,10 +351,12 @@ class Batcher:
         left in one, whose future refers to the failure, that would be a cycle, which keeps images for long.
         """
         cold = self._count_kind(jobs[0])
-        size, pixels = len(jobs), jobs[0].pixels
+        size, pixels, beside = len(jobs), jobs[0].pixels, self._beside
         began = time.monotonic()
         try:
-            answers = self._segmenter.segment_batch([job.image for job in jobs], confidence=jobs[0].confidence)
+            answers = self._segmenter.segment_batch(
+                [job.image for job in jobs], confidence=jobs[0].confidence, beside=beside
+            )
         except Exception as error:  # noqa: BLE001 - onnxruntime's have no base; they belong to the callers
             if size == 1:
                 jobs.pop().future.set_exception(error)
@@ -330,7 +365,7 @@ class Batcher:
             # On CUDA the first run of a size searches for algorithms, and that with confidences may open a session;
             # neither tells anything of those that follow.
             if not cold or self._segmenter.device == "cpu" or not self.pace.knows(pixels):
-                self._learn(pixels, size, seconds)
+                self._learn(pixels, size, seconds, beside=beside)
             self._observe(size, seconds)
             for answer in answers:
                 job = jobs.pop(0)
@@ -348,7 +383,10 @@ class Batcher:
         finally:
             self.memory.give_back(needed)
 
-    def _learn(self, pixels: int, images: int, seconds: float) -> None:
+    def _learn(self, pixels: int, images: int, seconds: float, *, beside: bool) -> None:
+        """Take in how long a run took, one that had all cores as if it had had its share of them."""
+        if self._segmenter.engine.shares_threads and not beside:
+            seconds *= self.config.runners
         with self._changed:
             self.pace.add(pixels, images, seconds)
 

@@ -77,8 +77,8 @@ _SECTIONS = {
 @click.option(
     "--runners",
     type=click.IntRange(1, 64),
-    help="Runs of a model at a time. On the CPU, 2 answer more images of a small net, and fewer of a large one:"
-    " 'fcnseg tune' measures it. [default: as tuned, else 1; on CUDA 2]",
+    help="Runs of a model at a time while images wait. On the CPU they share the threads, which a single image has"
+    " alone, and the model is opened a second time for them. [default: as tuned, else 2]",
 )
 @tuned_option
 @click.option(
@@ -270,8 +270,7 @@ def serve(
 
     from fcnseg.allocator import keep_freed_memory
     from fcnseg.engine import PIPELINE_OPTIONS, resolve_device
-    from fcnseg.tuner import default_settings
-    from fcnseg.tuning import Settings
+    from fcnseg.tuning import Settings, default_settings
     from serving.batcher import BatchingConfig
     from serving.logs import set_up_logs
     from serving.models import ModelConfig, ModelRegistry

@@ -140,9 +140,14 @@ class ModelConfig:
         """Return how the sessions of a model file run, and how requests share its runs."""
         found = tuned_settings(path, resolve_device(self.device)) if self.tuned else NOTHING_SAID
         settings = self.said.over(found.with_runs(self.said.runners) if self.said.runners else found)
+        options = settings.engine_options(self.options)
         runners = settings.runners or self.batching.runners
+        if resolve_device(self.device) == "cpu":
+            if settings.runners is None and options.threads:
+                runners = min(runners, options.threads)
+            options = replace(options, runs=runners)
         max_batch = settings.max_batch or self.batching.max_batch
-        return settings.engine_options(self.options), replace(self.batching, runners=runners, max_batch=max_batch)
+        return options, replace(self.batching, runners=runners, max_batch=max_batch)
 
 
 DEFAULT_CONFIG = ModelConfig()

@@ -20,6 +20,7 @@ class GatedSegmenter(Segmenter):
     Attributes:
         begun: Released when a run begins.
         batches: The images of every run that has begun.
+        ways: Of every run that has begun, whether it was to leave threads to others.
         gate: Runs go on when it is set.
     """
 
@@ -27,14 +28,22 @@ class GatedSegmenter(Segmenter):
         super().__init__(Engine(path, "cpu", options))
         self.begun = threading.Semaphore(0)
         self.batches: list[list[NDArray[np.uint8]]] = []
+        self.ways: list[bool] = []
         self.gate = threading.Event()
 
-    def segment_batch(self, images: Sequence[NDArray[np.uint8]], *, confidence: bool = False) -> list[Segmentation]:
+    def segment_batch(
+        self, images: Sequence[NDArray[np.uint8]], *, confidence: bool = False, beside: bool = False
+    ) -> list[Segmentation]:
         """Segment a batch when the gate is open."""
         self.batches.append(list(images))
+        self.ways.append(beside)
         self.begun.release()
+        self.wait()
+        return super().segment_batch(images, confidence=confidence, beside=beside)
+
+    def wait(self) -> None:
+        """Wait for the gate."""
         assert self.gate.wait(20)
-        return super().segment_batch(images, confidence=confidence)
 
 
 def registry_of(segmenter: Segmenter, path: Path, config: ModelConfig = CPU_CONFIG) -> ModelRegistry:

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnseg.cores import physical_cores
+from fcnseg.cores import threads_beside
 from fcnseg.engine import PIPELINE_OPTIONS, Engine, resolve_device
 from fcnseg.errors import ImageTooLargeError
 from fcnseg.files import sha256_of
@@ -25,11 +26,10 @@ from fcnseg.large_masks import segment_to_mask
 from fcnseg.segmenter import Segmenter, load
 from fcnseg.tiled import segment_in_tiles
 from fcnseg.tiling import choose_tile, plan_tiles
-from fcnseg.tuning import NOTHING_SAID, Settings, tuned_settings
+from fcnseg.tuning import NOTHING_SAID, default_settings, tuned_settings
 from fcnseg.types import LabelMap
 
 _MOST_BYTES_PER_PIXEL = 2000
-_CPU_RUNS = 2
 _CUDA_BATCH = 8
 
 
@@ -58,12 +58,12 @@ def open_model(
     device = resolve_device(device)
     if single or threads is not None:
         return load(path, device, threads, tuned=tuned, pipeline=True), 1
-    settings = found = tuned_settings(path, device) if tuned else NOTHING_SAID
-    cores = physical_cores()
-    if device == "cpu" and cores >= _CPU_RUNS and not found.said():
-        settings = Settings(threads=-(-cores // _CPU_RUNS), runners=_CPU_RUNS)
-    engine = Engine(path, device, settings.engine_options(PIPELINE_OPTIONS))
-    return Segmenter(engine, found), settings.runners or 1
+    found = tuned_settings(path, device) if tuned else NOTHING_SAID
+    runs = found.runners or (default_settings(device).runners if device == "cpu" else 1) or 1
+    options = found.with_runs(runs).engine_options(PIPELINE_OPTIONS)
+    if device == "cpu":
+        options = replace(options, threads=threads_beside(options.threads, runs))
+    return Segmenter(Engine(path, device, options), found), runs
 
 
 class LocalModel:

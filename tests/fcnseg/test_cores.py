@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fcnseg.cores import physical_cores, threads_for, usable_cores
+from fcnseg.cores import physical_cores, threads_beside, threads_for, usable_cores
 
 CPUS = len(os.sched_getaffinity(0))
 
@@ -53,3 +53,9 @@ def test_a_model_has_no_more_threads_than_cpus_that_it_may_run_on(tiny_model: Pa
         "assert os.listdir('/proc/self/task') == before\n"
     )
     subprocess.run([sys.executable, "-c", program, tiny_model], check=True, timeout=60)
+
+
+def test_runs_side_by_side_share_the_threads_of_one_alone() -> None:
+    shares = [threads_beside(threads, runs) for threads, runs in ((8, 1), (8, 2), (8, 3), (3, 2), (1, 4))]
+    assert shares == [8, 4, 3, 2, 1]
+    assert threads_beside(0, 1) == physical_cores()

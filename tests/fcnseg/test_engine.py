@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from fcnseg.engine import Engine, EngineOptions
-from fcnseg.errors import DeviceError, ModelFileError
+from fcnseg.errors import DeviceError, ModelFileError, UsageError
 from tests.gpu import GPUS, needs_gpu
 from tests.tiny_model import write_tiny_model
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "scenes-fcn8s.onnx"
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -48,6 +50,25 @@ def test_without_a_gpu_cuda_is_refused_and_auto_takes_the_cpu(tiny_model: Path, 
         Engine(tiny_model, device)
     assert "\n" not in str(raised.value)
     assert Engine(tiny_model, "auto").device == "cpu"
+
+
+def test_runs_beside_each_other_share_the_threads_and_give_the_same_bytes() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 75, 110, 3), dtype=np.uint8)
+    plain = Engine(GOLDEN, "cpu", EngineOptions(threads=1)).run(images, confidence=True)
+    for threads, runs in ((2, 2), (4, 2), (4, 3)):
+        engine = Engine(GOLDEN, "cpu", EngineOptions(threads=threads, runs=runs))
+        assert engine.shares_threads
+        for beside in (False, True):
+            output = engine.run(images, confidence=True, beside=beside)
+            for name in ("class_map", "heatmap", "confidence"):
+                assert getattr(output, name).tobytes() == getattr(plain, name).tobytes()
+
+
+def test_one_thread_cannot_be_shared_and_no_runs_are_refused(tiny_model: Path) -> None:
+    assert not Engine(tiny_model, "cpu", EngineOptions(threads=1, runs=2)).shares_threads
+    assert not Engine(tiny_model, "cpu", EngineOptions(threads=2)).shares_threads
+    with pytest.raises(UsageError, match="the number of runs at a time is 0; it must be at least 1"):
+        Engine(tiny_model, "cpu", EngineOptions(runs=0))
 
 
 @needs_gpu

@@ -79,7 +79,7 @@ def test_what_was_found_elsewhere_or_for_another_file_is_not_used(
     assert "it was measured with another model file; run 'fcnseg tune' again" in caplog.messages[-1]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', "\0"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', "\0"])
 def test_a_file_that_is_none_is_told_of_in_one_line(
     model: Path, caplog: pytest.LogCaptureFixture, content: str
 ) -> None:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.tiny_model import write_tiny_model
 
 MEMORY = MemoryBudget(2**30)
 PROVED = EngineOptions(threads=1, prove=True)
+SHARED = EngineOptions(threads=2, runs=2, prove=True)
 TRAINED = Path(__file__).parent.parent / "golden" / "scenes-fcn8s.onnx"
 RED = np.full((4, 4, 3), (255, 0, 0), np.uint8)
 MAGENTA = np.full((4, 4, 3), (255, 0, 255), np.uint8)
@@ -273,6 +275,85 @@ def test_two_runners_run_side_by_side(gated: GatedSegmenter) -> None:
     assert sizes(gated) == [1, 1, 1]
 
 
+class SteppedSegmenter(GatedSegmenter):
+    """Lets as many runs go on as it is told to, and shares its threads.
+
+    Attributes:
+        steps: Released for each run that may go on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, SHARED)
+        self.steps = threading.Semaphore(0)
+
+    def wait(self) -> None:
+        assert self.steps.acquire(timeout=20)
+
+
+@pytest.fixture
+def stepped(tiny_model: Path) -> SteppedSegmenter:
+    return SteppedSegmenter(tiny_model)
+
+
+def test_an_image_that_waits_alone_has_all_threads_and_those_that_wait_together_share_them(
+    stepped: SteppedSegmenter,
+) -> None:
+    with batching(stepped, max_batch=1, runners=2) as batcher:
+        futures = [hold(batcher, stepped)]
+        futures += [batcher.submit(RED) for _ in range(3)]
+        assert not stepped.begun.acquire(timeout=0.1)  # all threads are taken
+        stepped.steps.release()
+        assert stepped.begun.acquire(timeout=10)
+        assert stepped.begun.acquire(timeout=10)
+        assert stepped.ways == [False, True, True]
+        assert not stepped.begun.acquire(timeout=0.1)
+        stepped.steps.release()
+        assert stepped.begun.acquire(timeout=10)  # beside the one that is left, whatever waits
+        assert stepped.ways == [False, True, True, True]
+        stepped.steps.release(2)
+        wait(futures, 10)
+        last = hold(batcher, stepped)
+        assert stepped.ways[4:] == [False]
+        stepped.steps.release()
+        last.result(10)
+
+
+def test_a_large_image_has_all_threads_and_is_not_overtaken(stepped: SteppedSegmenter) -> None:
+    probe = stepped.engine.probe
+    assert probe is not None
+    memory = MemoryBudget(math.ceil(8 * 64 * probe.bytes_per_pixel))  # two of 8x8 beside each other take a quarter
+    with batching(stepped, memory, max_batch=1, runners=2) as batcher:
+        images = [noise(8, 8), noise(8, 8), noise(16, 8), noise(8, 8), noise(8, 8)]
+        futures = [hold(batcher, stepped)] + [batcher.submit(image) for image in images]
+        stepped.steps.release()
+        for _ in range(2):
+            assert stepped.begun.acquire(timeout=10)
+        stepped.steps.release()
+        assert not stepped.begun.acquire(timeout=0.1)  # the large one waits until it is alone
+        stepped.steps.release()
+        assert stepped.begun.acquire(timeout=10)
+        assert not stepped.begun.acquire(timeout=0.1)
+        stepped.steps.release(3)
+        wait(futures, 10)
+    assert [batch[0].shape[0] for batch in stepped.batches] == [4, 8, 8, 16, 8, 8]
+    assert stepped.ways[:5] == [False, True, True, False, True]
+
+
+def test_a_run_that_had_all_threads_counts_as_if_it_had_shared_them(stepped: SteppedSegmenter) -> None:
+    with batching(stepped, max_batch=1, runners=2) as batcher:
+        stepped.steps.release(1)
+        alone = batcher.submit(RED).result(10)
+        assert batcher.pace.seconds(64) == pytest.approx(2 * alone.infer_s)
+
+
+def test_every_way_to_run_is_warmed(stepped: SteppedSegmenter) -> None:
+    stepped.steps.release(8)
+    with batching(stepped, max_batch=3, runners=2) as batcher:
+        batcher.warm([(8, 8)])
+    found = [(len(batch), beside) for batch, beside in zip(stepped.batches, stepped.ways, strict=True)]
+    assert found == [(count, beside) for count in (1, 3) for beside in (False, True) for _ in range(2)]
+
+
 def test_a_batch_is_no_larger_than_the_memory_for_runs(gated: GatedSegmenter) -> None:
     assert gated.engine.probe is not None
     memory = MemoryBudget(math.ceil(2.5 * 64 * gated.engine.probe.bytes_per_pixel))
@@ -287,11 +368,13 @@ def test_a_batch_is_no_larger_than_the_memory_for_runs(gated: GatedSegmenter) ->
 
 def test_the_first_run_of_a_size_that_is_warmed_does_not_tell_the_pace(tiny_model: Path) -> None:
     class ColdSegmenter(Segmenter):
-        def segment_batch(self, images: Sequence[NDArray[np.uint8]], *, confidence: bool = False) -> list[Segmentation]:
+        def segment_batch(
+            self, images: Sequence[NDArray[np.uint8]], *, confidence: bool = False, beside: bool = False
+        ) -> list[Segmentation]:
             if not runs:
                 time.sleep(0.5)
             runs.append(len(images))
-            return super().segment_batch(images, confidence=confidence)
+            return super().segment_batch(images, confidence=confidence, beside=beside)
 
     runs: list[int] = []
     with batching(ColdSegmenter(Engine(tiny_model, "cpu", PROVED)), max_batch=4) as batcher:
@@ -353,11 +436,12 @@ def test_a_batch_of_8_and_a_batch_of_1_have_the_same_bytes(height: int, width: i
     st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70), st.booleans()), min_size=1, max_size=30),
     st.integers(1, 8),
     st.integers(1, 3),
+    st.integers(1, 4),
 )
 def test_answers_under_load_are_those_of_each_image_alone(
-    requests: list[tuple[int, int, bool]], max_batch: int, runners: int
+    requests: list[tuple[int, int, bool]], max_batch: int, runners: int, threads: int
 ) -> None:
-    segmenter = Segmenter(Engine(TRAINED, "cpu", PROVED))
+    segmenter = Segmenter(Engine(TRAINED, "cpu", replace(PROVED, threads=threads, runs=runners)))
     images = [noise(height, width, i) for i, (height, width, _) in enumerate(requests)]
     with batching(segmenter, max_batch=max_batch, runners=runners) as batcher:
         futures = [

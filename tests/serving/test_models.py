@@ -10,8 +10,9 @@ from fcnseg.engine import EngineOptions
 from fcnseg.errors import ModelFileError, ModelNotFoundError, RemoteModelNotFoundError, UsageError
 from fcnseg.files import sha256_of
 from fcnseg.tuning import Settings, Tuning, this_machine
+from serving.batcher import BatchingConfig
 from serving.errors import StoppingError
-from serving.models import ModelRegistry, ModelSource, find_sources
+from serving.models import ModelConfig, ModelRegistry, ModelSource, find_sources
 from tests.running_server import CPU_CONFIG, running_server
 from tests.tiny_model import write_tiny_model
 
@@ -178,6 +179,23 @@ def bmp_of_one_pixel() -> bytes:
     header = b"BM" + (58).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little")
     info = b"".join(n.to_bytes(size, "little") for n, size in ((40, 4), (1, 4), (1, 4), (1, 2), (24, 2)))
     return header + info + bytes(24) + b"\x00\x00\xff\x00"
+
+
+@pytest.mark.parametrize(
+    ("said", "runners"),
+    [
+        (Settings(), 2),
+        (Settings(threads=1), 1),  # nothing to share
+        (Settings(threads=4), 2),
+        (Settings(runners=3), 3),
+        (Settings(threads=1, runners=2), 2),
+    ],
+)
+def test_runs_at_a_time_share_threads_on_the_cpu(tiny_model: Path, said: Settings, runners: int) -> None:
+    config = ModelConfig("cpu", EngineOptions(), BatchingConfig(runners=2), said=said)
+    options, batching = config.for_model(tiny_model)
+    assert (batching.runners, options.runs) == (runners, runners)
+    assert options.threads == (said.threads or 0)
 
 
 def test_threads_that_were_found_with_two_runs_beside_each_other_hold_for_these_alone(
