@@ -5,19 +5,24 @@
 (480, 640)
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 import fcnseg.environment  # noqa: F401 - before all else
-from fcnseg.async_client import AsyncClient
-from fcnseg.client import Client
-from fcnseg.errors import FcnsegError
-from fcnseg.folder import FolderOptions, MaskFormat, SegmentedImage, segment_folder
-from fcnseg.masks import Encoding
-from fcnseg.model_file import ModelInfo
-from fcnseg.query import OverlayQuery
-from fcnseg.regions import Box, Region, RegionQuery, find_regions
-from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
-from fcnseg.segmenter import Segmenter, load
-from fcnseg.tls import ClientTls
-from fcnseg.types import ClassArea, ClassInfo, LabelMap, Segmentation
+
+if TYPE_CHECKING:
+    from fcnseg.async_client import AsyncClient
+    from fcnseg.client import Client
+    from fcnseg.errors import FcnsegError
+    from fcnseg.folder import FolderOptions, MaskFormat, SegmentedImage, segment_folder
+    from fcnseg.masks import Encoding
+    from fcnseg.model_file import ModelInfo
+    from fcnseg.query import OverlayQuery
+    from fcnseg.regions import Box, Region, RegionQuery, find_regions
+    from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
+    from fcnseg.segmenter import Segmenter, load
+    from fcnseg.tls import ClientTls
+    from fcnseg.types import ClassArea, ClassInfo, LabelMap, Segmentation
 
 __all__ = [
     "AsyncClient",
@@ -46,3 +51,42 @@ __all__ = [
     "segment_folder",
 ]
 __version__ = "0.1.0"
+_MODULES = {
+    "AsyncClient": "async_client",
+    "Box": "regions",
+    "ClassArea": "types",
+    "ClassInfo": "types",
+    "Client": "client",
+    "ClientTls": "tls",
+    "Encoding": "masks",
+    "FcnsegError": "errors",
+    "FolderOptions": "folder",
+    "LabelMap": "types",
+    "MaskFormat": "folder",
+    "ModelInfo": "model_file",
+    "OverlayQuery": "query",
+    "Region": "regions",
+    "RegionQuery": "regions",
+    "RemoteModel": "remote",
+    "RemoteSegmentation": "remote",
+    "Segmentation": "types",
+    "SegmentedImage": "folder",
+    "Segmenter": "segmenter",
+    "StreamItem": "remote",
+    "find_regions": "regions",
+    "load": "segmenter",
+    "segment_folder": "folder",
+}
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        """Import what is asked for only then: a command starts without NumPy, gRPC and ONNX Runtime."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"fcnseg.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from fcnseg.commands.options import Bytes, SectionedCommand, Size, threads_option, tuned_option
-from fcnseg.images import ImageLimits, require_within
 from serving.connections import ConnectionConfig
 from serving.security_options import open_security, security_options
+from serving.signals import end_at_once
 
 if TYPE_CHECKING:
     from serving.models import ServedModel
 
 # A net's working memory is some hundred times its image: what one machine can hold, not what a file may contain.
-_LIMITS = ImageLimits(max_pixels=2**25, max_side=2**14)
+_MOST_IMAGE_BYTES, _MOST_PIXELS, _LONGEST_SIDE = 64 << 20, 2**25, 2**14
 _KEPT_BYTES = 256 << 20
 _CONNECTIONS = ConnectionConfig()
 _SECTIONS = {
@@ -31,7 +31,14 @@ _SECTIONS = {
 }
 
 
-@click.command(cls=SectionedCommand, sections=_SECTIONS)
+class _ServeCommand(SectionedCommand):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options, once SIGTERM ends the process: by itself it does not end a container's first process."""
+        signal.signal(signal.SIGTERM, end_at_once)  # before the slow imports, and until the server listens for it
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_ServeCommand, sections=_SECTIONS)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL.onnx|REPOSITORY...", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option(
@@ -90,21 +97,21 @@ _SECTIONS = {
 )
 @click.option(
     "--max-image-bytes",
-    default=_LIMITS.max_bytes,
+    default=_MOST_IMAGE_BYTES,
     show_default=True,
     type=Bytes(1),
     help="Refuse encoded images of more bytes.",
 )
 @click.option(
     "--max-image-pixels",
-    default=_LIMITS.max_pixels,
+    default=_MOST_PIXELS,
     show_default=True,
     type=click.IntRange(min=1),
     help="Refuse images of more pixels.",
 )
 @click.option(
     "--max-image-side",
-    default=_LIMITS.max_side,
+    default=_LONGEST_SIDE,
     show_default=True,
     type=click.IntRange(min=1),
     help="Refuse images of more rows or columns.",
@@ -270,14 +277,14 @@ def serve(
 
     from fcnseg.allocator import keep_freed_memory
     from fcnseg.engine import PIPELINE_OPTIONS, resolve_device
+    from fcnseg.images import ImageLimits, require_within
     from fcnseg.tuning import Settings, default_settings
     from serving.batcher import BatchingConfig
     from serving.logs import set_up_logs
     from serving.models import ModelConfig, ModelRegistry
     from serving.open_files import allow_most_open_files
-    from serving.server import ServerConfig, end_at_once, serve_until_stopped
+    from serving.server import ServerConfig, serve_until_stopped
 
-    signal.signal(signal.SIGTERM, end_at_once)  # until the server listens for it; a container's first process needs it
     set_up_logs(log_format, log_level)
     limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)
     for height, width in warm_sizes:

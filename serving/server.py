@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import logging
-import os
 import signal
 import socket
 import time
@@ -42,6 +41,7 @@ from serving.pipeline import Pipeline
 from serving.security import Security
 from serving.servicer import SegmentationServicer
 from serving.side_server import SideServer
+from serving.signals import end_at_once
 
 if TYPE_CHECKING:
     from serving.spans import CallTracer  # in an extra
@@ -277,13 +277,6 @@ async def serve_until_stopped(
             loop.remove_signal_handler(number)
             signal.signal(number, end_at_once)
         await server.stop()
-
-
-def end_at_once(number: int, _: object) -> None:
-    """End the process by a signal; a container's first process, which signals do not end, by its exit code."""
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-    os._exit(128 + number)
 
 
 def largest_request(limits: ImageLimits) -> int:

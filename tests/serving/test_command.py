@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -233,3 +234,36 @@ def test_a_signal_ends_a_server_that_is_warming(tmp_path: Path) -> None:
         assert process.wait(10) == 0
         assert process.stdout is not None
         assert process.stdout.read() == ""
+
+
+@pytest.fixture(scope="module")
+def as_first_process() -> list[str]:
+    """What runs a command as the first process of a container; skips where no container may be made."""
+    command = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"], check=False).returncode:
+        pytest.skip("makes a namespace of processes, which this system does not let it")
+    return command
+
+
+def test_sigterm_ends_a_container_that_has_just_begun_to_start(as_first_process: list[str], tmp_path: Path) -> None:
+    """The first import of a heavy package stands still, so that the signal is sent while it is under way."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import signal, sys\n"
+        "class Halt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in {'numpy', 'cv2', 'PIL', 'pydantic', 'google', 'grpc', 'onnxruntime', 'uvloop'}:\n"
+        "            print(name, flush=True)\n"
+        "            signal.pause()\n"
+        "sys.meta_path.insert(0, Halt())\n"
+    )
+    command = [*as_first_process, *RUN, "serve", str(tmp_path / "none.onnx")]
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() != ""
+            first = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+            os.kill(first, signal.SIGTERM)
+            assert process.wait(20) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
