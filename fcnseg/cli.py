@@ -18,6 +18,16 @@ _GROUP = "fcnseg.commands"
 _EXTRA_OF = {"training": "train", "serving": "serve", "serving.spans": "tracing"}
 _INTERRUPTED = 130
 
+_log = logging.getLogger(__name__)
+
+
+class _LineFormatter(logging.Formatter):
+    """fcnseg: LEVEL: MESSAGE, below the traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"fcnseg: {record.levelname.lower()}: {record.getMessage()}"
+        return f"{self.formatException(record.exc_info)}\n{line}" if record.exc_info else line
+
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
@@ -61,6 +71,10 @@ def cli(*, debug: bool) -> None:
 def main() -> None:
     """Run the command line; exit with 0, 1 (failure), 2 (the user's mistake) or 130 (interrupted)."""
     debug = "--debug" in sys.argv[1:]
+    lines = logging.StreamHandler()  # a command may give it a formatter of its own
+    lines.setFormatter(_LineFormatter())
+    _log.handlers[:] = [lines]
+    _log.propagate = False
     try:
         code = cli.main(args=_debug_first(sys.argv[1:]), prog_name="fcnseg", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -100,9 +114,7 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _fail(error: Exception, message: str, code: int, *, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error)
-    click.echo(f"fcnseg: error: {message}", err=True)
+    _log.error("%s", message, exc_info=error if debug else None)
     return code
 
 

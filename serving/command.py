@@ -1,6 +1,8 @@
 """`fcnseg serve`: answer with the masks of models over gRPC."""
 
+import logging
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -271,7 +273,9 @@ def serve(
 
     Example: fcnseg serve cat.onnx --port 50051 --warm 480x640
     """
-    from dataclasses import replace
+    from serving.logs import COMMAND, set_up_logs
+
+    set_up_logs(log_format, log_level)  # first, so that whatever fails is told in that format
 
     import uvloop
 
@@ -280,12 +284,10 @@ def serve(
     from fcnseg.images import ImageLimits, require_within
     from fcnseg.tuning import Settings, default_settings
     from serving.batcher import BatchingConfig
-    from serving.logs import set_up_logs
     from serving.models import ModelConfig, ModelRegistry
     from serving.open_files import allow_most_open_files
     from serving.server import ServerConfig, serve_until_stopped
 
-    set_up_logs(log_format, log_level)
     limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)
     for height, width in warm_sizes:
         require_within(limits, height, width, "the image that --warm asks for")
@@ -299,7 +301,7 @@ def serve(
         no_reflection=no_reflection,
     )
     if exposure := security.exposure(host):
-        click.echo(f"fcnseg: warning: {exposure}", err=True)
+        logging.getLogger(COMMAND).warning("%s", exposure)
     tracer = None
     if otlp_endpoint is not None:
         from serving.spans import open_tracer

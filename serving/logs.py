@@ -12,6 +12,8 @@ from typing import Literal
 from serving.calls import current_call, current_span
 
 LogFormat = Literal["human", "json"]
+COMMAND = "fcnseg.cli"
+"""The logger of what the command line says by itself: warnings, and the error that ends the process."""
 _TRANSPORT = "grpc._cython.cygrpc"
 _UNDELIVERED = "ExecuteBatchError"  # which cygrpc has, and does not export
 _WORD = re.compile(r"[!#-~]+")
@@ -68,10 +70,12 @@ def set_up_logs(log_format: LogFormat, level: str) -> None:
         log_format: For people, or for machines.
         level: `info` or `warning`; where the log is at a lower one already, it stays.
     """
-    formatter = JsonFormatter() if log_format == "json" else HumanFormatter()
     root = logging.getLogger()
     for handler in root.handlers:
-        handler.setFormatter(formatter)
+        handler.setFormatter(JsonFormatter() if log_format == "json" else HumanFormatter())
+    if log_format == "json":  # for people the command's own lines stay as those of other commands
+        for handler in logging.getLogger(COMMAND).handlers:
+            handler.setFormatter(JsonFormatter())
     logging.getLogger(_TRANSPORT).addFilter(_tells_of_a_fault)
     logging.getLogger("serving").setLevel(min(root.level, logging.getLevelNamesMapping()[level.upper()]))
 

@@ -171,6 +171,58 @@ def test_log_is_json_and_probes_are_answered_where_the_command_line_says_so(tiny
     assert (stopping["level"], stopping["logger"], "request_id" in stopping) == ("INFO", "serving.server", False)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            "{folder}/none.onnx --device cpu",
+            "model file {folder}/none.onnx does not exist; make one with 'fcnseg heatmap' or 'fcnseg export'",
+        ),
+        ("{model} --device cpu --tls-cert cert.pem", "TLS needs a certificate and its key; give --tls-key FILE too"),
+        (
+            "{model} --device cpu --port {taken}",
+            "port {taken} of 127.0.0.1 is in use; choose another with --port, or a free one with --port 0",
+        ),
+    ],
+)
+def test_an_error_at_the_start_is_a_line_of_the_log(
+    tiny_model: Path, tmp_path: Path, options: str, message: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = {"model": tiny_model, "folder": tmp_path, "taken": taken.getsockname()[1]}
+        plain = fail(*options.format(**words).split())
+        told = fail(*options.format(**words).split(), "--log-format", "json")
+    assert (plain.returncode, plain.stdout) == (told.returncode, told.stdout) == (2, "")
+    assert plain.stderr == f"fcnseg: error: {message.format(**words)}\n"
+    (line,) = map(json.loads, told.stderr.splitlines())
+    assert sorted(line) == ["level", "logger", "message", "time"]
+    assert (line["level"], line["message"]) == ("ERROR", message.format(**words))
+
+
+def test_a_warning_at_the_start_is_a_line_of_the_log(tmp_path: Path) -> None:
+    done = fail(str(tmp_path / "none.onnx"), "--device", "cpu", "--host", "0.0.0.0", "--log-format", "json")  # noqa: S104
+    warning, error = map(json.loads, done.stderr.splitlines())
+    assert (warning["level"], error["level"]) == ("WARNING", "ERROR")
+    assert warning["message"].startswith("listening on 0.0.0.0 without TLS (--tls-cert, --tls-key): ")
+
+
+def test_what_is_not_installed_is_told_in_a_line_of_the_log(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['uvloop'] = None\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [*RUN, "serve", str(tiny_model), "--log-format", "json", "--debug"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert (done.returncode, line["level"]) == (2, "ERROR")
+    assert line["message"].endswith("needs the package 'uvloop', which is not installed: pip install 'fcnseg[serve]'")
+    assert line["exception"].startswith("Traceback")
+
+
 def test_file_that_is_no_model_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     path = tmp_path / "rubbish.onnx"
     path.write_bytes(b"rubbish")
