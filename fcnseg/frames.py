@@ -132,6 +132,7 @@ class ImageFrames:
         first: tuple[Path, tuple[int, ...]] | None = None
         for index, path in enumerate(self._paths):
             try:
+                images.require_file(path)
                 image = images.read(path, self._limits, upright=self._upright)
             except ImageError as error:
                 if first is None:  # the video's size would not be known

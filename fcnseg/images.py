@@ -25,6 +25,7 @@ import io
 import logging
 import math
 import re
+import stat
 import struct
 import warnings
 from contextlib import suppress
@@ -283,6 +284,18 @@ def read_bytes(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ImageError(f"image {shown(path)} cannot be read: {reason}") from error
     return data
+
+
+def require_file(path: Path) -> None:
+    """Check that an image among others is none that may be waited for for ever.
+
+    Raises:
+        ImageError: The path is a pipe, a socket or a device.
+    """
+    with suppress(OSError, ValueError):  # reading it tells why
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ImageError(f"image {shown(path)} is a pipe, a socket or a device; name a file")
 
 
 def require_pixels(image: object) -> None:

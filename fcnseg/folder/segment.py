@@ -278,7 +278,8 @@ class _Worker:
             with suppress(OSError):  # reading it tells why
                 status = os.stat(item.image)  # noqa: PTH116 - a path in text
                 loaded.size_bytes, loaded.modified_ns = status.st_size, status.st_mtime_ns
-            data = images.read_bytes(Path(item.image), self._options.limits)
+            images.require_file(loaded.source)
+            data = images.read_bytes(loaded.source, self._options.limits)
             encoded = images.EncodedImage(data, self._options.limits, upright=self._options.upright)
             held = len(data) + self._model.held_bytes(*encoded.size)
             self._memory.take(turn, held)

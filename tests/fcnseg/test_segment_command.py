@@ -11,6 +11,7 @@ from PIL import Image
 import fcnseg
 from fcnseg import masks
 from fcnseg.cli import main
+from tests.image_folders import save
 
 
 def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -68,6 +69,31 @@ def test_a_broken_image_is_named_the_others_are_done_and_the_exit_code_is_1(
     assert "broken.jpg" in summary
     assert "2 of 3 images segmented" in done.stdout
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_among_images_is_not_waited_for(tiny_model: Path, photos: Path, tmp_path: Path) -> None:
+    os.mkfifo(photos / "pipe.png")
+    (photos / "list.txt").write_text("one.png\npipe.png\n/dev/zero\nsub/two.bmp\n")
+    done = run(tiny_model, photos / "list.txt", tmp_path / "masks", "--device", "cpu")
+    assert done.returncode == 1
+    pipe, device, summary = done.stderr.splitlines()
+    assert pipe == f"failed: image {photos / 'pipe.png'} is a pipe, a socket or a device; name a file"
+    assert device == "failed: image /dev/zero is a pipe, a socket or a device; name a file"
+    assert summary.startswith("fcnseg: error: 2 of 4 images failed: ")
+    assert len(list((tmp_path / "masks").rglob("*.png"))) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_among_frames_is_not_waited_for(tiny_model: Path, tmp_path: Path) -> None:
+    for number in (0, 2):
+        save(tmp_path / f"{number}.png", (64, 48))
+    os.mkfifo(tmp_path / "1.png")
+    done = run(tiny_model, tmp_path / "%d.png", tmp_path / "out.avi", "--device", "cpu")
+    assert done.returncode == 1
+    failure, summary = done.stderr.splitlines()
+    assert failure == f"failed: frame 1: image {tmp_path / '1.png'} is a pipe, a socket or a device; name a file"
+    assert summary.startswith("fcnseg: error: 1 of 3 frames failed")
 
 
 @pytest.mark.parametrize("name", ["two\nlines", os.fsdecode(b"caf\xe9")])
