@@ -10,7 +10,7 @@ import grpc
 from serving.calls import asked_by_probes
 from serving.errors import StoppingError
 from serving.statuses import abort
-from serving.unary import UnaryInterceptor, write_all
+from serving.unary import UnaryInterceptor, parts_of
 
 if TYPE_CHECKING:
     from serving.unary import Context, Handler
@@ -69,12 +69,12 @@ class CallCounter(UnaryInterceptor):
         method = handler_call_details.method
         if handler is None or handler.unary_unary is not None or not asked_by_probes(method.removeprefix("/")):
             return handler
-        streams_requests = handler.stream_stream is not None
-        make = grpc.stream_stream_rpc_method_handler if streams_requests else grpc.unary_stream_rpc_method_handler
-        inner: Any = handler.stream_stream if streams_requests else handler.unary_stream
+        if (parts := parts_of(handler)) is None:
+            return handler
+        make, inner = parts
 
         async def until_stopped(request: Any, context: "Context") -> None:
-            answering = asyncio.create_task(write_all(inner(request, context), context))
+            answering = asyncio.create_task(inner(request, context))
             stopped = asyncio.create_task(self.stopped.wait())
             try:
                 await asyncio.wait({answering, stopped}, return_when=asyncio.FIRST_COMPLETED)

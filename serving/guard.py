@@ -16,7 +16,7 @@ from serving.errors import AllowanceError, ForbiddenError, NoTokenError
 from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
 from serving.statuses import abort
 from serving.tokens import Token, Tokens
-from serving.unary import write_all
+from serving.unary import parts_of
 
 if TYPE_CHECKING:
     from serving.unary import Context, Handler
@@ -114,7 +114,7 @@ def _refusing(error: FcnsegError, method: str) -> "Handler":
 
 
 def _within(handler: "Handler", allowance: Allowance, method: str, client: str) -> "Handler":
-    """Return a handler that answers as much as an allowance has room for; its calls are unary or streams both ways.
+    """Return a handler that answers as much as an allowance has room for.
 
     Args:
         handler: Answers.
@@ -122,35 +122,21 @@ def _within(handler: "Handler", allowance: Allowance, method: str, client: str) 
         method: The method's full name.
         client: Who calls, for the log.
     """
-    codec = (handler.request_deserializer, handler.response_serializer)
-    if handler.unary_unary is not None:
-        answer: Callable[..., Awaitable[Any]] = handler.unary_unary
+    if (parts := parts_of(handler)) is None:
+        raise TypeError(f"{method} is of a kind whose calls nobody counts; count them here before serving it")
+    make, inner = parts
 
-        async def unary(request: Any, context: "Context") -> Any:
-            _name_caller(client)
-            try:
-                with allowance.call():
-                    allowance.take()
-                    return await answer(request, context)
-            except AllowanceError as error:
-                await abort(context, error, method)
-
-        return grpc.unary_unary_rpc_method_handler(unary, *codec)
-    if handler.stream_stream is None:
-        raise TypeError(f"{method} is neither unary nor a stream both ways; count its calls here before serving it")
-    answer_all: Callable[..., Any] = handler.stream_stream
-
-    async def stream(requests: Any, context: "Context") -> None:
-        _name_caller(client)
+    async def within(request: Any, context: "Context") -> Any:
+        if (call := current_call.get()) is not None:
+            call.client = client
         try:
             with allowance.call():
-                await write_all(answer_all(allowance.pace(requests), context), context)
+                if handler.request_streaming:
+                    request = allowance.pace(request)
+                else:
+                    allowance.take()
+                return await inner(request, context)
         except AllowanceError as error:
             await abort(context, error, method)
 
-    return grpc.stream_stream_rpc_method_handler(stream, *codec)
-
-
-def _name_caller(client: str) -> None:
-    if (call := current_call.get()) is not None:
-        call.client = client
+    return make(within, handler.request_deserializer, handler.response_serializer)

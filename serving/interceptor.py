@@ -1,19 +1,52 @@
-"""Errors of unary calls leave the server as statuses."""
+"""Errors of calls leave the server as statuses."""
 
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from serving.statuses import abort
-from serving.unary import UnaryInterceptor
+from serving.unary import UnaryInterceptor, parts_of
 
 if TYPE_CHECKING:
-    from serving.unary import Context
+    from serving.unary import Context, Handler
 
 
 class ErrorInterceptor(UnaryInterceptor):
-    """Ends a call that raised with the status that `statuses.refuse` gives its error."""
+    """Ends a call that raised with the status that `statuses.refuse` gives its error.
+
+    Of a stream that is for requests that cannot be parsed; its servicer tells other errors, each in its place.
+
+    To the interceptors around it a stream's handler of either kind, one that yields or one that writes, is a coroutine
+    function that returns when the answers are written.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Wrap a method's handler."""
+        handler = await super().intercept_service(continuation, handler_call_details)
+        if handler is None or handler.unary_unary is not None or (parts := parts_of(handler)) is None:
+            return handler
+        make, inner = parts
+        parse, one_request = handler.request_deserializer, not handler.request_streaming
+
+        async def wrapped(request: Any, context: "Context") -> None:
+            try:
+                answers = inner(parse(request) if parse and one_request else request, context)
+                if inspect.isasyncgen(answers):
+                    async for answer in answers:
+                        await context.write(answer)
+                else:
+                    await answers
+            except DecodeError as error:
+                await abort(context, error, handler_call_details.method)
+
+        return make(wrapped, None if one_request else parse, handler.response_serializer)
 
     async def around(self, answer: Callable[[], Awaitable[Any]], context: "Context", method: str) -> Any:
         """Answer, or abort."""

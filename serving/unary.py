@@ -1,6 +1,5 @@
-"""What interceptors and servicers share: a call's deadline, the frames around calls, and how streams are sent."""
+"""What interceptors and servicers share: a call's deadline, and the frames around calls."""
 
-import inspect
 import math
 import time
 from abc import ABC, abstractmethod
@@ -26,15 +25,6 @@ def held_by(context: "Context") -> ExitStack:
     held = ExitStack()
     context.add_done_callback(lambda _: held.close())  # type: ignore[arg-type] # the context is not asked
     return held
-
-
-async def write_all(answers: Any, context: "Context") -> None:
-    """Let a stream's handler of either kind, one that yields or one that writes, send its answers."""
-    if inspect.isasyncgen(answers):
-        async for answer in answers:
-            await context.write(answer)
-    else:
-        await answers
 
 
 def parts_of(handler: "Handler") -> "tuple[Callable[..., Handler], Callable[..., Any]] | None":

@@ -22,6 +22,7 @@ from serving.errors import OversizedMessageError
 from serving.message_size import MOST_FIELDS, MOST_WIDENED_BYTES, kind_of, require_few_fields
 from serving.oip import inference_pb2 as oip
 from tests.process_memory import forget_peak, peak, resident
+from tests.running_server import running_server
 from tests.server_process import ServerProcess, free_port, server_process
 from tests.tiny_model import write_tiny_model
 
@@ -128,8 +129,20 @@ def test_a_flood_is_refused_and_takes_no_more_than_a_few_times_its_bytes(
 def test_what_others_take_is_checked_too(channel: grpc.Channel) -> None:
     flood = reflection_pb2.ServerReflectionRequest(list_services="x" * FLOOD_BYTES).SerializeToString()
     assert len(call(channel, REFLECTION, flood)) == 1
-    with pytest.raises(grpc.RpcError):
-        call(channel, REFLECTION, many(b"\xa0\x06\0"))
+
+
+@pytest.mark.parametrize("method", [REFLECTION, "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"])
+@pytest.mark.parametrize(
+    ("data", "words"), [(many(b"\xa0\x06\0"), FIELDS), (b"\xff\xff\xff", "stubs made from the server's contract")]
+)
+def test_what_others_cannot_take_is_the_clients_mistake(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture, method: str, data: bytes, words: str
+) -> None:
+    with running_server(tiny_model) as server, grpc.insecure_channel(server.address) as channel:
+        with pytest.raises(grpc.RpcError, match=words) as refused:
+            call(channel, method, data)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not caplog.records
 
 
 def infer(datatype: str, shape: list[int], *raw: bytes, **contents: Any) -> oip.ModelInferRequest:
