@@ -5,7 +5,7 @@
 (480, 640)
 """
 
-import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import fcnseg.environment  # noqa: F401 - before all else
@@ -82,10 +82,12 @@ _MODULES = {
 if not TYPE_CHECKING:  # a type checker would take every name for one that is there
 
     def __getattr__(name: str) -> Any:
-        """Import what is asked for only then: a command starts without NumPy, gRPC and ONNX Runtime."""
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"fcnseg.{_MODULES[name]}"), name)
+        """Import a name or a module when it is asked for: a command starts without NumPy, gRPC and ONNX Runtime."""
+        if name in _MODULES:
+            return getattr(importlib.import_module(f"fcnseg.{_MODULES[name]}"), name)
+        if not name.startswith("_") and importlib.util.find_spec(f"fcnseg.{name}"):
+            return importlib.import_module(f"fcnseg.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -26,3 +26,8 @@ def test_the_package_imports_what_is_asked_for_alone() -> None:
         "assert segment_folder is fcnseg.segment_folder\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+def test_modules_are_there_without_being_imported() -> None:
+    code = "import fcnseg; fcnseg.images.decode, fcnseg.errors.RequestError, fcnseg.v1"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
