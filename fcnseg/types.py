@@ -94,15 +94,16 @@ class LabelMap:
 
     @cached_property
     def _by_name_or_id(self) -> dict[str, ClassInfo]:
-        """Classes by folded name and by decimal id; of several that answer to one word, the first."""
+        """Classes by folded name, and by decimal id where that is no class's name; of several of one name the first."""
         found: dict[str, ClassInfo] = {}
         for info in self.classes:
             found.setdefault(info.name.casefold(), info)
+        for info in self.classes:
             found.setdefault(str(info.id), info)
         return found
 
     def find(self, name_or_id: str) -> ClassInfo:
-        """Return the class with this name (any case) or decimal id.
+        """Return the class with this name (any case), or else with this decimal id.
 
         Raises:
             UsageError: No such class; the message names the closest.
@@ -111,6 +112,20 @@ class LabelMap:
         if info is not None:
             return info
         raise UsageError(f"no class {name_or_id!r} in the model; {closest(name_or_id, [c.name for c in self.classes])}")
+
+    def word_for(self, info: ClassInfo) -> str:
+        """Return the word by which `find` finds a class: its name, or its id where another class has the name too.
+
+        Raises:
+            UsageError: `find` finds other classes by both.
+        """
+        for word in (info.name, str(info.id)):
+            if self._by_name_or_id.get(word.strip().casefold()) == info:
+                return word
+        raise UsageError(
+            f"class {info.id} cannot be asked for: its name {info.name!r} and its id are names of other classes too;"
+            " export the model with names that differ"
+        )
 
 
 def closest(word: str, choices: Sequence[str]) -> str:

@@ -39,6 +39,7 @@ class ServerModel:
 
     Raises:
         RequestError: The server holds no such model, or does not answer.
+        UsageError: The server cannot be asked for a class whose scores are wanted.
     """
 
     remote = True
@@ -53,7 +54,8 @@ class ServerModel:
         self.label_map = LabelMap(self._model.classes)
         pictures = options.pictures(self.label_map)
         # The most probable classes are known only once all are.
-        self._heatmaps = self.label_map.classes if pictures.top else pictures.heatmaps
+        heatmaps = self.label_map.classes if pictures.top else pictures.heatmaps
+        self._heatmaps = [self.label_map.word_for(info) for info in heatmaps]
 
     @property
     def name(self) -> str:
@@ -107,7 +109,7 @@ class ServerModel:
                     model=self._model.name,
                     version=self._model.version,
                     encoding=Encoding.PNG,
-                    heatmaps=[str(info.id) for info in self._heatmaps],
+                    heatmaps=self._heatmaps,
                     regions=options.regions,
                     confidence=options.confidence,
                 )

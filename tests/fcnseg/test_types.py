@@ -71,6 +71,30 @@ def test_of_classes_that_answer_to_one_word_the_first_is_found() -> None:
     assert label_map.find("2").id == 1
 
 
+@pytest.mark.parametrize(("wanted", "found"), [("0", 1), ("1", 2), ("9", 10), ("10", 10), ("background", 0)])
+def test_a_name_that_is_a_number_comes_before_the_id(wanted: str, found: int) -> None:
+    assert LabelMap.from_names(["background", *"0123456789"]).find(wanted).id == found
+
+
+@given(st.lists(st.sampled_from(["a", "A", " a", "", "0", "1", "2", "3", "\u00df", "SS"]), min_size=1, max_size=5))
+def test_the_word_for_a_class_finds_it(names: list[str]) -> None:
+    label_map = LabelMap.from_names(names)
+    for info in label_map.classes:
+        try:
+            word = label_map.word_for(info)
+        except UsageError:
+            assert [other for other in label_map.classes if other.name == str(info.id)] != []
+        else:
+            assert label_map.find(word) == info
+
+
+def test_a_class_that_no_word_finds_is_refused() -> None:
+    label_map = LabelMap.from_names(["road", "cat", "Cat", "2"])
+    assert [label_map.word_for(info) for info in label_map.classes[:2]] == ["road", "cat"]
+    with pytest.raises(UsageError, match="class 2 cannot be asked for: its name 'Cat' and its id are names of other"):
+        label_map.word_for(label_map.classes[2])
+
+
 def test_a_class_that_is_not_there_is_answered_with_the_closest() -> None:
     with pytest.raises(UsageError, match=r"no class 'dgo' in the model; did you mean dog\?"):
         LABELS.find("dgo")

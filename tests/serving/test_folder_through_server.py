@@ -9,7 +9,7 @@ import pytest
 
 import fcnseg
 from fcnseg import Client
-from fcnseg.errors import RemoteModelNotFoundError, ServerUnavailableError
+from fcnseg.errors import RemoteModelNotFoundError, ServerUnavailableError, UsageError
 from fcnseg.folder import FolderOptions, MaskFormat, ServerModel, segment_folder
 from fcnseg.regions import RegionQuery
 from serving.batcher import BatchingConfig
@@ -54,6 +54,27 @@ def test_what_is_written_is_what_is_written_without_a_server(
     assert [result.image.name for result in results if result.error] == ["901.jpg"]
     assert [result.image.name for result in again if not result.skipped] == ["901.jpg"]
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+
+def test_classes_whose_names_are_numbers_are_asked_for_by_a_server_too(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "m.onnx", class_names=("1", "2", "3"))
+    write_noise(tmp_path / "in", 3)
+    options = FolderOptions(heatmaps=("3",), top=3)
+    list(segment_folder(fcnseg.load(model, "cpu"), tmp_path / "in", tmp_path / "here", options))
+    with running_server(model) as server, Client(server.address) as client:
+        list(segment_folder(ServerModel(client, "m", options), tmp_path / "in", tmp_path / "there", options))
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    assert len(list((tmp_path / "here").glob("*.heatmap-*.jpg"))) == 9
+
+
+def test_a_class_that_no_word_finds_at_the_server_is_refused_at_once(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "m.onnx", class_names=("1", "1", "3"))
+    with (
+        running_server(model) as server,
+        Client(server.address) as client,
+        pytest.raises(UsageError, match="class 1 cannot be asked for"),
+    ):
+        ServerModel(client, "m", FolderOptions(top=1))
 
 
 def test_a_server_with_little_room_gets_everything_done(tmp_path: Path) -> None:
