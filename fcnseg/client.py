@@ -171,7 +171,8 @@ class Client:
             stream. Closing the generator ends it at the server too.
 
         Raises:
-            UsageError: `images` are one text, `in_flight` is below 1, or an id is longer than 256 characters.
+            UsageError: `images` are one text, `in_flight` is below 1, or an id is longer than 256 characters or no
+                Unicode text.
             RequestError: The server could not be reached, went away, or took too long; of the kinds of `segment`.
         """
         wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)

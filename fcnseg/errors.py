@@ -116,6 +116,10 @@ class RequestError(FcnsegError):
         self.code = code
         self.field = field
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return how it is made again without its constructor, which wants more than the message."""
+        return Exception.__new__, (type(self), *self.args), vars(self)
+
 
 @dataclass(frozen=True)
 class FieldViolation:

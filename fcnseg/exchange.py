@@ -166,16 +166,24 @@ class Exchange:
             query: What is wanted.
 
         Raises:
-            UsageError: The id is too long.
+            UsageError: The id is too long, or no Unicode text.
         """
         item_id, image = source if isinstance(source, tuple) else (position, source)
-        if len(str(item_id)) > _LONGEST_ID:
-            raise UsageError(f"a stream's id has {len(str(item_id))} characters; use at most {_LONGEST_ID}")
+        sent_id = str(item_id)
+        if len(sent_id) > _LONGEST_ID:
+            raise UsageError(f"a stream's id has {len(sent_id)} characters; use at most {_LONGEST_ID}")
+        try:
+            sent_id.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"a stream's id {sent_id!r} is not Unicode text, as a file's name may be; leave it out, and the image's"
+                " position is its id"
+            ) from error
         try:
             asked, request = self.ask(image, query)
         except ImageError as error:
             return AskedItem(item_id, None, error), None
-        return AskedItem(item_id, asked), pb.SegmentStreamRequest(id=str(item_id), request=request)
+        return AskedItem(item_id, asked), pb.SegmentStreamRequest(id=sent_id, request=request)
 
     def read_item(self, item: AskedItem, answer: pb.SegmentStreamResponse | None) -> StreamItem:
         """Return what became of one image of a stream.

@@ -1,4 +1,5 @@
 import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -328,6 +329,15 @@ def test_an_id_that_is_too_long_ends_the_stream(tiny_model: Path) -> None:
         stream = client.segment_stream([IMAGE, ("x" * 257, IMAGE)])
         assert next(stream).id == 0
         with pytest.raises(UsageError, match="257 characters; use at most 256"):
+            next(stream)
+
+
+def test_an_id_that_is_no_text_ends_the_stream(tiny_model: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")  # a file's name that is not UTF-8
+    with running_server(tiny_model) as server, Client(server.address) as client:
+        stream = client.segment_stream([IMAGE, (name, IMAGE)])
+        assert next(stream).id == 0
+        with pytest.raises(UsageError, match=r"a stream's id 'caf\\udce9.jpg' is not Unicode text"):
             next(stream)
 
 

@@ -1,5 +1,18 @@
+import copy
+import pickle
+
+import pytest
+
 import fcnseg.errors
-from fcnseg.errors import FcnsegError
+from fcnseg.errors import (
+    FcnsegError,
+    FieldViolation,
+    InvalidRequestError,
+    RequestError,
+    RequestTimeoutError,
+    ServerOverloadedError,
+    UsageError,
+)
 
 
 def test_the_tree_in_the_module_docstring_is_the_tree_in_the_code() -> None:
@@ -22,3 +35,22 @@ def test_the_tree_in_the_module_docstring_is_the_tree_in_the_code() -> None:
 def test_every_error_knows_an_exit_code_of_failure() -> None:
     errors = [e for e in vars(fcnseg.errors).values() if isinstance(e, type) and issubclass(e, FcnsegError)]
     assert {error.exit_code for error in errors} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UsageError("batch is 0"),
+        RequestError("no", "INTERNAL", "image"),
+        InvalidRequestError("no", (FieldViolation("raw.rgb", "too short"),)),
+        ServerOverloadedError("no", 1.5),
+        RequestTimeoutError("no"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_comes_whole_from_another_process(error: FcnsegError) -> None:
+    for found in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301 - our own bytes
+        assert type(found) is type(error)
+        assert str(found) == str(error)
+        assert found.args == error.args
+        assert vars(found) == vars(error)
