@@ -8,8 +8,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
+from google.protobuf.wrappers_pb2 import Int32Value
 
 from fcnseg.access import Access
+from fcnseg.errors import RequestError
 from fcnseg.exchange import (
     DEFAULT_IN_FLIGHT,
     DEFAULT_RETRIES,
@@ -22,6 +24,7 @@ from fcnseg.exchange import (
 )
 from fcnseg.masks import Encoding
 from fcnseg.query import ImageSource, OverlayQuery, SegmentQuery, StreamSource
+from fcnseg.readiness import CHECK, PAUSE_S, WHOLE_SERVER, Readiness
 from fcnseg.regions import RegionQuery
 from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
 from fcnseg.tls import ClientTls
@@ -64,6 +67,9 @@ class AsyncClient:
             self._channel = grpc.aio.secure_channel(server, access.tls.credentials(), options)
         self._open_stub = SegmentationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
         self._open_admin = ModelAdminServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
+        self._open_health: Callable[..., Awaitable[Int32Value]] = self._channel.unary_unary(
+            CHECK, None, Int32Value.FromString
+        )
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -152,21 +158,29 @@ class AsyncClient:
         return read_models(response.models)
 
     async def wait_until_ready(self, timeout_s: float) -> None:
-        """Wait until the server answers; as `Client.wait_until_ready`."""
-        await self._call(self._stub.ListModels, pb.ListModelsRequest(), wait_s=timeout_s)
+        """Wait until the server is ready; as `Client.wait_until_ready`."""
+        readiness = self._exchange.readiness(timeout_s)
+        while True:
+            try:
+                if readiness.is_told_by(await self._call(self._health, WHOLE_SERVER, within=readiness)):
+                    return
+            except RequestError as error:
+                readiness.require_more(error)
+            await asyncio.sleep(min(PAUSE_S, readiness.left_s))
 
     async def _call(
         self,
         method: Callable[..., Awaitable[_Response]],
         request: object,
         asked: Asked | None = None,
-        wait_s: float | None = None,
+        within: Readiness | None = None,
     ) -> _Response:
-        """Call a method; with `wait_s`, wait so long for a server that does not answer yet."""
-        timeout_s = self._exchange.timeout_s if wait_s is None else wait_s
+        """Call a method; with `within`, wait for a server that does not answer yet for as long as that says."""
+        timeout_s = self._exchange.timeout_s if within is None else within.timeout_s
+        left_s = timeout_s if within is None else within.left_s
         try:
             return await method(
-                request, timeout=timeout_s, metadata=self._exchange.metadata, wait_for_ready=wait_s is not None
+                request, timeout=left_s, metadata=self._exchange.metadata, wait_for_ready=within is not None
             )
         except grpc.RpcError as error:
             raise self._exchange.failure(error, asked, timeout_s) from error
@@ -187,6 +201,11 @@ class AsyncClient:
     def _admin(self) -> ModelAdminServiceStub:
         self._exchange.require_open(closed=self._closed)
         return self._open_admin
+
+    @property
+    def _health(self) -> Callable[..., Awaitable[Int32Value]]:
+        self._exchange.require_open(closed=self._closed)
+        return self._open_health
 
 
 class _Stream:

@@ -1,14 +1,17 @@
 """The gRPC client: an image goes to a server, its class map comes back as an array."""
 
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
+from google.protobuf.wrappers_pb2 import Int32Value
 
 from fcnseg.access import Access
+from fcnseg.errors import RequestError
 from fcnseg.exchange import (
     DEFAULT_IN_FLIGHT,
     DEFAULT_RETRIES,
@@ -21,6 +24,7 @@ from fcnseg.exchange import (
 )
 from fcnseg.masks import Encoding
 from fcnseg.query import ImageSource, OverlayQuery, SegmentQuery, StreamSource
+from fcnseg.readiness import CHECK, PAUSE_S, WHOLE_SERVER, Readiness
 from fcnseg.regions import RegionQuery
 from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
 from fcnseg.tls import ClientTls
@@ -76,6 +80,7 @@ class Client:
             self._channel = grpc.secure_channel(server, access.tls.credentials(), options)
         self._open_stub = SegmentationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
         self._open_admin = ModelAdminServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
+        self._open_health: Callable[..., Int32Value] = self._channel.unary_unary(CHECK, None, Int32Value.FromString)
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -254,29 +259,37 @@ class Client:
         return read_models(response.models)
 
     def wait_until_ready(self, timeout_s: float) -> None:
-        """Wait until the server answers.
+        """Wait until the server is ready: it answers, its models are warm, and it is not stopping.
+
+        The server's health is asked for, which needs no token.
 
         Args:
             timeout_s: How long to wait at most, in seconds.
 
         Raises:
-            RequestError: It did not answer within that time.
+            RequestError: It was not ready within that time, or is not one of `fcnseg serve`.
         """
-        self._call(self._stub.ListModels, pb.ListModelsRequest(), wait_s=timeout_s)
+        readiness = self._exchange.readiness(timeout_s)
+        while True:
+            try:
+                if readiness.is_told_by(self._call(self._health, WHOLE_SERVER, within=readiness)):
+                    return
+            except RequestError as error:
+                readiness.require_more(error)
+            time.sleep(min(PAUSE_S, readiness.left_s))
 
     def _call(
         self,
         method: Callable[..., _Response],
         request: object,
         asked: Asked | None = None,
-        wait_s: float | None = None,
+        within: Readiness | None = None,
     ) -> _Response:
-        """Call a method; with `wait_s`, wait so long for a server that does not answer yet."""
-        timeout_s = self._exchange.timeout_s if wait_s is None else wait_s
+        """Call a method; with `within`, wait for a server that does not answer yet for as long as that says."""
+        timeout_s = self._exchange.timeout_s if within is None else within.timeout_s
+        left_s = timeout_s if within is None else within.left_s
         try:
-            return method(
-                request, timeout=timeout_s, metadata=self._exchange.metadata, wait_for_ready=wait_s is not None
-            )
+            return method(request, timeout=left_s, metadata=self._exchange.metadata, wait_for_ready=within is not None)
         except grpc.RpcError as error:
             raise self._exchange.failure(error, asked, timeout_s) from error
         except ValueError:  # what gRPC raises where another thread has closed the channel in the meantime
@@ -292,6 +305,11 @@ class Client:
     def _admin(self) -> ModelAdminServiceStub:
         self._exchange.require_open(closed=self._closed)
         return self._open_admin
+
+    @property
+    def _health(self) -> Callable[..., Int32Value]:
+        self._exchange.require_open(closed=self._closed)
+        return self._open_health
 
 
 class _Stream:

@@ -11,6 +11,7 @@ from fcnseg.access import NO_ACCESS, Access
 from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, RequestError, ServerUnavailableError, UsageError
 from fcnseg.hosts import read_hosts
 from fcnseg.query import ImageSource, SegmentQuery, StreamSource
+from fcnseg.readiness import Readiness
 from fcnseg.remote import RemoteSegmentation, StreamItem
 from fcnseg.statuses import FailedCall, Status, to_error
 from fcnseg.trace_context import trace_metadata
@@ -213,6 +214,10 @@ class Exchange:
             return StreamItem(item.id, self.read(item.asked, answer.response))
         except RequestError as error:
             return StreamItem(item.id, error=error)
+
+    def readiness(self, timeout_s: float) -> Readiness:
+        """Return what is known of a server that is waited for from now on, for so many seconds."""
+        return Readiness(self.server, timeout_s)
 
     def failure(self, call: FailedCall, asked: Asked | None = None, timeout_s: float | None = None) -> RequestError:
         """Return the error that a failed call stands for.
