@@ -64,10 +64,9 @@ class Administration:
             sources = [source for source in self._registry.sources() if source.name == name]
         except FcnsegError:
             sources = []
-        told = message
         for source in sources:
-            told = told.replace(str(source.path), f"version {source.version}")
-        return "the server's log tells why" if told == message or "/" in told or "\\" in told else told
+            message = message.replace(str(source.path), f"version {source.version}")
+        return "the server's log tells why" if "/" in message or "\\" in message else message
 
 
 def _require_name(name: str) -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -188,6 +189,16 @@ def test_a_reason_that_would_tell_the_servers_folders_stays_in_its_log(
         client.load_model("cat")
     assert str(caught.value).endswith(": model 'cat' stays as it was: the server's log tells why")
     assert f"{repository} does not exist" in caplog.text
+
+
+def test_a_reason_that_names_no_file_is_told(repository: Path) -> None:
+    small = replace(CPU_CONFIG, warm_sizes=((200, 300),), max_memory=64 << 20)
+    with running_server(ModelRegistry([repository], small)) as server, Client(server.address, retries=0) as client:
+        put_file(repository, "cat", 2, write_tiny_model(repository.parent / "new.onnx", class_count=64))
+        with pytest.raises(
+            RemoteModelFileError, match=r"as it was: images of 200x300 cannot be run .*; warm a smaller size, or allow"
+        ):
+            client.load_model("cat")
 
 
 def test_both_protocols_refuse_alike(repository: Path, server: RunningServer, client: Client) -> None:
