@@ -307,6 +307,11 @@ def serve(
         from serving.spans import open_tracer
 
         tracer = open_tracer(otlp_endpoint)
+    connections = ConnectionConfig(
+        keepalive_s, _CONNECTIONS.keepalive_timeout_s, max_age_s, max_age_grace_s, max_streams
+    )
+    config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections, watch_s, http_port, security, tracer)
+    config.require_free_ports()  # now: models may take minutes to open
     keep_freed_memory(_KEPT_BYTES)
     allow_most_open_files()
     device = resolve_device(device)
@@ -331,10 +336,6 @@ def serve(
             click.echo(f"probes and metrics at http://{http_address}")
         click.echo(f"listening on {address}")
 
-    connections = ConnectionConfig(
-        keepalive_s, _CONNECTIONS.keepalive_timeout_s, max_age_s, max_age_grace_s, max_streams
-    )
-    config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections, watch_s, http_port, security, tracer)
     uvloop.run(serve_until_stopped(registry, config, announce))  # an event loop of less Python: docs/decisions/
 
 

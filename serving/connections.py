@@ -10,6 +10,12 @@ _MOST_STREAMS = 2**31 - 1
 # What a client may not undercut with pings of its own; gRPC's default of 5 minutes ends connections of honest clients.
 _MOST_PENDING = 10_000
 _SHORTEST_PING_INTERVAL_MS = 5000
+_FLAGS = {
+    "keepalive_s": "--keepalive",
+    "max_age_s": "--max-connection-age",
+    "max_age_grace_s": "--max-connection-age-grace",
+    "max_streams": "--max-streams",
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,9 @@ class ConnectionConfig:
             a client connects anew, and a balancer of connections places it anew. 0 for no end.
         max_age_grace_s: Seconds that requests and streams may still take then. 0 for no end.
         max_streams: Requests that a connection may carry at a time; more wait at their sender.
+
+    Raises:
+        UsageError: One of them has no valid value; the message names the flag of `fcnseg serve`.
     """
 
     keepalive_s: float = 60.0
@@ -37,12 +46,13 @@ class ConnectionConfig:
             least = 1 if field.name in {"keepalive_s", "keepalive_timeout_s", "max_streams"} else 0
             most = _MOST_STREAMS if field.name == "max_streams" else _LONGEST_S
             if not least <= value <= most:
-                raise UsageError(f"{field.name} is {value:g}; it must be from {least} to {most:g}")
-
+                raise UsageError(
+                    f"{_FLAGS.get(field.name, field.name)} is {value:g}; it must be from {least} to {most:.0f}"
+                )
         if self.max_age_grace_s and not self.max_age_s:
             raise UsageError(
-                f"max_age_grace_s is {self.max_age_grace_s:g} and connections may be of any age; give max_age_s too, or"
-                " leave it out"
+                f"--max-connection-age-grace is {self.max_age_grace_s:g} and connections may be of any age; give"
+                " --max-connection-age too, or leave it out"
             )
 
     @property

@@ -82,6 +82,9 @@ class ServerConfig:
         http_port: The port for probes and metrics, 0 for a free one; None for no such port.
         security: How the server is closed to those it is not for.
         tracer: Traces calls, and is closed with the server; None for no traces.
+
+    Raises:
+        UsageError: A time is not valid; the message names the flag of `fcnseg serve`.
     """
 
     host: str = "127.0.0.1"
@@ -96,9 +99,20 @@ class ServerConfig:
     tracer: "CallTracer | None" = None
 
     def __post_init__(self) -> None:
-        for name, seconds in (("grace", self.grace_s), ("drain delay", self.drain_delay_s), ("watch", self.watch_s)):
+        times = {"--grace": self.grace_s, "--drain-delay": self.drain_delay_s, "--watch": self.watch_s}
+        for flag, seconds in times.items():
             if not 0 <= seconds <= _LONGEST_S:
-                raise UsageError(f"{name} is {seconds:g} s; it must be from 0 to {_LONGEST_S:g}")
+                raise UsageError(f"{flag} is {seconds:g} s; it must be from 0 to {_LONGEST_S:g}")
+
+    def require_free_ports(self) -> None:
+        """Check that the ports can be listened on, before there is a server that listens.
+
+        Raises:
+            UsageError: One cannot; the message says why.
+        """
+        _check_port(self.host, self.port)
+        if self.http_port is not None:
+            _check_port(self.host, self.http_port, "--http-port")
 
 
 class Server:

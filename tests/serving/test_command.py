@@ -152,6 +152,35 @@ def test_http_port_in_use_is_one_line_and_exit_code_2(tiny_model: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--grace", "1e9"), "--grace is 1e+09 s; it must be from 0 to 86400"),
+        (("--drain-delay", "1e9"), "--drain-delay is 1e+09 s; it must be from 0 to 86400"),
+        (("--watch", "1e9"), "--watch is 1e+09 s; it must be from 0 to 86400"),
+        (("--keepalive", "1e9"), "--keepalive is 1e+09; it must be from 1 to 2073600"),
+        (
+            ("--max-connection-age-grace", "5"),
+            "--max-connection-age-grace is 5 and connections may be of any age; give --max-connection-age too,",
+        ),
+        (("--http-port", "TAKEN"), "port TAKEN of 127.0.0.1 is in use; choose another with --http-port"),
+        (("--port", "TAKEN"), "port TAKEN of 127.0.0.1 is in use; choose another with --port"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_opened(
+    tmp_path: Path, options: tuple[str, str], words: str
+) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        values = [option.replace("TAKEN", port) for option in options]
+        result = fail(str(broken), "--port", "0", "--device", "cpu", *values)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"fcnseg: error: {words.replace('TAKEN', port)}")
+    assert result.stderr.count("\n") == 1
+
+
 def test_log_is_json_and_probes_are_answered_where_the_command_line_says_so(tiny_model: Path) -> None:
     options = ("--port", "0", "--device", "cpu", "--threads", "1", "--http-port", "0", "--log-format", "json")
     with serving(str(tiny_model), *options) as process:

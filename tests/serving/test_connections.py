@@ -117,11 +117,12 @@ def test_a_stopping_server_answers_until_its_drain_delay_is_over(tiny_model: Pat
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"keepalive_s": 0.5}, "keepalive_s is 0.5; it must be from 1"),
-        ({"max_age_s": -1.0}, "max_age_s is -1; it must be from 0"),
-        ({"max_age_s": float("nan")}, "max_age_s is nan"),
-        ({"max_age_grace_s": 5.0}, "max_age_grace_s is 5 and connections may be of any age"),
-        ({"max_streams": 0}, "max_streams is 0; it must be from 1"),
+        ({"keepalive_timeout_s": -1.0}, "^keepalive_timeout_s is -1; it must be from 1 to 2073600"),
+        ({"keepalive_s": 0.5}, "--keepalive is 0.5; it must be from 1"),
+        ({"max_age_s": -1.0}, "--max-connection-age is -1; it must be from 0"),
+        ({"max_age_s": float("nan")}, "--max-connection-age is nan"),
+        ({"max_age_grace_s": 5.0}, "--max-connection-age-grace is 5 and .*; give --max-connection-age too"),
+        ({"max_streams": 0}, "--max-streams is 0; it must be from 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], words: str) -> None:
