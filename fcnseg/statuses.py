@@ -7,7 +7,7 @@ from typing import Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 
 from fcnseg.errors import (
@@ -22,11 +22,12 @@ from fcnseg.errors import (
     ServerUnavailableError,
     UnauthenticatedError,
 )
+from fcnseg.wire import ERROR_DOMAIN
 
 # gRPC refuses messages beyond a limit, on either end, with the status of an overloaded server.
 _BEYOND_LIMIT = "message larger than max"
-# What a server says that does answer, and what the transport never does.
-_REMEDIES = ("ask again", "go on with another")
+# What gRPC says in the name of a server whose calls are ended with it.
+_ENDED_WITH_SERVER = "Cancelling all calls"
 _NO_HANDSHAKE = "handshake failed"
 _CUT_OFF = "Socket closed"
 _TOLD_AS_IT_IS: dict[grpc.StatusCode, Callable[[str], RequestError]] = {
@@ -60,30 +61,34 @@ class Status:
         message: One line.
         violations: The request's fields that have no valid value.
         retry_after_s: When to ask again, in seconds.
+        answered: Whether a server is known to have said it, not gRPC on either end.
     """
 
     code: grpc.StatusCode
     message: str
     violations: tuple[FieldViolation, ...] = ()
     retry_after_s: float | None = None
+    answered: bool = False
 
     @classmethod
     def of_call(cls, call: FailedCall) -> "Status":
         """Return how a call ended."""
-        bad, retry = _read_details(call)
+        bad, retry, info = _read_details(call)
         delay = retry.retry_delay if retry.HasField("retry_delay") else None
         return cls(
             call.code(),
             " ".join((call.details() or "").split()),
             tuple(FieldViolation(v.field, v.description) for v in bad.field_violations),
             delay.seconds + delay.nanos / 1e9 if delay is not None else None,
+            info.domain == ERROR_DOMAIN,
         )
 
     @classmethod
     def of_failure(cls, code: int, message: str, field_name: str) -> "Status":
         """Return how one image of a stream ended."""
         violations = (FieldViolation(field_name, message),) if field_name else ()
-        return cls(_CODES.get(code, grpc.StatusCode.UNKNOWN), " ".join(message.split()), violations)
+        status = _CODES.get(code, grpc.StatusCode.UNKNOWN)
+        return cls(status, " ".join(message.split()), violations, answered=True)
 
 
 def to_error(status: Status, server: str, timeout_s: float, image: str | None = None) -> RequestError:
@@ -112,8 +117,7 @@ def to_error(status: Status, server: str, timeout_s: float, image: str | None = 
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             error = ServerOverloadedError(told, status.retry_after_s)
         case grpc.StatusCode.UNAVAILABLE:
-            none = f"no server answers at {server} ({status.message}); {_reach(status.message)}"
-            error = ServerUnavailableError(told if status.message.endswith(_REMEDIES) else none)
+            error = ServerUnavailableError(told if status.answered else _tell_unavailable(status.message, server))
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             error = RequestTimeoutError(
                 f"server {server} did not answer within {timeout_s:g} s, retries included; see that it is running and"
@@ -133,21 +137,26 @@ def to_error(status: Status, server: str, timeout_s: float, image: str | None = 
     return error
 
 
-def _reach(message: str) -> str:
-    """Return how a server that does not answer is reached, by what gRPC says of the connection."""
+def _tell_unavailable(message: str, server: str) -> str:
+    """Return why a server gave no answer, and how it is reached, by what gRPC says of the call."""
+    if message == _ENDED_WITH_SERVER:
+        return f"server {server} was stopped before it had answered ({message}); ask again or go on with another"
+    reach = "start one with 'fcnseg serve'"
     if _NO_HANDSHAKE in message:
-        return "client and server do not agree on TLS: check the authorities (--ca), or leave TLS out where it has none"
-    if _CUT_OFF in message:
-        return "start one with 'fcnseg serve', or use TLS, with a certificate of your own, where it asks for that"
-    return "start one with 'fcnseg serve'"
+        reach = (
+            "client and server do not agree on TLS: check the authorities (--ca), or leave TLS out where it has none"
+        )
+    elif _CUT_OFF in message:
+        reach += ", or use TLS, with a certificate of your own, where it asks for that"
+    return f"no server answers at {server} ({message}); {reach}"
 
 
-def _read_details(call: FailedCall) -> tuple[BadRequest, RetryInfo]:
+def _read_details(call: FailedCall) -> tuple[BadRequest, RetryInfo, ErrorInfo]:
     """Return what the status says beside code and message, as far as it does."""
-    bad, retry = BadRequest(), RetryInfo()
+    bad, retry, info = BadRequest(), RetryInfo(), ErrorInfo()
     with suppress(ValueError, DecodeError):  # the trailer contradicts the status, or is broken: what a proxy made of it
         status = rpc_status.from_call(call)
         for detail in status.details if status is not None else ():
-            detail.Unpack(bad)
-            detail.Unpack(retry)
-    return bad, retry
+            for known in (bad, retry, info):
+                detail.Unpack(known)
+    return bad, retry, info

@@ -30,6 +30,10 @@ from fcnseg.remote import (
 from fcnseg.types import ClassInfo, ClassMap
 from fcnseg.v1 import segmentation_pb2 as pb
 
+ERROR_DOMAIN = "fcnseg"
+"""What `google.rpc.ErrorInfo` names in the errors of `fcnseg serve`."""
+STOPPING = "STOPPING"
+"""The reason that it gives where a server is stopping: another, or the next, takes the request."""
 CLASS_MAP_ENCODINGS: dict[Encoding, pb.ClassMapEncoding] = {
     Encoding.RAW: pb.CLASS_MAP_ENCODING_RAW,
     Encoding.ZSTD: pb.CLASS_MAP_ENCODING_ZSTD,

@@ -8,11 +8,12 @@ import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
-from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from fcnseg.errors import ModelNotFoundError
+from fcnseg.wire import ERROR_DOMAIN, STOPPING
 from serving.errors import (
     AllowanceError,
     ForbiddenError,
@@ -55,8 +56,10 @@ class Refusal:
 
     @property
     def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """The metadata that tells what code and message do not: `google.rpc.BadRequest` and `RetryInfo`."""
+        """The metadata that tells what code and message do not, by messages of `google.rpc`."""
         details: list[Message] = []
+        if self.code is grpc.StatusCode.UNAVAILABLE:  # the transport's code too, where no server answers
+            details.append(ErrorInfo(domain=ERROR_DOMAIN, reason=STOPPING))
         if self.field is not None:
             violation = BadRequest.FieldViolation(field=self.field, description=self.message)
             details.append(BadRequest(field_violations=[violation]))

@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +30,10 @@ from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.batcher import BatchingConfig
+from serving.errors import StoppingError
 from serving.models import ModelRegistry
 from serving.server import ServerConfig
+from serving.statuses import Refusal, refuse
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.other_server import ONE_PIXEL, server_that_answers
 from tests.running_server import CPU_CONFIG, running_server
@@ -237,6 +239,56 @@ def test_a_message_beyond_a_limit_is_not_told_as_overload(tiny_model: Path) -> N
     for caught in (sent, received):
         assert not isinstance(caught.value, ServerOverloadedError)
         assert caught.value.code == "RESOURCE_EXHAUSTED"
+
+
+def test_a_call_that_ends_with_its_server_is_not_told_as_a_server_that_is_not_there(tiny_model: Path) -> None:
+    segmenter = GatedSegmenter(tiny_model)
+    with (
+        running_server(registry_of(segmenter, tiny_model), ServerConfig(grace_s=0.3)) as server,
+        Client(server.address, retries=0) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asked = pool.submit(client.segment, IMAGE)
+        assert segmenter.begun.acquire(timeout=10)
+        server.begin_stop()
+        error = asked.exception(20)
+        segmenter.gate.set()
+    assert isinstance(error, ServerUnavailableError)
+    assert str(error).startswith(f"server {server.address} was stopped before it had answered (")
+
+
+def refusing(refusal: Refusal) -> Callable[[pb.SegmentRequest, grpc.ServicerContext], pb.SegmentResponse]:
+    """Return what answers each request with an error, as `serving.statuses.abort` does."""
+
+    def answer(request: pb.SegmentRequest, context: grpc.ServicerContext) -> pb.SegmentResponse:
+        del request
+        context.set_trailing_metadata(refusal.trailing_metadata)
+        context.abort(refusal.code, refusal.message)
+        raise AssertionError
+
+    return answer
+
+
+def test_what_a_server_that_stops_says_is_told_as_it_is_whatever_the_words() -> None:
+    refusal = refuse(StoppingError("the server is stopping; have another open it"), "the request")
+    with server_that_answers(refusing(refusal)) as address, Client(address, retries=0) as client:
+        with pytest.raises(ServerUnavailableError) as caught:
+            client.segment(PIXEL)
+        assert str(caught.value) == f"server {address}: the server is stopping; have another open it"
+
+
+def test_what_is_unavailable_for_a_proxy_is_not_taken_for_a_servers_word() -> None:
+    def answer(request: pb.SegmentRequest, context: grpc.ServicerContext) -> pb.SegmentResponse:
+        del request
+        context.abort(grpc.StatusCode.UNAVAILABLE, "no healthy upstream; ask again")
+        raise AssertionError
+
+    with (
+        server_that_answers(answer) as address,
+        Client(address, retries=0) as client,
+        pytest.raises(ServerUnavailableError, match=r"no server answers at .* \(no healthy upstream; ask again\)"),
+    ):
+        client.segment(PIXEL)
 
 
 def test_a_killed_server_is_told_and_a_new_one_found(tiny_model: Path) -> None:
