@@ -4,21 +4,24 @@ import math
 import os
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+from fcnseg import cgroup
+
 _CPUS = Path("/sys/devices/system/cpu")
 
 
-def usable_cores(cgroup: Path = _CGROUP) -> int:
+def usable_cores(groups: Path = cgroup.ROOT, own: Path = cgroup.OWN) -> int:
     """Return how many CPUs this process may use, at least 1.
 
     They are those that it may run on (its affinity, as a cpuset or `taskset` sets it), or the time of CPUs that its
-    container has (a quota, as `docker run --cpus` and the CPU limit of Kubernetes set it) where that is less.
+    container or unit has (a quota, as `docker run --cpus`, the CPU limit of Kubernetes and systemd's CPUQuota set it)
+    where that is less.
 
     Args:
-        cgroup: Where the kernel tells of the container; version 1 and 2 of the interface are read.
+        groups: Where the kernel shows control groups.
+        own: Where it tells which of them the process is in.
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return math.ceil(min(usable, _quota(cgroup)))
+    return math.ceil(min(usable, cgroup.cpu_quota(groups, own)))
 
 
 def physical_cores() -> int:
@@ -58,15 +61,3 @@ def _siblings(cpu: int) -> str:
         return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text()
     except OSError:
         return str(cpu)
-
-
-def _quota(cgroup: Path) -> float:
-    """The CPUs' time that the container may take in a unit of time."""
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            quota, period = map(int, " ".join((cgroup / name).read_text() for name in files).split())
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-        if quota > 0 and period > 0:  # -1 stands for none
-            return quota / period
-    return math.inf

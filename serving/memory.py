@@ -4,7 +4,7 @@ import os
 import threading
 from pathlib import Path
 
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+from fcnseg import cgroup
 
 
 class MemoryBudget:
@@ -51,12 +51,13 @@ class MemoryBudget:
             self._changed.notify_all()
 
 
-def machine_memory() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or its container's where that is less."""
+def machine_memory(groups: Path = cgroup.ROOT, own: Path = cgroup.OWN) -> int:
+    """Return the bytes of memory that this process may use: the machine's, or its container's or unit's if less.
+
+    Args:
+        groups: Where the kernel shows control groups.
+        own: Where it tells which of them the process is in.
+    """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in _CGROUP_LIMITS:
-        try:
-            total = min(total, int(path.read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return total
+    limit = cgroup.memory_limit(groups, own)
+    return total if limit is None else min(total, limit)

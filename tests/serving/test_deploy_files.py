@@ -403,7 +403,7 @@ def test_the_unit_is_closed() -> None:
     assert all(service[key] == "yes" for key in closed)
     assert service["ProtectSystem"] == "strict"
     assert service["CapabilityBoundingSet"] == ""
-    # Half of the machine is what images may take by default; the models come on top.
+    # Half of it is what images may take by default; the models come on top.
     assert 50 < int(service["MemoryMax"].removesuffix("%")) < 100
 
 
