@@ -6,8 +6,9 @@ upwards or diagonally. Regions of different classes overlap where the threshold 
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import cv2
 import numpy as np
@@ -24,6 +25,8 @@ DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
 # Interpolation in float32 may end above the highest of its cells by less than this share.
 _ROUNDING = 1e-6
+_WINDOW_PIXELS = 1 << 12  # a window costs as much as so many of its pixels, beside all of them
+_BAND_PIXELS, _MOST_BANDS = 1 << 16, 16
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,19 @@ def require_limit(limit: int) -> None:
         raise UsageError(f"the regions' limit is {limit}; it must be from 1 to {MAX_LIMIT}")
 
 
-def find_regions(segmentation: Segmentation, grid: Grid, query: RegionQuery = RegionQuery()) -> tuple[Region, ...]:
+def find_regions(
+    segmentation: Segmentation,
+    grid: Grid,
+    query: RegionQuery = RegionQuery(),
+    check: Callable[[], object] = lambda: None,
+) -> tuple[Region, ...]:
     """Find the regions of an image, a class at a time: memory does not grow with the number of classes.
 
     Args:
         segmentation: The image's; its class map gives the size, its heatmap the probabilities.
         grid: The model's geometry.
         query: Which regions are wanted.
+        check: Called before each class and each part of the image that is searched; what it raises ends the search.
 
     Returns:
         Regions by descending score; equal ones by class id, then by the place of their boxes, top to bottom.
@@ -130,9 +139,8 @@ def find_regions(segmentation: Segmentation, grid: Grid, query: RegionQuery = Re
     """
     label_map = segmentation.label_map
     wanted = dict.fromkeys(label_map.find(name) for name in query.classes) or label_map.classes
-    found = (region for info in wanted for region in _regions_of(info, segmentation, grid, query.threshold))
-    large = (region for region in found if region.pixels >= query.min_pixels)
-    return tuple(heapq.nsmallest(query.limit, large, key=_rank))
+    found = (region for info in wanted for region in _regions_of(info, segmentation, grid, query, check))
+    return tuple(heapq.nsmallest(query.limit, found, key=_rank))
 
 
 def _rank(region: Region) -> tuple[float, int, int, int, int, int]:
@@ -140,38 +148,92 @@ def _rank(region: Region) -> tuple[float, int, int, int, int, int]:
     return -region.score, region.info.id, box.top, box.left, box.height, box.width
 
 
-def _regions_of(info: ClassInfo, segmentation: Segmentation, grid: Grid, threshold: float) -> Iterator[Region]:
+def _regions_of(
+    info: ClassInfo, segmentation: Segmentation, grid: Grid, query: RegionQuery, check: Callable[[], object]
+) -> Iterator[Region]:
+    """Yield a class's regions, of each window the first ones by rank."""
+    check()
     height, width = segmentation.class_map.shape
-    for at_cells, cells in _clusters(segmentation.probabilities[info.id], threshold):
+    for at_cells, cells in _windows(segmentation.probabilities[info.id], grid, query.threshold):
+        check()
         rows = span(grid.y, at_cells.shape[0], height, cells.top, cells.top + cells.height - 1)
         columns = span(grid.x, at_cells.shape[1], width, cells.left, cells.left + cells.width - 1)
         if rows.start == rows.stop or columns.start == columns.stop:
             continue  # cells that look at the padding alone
-        plane = np.minimum(resample_window(at_cells, grid, rows, columns), 1)
-        count, labels, stats, _ = cv2.connectedComponentsWithStats((plane >= threshold).view(np.uint8), connectivity=8)
-        for label in range(1, count):  # 0 is what lies below the threshold
-            left, top, wide, high = (int(value) for value in stats[label, :4])
-            within = slice(top, top + high), slice(left, left + wide)
-            values = plane[within][labels[within] == label]
+        plane = resample_window(at_cells, grid, rows, columns)
+        np.minimum(plane, 1, out=plane)
+        inside = plane >= query.threshold
+        count, labels, stats = _components(inside)
+        boxes, pixels = stats[1:, :4], stats[1:, cv2.CC_STAT_AREA]
+        sums, peaks = _sums_and_peaks(plane, inside, labels, count)
+        scores = sums / pixels
+        for i in _first(scores, boxes, np.flatnonzero(pixels >= query.min_pixels), query.limit):
+            left, top, wide, high = boxes[i].tolist()
             box = Box(rows.start + top, columns.start + left, high, wide)
-            yield Region(info, box, float(values.mean(dtype=np.float64)), float(values.max()), values.size)
+            yield Region(info, box, float(scores[i]), float(peaks[i]), int(pixels[i]))
 
 
-def _clusters(at_cells: NDArray[np.float32], threshold: float) -> Iterator[tuple[NDArray[np.float32], Box]]:
-    """Split a class's probabilities, (h, w), into clusters of cells whose regions cannot touch each other's.
+def _windows(at_cells: NDArray[np.float32], grid: Grid, threshold: float) -> Iterator[tuple[NDArray[np.float32], Box]]:
+    """Split a class's probabilities, (h, w), into windows whose regions are found apart.
 
     An interpolated value is at most the highest of the four cells around it. A region's pixels thus lie between cells
-    that reach the threshold and their neighbours, and regions touch only where such neighbourhoods do. A few small
-    windows cost less than a plane of the image's size.
+    that reach the threshold and their neighbours, and regions touch only where such neighbourhoods do: each cluster of
+    these has regions of its own. A few small windows cost less than a plane of the image's size. Many, or such as
+    reach around each other, would cost more: then one window holds them all.
 
     Yields:
-        The probabilities within one cluster and 0 elsewhere, and the box of its cells.
+        The probabilities within a window and 0 elsewhere, and the box of its cells. The array is good until the next
+        one is taken.
     """
-    reaching = (at_cells >= threshold * (1 - _ROUNDING)).view(np.uint8)
+    reaching = at_cells >= threshold * (1 - _ROUNDING)
     if not reaching.any():
         return
-    around = cv2.dilate(reaching, np.ones((3, 3), np.uint8))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(around, connectivity=8)
+    around = cv2.dilate(reaching.view(np.uint8), np.ones((3, 3), np.uint8)).view(np.bool_)
+    count, labels, stats = _components(around)
+    pixels_per_cell = grid.y.stride * grid.x.stride
+    cells = (stats[1:, cv2.CC_STAT_WIDTH] * stats[1:, cv2.CC_STAT_HEIGHT]).sum(dtype=np.int64)
+    whole = Box.around(around)
+    if cells * pixels_per_cell + (count - 1) * _WINDOW_PIXELS >= whole.height * whole.width * pixels_per_cell:
+        yield at_cells, whole
+        return
+    alone = np.zeros_like(at_cells)
     for label in range(1, count):
-        left, top, wide, high = (int(value) for value in stats[label, :4])
-        yield np.where(labels == label, at_cells, np.float32(0)), Box(top, left, high, wide)
+        left, top, wide, high = stats[label, :4].tolist()
+        within = slice(top, top + high), slice(left, left + wide)
+        alone[within] = np.where(labels[within] == label, at_cells[within], 0)
+        yield alone, Box(top, left, high, wide)
+        alone[within] = 0
+
+
+def _components(mask: NDArray[np.bool_]) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
+    """Return the number of labels, of which 0 is what is not set, each pixel's, and box and pixels by label."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    return count, cast("NDArray[np.int32]", labels), cast("NDArray[np.int32]", stats)
+
+
+def _sums_and_peaks(
+    plane: NDArray[np.float32], inside: NDArray[np.bool_], labels: NDArray[np.int32], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Return the sum and the highest of each region's values, by label from 1, a band of rows at a time."""
+    sums, peaks = np.zeros(count), np.zeros(count, np.float32)
+    height = max(1, max(_BAND_PIXELS, plane.size // _MOST_BANDS) // plane.shape[1])
+    for start in range(0, plane.shape[0], height):
+        band = slice(start, start + height)
+        within = inside[band]
+        values, owners = plane[band][within], labels[band][within]
+        sums += np.bincount(owners, values, count)
+        np.maximum.at(peaks, owners, values)
+    return sums[1:], peaks[1:]
+
+
+def _first(
+    scores: NDArray[np.float64], boxes: NDArray[np.int32], candidates: NDArray[np.intp], limit: int
+) -> list[int]:
+    """Return those of the candidates that come first by rank; all, in any order, where they are no more than that."""
+    if candidates.size > limit:
+        least = np.partition(scores[candidates], -limit)[-limit]
+        candidates = candidates[scores[candidates] >= least]
+        left, top, wide, high = boxes[candidates].T
+        candidates = candidates[np.lexsort((wide, high, left, top, -scores[candidates]))[:limit]]
+    indexes: list[int] = candidates.tolist()
+    return indexes

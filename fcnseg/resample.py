@@ -5,6 +5,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+_BAND_PIXELS = 1 << 16  # what is computed at a time stays in the processor's caches
+
 
 class Axis(Protocol):
     """Where the cells of a heatmap lie along one axis of an image, such as `AxisGeometry`."""
@@ -61,8 +63,18 @@ def resample_window(scores: NDArray[np.float32], grid: Grid, rows: slice, column
     """
     above, below, down = _neighbours(grid.y, scores.shape[0], rows)
     before, after, right = _neighbours(grid.x, scores.shape[1], columns)
-    lines = scores[above] + (scores[below] - scores[above]) * down[:, None]  # (rows, w)
-    values: NDArray[np.float32] = lines[:, before] + (lines[:, after] - lines[:, before]) * right
+    values = np.empty((above.size, before.size), np.result_type(scores, np.float32))
+    if values.size == 0:
+        return values
+    first = before[0]
+    near = scores[:, first : after[-1] + 1]
+    before, after = before - first, after - first
+    height = max(1, _BAND_PIXELS // before.size)
+    for start in range(0, above.size, height):
+        band = slice(start, start + height)
+        lines = near[above[band]] + (near[below[band]] - near[above[band]]) * down[band, None]  # (rows, near cells)
+        at_before = lines[:, before]
+        np.add(at_before, (lines[:, after] - at_before) * right, out=values[band])
     return values
 
 

@@ -1,9 +1,11 @@
+import time
 from collections import deque
 
+import cv2
 import hypothesis.extra.numpy as npst
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -93,10 +95,98 @@ def test_regions_are_the_components_of_the_thresholded_plane(
             expected.append(Region(info, tight_box(part), float(values.mean()), float(values.max()), int(part.sum())))
     assert sorted(map(place, regions)) == sorted(map(place, expected))
     assert sorted(r.peak for r in regions) == sorted(r.peak for r in expected)
-    assert sorted(r.score for r in regions) == pytest.approx(sorted(r.score for r in expected))
+    assert sorted(r.score for r in regions) == sorted(r.score for r in expected)
     for region in regions:
         assert np.float32(threshold) <= region.score <= region.peak <= 1
         assert region.pixels <= region.box.height * region.box.width
+
+
+def plain_regions(segmentation: Segmentation, geometry: Geometry, query: RegionQuery) -> list[Region]:
+    """The regions of whole planes, one by one, in the order of their ranks."""
+    height, width = segmentation.class_map.shape
+    found = []
+    for info in LABELS.classes:
+        plane = np.minimum(resample_to_pixels(segmentation.probabilities[info.id], geometry, height, width), 1)
+        count, labels = cv2.connectedComponents((plane >= query.threshold).view(np.uint8), connectivity=8)
+        for label in range(1, count):
+            part = labels == label
+            score, peak = float(plane[part].mean(dtype=np.float64)), float(plane[part].max())
+            found.append(Region(info, tight_box(part), score, peak, int(part.sum())))
+    found.sort(key=lambda r: (-r.score, r.info.id, r.box.top, r.box.left))
+    return [region for region in found if region.pixels >= query.min_pixels][: query.limit]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 44), st.integers(0, 44), st.integers(1, 40), st.integers(1, 40), st.floats(1, 9)),
+        min_size=1,
+        max_size=9,
+    ),
+    st.floats(-6, 12),
+    st.floats(-6, 12),
+    st.integers(300, 360),
+    st.floats(0.01, 0.99),
+    st.sampled_from([1, 5, MAX_LIMIT]),
+    st.sampled_from([1, 60]),
+)
+@example([(8, 25, 1, 1, 9), (10, 0, 11, 1, 9), (20, 0, 1, 40, 9), (40, 40, 1, 1, 9)], 0.5, 0.5, 360, 0.05, 1000, 1)
+@settings(max_examples=60)
+def test_frames_that_lie_apart_or_within_each_other_are_found_as_in_the_whole_plane(
+    frames: list[tuple[int, int, int, int, float]],
+    offset_y: float,
+    offset_x: float,
+    side: int,
+    threshold: float,
+    limit: int,
+    min_pixels: int,
+) -> None:
+    """Large images of few regions are searched by windows; the answer is the same to the last bit."""
+    scores = np.zeros((3, 45, 45), np.float32)
+    scores[2] = 4
+    for top, left, height, width, score in frames:
+        outline = np.zeros((45, 45), bool)
+        outline[top : top + height, left : left + width] = True
+        outline[top + 1 : top + height - 1, left + 1 : left + width - 1] = False
+        scores[1][outline] = score
+    segmentation = segmented(scores, side, side)
+    geometry = Geometry(plain_axis(8, offset_y), plain_axis(8, offset_x))
+    query = RegionQuery(threshold=threshold, limit=limit, min_pixels=min_pixels)
+    assert list(find_regions(segmentation, geometry, query)) == plain_regions(segmentation, geometry, query)
+
+
+SMALL_GRID = Geometry(plain_axis(2, 0.5), plain_axis(2, 0.5))
+
+
+def ten_thousand_dots() -> NDArray[np.bool_]:
+    cells = np.zeros((600, 600), bool)
+    cells[1::6, 1::6] = True
+    return cells
+
+
+def diagonals() -> NDArray[np.bool_]:
+    """Lines whose boxes lie upon each other."""
+    y, x = np.indices((600, 600))
+    cells: NDArray[np.bool_] = (x - y) % 7 == 0
+    return cells
+
+
+@pytest.mark.parametrize(("cells", "count"), [(ten_thousand_dots(), 10_000), (diagonals(), 171)])
+def test_many_regions_take_about_as_long_as_one_that_covers_the_image(cells: NDArray[np.bool_], count: int) -> None:
+    """A search that looks at the image once for each takes 30 and 300 times as long."""
+
+    def least_seconds(cells: NDArray[np.bool_]) -> float:
+        segmentation = segmented(one_hot(cells), 1200, 1200)
+        assert segmentation.probabilities.shape == (3, 600, 600)  # computed now
+        seconds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            find_regions(segmentation, SMALL_GRID, RegionQuery(("cat",), limit=1))
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
+
+    plane = resample_to_pixels(cells.astype(np.float32), SMALL_GRID, 1200, 1200)
+    assert cv2.connectedComponents((plane >= 0.5).view(np.uint8), connectivity=8)[0] - 1 == count
+    assert least_seconds(cells) < 10 * least_seconds(np.ones_like(cells))
 
 
 @given(
@@ -159,10 +249,29 @@ def test_equal_scores_are_ordered_by_class_and_place() -> None:
     scores[2] = np.roll(scores[1], 1, axis=1)
     scores[0][scores[2] > 0] = 0
     geometry = Geometry(plain_axis(1, 0), plain_axis(1, 0))
-    found = find_regions(segmented(scores, 5, 9), geometry, RegionQuery(("dog", "cat"), threshold=0.4))
+    segmentation = segmented(scores, 5, 9)
+    found = find_regions(segmentation, geometry, RegionQuery(("dog", "cat"), threshold=0.4))
     keys = [(-r.score, r.info.id, r.box.top, r.box.left) for r in found]
     assert keys == sorted(keys)
     assert len({r.score for r in found}) < len(found) == 6
+    cats = find_regions(segmentation, geometry, RegionQuery(("cat",), threshold=0.4))
+    for limit in range(1, 7):
+        query = RegionQuery(("dog", "cat"), threshold=0.4, limit=limit)
+        assert find_regions(segmentation, geometry, query) == found[:limit]
+        assert find_regions(segmentation, geometry, RegionQuery(("cat",), threshold=0.4, limit=limit)) == cats[:limit]
+
+
+def test_a_limit_chooses_among_hundreds() -> None:
+    """Many of them are equal, being one pixel each."""
+    geometry = Geometry(plain_axis(1, 0), plain_axis(1, 0))
+    scores = np.random.default_rng(0).choice(np.array([0, 1, 3, 5], np.float32), (3, 100, 100))
+    segmentation = segmented(scores, 100, 100)
+    everything = plain_regions(segmentation, geometry, RegionQuery(threshold=0.8, limit=MAX_LIMIT))
+    assert len(everything) == MAX_LIMIT
+    assert len({region.score for region in everything}) < MAX_LIMIT / 2
+    for limit in (1, 7, 70, 500):
+        found = find_regions(segmentation, geometry, RegionQuery(threshold=0.8, limit=limit))
+        assert list(found) == everything[:limit]
 
 
 @pytest.mark.parametrize("names", [("cat",), ("CAT ", "1", "cat"), ("1",)])
@@ -201,6 +310,20 @@ def test_an_unknown_class_is_answered_with_the_closest() -> None:
 def test_a_threshold_is_a_probability_from_one_percent(threshold: float) -> None:
     with pytest.raises(UsageError, match=r"threshold is .*; it must be from 0\.01 to below 1"):
         RegionQuery(threshold=threshold)
+
+
+def test_a_check_may_end_the_search_before_each_class_and_each_of_its_clusters() -> None:
+    cells = np.zeros((60, 60), bool)
+    cells[5, 5] = cells[50, 50] = True
+    segmentation, geometry = segmented(one_hot(cells), 480, 480), Geometry(plain_axis(8, 3.5), plain_axis(8, 3.5))
+    query = RegionQuery(("cat", "dog"))
+    checks: list[None] = []
+    assert len(find_regions(segmentation, geometry, query, lambda: checks.append(None))) == 2
+    assert len(checks) == 4
+    for count in range(4):
+        left = list(range(count))
+        with pytest.raises(IndexError):
+            find_regions(segmentation, geometry, query, left.pop)
 
 
 def test_small_regions_are_left_out_before_the_limit_counts() -> None:
