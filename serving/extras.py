@@ -26,6 +26,7 @@ from fcnseg.types import ClassInfo, LabelMap, Segmentation
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.converters import other_id_of, select, write_class
 from serving.errors import InvalidFieldError
+from serving.patience import Patience
 
 # A refusal quotes the name, and gRPC's trailers end at 8 kB.
 _LONGEST_NAME = 200
@@ -132,6 +133,7 @@ def write_extras(
     image: NDArray[np.uint8],
     segmentation: Segmentation,
     geometry: Geometry,
+    patience: Patience,
 ) -> None:
     """Add what a request asks for beside the class map to its answer.
 
@@ -141,9 +143,11 @@ def write_extras(
         image: (H, W, 3) uint8 RGB.
         segmentation: The image's.
         geometry: The model's.
+        patience: The search for regions ends where it does.
 
     Raises:
         InvalidFieldError: The image is too large for an overlay.
+        TooLateError: There is no patience for the answer any more.
     """
     if segmentation.confidence is not None:
         wire = response.class_map.encoding
@@ -159,7 +163,9 @@ def write_extras(
             scores=_write_floats(segmentation.heatmap[info.id]),
             probabilities=_write_floats(segmentation.probabilities[info.id]),
         )
-    regions = find_regions(segmentation, geometry, extras.regions) if extras.regions is not None else ()
+    regions: Sequence[Region] = ()
+    if extras.regions is not None:
+        regions = find_regions(segmentation, geometry, extras.regions, patience.require)
     response.regions.extend(map(_write_region, regions))
     if extras.overlay is not None:
         response.overlay = _draw(extras.overlay, image, segmentation, extras.classes, regions)

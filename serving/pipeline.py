@@ -19,6 +19,7 @@ from serving.batcher import Executed
 from serving.calls import current_call, ran_out
 from serving.errors import InvalidFieldError, OverloadedError, TooLateError
 from serving.models import ServedModel
+from serving.patience import Patience
 from serving.sources import Source
 from serving.statistics import Stages
 from serving.streams import Turn
@@ -47,7 +48,7 @@ class Pipeline:
         self,
         model: ServedModel,
         source: Source,
-        write: Callable[[NDArray[np.uint8], Executed], _Answer],
+        write: Callable[[NDArray[np.uint8], Executed, Patience], _Answer],
         held: ExitStack,
         *,
         confidence: bool = False,
@@ -61,7 +62,8 @@ class Pipeline:
         Args:
             model: The model.
             source: The image.
-            write: Makes the answer of the image, (H, W, 3) uint8 RGB, and what the run gave.
+            write: Makes the answer of the image, (H, W, 3) uint8 RGB, and what the run gave; where that takes long, it
+                asks whether there is still patience for it.
             held: Takes what the image and its answer hold; to be closed when the answer has left.
             confidence: Whether the confidence map is wanted.
             deadline: When the answer is of no use any more, on the monotonic clock.
@@ -76,7 +78,7 @@ class Pipeline:
         Raises:
             InvalidFieldError: The image cannot be read or is beyond a limit.
             OverloadedError: There is no room for it, or no time.
-            TooLateError: The deadline passed before its turn came.
+            TooLateError: The deadline passed before its turn came, or while its answer was written.
             StoppingError: The model is being closed.
         """
         began = time.monotonic()
@@ -102,7 +104,7 @@ class Pipeline:
         self,
         model: ServedModel,
         source: Source,
-        write: Callable[[NDArray[np.uint8], Executed], _Answer],
+        write: Callable[[NDArray[np.uint8], Executed, Patience], _Answer],
         held: ExitStack,
         confidence: bool,  # noqa: FBT001 - as for `answer`
         deadline: float,
@@ -113,6 +115,7 @@ class Pipeline:
         """Answer one image if there is room for it."""
         arrived = time.monotonic()
         ticket = model.admission.enter()
+        patience = Patience(deadline)
         work: Future[Any] | None = None
         try:
             if source.instant:
@@ -130,9 +133,9 @@ class Pipeline:
             ticket.ran()
             ran = time.monotonic()
             if instant and _is_small(executed):
-                answer = write(image, executed)
+                answer = write(image, executed, patience)
             else:
-                work = self._submit(write, image, executed)
+                work = self._submit(write, image, executed, patience)
                 answer = await asyncio.wrap_future(work)
             ticket.wrote()
             written = time.monotonic()
@@ -144,6 +147,7 @@ class Pipeline:
             if work is None:
                 ticket.close()
             elif not work.done():
+                patience.end()
                 work.add_done_callback(lambda _: ticket.close())
             else:
                 held.callback(ticket.close)

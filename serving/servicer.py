@@ -17,6 +17,7 @@ from serving.drain import CallCounter
 from serving.errors import InvalidFieldError
 from serving.extras import names_classes, read_extras, write_extras
 from serving.models import ModelRegistry, ServedModel
+from serving.patience import Patience
 from serving.pipeline import Pipeline
 from serving.statuses import Refusal
 from serving.streams import Turn, answer_in_order
@@ -96,9 +97,9 @@ class SegmentationServicer(SegmentationServiceServicer):
         else:
             wanted = read_extras(request, model.info.label_map)
 
-        def write(image: NDArray[np.uint8], executed: Executed) -> pb.SegmentResponse:
+        def write(image: NDArray[np.uint8], executed: Executed, patience: Patience) -> pb.SegmentResponse:
             response = converters.write_answer(executed, encoding, model, wanted.classes)
-            write_extras(response, wanted, image, executed.segmentation, model.info.geometry)
+            write_extras(response, wanted, image, executed.segmentation, model.info.geometry, patience)
             model.drift.add_areas(executed.segmentation.classes)
             if executed.segmentation.confidence is not None:
                 model.drift.add_confidence(executed.segmentation.confidence)

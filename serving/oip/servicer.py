@@ -31,6 +31,7 @@ from serving.oip.descriptions import (
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceServicer
 from serving.oip.outputs import CONFIDENCE, Written, read_outputs, write_outputs, write_response
 from serving.oip.tensors import read_sources, reads_at_once
+from serving.patience import Patience
 from serving.pipeline import Pipeline
 from serving.sources import Source
 from serving.statuses import Refusal
@@ -187,7 +188,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         else:
             sources = await self._pipeline.in_thread(read_sources, *arguments)
 
-        def write(_: NDArray[np.uint8], executed: Executed) -> Written:
+        def write(_: NDArray[np.uint8], executed: Executed, _patience: Patience) -> Written:
             if executed.segmentation.confidence is not None:
                 model.drift.add_confidence(executed.segmentation.confidence)
             return write_outputs(outputs, executed.segmentation)

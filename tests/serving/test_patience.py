@@ -1,0 +1,72 @@
+"""Who has gone away is not worked for: nobody else is to wait for that."""
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+import fcnseg
+from fcnseg.regions import RegionQuery, find_regions
+from fcnseg.v1 import segmentation_pb2 as pb
+from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
+from serving.errors import TooLateError
+from serving.models import ModelRegistry
+from serving.patience import Patience
+from tests.image_folders import noise
+from tests.running_server import CPU_CONFIG, running_server
+from tests.tiny_model import write_tiny_model
+from tests.waiting import wait_until
+
+CLASSES = 60
+
+
+def searching() -> bool:
+    """Tell whether a thread of this process searches for regions."""
+    for frame in sys._current_frames().values():
+        step = frame
+        while step is not None:
+            if step.f_code is find_regions.__code__:
+                return True
+            step = step.f_back
+    return False
+
+
+def test_patience_ends_with_the_deadline_or_the_caller() -> None:
+    with pytest.raises(TooLateError, match="the deadline passed while the answer was written"):
+        Patience(time.monotonic()).require()
+    patience = Patience(math.inf)
+    patience.require()
+    patience.end()
+    with pytest.raises(TooLateError, match="the caller went away while its answer was written"):
+        patience.require()
+
+
+def test_a_search_for_regions_ends_when_its_caller_goes_away(tmp_path: Path) -> None:
+    """Before the next class, of 60."""
+    path = write_tiny_model(tmp_path / "model.onnx", class_count=CLASSES)
+    image = np.zeros((800, 800, 3), np.uint8)
+    image[..., 0] = np.kron(noise(100, 100)[..., 0] % CLASSES, np.ones((8, 8), np.uint8))
+    query = pb.RegionQuery(threshold=0.01)
+    request = pb.SegmentRequest(raw=pb.RawImage(height=800, width=800, rgb=image.tobytes()), regions=query)
+    offline = fcnseg.load(path, "cpu", threads=1)
+    segmentation = offline.segment(image)
+    assert (segmentation.probabilities.max(axis=(1, 2)) >= 0.01).all()
+    began = time.monotonic()
+    find_regions(segmentation, offline.info.geometry, RegionQuery(threshold=0.01))
+    whole_s = time.monotonic() - began
+
+    registry = ModelRegistry([path], CPU_CONFIG)
+    options = [("grpc.max_send_message_length", 1 << 24)]
+    with running_server(registry) as server, grpc.insecure_channel(server.address, options) as channel:
+        stub = SegmentationServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+        call = stub.Segment.future(request, timeout=60)
+        wait_until(searching)
+        began = time.monotonic()
+        call.cancel()
+        wait_until(lambda: registry.held.taken == 0, 60)
+        assert time.monotonic() - began < whole_s / 2
+        assert not searching()
