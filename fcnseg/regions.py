@@ -27,6 +27,8 @@ MAX_LIMIT = 1000
 _ROUNDING = 1e-6
 _WINDOW_PIXELS = 1 << 12  # a window costs as much as so many of its pixels, beside all of them
 _BAND_PIXELS, _MOST_BANDS = 1 << 16, 16
+# The plane, where it reaches the threshold, labels, a band; clusters, and what is known of a region for each 4 cells.
+_PIXEL_BYTES, _CELL_BYTES = 12, 48
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,17 @@ def find_regions(
     wanted = dict.fromkeys(label_map.find(name) for name in query.classes) or label_map.classes
     found = (region for info in wanted for region in _regions_of(info, segmentation, grid, query, check))
     return tuple(heapq.nsmallest(query.limit, found, key=_rank))
+
+
+def search_bytes(height: int, width: int, cells: int) -> int:
+    """Return about how many bytes the search for an image's regions takes at most, beside the probabilities.
+
+    Args:
+        height: The image's rows.
+        width: The image's columns.
+        cells: Cells of its heatmap, of one class.
+    """
+    return height * width * _PIXEL_BYTES + cells * _CELL_BYTES
 
 
 def _rank(region: Region) -> tuple[float, int, int, int, int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from fcnseg.cores import usable_cores
 from fcnseg.images import ImageLimits
+from fcnseg.regions import search_bytes
 from serving.admission import Ticket
 from serving.batcher import Executed
 from serving.calls import current_call, ran_out
@@ -28,6 +30,21 @@ _Answer = TypeVar("_Answer")
 
 _LONGEST_PAUSE_S = 0.1
 _INSTANT_BYTES = 1 << 20  # written in less than a millisecond
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What an answer takes beside a class map.
+
+    Attributes:
+        confidence: Whether the confidence map is wanted.
+        regions: Whether regions are searched for.
+        instant: Whether writing takes no time worth a thread for an image that is not large.
+    """
+
+    confidence: bool = False
+    regions: bool = False
+    instant: bool = False
 
 
 class Pipeline:
@@ -51,9 +68,8 @@ class Pipeline:
         write: Callable[[NDArray[np.uint8], Executed, Patience], _Answer],
         held: ExitStack,
         *,
-        confidence: bool = False,
+        demands: Demands = Demands(),
         deadline: float = math.inf,
-        instant: bool = False,
         turn: Turn | None = None,
         paid: bool = False,
     ) -> tuple[_Answer, Stages]:
@@ -65,9 +81,8 @@ class Pipeline:
             write: Makes the answer of the image, (H, W, 3) uint8 RGB, and what the run gave; where that takes long, it
                 asks whether there is still patience for it.
             held: Takes what the image and its answer hold; to be closed when the answer has left.
-            confidence: Whether the confidence map is wanted.
+            demands: What the answer takes.
             deadline: When the answer is of no use any more, on the monotonic clock.
-            instant: Whether `write` takes no time worth a thread for an image that is not large.
             turn: Its turn in a stream, where it is one's: it waits where there is no room now, as long as the deadline
                 allows.
             paid: Whether its memory is taken already (`take_memory`).
@@ -86,7 +101,7 @@ class Pipeline:
             call.reached(model.name, model.version)
         try:
             answer, stages = await _when_there_is_room(
-                lambda: self._attempt(model, source, write, held, confidence, deadline, instant, turn, paid),
+                lambda: self._attempt(model, source, write, held, demands, deadline, turn, paid),
                 deadline,
                 turn,
             )
@@ -106,11 +121,10 @@ class Pipeline:
         source: Source,
         write: Callable[[NDArray[np.uint8], Executed, Patience], _Answer],
         held: ExitStack,
-        confidence: bool,  # noqa: FBT001 - as for `answer`
+        demands: Demands,
         deadline: float,
-        instant: bool,  # noqa: FBT001
         turn: Turn | None,
-        paid: bool,  # noqa: FBT001
+        paid: bool,  # noqa: FBT001 - as for `answer`
     ) -> tuple[_Answer, Stages]:
         """Answer one image if there is room for it."""
         arrived = time.monotonic()
@@ -119,20 +133,20 @@ class Pipeline:
         work: Future[Any] | None = None
         try:
             if source.instant:
-                image = self._read(model, source, ticket, deadline, paid)
+                image = self._read(model, source, ticket, demands, deadline, paid)
             else:
-                work = self._submit(self._read, model, source, ticket, deadline, paid)
+                work = self._submit(self._read, model, source, ticket, demands, deadline, paid)
                 image = await asyncio.wrap_future(work)
             decoded = time.monotonic()
             if turn is not None:
                 turn.let_in.set()
             if (call := current_call.get()) is not None:
                 call.decoded(image.shape[0], image.shape[1])
-            work = model.batcher.submit(image, confidence=confidence, deadline=deadline)
+            work = model.batcher.submit(image, confidence=demands.confidence, deadline=deadline)
             executed: Executed = await asyncio.wrap_future(work)
             ticket.ran()
             ran = time.monotonic()
-            if instant and _is_small(executed):
+            if demands.instant and _is_small(executed):
                 answer = write(image, executed, patience)
             else:
                 work = self._submit(write, image, executed, patience)
@@ -196,7 +210,7 @@ class Pipeline:
         await _when_there_is_room(take, deadline, turn)
 
     def _bytes_of(self, model: ServedModel, sources: Sequence[Source]) -> int:
-        return sum(source.byte_count + _held_bytes(model, *source.open(self.limits)) for source in sources)
+        return sum(source.byte_count + _held_bytes(model, *source.open(self.limits), Demands()) for source in sources)
 
     async def in_thread(self, work: Callable[..., _Answer], *arguments: Any) -> _Answer:
         """Do work in one of the threads for decoding and writing."""
@@ -215,11 +229,12 @@ class Pipeline:
         model: ServedModel,
         source: Source,
         ticket: Ticket,
+        demands: Demands,
         deadline: float,
         paid: bool,  # noqa: FBT001 - as for `answer`
     ) -> NDArray[np.uint8]:
         height, width = source.open(self.limits)
-        needed = source.byte_count + _held_bytes(model, height, width)
+        needed = source.byte_count + _held_bytes(model, height, width, demands)
         for kind, count, most in (
             ("to be held", needed, model.admission.memory.total),
             ("to be computed", model.batcher.run_bytes(height, width), model.batcher.memory.total),
@@ -252,11 +267,12 @@ def _is_small(executed: Executed) -> bool:
     return segmentation.class_map.nbytes + segmentation.heatmap.nbytes <= _INSTANT_BYTES
 
 
-def _held_bytes(model: ServedModel, height: int, width: int) -> int:
+def _held_bytes(model: ServedModel, height: int, width: int, demands: Demands) -> int:
     """Return what an image holds beside its message from its decoding to its answer, in bytes."""
     label_map, geometry = model.info.label_map, model.info.geometry
     ids = label_map.id_dtype.itemsize
     pixels = height * width
     cells = geometry.y.cells(height) * geometry.x.cells(width)
     # Red, green, blue, confidence and the overlay, the ids, a choice of them and their encoding, scores, probabilities.
-    return pixels * (7 + 3 * ids) + cells * len(label_map) * 8
+    byte_count = pixels * (7 + 3 * ids) + cells * len(label_map) * 8
+    return byte_count + search_bytes(height, width, cells) if demands.regions else byte_count

@@ -18,7 +18,7 @@ from serving.errors import InvalidFieldError
 from serving.extras import names_classes, read_extras, write_extras
 from serving.models import ModelRegistry, ServedModel
 from serving.patience import Patience
-from serving.pipeline import Pipeline
+from serving.pipeline import Demands, Pipeline
 from serving.statuses import Refusal
 from serving.streams import Turn, answer_in_order
 from serving.unary import deadline_of, held_by
@@ -110,9 +110,12 @@ class SegmentationServicer(SegmentationServiceServicer):
             converters.read_source(request),
             write,
             held,
-            confidence=wanted.confidence,
+            demands=Demands(
+                confidence=wanted.confidence,
+                regions=wanted.regions is not None,
+                instant=encoding is Encoding.RAW and wanted.instant,
+            ),
             deadline=deadline,
-            instant=encoding is Encoding.RAW and wanted.instant,
             turn=turn,
         )
         response.timings.CopyFrom(converters.write_stages(stages))

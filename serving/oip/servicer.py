@@ -32,7 +32,7 @@ from serving.oip.inference_pb2_grpc import GRPCInferenceServiceServicer
 from serving.oip.outputs import CONFIDENCE, Written, read_outputs, write_outputs, write_response
 from serving.oip.tensors import read_sources, reads_at_once
 from serving.patience import Patience
-from serving.pipeline import Pipeline
+from serving.pipeline import Demands, Pipeline
 from serving.sources import Source
 from serving.statuses import Refusal
 from serving.streams import Turn, answer_in_order
@@ -193,15 +193,19 @@ class InferenceServicer(GRPCInferenceServiceServicer):
                 model.drift.add_confidence(executed.segmentation.confidence)
             return write_outputs(outputs, executed.segmentation)
 
+        demands = Demands(
+            confidence=any(output.name == CONFIDENCE for output in outputs),
+            instant=all(output.encoding is Encoding.RAW for output in outputs),
+        )
+
         async def answer(source: Source) -> Written:
             written, _ = await self._pipeline.answer(
                 model,
                 source,
                 write,
                 held,
-                confidence=any(output.name == CONFIDENCE for output in outputs),
+                demands=demands,
                 deadline=deadline,
-                instant=all(output.encoding is Encoding.RAW for output in outputs),
                 turn=turn,
                 paid=len(sources) > 1,
             )

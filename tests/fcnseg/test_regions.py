@@ -1,4 +1,5 @@
 import time
+import tracemalloc
 from collections import deque
 
 import cv2
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from fcnseg.errors import UsageError
 from fcnseg.geometry import Geometry
-from fcnseg.regions import MAX_LIMIT, Box, Region, RegionQuery, find_regions
+from fcnseg.regions import MAX_LIMIT, Box, Region, RegionQuery, find_regions, search_bytes
 from fcnseg.resample import resample_to_pixels
 from fcnseg.types import LabelMap, Segmentation
 from tests.plain_geometry import plain_axis
@@ -187,6 +188,24 @@ def test_many_regions_take_about_as_long_as_one_that_covers_the_image(cells: NDA
     plane = resample_to_pixels(cells.astype(np.float32), SMALL_GRID, 1200, 1200)
     assert cv2.connectedComponents((plane >= 0.5).view(np.uint8), connectivity=8)[0] - 1 == count
     assert least_seconds(cells) < 10 * least_seconds(np.ones_like(cells))
+
+
+@pytest.mark.parametrize("stride", [2, 8])
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_a_search_takes_no_more_memory_than_is_told(stride: int, step: int) -> None:
+    count = 1600 // stride
+    cells = np.zeros((count, count), bool)
+    cells[::step, ::step] = True
+    segmentation = segmented(one_hot(cells), 1600, 1600)
+    assert segmentation.probabilities.shape == (3, count, count)  # computed now
+    geometry = Geometry(plain_axis(stride, 0.5), plain_axis(stride, 0.5))
+    tracemalloc.start()
+    try:
+        find_regions(segmentation, geometry, RegionQuery(("cat",), limit=1))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 8 * 1600 * 1600 < peak < search_bytes(1600, 1600, cells.size)
 
 
 @given(

@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 
 from fcnseg.client import Client
 from fcnseg.pictures import encode_jpeg
+from fcnseg.regions import search_bytes
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.batcher import BatchingConfig
@@ -94,6 +95,24 @@ def test_images_that_fill_the_memory_keep_others_out_until_they_are_answered(
         code, message = status(error)
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "of 8000000 bytes and this one needs" in message
+
+
+def test_the_memory_of_a_search_for_regions_is_taken_with_the_images(gated: GatedSegmenter, tiny_model: Path) -> None:
+    registry = registry_of(gated, tiny_model)
+    taken = []
+    with running_server(registry) as server, grpc.insecure_channel(server.address) as channel:
+        stub = SegmentationServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+        for regions in (None, pb.RegionQuery()):
+            gated.gate.clear()
+            request = pb.SegmentRequest(raw=pb.RawImage(height=40, width=20, rgb=bytes(2400)), regions=regions)
+            call = stub.Segment.future(request, timeout=20)
+            assert gated.begun.acquire(timeout=10)
+            taken.append(registry.held.taken - request.ByteSize())
+            gated.gate.set()
+            call.result()
+            wait_until(lambda: registry.held.taken == 0)
+    plain, searched = taken
+    assert searched - plain == pytest.approx(search_bytes(40, 20, 200), abs=10)  # the messages' own few bytes
 
 
 def test_an_answer_that_its_client_does_not_take_is_held(tiny_model: Path) -> None:
