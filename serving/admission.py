@@ -9,7 +9,7 @@ from typing import Self
 from serving.batcher import Batcher
 from serving.errors import OverloadedError, Reason
 from serving.memory import MemoryBudget
-from serving.pace import Pace
+from serving.pace import PaceBySize
 
 _SHORTEST_RETRY_S, _MEMORY_RETRY_S, _LONGEST_RETRY_S = 0.02, 0.2, 10.0
 
@@ -28,7 +28,7 @@ class Admission:
         self._lock = threading.RLock()
         self._count = 0
         self._sizes: Counter[int] = Counter()  # padded pixels of the images under way, and how many have so many
-        self._finishing_s = Pace()
+        self._finishing = PaceBySize()  # from the end of a run to the end of its answer
 
     @property
     def pending(self) -> int:
@@ -82,7 +82,7 @@ class Admission:
             ahead = sum(seconds(size) * count for size, count in self._sizes.items()) / config.runners
             # Its batch may be as large as what waits; an idle model takes whatever comes, or it would never learn.
             own = seconds(pixels) * min(config.max_batch, self._count)
-            expected = config.max_delay_s + ahead + own + self._finishing_s.cautious
+            expected = config.max_delay_s + ahead + own + self._finishing.cautious_seconds(pixels)
             if self._sizes and patience_s is not None and expected > patience_s:
                 raise OverloadedError(
                     f"the answer would take about {expected * 1000:.0f} ms and the deadline leaves"
@@ -98,10 +98,10 @@ class Admission:
             self._count -= 1
             self._sizes -= Counter({pixels: 1})
 
-    def finished(self, seconds: float) -> None:
-        """Take in how long the answer to an image took from the end of its run."""
+    def finished(self, pixels: int, seconds: float) -> None:
+        """Take in how long the answer to an image of so many padded pixels took from the end of its run."""
         with self._lock:
-            self._finishing_s.add(seconds)
+            self._finishing.add(pixels, 1, seconds)
 
 
 class Ticket:
@@ -148,9 +148,9 @@ class Ticket:
             self._admission.end_run(self._pixels)
 
     def wrote(self) -> None:
-        """Note that the answer is written."""
+        """Note that the answer is written, and took as long as others of its size may."""
         if self._ran_at is not None:
-            self._admission.finished(time.monotonic() - self._ran_at)
+            self._admission.finished(self._pixels, time.monotonic() - self._ran_at)
 
     def close(self) -> None:
         """Give back what was reserved; more than once does no harm."""

@@ -39,11 +39,13 @@ class Demands:
     Attributes:
         confidence: Whether the confidence map is wanted.
         regions: Whether regions are searched for.
+        extras: Whether more than the class map is written, which may take far longer than others' answers do.
         instant: Whether writing takes no time worth a thread for an image that is not large.
     """
 
     confidence: bool = False
     regions: bool = False
+    extras: bool = False
     instant: bool = False
 
 
@@ -151,7 +153,8 @@ class Pipeline:
             else:
                 work = self._submit(write, image, executed, patience)
                 answer = await asyncio.wrap_future(work)
-            ticket.wrote()
+            if not demands.extras:
+                ticket.wrote()
             written = time.monotonic()
         except OverloadedError:
             ticket.close()  # at once: an image of a stream tries again, and is not to stand in its own way

@@ -113,6 +113,7 @@ class SegmentationServicer(SegmentationServiceServicer):
             demands=Demands(
                 confidence=wanted.confidence,
                 regions=wanted.regions is not None,
+                extras=not wanted.instant,
                 instant=encoding is Encoding.RAW and wanted.instant,
             ),
             deadline=deadline,

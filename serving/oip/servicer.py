@@ -29,7 +29,7 @@ from serving.oip.descriptions import (
     write_statistics,
 )
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceServicer
-from serving.oip.outputs import CONFIDENCE, Written, read_outputs, write_outputs, write_response
+from serving.oip.outputs import CLASS_MAP, CONFIDENCE, Written, read_outputs, write_outputs, write_response
 from serving.oip.tensors import read_sources, reads_at_once
 from serving.patience import Patience
 from serving.pipeline import Demands, Pipeline
@@ -195,6 +195,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
 
         demands = Demands(
             confidence=any(output.name == CONFIDENCE for output in outputs),
+            extras=any(output.name != CLASS_MAP for output in outputs),
             instant=all(output.encoding is Encoding.RAW for output in outputs),
         )
 

@@ -93,7 +93,7 @@ def test_what_is_expected_of_an_answer_is_the_sum_of_all_that_it_waits_for(
     tiny_model: Path, config: BatchingConfig, finishing_s: float, expected_ms: int
 ) -> None:
     with paced(tiny_model, config, 16.0) as admission, admission.enter() as first, admission.enter() as second:
-        admission.finished(finishing_s)
+        admission.finished(16, finishing_s)
         first.reserve(4, 4, 1, None)
         with pytest.raises(OverloadedError, match=f"would take about {expected_ms} ms "):
             second.reserve(4, 4, 1, 1.0)
@@ -177,6 +177,20 @@ def test_what_small_images_take_is_not_held_against_large_ones(batcher: Batcher)
         with pytest.raises(OverloadedError, match="would take about 420 ms"):  # two such images may share its run
             second.reserve(480, 640, 1, 0.1)
         second.reserve(480, 640, 1, 0.5)
+
+
+def test_what_large_answers_take_to_write_is_not_held_against_small_ones(batcher: Batcher) -> None:
+    admission = Admission(batcher, MemoryBudget(10**6))
+    batcher.pace.add(16, 1, 0.01)
+    admission.finished(16, 0.01)
+    admission.finished(480 * 640, 3.5)
+    with admission.enter() as first, admission.enter() as second:
+        first.reserve(4, 4, 1, None)
+        with pytest.raises(OverloadedError, match="would take about 40 ms"):
+            second.reserve(4, 4, 1, 0.03)
+        second.reserve(4, 4, 1, 0.05)
+        with admission.enter() as third, pytest.raises(OverloadedError, match="would take about 3540 ms"):
+            third.reserve(480, 640, 1, 1.0)  # four runs, and what its size takes to write
 
 
 def test_an_image_is_paced_by_those_of_its_size_or_by_the_least_it_can_take() -> None:

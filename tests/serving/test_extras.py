@@ -1,5 +1,6 @@
 """Heatmaps and regions of the real server are those of the file offline, and come only where they are asked for."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from fcnseg.client import Client
 from fcnseg.regions import RegionQuery, find_regions
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
+from serving.errors import OverloadedError
+from serving.models import ModelRegistry
 from tests.image_folders import noise
-from tests.running_server import running_server
+from tests.running_server import CPU_CONFIG, running_server
 from tests.tiny_model import write_tiny_model
 
 THREE_PATCHES = np.zeros((8, 12, 3), np.uint8)
@@ -103,3 +106,30 @@ def test_the_limit_and_the_threshold_are_obeyed(client: Client) -> None:
     large = client.segment(image, regions=RegionQuery(threshold=0.6, limit=1000, min_pixels=30)).regions
     assert large == tuple(region for region in everything if region.pixels >= 30)
     assert 0 < len(large) < len(everything)
+
+
+def test_what_extras_take_to_write_is_not_expected_of_other_answers(tiny_model: Path) -> None:
+    registry = ModelRegistry([tiny_model], CPU_CONFIG)
+    model = registry.models[0]
+    image = noise(600, 600)
+
+    def expected_ms() -> float:
+        """Return how long the server expects to write an answer."""
+        with model.admission.enter() as first, model.admission.enter() as second:
+            first.reserve(600, 600, 0, None)
+            with pytest.raises(OverloadedError) as caught:
+                second.reserve(600, 600, 0, 0)
+        whole = re.search(r"would take about (\d+) ms", str(caught.value))
+        assert whole
+        return int(whole[1]) - 3000 * model.batcher.pace.cautious_seconds(600 * 600)
+
+    with running_server(registry) as server, Client(server.address) as client:
+        client.segment(image, regions=RegionQuery())
+        client.segment(image, heatmaps=["red"])
+        client.segment(image, confidence=True)
+        client.segment(image, overlay=True)
+        client.segment(image, classes=["red"])
+        assert abs(expected_ms()) < 1
+        plain = client.segment(image)
+        assert plain.timings.encode_ms > 2
+        assert expected_ms() > plain.timings.encode_ms / 2
