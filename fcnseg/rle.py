@@ -41,11 +41,7 @@ def encode(class_map: ClassMap, other_id: int | None = None) -> dict[int, bytes]
         MaskError: There are too many pixels.
     """
     height, width = class_map.shape
-    if class_map.size > _MOST_PIXELS:
-        raise MaskError(
-            f"a class map of {height} x {width} pixels is beyond what COCO's tools encode ({_MOST_PIXELS} pixels); take"
-            " another encoding"
-        )
+    require_encodable(height, width)
     if class_map.size == 0:
         return {}
     starts, ends, ids = _find_runs(class_map)
@@ -63,6 +59,19 @@ def encode(class_map: ClassMap, other_id: int | None = None) -> dict[int, bytes]
         written = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         masks[int(ids[first])] = bytes(written["counts"])
     return masks
+
+
+def require_encodable(height: int, width: int) -> None:
+    """Check the size of a class map that is to be encoded.
+
+    Raises:
+        MaskError: There are too many pixels.
+    """
+    if height * width > _MOST_PIXELS:
+        raise MaskError(
+            f"a class map of {height} x {width} pixels is beyond what COCO's tools encode ({_MOST_PIXELS} pixels); take"
+            " another encoding"
+        )
 
 
 def decode(

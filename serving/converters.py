@@ -8,6 +8,7 @@ import onnxruntime
 
 from fcnseg import masks, rle
 from fcnseg.engine import CUDA, Engine, cudnn_version
+from fcnseg.errors import MaskError
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
 from fcnseg.types import ClassInfo, ClassMap, LabelMap, Segmentation
@@ -38,6 +39,19 @@ def read_encoding(request: pb.SegmentRequest) -> Encoding:
         known = ", ".join(f"{v} ({n})" for n, v in pb.ClassMapEncoding.items())
         raise InvalidFieldError("encoding", f"unknown class map encoding {request.encoding}; there are {known}")
     return encoding
+
+
+def require_encodable(encoding: Encoding, height: int, width: int) -> None:
+    """Check that a class map of that size can be written.
+
+    Raises:
+        InvalidFieldError: It cannot in that encoding.
+    """
+    if encoding is Encoding.COCO_RLE:
+        try:
+            rle.require_encodable(height, width)
+        except MaskError as error:
+            raise InvalidFieldError("encoding", str(error)) from error
 
 
 def read_source(request: pb.SegmentRequest) -> Source:

@@ -41,12 +41,15 @@ class Demands:
         regions: Whether regions are searched for.
         extras: Whether more than the class map is written, which may take far longer than others' answers do.
         instant: Whether writing takes no time worth a thread for an image that is not large.
+        require_size: Called with the image's height and width before it is decoded; raises InvalidFieldError where the
+            answer could not be written.
     """
 
     confidence: bool = False
     regions: bool = False
     extras: bool = False
     instant: bool = False
+    require_size: Callable[[int, int], None] = lambda _height, _width: None
 
 
 class Pipeline:
@@ -237,6 +240,7 @@ class Pipeline:
         paid: bool,  # noqa: FBT001 - as for `answer`
     ) -> NDArray[np.uint8]:
         height, width = source.open(self.limits)
+        demands.require_size(height, width)
         needed = source.byte_count + _held_bytes(model, height, width, demands)
         for kind, count, most in (
             ("to be held", needed, model.admission.memory.total),

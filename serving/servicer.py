@@ -3,6 +3,7 @@
 import math
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -115,6 +116,7 @@ class SegmentationServicer(SegmentationServiceServicer):
                 regions=wanted.regions is not None,
                 extras=not wanted.instant,
                 instant=encoding is Encoding.RAW and wanted.instant,
+                require_size=partial(converters.require_encodable, encoding),
             ),
             deadline=deadline,
             turn=turn,

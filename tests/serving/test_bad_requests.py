@@ -1,3 +1,4 @@
+import io
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
+from PIL import Image
 
 from fcnseg.client import Client
 from fcnseg.errors import RequestError
@@ -16,6 +18,7 @@ from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.server import ServerConfig
 from serving.statuses import INTERNAL_ERROR
+from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import running_server
 from tests.tiny_model import write_tiny_model
 
@@ -80,12 +83,7 @@ def test_invalid_argument_names_its_field(
     with running_server(tiny_model, ServerConfig(limits=LIMITS)) as server:
         error = refusal(server.address, request_)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    status = rpc_status.from_call(error)
-    assert status is not None
-    bad_request = BadRequest()
-    assert status.details[0].Unpack(bad_request)
-    assert [v.field for v in bad_request.field_violations] == [field]
-    assert bad_request.field_violations[0].description == error.details() == status.message
+    assert violations(error) == {field: error.details()}
     assert words in error.details()
     assert "\n" not in error.details()
 
@@ -95,6 +93,16 @@ def refusal(address: str, request: pb.SegmentRequest) -> grpc.Call:
         SegmentationServiceStub(channel).Segment(request, timeout=20)
     assert isinstance(caught.value, grpc.Call)
     return caught.value
+
+
+def violations(error: grpc.Call) -> dict[str, str]:
+    """Return what is said of each field, beside the status' own message."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    assert status.message == error.details()
+    bad_request = BadRequest()
+    assert status.details[0].Unpack(bad_request)
+    return {violation.field: violation.description for violation in bad_request.field_violations}
 
 
 def test_images_at_the_limits_are_answered(tiny_model: Path) -> None:
@@ -183,3 +191,20 @@ def test_bytes_that_are_no_message_end_a_stream_after_the_answers_before_them(ti
         with pytest.raises(grpc.RpcError, match="stubs made from the server's contract") as caught:
             next(call)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_more_pixels_than_run_lengths_can_tell_are_refused_before_they_are_decoded(tiny_model: Path) -> None:
+    content = io.BytesIO()
+    Image.new("1", (8192, 8193)).save(content, "PNG")
+    request = pb.SegmentRequest(encoded=content.getvalue(), encoding=pb.CLASS_MAP_ENCODING_COCO_RLE)
+    gated = GatedSegmenter(tiny_model)
+    gated.gate.set()
+    config = ServerConfig(limits=ImageLimits(max_pixels=2**27))
+    with running_server(registry_of(gated, tiny_model), config) as server:
+        error = refusal(server.address, request)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert violations(error) == {
+        "encoding": "a class map of 8193 x 8192 pixels is beyond what COCO's tools encode (67108864 pixels); take"
+        " another encoding"
+    }
+    assert not gated.batches
