@@ -6,8 +6,8 @@ Run it: python benchmarks/train_step.py DATA [--backbone ARCH] [--weights FILE] 
 One side is `training.fit` as the command runs it: Lightning's Trainer with all its callbacks, on the command's default
 options. The other is the loop that one would write by hand on the same net, crops, loss, optimiser, schedule and weight
 average (torch's own, which updates all tensors at once). Both start a round from the same weights and the same seed, so
-that with the data read in this process they train on the same crops. Sides alternate, and so does which goes first; the
-table has medians and the range of the middle half, and tells how far the mean losses of the two sides lie apart. What
+that with the data read in this process they train on the same crops: the program fails where their mean losses then
+differ. Sides alternate, and so does which goes first; the table has medians and the range of the middle half. What
 `fcnseg.allocator` tells the C library's allocator holds for the whole process, so that the bare loop has it too.
 
 Timed are the training steps alone, from the start of the epoch to the end of its last step: building the trainer,
@@ -57,6 +57,7 @@ from training.task import ignore_value
 
 WAITS = "[_TrainingEpochLoop].train_dataloader_next"
 COMMAND, BARE = "fcnseg train", "bare loop"
+MOST_APART = 1e-5
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def run_bare(model: SegmentationModel, dataset: Dataset, config: TrainConfig, we
         flip=config.flip,
         colour_jitter=config.colour_jitter,
     )
-    order = torch.Generator().manual_seed(config.seed)
+    seed = fit_module.epoch_seed(config.seed, 0)
+    order = torch.Generator().manual_seed(seed)
     loader = DataLoader(
         crops,
         batch_size=config.batch_size,
@@ -120,7 +122,7 @@ def run_bare(model: SegmentationModel, dataset: Dataset, config: TrainConfig, we
     for module in model.modules():
         if config.freeze_statistics and isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
-    seed_everything(config.seed, verbose=False)
+    seed_everything(seed, verbose=False)
     batches = iter(loader)  # workers start here, as Lightning starts them before the epoch
     waited, total = 0.0, torch.zeros(())
     began = time.perf_counter()
@@ -155,6 +157,12 @@ def race(dataset: Dataset, config: TrainConfig, rounds: int) -> dict[str, list[E
     return epochs
 
 
+def apart(epochs: dict[str, list[Epoch]]) -> float:
+    """How far the mean losses of the two sides lie apart at most, as a share of their value."""
+    pairs = zip(epochs[COMMAND], epochs[BARE], strict=True)
+    return max(abs(command.loss - bare.loss) / bare.loss for command, bare in pairs)
+
+
 def report(epochs: dict[str, list[Epoch]], images: int) -> None:
     rates = {side: [images / epoch.seconds for epoch in found] for side, found in epochs.items()}
     base = float(np.median(rates[BARE]))
@@ -165,9 +173,8 @@ def report(epochs: dict[str, list[Epoch]], images: int) -> None:
         print(f"{side:16}{f'{median:.2f} ({low:.2f}-{high:.2f})':>26}{median / base:8.3f}{waits:18.1%}")
     pairs = list(zip(epochs[COMMAND], epochs[BARE], strict=True))
     ratios = np.percentile([bare.seconds / command.seconds for command, bare in pairs], (25, 50, 75))
-    apart = max(abs(command.loss - bare.loss) / bare.loss for command, bare in pairs)
     print("ratio within a round: {1:.3f} ({0:.3f}-{2:.3f})".format(*ratios))
-    print(f"mean losses of the two sides differ by at most {apart:.1e} of their value")
+    print(f"mean losses of the two sides differ by at most {apart(epochs):.1e} of their value")
 
 
 def peak_memory(command: list[str]) -> float:
@@ -236,7 +243,10 @@ def main() -> None:
     size = "whole images" if config.crop is None else f"crops of {config.crop[0]}x{config.crop[1]}"
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, float32")
     print(f"{config.variant} on {config.backbone}: {options.steps} steps of {config.batch_size} {size}", flush=True)
-    report(race(dataset, config, options.rounds), count)
+    epochs = race(dataset, config, options.rounds)
+    report(epochs, count)
+    if config.workers == 0 and apart(epochs) > MOST_APART:
+        raise SystemExit(f"the losses differ by more than {MOST_APART:.0e} of their value: the two sides do other work")
 
 
 if __name__ == "__main__":

@@ -116,6 +116,11 @@ def fit(
     return writer.best
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Seed that everything random in an epoch, numbered from 0, follows from in a run of that seed."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
 class _EpochSeeds(Callback):
     """Makes what is random in an epoch follow from the run's seed and the epoch's number alone.
 
@@ -133,7 +138,7 @@ class _EpochSeeds(Callback):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed what augmentation, dropout and the order of the samples draw from."""
-        seed = int(np.random.SeedSequence((self._seed, trainer.current_epoch)).generate_state(1)[0])
+        seed = epoch_seed(self._seed, trainer.current_epoch)
         self._order.manual_seed(seed_everything(seed, verbose=False))
 
 
