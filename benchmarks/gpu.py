@@ -12,7 +12,10 @@ export      the nets' files, in single and half precision, three nets at a time;
 ceiling     multiply-adds a second of one large matrix product in half precision: what shares are taken of
 placement   what ran on which provider when the files were opened; a net that is not whole on the device fails here
 NET         ms per image of each way, at each size and batch, and its share of the ceiling; ways beside "on the
-            device" and those of single precision take the layout that was faster there
+            device" and those of single precision take the layout that was faster there. PyTorch searches its kernels
+            (cudnn.benchmark), on the module that the file was exported from and as users of torchvision and
+            segmentation_models_pytorch write it. "Kernels alone" is what the device computes for, without the gaps
+            between launches
 shapes      two sizes in turns (A B A B) over the same runs in rows (A A B B): 1.0 where no plan is made anew
 compile NET the same of torch.compile, which takes long to begin
 kernels NET which of the device's kernels the time goes to, at the first size, by torch's profiler
@@ -39,7 +42,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import torch
-from gpu_ways import Files, Torch, Way, kernel_times, masks_of, matrix_rate, times
+from gpu_ways import AsUsersWriteIt, Files, SameModule, Torch, Way, kernel_times, masks_of, matrix_rate, times
 from grpc_load import load
 from numpy.typing import NDArray
 from reporting import Report, Spread, add_json_option
@@ -61,6 +64,11 @@ LOADING_PROCESSES = 12
 MOST_DIFFERING = 0.1
 """Of the pixels: random scores lie closer together than those of a trained net, and 16-bit floats are rounded."""
 KERNEL_RUNS, KERNELS_SHOWN = 5, 12
+SAME_MODULE = "PyTorch on the same module"
+PEERS: dict[str, Callable[[SegmentationModel], nn.Module]] = {
+    SAME_MODULE: SameModule,
+    "PyTorch as users write it": AsUsersWriteIt,
+}
 COLUMNS = ("section", "case", "way", "measured", "unit", "of the ceiling", "note")
 ENDING_S = 5.0
 """Left of a section's time for what was begun to end."""
@@ -126,7 +134,7 @@ FULL = Plan(
         "server": 150,
         "shapes": 35,
         "placement": 45,
-        "compile": 60,
+        "compile": 90,
         "kernels": 30,
     },
 )
@@ -249,20 +257,22 @@ class Section:
 
     def net(self, net: Net) -> None:
         files = Files(self.paths(net), self.device, self.folder)
-        peer = Torch(build(net), self.device)
+        peers = self.peers(net)
         for shape in net.cases:
             images, case, half = pictures(shape), case_of(shape), self.plan.precision
-            work = self.multiply_adds(peer, images, case)
+            work = self.multiply_adds(peers[SAME_MODULE], images, case)
             speeds: dict[bool, float] = {}
             for layout in (True, False):
                 name = f"{half}, on the device, {'channels last' if layout else 'channels first'}"
                 way = partial(files.bound, half, images, channels_last=layout)
-                speeds[layout] = self.time(case, name, way, shape[0], work)
+                speeds[layout] = self.time(case, name, way, shape[0], work, kernels=True)
             for layout in speeds:
                 name = f"{half}, CUDA graph on the device, {'channels last' if layout else 'channels first'}"
                 way = partial(files.recorded, half, images, channels_last=layout)
                 self.time(case, name, way, shape[0], work)
-            self.time(case, f"{half}, PyTorch, on the device", partial(peer.eager, images), shape[0], work)
+            for side, peer in peers.items():
+                name, way = f"{half}, {side}, on the device", partial(peer.eager, images)
+                self.time(case, name, way, shape[0], work, kernels=True, compared=side == SAME_MODULE)
             fast = min(speeds, key=speeds.__getitem__)
             for name, make, batches in (
                 ("engine, CUDA graph, 2 threads", files.graphs_by_two, 2),
@@ -279,12 +289,18 @@ class Section:
             self.time(case, "fp32, plain onnxruntime", partial(files.plain, "fp32", images), shape[0], work)
 
     def compile(self, net: Net) -> None:
-        peer = Torch(build(net), self.device)
+        peers = self.peers(net)
         for shape in net.cases:
             images, case = pictures(shape), case_of(shape)
-            work = self.multiply_adds(peer, images, case)
-            way = partial(peer.compiled, images)
-            self.time(case, f"{self.plan.precision}, PyTorch compiled, on the device", way, shape[0], work)
+            work = self.multiply_adds(peers[SAME_MODULE], images, case)
+            for side, peer in peers.items():
+                name, way = f"{self.plan.precision}, {side}, compiled, on the device", partial(peer.compiled, images)
+                self.time(case, name, way, shape[0], work, kernels=True, compared=side == SAME_MODULE)
+
+    def peers(self, net: Net) -> dict[str, Torch]:
+        """The sides in PyTorch, by name, with the same weights."""
+        model = build(net)
+        return {name: Torch(side(model), self.device) for name, side in PEERS.items()}
 
     def kernels(self, net: Net) -> None:
         shape = net.cases[0]
@@ -307,8 +323,21 @@ class Section:
         self.attempt(case, "multiply-adds", lambda: found.append(peer.multiply_adds(images) / len(images)))
         return found[0] if found else None
 
-    def time(self, case: str, name: str, make: Callable[[], Way], count: int, work: float | None) -> float:
-        """Time a way whose call computes so many images; return its ms per image, infinite where it failed."""
+    def time(
+        self,
+        case: str,
+        name: str,
+        make: Callable[[], Way],
+        count: int,
+        work: float | None,
+        *,
+        kernels: bool = False,
+        compared: bool = True,
+    ) -> float:
+        """Time a way whose call computes so many images; return its ms per image, infinite where it failed.
+
+        `kernels` adds a row of what the device computed for, without gaps; `compared` masks have to be the first way's.
+        """
         found = [float("inf")]
 
         def measure() -> None:
@@ -316,11 +345,14 @@ class Section:
             per_image = np.array(times(way, self.plan.seconds)) * 1000 / count
             low, found[0], high = (float(q) for q in np.quantile(per_image, (0.25, 0.5, 0.75)))
             masks = masks_of(way())
-            differ = float(np.mean(masks != self.masks.setdefault(case, masks)))
+            differ = float(np.mean(masks != self.masks.setdefault(case, masks))) if compared else 0.0
             if differ > MOST_DIFFERING:
                 raise ValueError(f"{differ:.2%} of the pixels have another class than by the first way")
             note = f"{differ:.2%} of the pixels have another class than by the first way" if differ else ""
             self.row(case, name, low, found[0], high, unit="ms/image", multiply_adds=work, note=note)
+            if kernels and self.device != "cpu":
+                ms = sum(kernel.ms for kernel in kernel_times(way, KERNEL_RUNS)) / count
+                self.row(case, f"{name}, kernels alone", ms, unit="ms/image")
 
         self.attempt(case, name, measure)
         return found[0]

@@ -17,6 +17,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcnseg.bound_run import BoundRun, Shape, open_copies
@@ -183,8 +184,8 @@ class Files:
         return self._device == "cpu"
 
 
-class TorchNet(nn.Module):
-    """What one would write in PyTorch: the net, scores of every pixel, arg-max; the masks are the model file's."""
+class SameModule(nn.Module):
+    """The module that the model file was exported from, and arg-max: its masks are the file's."""
 
     def __init__(self, model: SegmentationModel) -> None:
         super().__init__()
@@ -196,17 +197,40 @@ class TorchNet(nn.Module):
         return self.model.enlarge_scores(heatmap, size).argmax(1).to(torch.uint8), heatmap
 
 
+class AsUsersWriteIt(nn.Module):
+    """What users of torchvision and segmentation_models_pytorch write around the net.
+
+    Scores are stretched to the image's size, hence other masks than the file's.
+    """
+
+    def __init__(self, model: SegmentationModel) -> None:
+        super().__init__()
+        self.net = model.net
+        self.register_buffer("mean", torch.tensor(model.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(model.std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, H, W, 3) uint8 to (N, H, W) uint8 classes and (N, K, H, W) scores."""
+        x = images.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
+        scores = self.net((x - self.mean) / self.std)
+        scores = F.interpolate(scores, size=images.shape[1:3], mode="bilinear", align_corners=False)
+        return scores.argmax(1).to(torch.uint8), scores
+
+
 class Torch:
     """Ways by PyTorch, in half precision and channels last, images and masks on the device.
 
+    Each layer's kernel is the fastest that cuDNN finds for its shape.
+
     Args:
-        model: The net.
+        net: `SameModule` or `AsUsersWriteIt`.
         device: `cpu` or `cuda:N`.
     """
 
-    def __init__(self, model: SegmentationModel, device: str) -> None:
+    def __init__(self, net: nn.Module, device: str) -> None:
+        torch.backends.cudnn.benchmark = True
         self._device = torch.device(device)
-        net = TorchNet(model).eval().requires_grad_(False).to(self._device, memory_format=torch.channels_last)
+        net = net.eval().requires_grad_(False).to(self._device, memory_format=torch.channels_last)
         self._net = net if device == "cpu" else net.half()  # the CPU has no fast half precision
 
     def multiply_adds(self, images: NDArray[np.uint8]) -> float:

@@ -22,6 +22,8 @@ def test_every_section_measures_something_on_the_cpu(tmp_path: Path) -> None:
     assert {row["section"] for row in rows if row["measured"]} == SECTIONS
     assert [row for row in rows if row["measured"] is None] == []
     assert {row["section"] for row in rows if row["of the ceiling"]} == {"small", "compile small"}
+    peers = {"PyTorch on the same module", "PyTorch as users write it"}
+    assert {row["way"].split(", ")[1] for row in rows if "PyTorch" in row["way"]} == peers
     page = [sys.executable, str(SCRIPT.parent / "page.py"), "--results", str(tmp_path), "--docs", str(tmp_path)]
     subprocess.run(page, check=True, timeout=120)
     assert "## How fast is the model on a GPU" in (tmp_path / "benchmarks.md").read_text()
