@@ -48,7 +48,7 @@ class EngineOptions:
         arena: Whether memory that a run frees is kept for the next; on CUDA it always is.
         cudnn_search: How cuDNN chooses an algorithm for a new shape: by its heuristic, by its other one ("exhaustive",
             which since onnxruntime 1.20 tries nothing out), or by what it falls back to ("default"). The first was
-            faster by far for every net that it could run (docs/gpu.md).
+            faster by far for every net that it could run (docs/decisions/2026-11-26-sixteen-bit-files-on-an-h200.md).
         tf32: Whether CUDA may round the factors of products to 10 bits: faster, and scores differ in the third digit.
         prove: Whether to run the model on small images when it is opened, to tell what runs where and what a pixel
             costs. On CUDA it is done in any case.
