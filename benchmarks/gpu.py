@@ -44,6 +44,7 @@ import numpy as np
 import torch
 from gpu_ways import AsUsersWriteIt, Files, SameModule, Torch, Way, kernel_times, masks_of, matrix_rate, times
 from grpc_load import load
+from nets import build_net, export_net
 from numpy.typing import NDArray
 from reporting import Report, Spread, add_json_option
 from served import serve
@@ -51,11 +52,9 @@ from torch import nn
 
 from fcnseg.engine import Engine, EngineOptions, cudnn_version, resolve_device
 from fcnseg.pictures import encode_jpeg
-from fcnseg.types import LabelMap
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.oip import inference_pb2, inference_pb2_grpc
-from training.export import export
-from training.model import SegmentationModel, build_model
+from training.model import SegmentationModel
 from training.precision import Precision
 
 CLASSES = 21
@@ -214,15 +213,14 @@ class Section:
         gc.collect()
 
     def export(self, net: Net) -> None:
-        model = build(net)
+        model = build_net(net.architecture, CLASSES)
         for precision in missing(self.folder, net):
             self.attempt("", precision, partial(self.export_as, net, model, precision))
 
     def export_as(self, net: Net, model: SegmentationModel, precision: Precision) -> None:
-        names = [f"class {k}" for k in range(CLASSES)]
         path = self.path(net, precision)
         began = time.perf_counter()
-        export(model, LabelMap.from_names(names), path, precision=precision)
+        export_net(model, path, precision)
         seconds = time.perf_counter() - began
         self.row("", precision, seconds, unit="s", note=f"{path.stat().st_size / 1e6:.0f} MB")
 
@@ -299,7 +297,7 @@ class Section:
 
     def peers(self, net: Net) -> dict[str, Torch]:
         """The sides in PyTorch, by name, with the same weights."""
-        model = build(net)
+        model = build_net(net.architecture, CLASSES)
         return {name: Torch(side(model), self.device) for name, side in PEERS.items()}
 
     def kernels(self, net: Net) -> None:
@@ -486,15 +484,6 @@ def stages_of(address: str) -> str:
 def case_of(shape: tuple[int, int, int]) -> str:
     """A batch and its images' size, in words."""
     return f"{shape[0]} x {shape[1]}x{shape[2]}"
-
-
-def build(net: Net) -> SegmentationModel:
-    """An FCN-8s with random weights: what it costs does not depend on them. It scores by some, too, to have masks."""
-    model = build_model(net.architecture, "fcn8s", CLASSES, pretrained=False).eval()
-    for weight in (module.weight for module in model.modules() if isinstance(module, nn.Conv2d)):
-        if not weight.any():
-            nn.init.kaiming_normal_(weight)
-    return model
 
 
 def pictures(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
