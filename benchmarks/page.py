@@ -2,7 +2,7 @@
 
 Run it: python benchmarks/page.py [--results FOLDER] [--docs FOLDER]
 
-Every figure on the page stands in one of these files. What has no file there is named as missing.
+Every figure on the page stands in one of these files. What has no file there is named.
 """
 
 import argparse
@@ -28,14 +28,21 @@ BENCHMARKS = {
     "dense_vs_sliding": "",
 }
 """In the page's order, with what they need beside the project's own environment."""
+NOTES = {
+    "scaling": "A power of pixels, and what is said of it, stands on as few runs as its row: one that was run once may"
+    " be chance.",
+    "tail": "Without `--image` the picture is noise, in which nearly half of the blocks lie on borders; on a street"
+    " scene it is a seventh, and tails that compute at borders alone take less.",
+}
+"""What has to be known of a benchmark's figures and does not stand in its tables."""
 INTRODUCTION = """\
 # Benchmarks
 
 Made by benchmarks/page.py from the figures in [benchmarks/results/](../benchmarks/results/), each by the command that
 stands with it; [benchmarks/](../benchmarks/README.md) tells what each one does, and has the figures of those that are
 run by hand, and [gpu.md](gpu.md) those of a GPU. A cell is one figure, or the median of rounds and their whole range in
-brackets. Where a table compares, its sides took turns within one run: the ratios are what to read, since absolute times
-belong to one machine.
+brackets, `once` where there was one round. Where a table compares, its sides took turns within one run: the ratios are
+what to read, since absolute times belong to one machine.
 """
 
 
@@ -47,7 +54,7 @@ def page(results: dict[str, Result], images: Path) -> str:
     ]
     if missing := [name for name in BENCHMARKS if name not in results]:
         needs = {name: f" (needs {BENCHMARKS[name]})" if BENCHMARKS[name] else "" for name in missing}
-        parts.append(f"Not measured: {', '.join(f'{name}.py{needs[name]}' for name in missing)}.\n")
+        parts.append(f"Not kept as JSON: {', '.join(f'{name}.py{needs[name]}' for name in missing)}.\n")
     return "\n".join(parts)
 
 
@@ -64,6 +71,8 @@ def section(result: Result, pictures: dict[str, str], folder: str) -> str:
     told = f"{devices}, {machine.memory_gib:g} GiB, load {machine.load:g} at the start; {versions}"
     commit = f"commit {result.commit or 'unknown'}, {result.date}"
     lines = [f"## {result.question}", "", f"    {result.command}", "", f"{told}; {commit}.", ""]
+    if result.benchmark in NOTES:
+        lines += [NOTES[result.benchmark], ""]
     for table in result.tables:
         lines += [f"### {table.title}", ""]
         if table.name in pictures:

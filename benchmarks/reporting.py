@@ -52,6 +52,8 @@ class Spread:
         return statistics.median(self.values)
 
     def __str__(self) -> str:
+        if len(self.values) == 1:
+            return f"{number(self.median)} (once)"
         return f"{number(self.median)} ({number(min(self.values))} to {number(max(self.values))})"
 
     def as_json(self) -> dict[str, Any]:

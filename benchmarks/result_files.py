@@ -12,7 +12,7 @@ class _Strict(BaseModel):
 
 
 class Figure(_Strict):
-    """Median, least and greatest of figures, one a round."""
+    """Median, least and greatest of figures, one a round; without a range where there was one alone."""
 
     median: float
     low: float
@@ -20,6 +20,8 @@ class Figure(_Strict):
     values: list[float]
 
     def __str__(self) -> str:
+        if len(self.values) == 1:
+            return f"{number(self.median)} (once)"
         return f"{number(self.median)} ({number(self.low)} to {number(self.high)})"
 
 

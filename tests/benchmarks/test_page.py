@@ -8,11 +8,12 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 RATE = {"median": 20.5, "low": 19.5, "high": 23.75, "values": [19.5, 20.5, 23.75]}
+ONCE = {"median": 8.25, "low": 8.25, "high": 8.25, "values": [8.25]}
 MACHINE = {"processor": "abacus", "cores": 3, "memory_gib": 8.0, "load": 0.5, "gpu": None}
 
 
 def folder_report() -> dict[str, Any]:
-    rows = [["small", "folder", RATE, RATE, RATE, RATE]]
+    rows = [["small", "folder", RATE, RATE, RATE, RATE], ["small", "server", ONCE, RATE, RATE, RATE]]
     columns = ["net", "job", "session.run, ms", "T / (T + C)", "images/s", "ratio"]
     return {
         "benchmark": "folder",
@@ -44,11 +45,12 @@ def test_the_page_has_the_figures_their_picture_and_where_they_are_from_and_name
         "    python benchmarks/folder.py speed --rounds 3",
         "3 cores of abacus, 8 GiB, load 0.5 at the start; python 9.8.7; commit abcdef0, 2001-02-03.",
         "| small | folder | 20.5 (19.5 to 23.8) |",
+        "| small | server | 8.25 (once) |",
         "![Jobs](images/benchmarks-folder-speed.svg)",
         "Ratios, noted.",
     ):
         assert told in text
-    (missing,) = [line for line in text.splitlines() if line.startswith("Not measured: ")]
+    (missing,) = [line for line in text.splitlines() if line.startswith("Not kept as JSON: ")]
     assert "serving_load.py (needs h2load)" in missing
     assert "folder.py" not in missing
 
@@ -73,3 +75,9 @@ def test_a_report_that_the_page_has_no_place_for_is_refused(tmp_path: Path) -> N
     answer = make_page(tmp_path, tmp_path / "docs")
     assert answer.returncode == 1
     assert "stranger" in answer.stderr
+
+
+def test_the_page_says_of_the_tails_that_their_picture_is_noise(tmp_path: Path) -> None:
+    (tmp_path / "tail.json").write_text(json.dumps(folder_report() | {"benchmark": "tail"}))
+    assert make_page(tmp_path, tmp_path).returncode == 0
+    assert "Without `--image` the picture is noise" in (tmp_path / "benchmarks.md").read_text()
