@@ -1,7 +1,8 @@
-"""What each choice of the training recipe is worth: short runs of `fcnseg train` that differ in one thing.
+"""What is each choice of the training recipe worth?
 
-    python benchmarks/ablations.py camvid/ --backbone timm/tf_efficientnet_lite0 --epochs 5
+Run it: python benchmarks/ablations.py DATA [--backbone ARCH] [--epochs N] [--only WORD ...] [--json FILE]
 
+Short runs of `fcnseg train` that differ in one thing; but the paper's recipe, which has its own crops and colours.
 Images and masks are halved first, so that a run takes minutes on two cores: the figures compare the rows with each
 other, and say nothing of what a full run reaches.
 """
@@ -14,11 +15,15 @@ import tempfile
 from pathlib import Path
 
 import cv2
+from reporting import Report, add_json_option
 
 from training.data import open_dataset
 from training.labels import write_label_map
 from training.samples import read_sample
 
+COLUMNS = ("run", "options", "mIoU", "pixel accuracy", "seconds")
+SHARED = ["--crop", "160x208", "--colour-jitter", "0.4"]
+"""Of all rows but the paper's recipe, which decides on both itself."""
 ROWS: dict[str, list[str]] = {
     "FCN-8s (the row that the others differ from)": [],
     "FCN-16s": ["--variant", "fcn16s"],
@@ -68,24 +73,25 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--only", nargs="*", help="words that a row's name must hold one of")
+    add_json_option(parser)
     arguments = parser.parse_args()
-    common = ["--backbone", arguments.backbone, "--epochs", str(arguments.epochs), "--colour-jitter", "0.4"]
+    common = ["--backbone", arguments.backbone, "--epochs", str(arguments.epochs)]
     if arguments.weights is not None:
         common += ["--weights", arguments.weights]
-    print("| run | options | mIoU | pixel accuracy | seconds |\n|---|---|---|---|---|")
+    report = Report(arguments.json)
+    title = f"{arguments.backbone}, {arguments.epochs} epochs, best epoch on images of half the size"
+    table = report.table("ablations", title, COLUMNS)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "half"
         halve(arguments.data, data)
         for i, (name, options) in enumerate(ROWS.items()):
             if arguments.only and not any(word in name for word in arguments.only):
                 continue
-            crop = [] if "paper" in options else ["--crop", "160x208"]
-            best = train(data, Path(folder) / f"run{i}", [*common, *crop, *options])
+            shared = [] if "paper" in options else SHARED
+            best = train(data, Path(folder) / f"run{i}", [*common, *shared, *options])
             shown = f"`{' '.join(options)}`" if options else ""
-            figures = (
-                f"{float(best['mean_iou']):.4f} | {float(best['pixel_accuracy']):.4f} | {float(best['seconds']):.0f}"
-            )
-            print(f"| {name} | {shown} | {figures} |", flush=True)
+            table.add(name, shown, *(float(best[figure]) for figure in ("mean_iou", "pixel_accuracy", "seconds")))
+    report.write()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ BENCHMARKS = {
     "tiling": "",
     "resampling": "",
     "dense_vs_sliding": "",
+    "ablations": "a data folder: [results.md](results.md)",
 }
 """In the page's order, with what they need beside the project's own environment."""
 NOTES = {

@@ -148,8 +148,8 @@ class Report:
             "machine": machine(gpu),
             "versions": versions(),
         }
-        told = self._head["machine"]
-        print(f"{told['cores']} cores of {told['processor']}, load {told['load']}, {self._head['versions']}")
+        told, run = self._head["machine"], f"commit {self._head['commit'] or 'unknown'}, {self._head['date']}"
+        print(f"{told['cores']} cores of {told['processor']}, load {told['load']}, {self._head['versions']}; {run}")
 
     def table(self, name: str, title: str, columns: Sequence[str], note: str = "") -> Table:
         """Begin a table; the one of that name is gone on with, if it is the last."""
