@@ -21,14 +21,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torchvision
+from loop import HEIGHT, WIDTH, photograph
 from nets import build_net, clear_pixels, export_net
 from numpy.typing import NDArray
 from reporting import Report, Spread, Table, add_json_option, in_turns
-from skimage import data
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
@@ -36,7 +35,6 @@ import fcnseg
 from fcnseg.cores import usable_cores
 from training.model import SegmentationModel
 
-HEIGHT, WIDTH = 360, 480
 NETS = ("mobilenet_v2", "timm/tf_efficientnet_lite0", "resnet50", "vgg16")
 TITLE = f"Milliseconds from pixels to class map, {WIDTH}x{HEIGHT}"
 COLUMNS = (
@@ -77,7 +75,7 @@ def compare(net: str, folder: Path, arguments: argparse.Namespace, table: Table)
     model, path = build_net(net), folder / "net.onnx"
     export_net(model, path)
     segmenter = fcnseg.load(path, "cpu", arguments.threads)
-    image = cv2.resize(data.chelsea(), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).astype(np.uint8)
+    image = photograph()
     sides: dict[str, Callable[[], Pixels]] = {
         "fcnseg": lambda: segmenter.segment(image).class_map,
         "eager": lambda: eager(model, image),

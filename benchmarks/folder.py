@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from loop import HEIGHT, WIDTH, Loop, photograph
+from loop import HEIGHT, WIDTH, Loop, codec_seconds, photograph
 from nets import SMALL, build
 from reporting import Report, Spread, add_json_option, resident_mib
 from served import serve
@@ -104,7 +104,8 @@ class Benchmark:
         frames, rates, ceilings, ratios = [], [], [], []
         for _ in range(self.arguments.rounds):
             times, rate = self.loop.around(self.arguments.seconds, lambda _: self._rate(source, model))
-            frame, codec = statistics.fmean(times), self._codec_seconds() / cores
+            frame = statistics.fmean(times)
+            codec = codec_seconds(self.jpeg, self.loop.class_map, Encoding.PNG, self.label_map) / cores
             frames.append(frame * 1000)
             rates.append(rate)
             ceilings.append(frame / (frame + codec))
@@ -134,16 +135,6 @@ class Benchmark:
         for i in range(count):
             (folder / f"{i:06d}.jpg").write_bytes(self.jpeg)
         return folder
-
-    def _codec_seconds(self) -> float:
-        """What one core takes to decode the JPEG and to encode the mask, in seconds; the median of 20."""
-        times = []
-        for _ in range(20):
-            began = time.thread_time()
-            images.decode(self.jpeg)
-            masks.encode(self.loop.class_map, Encoding.PNG, self.label_map)
-            times.append(time.thread_time() - began)
-        return statistics.median(times)
 
 
 def _lines(output: Path) -> int:

@@ -27,6 +27,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from loop import HEIGHT, WIDTH
 from nets import build_net, clear_pixels, export_net
 from numpy.typing import NDArray
 from PIL import Image
@@ -36,7 +37,6 @@ from skimage import data
 from fcnseg.cores import usable_cores
 from training.model import SegmentationModel
 
-HEIGHT, WIDTH = 360, 480
 NETS = ("mobilenet_v2", "resnet50")
 LOOKED_AT = 8  # images whose scores are computed once more
 COLUMNS = ("net", "side", "images/s", "fcnseg's images/s over it", "seconds in all", "peak memory, MiB")

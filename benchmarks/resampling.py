@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from loop import HEIGHT, WIDTH
 from reporting import Report, Spread, add_json_option, in_turns
 from session import open_session
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from training.grid import Lattice
 from training.quiet import quiet
 from training.resample import PIXELS, resample
 
-STRIDE, HEIGHT, WIDTH = 8, 360, 480
+STRIDE = 8
 THREADS = 2
 ROUNDS = 31
 CELLS = (HEIGHT // STRIDE, WIDTH // STRIDE)

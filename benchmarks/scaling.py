@@ -31,22 +31,19 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import cv2
 import grpc
 import numpy as np
 import onnxruntime
+from loop import HEIGHT, WIDTH, photograph
 from numpy.typing import NDArray
-from reporting import ROOT, Report, Spread, add_json_option, peak_mib, resident_mib, seconds
+from reporting import Report, Spread, add_json_option, peak_mib, resident_mib, seconds
 from served import serve
-from skimage import data
 
 import fcnseg
 from fcnseg.cores import usable_cores
 from fcnseg.pictures import encode_jpeg
 from fcnseg.v1 import segmentation_pb2 as pb
 
-HEIGHT, WIDTH = 360, 480
-SMALL = ROOT / "results" / "camvid-fcn8s.onnx"
 SIDES = (256, 512, 1024, 2048, 4096)
 BATCHES = (1, 2, 4, 8, 16)
 CLASSES = (2, 16, 64, 65, 1000)
@@ -60,10 +57,6 @@ REFUSED_S, LONGEST_S, TIMEOUT_S = 0.1, 20.0, 60.0
 SEGMENT = "/fcnseg.v1.SegmentationService/Segment"
 
 Pixels = NDArray[np.uint8]
-
-
-def photograph(height: int, width: int) -> Pixels:
-    return cv2.resize(data.chelsea(), (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
 class Scaling:
@@ -181,7 +174,7 @@ class Scaling:
 
     def _ask(self, address: str, clients: int, models: list[str]) -> tuple[list[float], float, int, float]:
         """Load a server; what `ask` tells, and how much of the CPU the clients took."""
-        jpeg = encode_jpeg(photograph(HEIGHT, WIDTH), quality=90)
+        jpeg = encode_jpeg(photograph(), quality=90)
         kinds = (
             pb.SegmentRequest(encoded=jpeg, encoding=pb.CLASS_MAP_ENCODING_ZSTD, model_name=name) for name in models
         )
@@ -281,7 +274,7 @@ QUESTIONS = ("size", "batch", "classes", "clients", "models")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"{', '.join(QUESTIONS)}; all by default")
-    parser.add_argument("--model", type=Path, default=SMALL, help="model file (results/camvid-fcn8s.onnx)")
+    parser.add_argument("--model", type=Path, help="model file (results/camvid-fcn8s.onnx)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each row, three runs at least (3)")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="within an operator (cores)")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
@@ -293,9 +286,11 @@ def main() -> None:
     asked = arguments.questions or QUESTIONS
     if unknown := set(asked) - set(QUESTIONS):
         parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+    from nets import SMALL  # noqa: PLC0415 - the processes measured hold no torch
+
     report = Report(arguments.json)
     with tempfile.TemporaryDirectory() as folder:
-        scaling = Scaling(report, arguments.model, arguments, Path(folder))
+        scaling = Scaling(report, arguments.model or SMALL, arguments, Path(folder))
         for question in asked:
             getattr(scaling, question)()
     report.write()

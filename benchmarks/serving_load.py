@@ -34,7 +34,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 from h2load import Request, h2load, require_h2load
-from loop import HEIGHT, WIDTH, Loop, photograph
+from loop import HEIGHT, WIDTH, Loop, codec_seconds, photograph
 from nets import SMALL, build
 from reporting import Report, Spread, add_json_option, in_turns, resident_mib
 from served import serve, serve_barely
@@ -158,7 +158,8 @@ class Benchmark:
             frames, rates, ratios, ceilings = [], [], [], []
             for _ in range(self.rounds):
                 times, rate = self.jpeg_loop.around(self.seconds, self._load(address, self.zstd, 8))
-                frame, codec = statistics.fmean(times), self._codec_seconds() / cores
+                frame = statistics.fmean(times)
+                codec = codec_seconds(self.jpeg, self.jpeg_loop.class_map, Encoding.ZSTD, self.label_map) / cores
                 ceiling = frame / (frame + codec)
                 frames.append(frame * 1000)
                 rates.append(rate)
@@ -166,16 +167,6 @@ class Benchmark:
                 ratios.append(rate * frame / ceiling)
         table = self.report.table("throughput", FRAMES, THROUGHPUT, CEILING)
         table.add(self.name, "JPEG to zstd, 8 clients", *map(Spread.of, (frames, ceilings, rates, ratios)))
-
-    def _codec_seconds(self) -> float:
-        """Seconds that one core takes to decode the JPEG and encode its mask."""
-        found = []
-        for _ in range(50):
-            began = time.perf_counter()
-            images.decode(self.jpeg)
-            masks.encode(self.jpeg_loop.class_map, Encoding.ZSTD, self.label_map)
-            found.append(time.perf_counter() - began)
-        return statistics.median(found)
 
     def latency(self) -> None:
         with (

@@ -25,11 +25,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx
-import onnxruntime
 import torch
+from loop import HEIGHT, WIDTH
+from nets import SMALL
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from reporting import Report, Spread, add_json_option, in_turns
+from session import open_session
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,8 +43,6 @@ from training.pixel_blocks import PixelBlocks
 from training.quiet import quiet
 from training.resample import PIXELS, resample, resample_channels_last
 
-MODEL = Path(__file__).parent.parent / "results" / "camvid-fcn8s.onnx"
-HEIGHT, WIDTH = 360, 480
 SIDE = "borders (used)"
 
 
@@ -146,18 +146,10 @@ def with_tail(net: onnx.ModelProto, tail: Callable[[Tensor], Tensor], heatmap: N
     return onnx.compose.merge_models(net, exported, io_map=[("heatmap", "tail/scores")])
 
 
-def session(proto: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def measure(report: Report, model: Path, classes: int, photo: NDArray[np.uint8], rounds: int, threads: int) -> None:
     net = cut_at_heatmap(model, classes)
     feed = {"image": photo[None]}
-    alone = session(net, threads)
+    alone = open_session(net.SerializeToString(), threads)
     heatmap = alone.run(None, feed)[0]
     tails = Tails(read_model_info(model).geometry, photo.shape[:2])
     graphs = {
@@ -167,7 +159,9 @@ def measure(report: Report, model: Path, classes: int, photo: NDArray[np.uint8],
         "channels last": tails.channels_last,
         "convolution": tails.convolution,
     }
-    sessions = {name: session(with_tail(net, tail, heatmap), threads) for name, tail in graphs.items()}
+    sessions = {
+        name: open_session(with_tail(net, tail, heatmap).SerializeToString(), threads) for name, tail in graphs.items()
+    }
     sides: dict[str, Callable[[], NDArray[np.generic]]] = {"the net alone": lambda: alone.run(None, feed)[0]}
     sides |= {name: lambda s=s: s.run(None, feed)[0] for name, s in sessions.items()}
     sides["NumPy, OpenCV"] = lambda: tails.outside(alone.run(None, feed)[0])
@@ -186,7 +180,7 @@ def measure(report: Report, model: Path, classes: int, photo: NDArray[np.uint8],
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", type=Path, default=MODEL)
+    parser.add_argument("model", nargs="?", type=Path, default=SMALL)
     parser.add_argument("--classes", type=int, nargs="+", default=[11, 21])
     parser.add_argument("--image", type=Path, help="a photograph that the model knows; default: noise, all borders")
     parser.add_argument("--rounds", type=int, default=51)
