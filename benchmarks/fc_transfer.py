@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcnseg.types import Rgb
-from training.config import Tail
+from training.config import TailChoice
 from training.contents import look_into
 from training.data import open_dataset
 from training.fcn import build_fcn
@@ -51,8 +51,8 @@ STD: Rgb = (0.25, 0.25, 0.25)
 BATCH_SIZE = 8
 LEARN_IMAGES, LEARN_EPOCHS, TEST_IMAGES = 2400, 10, 400
 SCENES = {"train": 400, "val": 80}
-WAYS: tuple[tuple[str, Tail], ...] = (("max_fc", "fc"), ("max_fc", "gap"), ("max_gap", "gap"))
-NEAR_WAYS: tuple[tuple[str, Tail], ...] = (("avg_fc", "fc"), ("avg_fc", "gap"))
+WAYS: tuple[tuple[str, TailChoice], ...] = (("max_fc", "fc"), ("max_fc", "gap"), ("max_gap", "gap"))
+NEAR_WAYS: tuple[tuple[str, TailChoice], ...] = (("avg_fc", "fc"), ("avg_fc", "gap"))
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Plan:
     """One training: a net (of small_vgg.py), the tail, its start, where and with what seed."""
 
     net: str
-    tail: Tail
+    tail: TailChoice
     pretrained: bool
     domain: str
     seed: int

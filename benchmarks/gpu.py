@@ -55,10 +55,10 @@ from fcnseg.pictures import encode_jpeg
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.oip import inference_pb2, inference_pb2_grpc
 from training.model import SegmentationModel
-from training.precision import Precision
+from training.precision import FilePrecision
 
 CLASSES = 21
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+PRECISIONS: tuple[FilePrecision, ...] = ("fp32", "fp16")
 LOADING_PROCESSES = 12
 MOST_DIFFERING = 0.1
 """Of the pixels: random scores lie closer together than those of a trained net, and 16-bit floats are rounded."""
@@ -217,7 +217,7 @@ class Section:
         for precision in missing(self.folder, net):
             self.attempt("", precision, partial(self.export_as, net, model, precision))
 
-    def export_as(self, net: Net, model: SegmentationModel, precision: Precision) -> None:
+    def export_as(self, net: Net, model: SegmentationModel, precision: FilePrecision) -> None:
         path = self.path(net, precision)
         began = time.perf_counter()
         export_net(model, path, precision)
@@ -462,7 +462,7 @@ def file_of(folder: Path, net: Net, precision: str) -> Path:
     return folder / f"{net.name}-{precision}.onnx"
 
 
-def missing(folder: Path, net: Net) -> list[Precision]:
+def missing(folder: Path, net: Net) -> list[FilePrecision]:
     """The precisions in which a net is still to be exported."""
     return [precision for precision in PRECISIONS if not file_of(folder, net, precision).exists()]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fcnseg.types import LabelMap
 from training.export import export
 from training.model import SegmentationModel, build_model
-from training.precision import Precision
+from training.precision import FilePrecision
 
 SMALL = Path(__file__).parent.parent / "results" / "camvid-fcn8s.onnx"
 CLEAR = 1e-3
@@ -25,7 +25,7 @@ def build_net(architecture: str, classes: int = 21) -> SegmentationModel:
     return model
 
 
-def export_net(model: SegmentationModel, path: Path, precision: Precision = "fp32") -> None:
+def export_net(model: SegmentationModel, path: Path, precision: FilePrecision = "fp32") -> None:
     """Write its model file."""
     export(model, LabelMap.from_names([f"class {i}" for i in range(model.num_classes)]), path, precision=precision)
 

@@ -6,7 +6,7 @@ from fcnseg.model_card import ModelCard, Option
 from training.config import TrainConfig, as_plain
 from training.export import Store
 from training.net_file import without_folder
-from training.precision import Precision
+from training.precision import FilePrecision
 from training.run import Run
 
 _POOR = 0.5
@@ -18,7 +18,7 @@ def make_card(
     *,
     data_licence: str | None = None,
     store: Store = "fp32",
-    precision: Precision = "fp32",
+    precision: FilePrecision = "fp32",
 ) -> ModelCard:
     """Make the card of a run's model.
 
@@ -68,7 +68,7 @@ def _recipe(config: TrainConfig) -> dict[str, Option]:
     return plain
 
 
-def _limits(run: Run, store: Store, precision: Precision) -> list[str]:
+def _limits(run: Run, store: Store, precision: FilePrecision) -> list[str]:
     record, config = run.record, run.record.config
     low, high = config.scale_jitter
     seen = "whole images" if config.crop is None else "crops of {}x{} pixels (height x width)".format(*config.crop)

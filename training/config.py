@@ -12,7 +12,7 @@ from fcnseg.files import write_text
 from fcnseg.types import Rgb, closest
 
 Variant: TypeAlias = Literal["fcn32s", "fcn16s", "fcn8s"]
-Tail: TypeAlias = Literal["auto", "fc", "gap"]
+TailChoice: TypeAlias = Literal["auto", "fc", "gap"]
 Upsampling: TypeAlias = Literal["bilinear", "learned"]
 RecipeName: TypeAlias = Literal["modern", "paper"]
 Optimiser: TypeAlias = Literal["adamw", "sgd"]
@@ -85,7 +85,7 @@ class TrainConfig:
     data: str
     backbone: str
     variant: Variant = "fcn8s"
-    tail: Tail = "auto"
+    tail: TailChoice = "auto"
     upsampling: Upsampling = "bilinear"
     skip_scale: _Positive = 1.0
     start: str | None = None

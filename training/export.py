@@ -24,7 +24,7 @@ from training.half_weights import round_weights, store_half
 from training.layers import derive_layers
 from training.model import SegmentationModel
 from training.net_file import without_folder
-from training.precision import Images, Precision, halve, quantise
+from training.precision import FilePrecision, Images, halve, quantise
 from training.quiet import quiet
 
 Store: TypeAlias = Literal["fp32", "fp16"]
@@ -50,7 +50,7 @@ def export(
     certificate: Certificate | None = None,
     card: ModelCard | None = None,
     store: Store = "fp32",
-    precision: Precision = "fp32",
+    precision: FilePrecision = "fp32",
     calibration: Images = (),
 ) -> ModelInfo:
     """Write a model file, after proving that onnxruntime computes what PyTorch does.

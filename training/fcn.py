@@ -13,7 +13,7 @@ from typing import get_args
 from torch import Tensor, fx, nn
 
 from fcnseg.errors import ArchitectureError, UsageError
-from training.config import Tail, Upsampling, Variant
+from training.config import TailChoice, Upsampling, Variant
 from training.conversion import Trunk, dense_trunk, prepared_copy
 from training.grid import Grid, Lattice, lattices
 from training.grid_tracer import record_grids
@@ -106,7 +106,7 @@ def build_fcn(
     num_classes: int,
     input_size: tuple[int, int],
     *,
-    tail: Tail = "auto",
+    tail: TailChoice = "auto",
     upsampling: Upsampling = "bilinear",
     skip_scale: float = 1.0,
 ) -> FCN:
@@ -139,7 +139,7 @@ def build_fcn(
     return FCN(trunk.net, taps, num_classes, input_size, upsampling, skip_scale)
 
 
-def _scored_node(trunk: Trunk, tail: Tail) -> fx.Node:
+def _scored_node(trunk: Trunk, tail: TailChoice) -> fx.Node:
     """The node that the coarsest scores read."""
     if tail == "gap":
         return trunk.features

@@ -14,7 +14,7 @@ from fcnseg.errors import ArchitectureError
 from fcnseg.geometry import AxisGeometry, Geometry
 from fcnseg.model_file import CELL_RESOLUTION_ABOVE
 from fcnseg.types import Rgb
-from training.config import Tail, Upsampling, Variant
+from training.config import TailChoice, Upsampling, Variant
 from training.fcn import build_fcn
 from training.grid import Lattice
 from training.net_grid import NetGrid
@@ -188,7 +188,7 @@ def build_model(
     variant: Variant,
     num_classes: int,
     *,
-    tail: Tail = "auto",
+    tail: TailChoice = "auto",
     upsampling: Upsampling = "bilinear",
     skip_scale: float = 1.0,
     weights: Path | None = None,

@@ -28,7 +28,7 @@ from training.quiet import quiet
 from training.samples import Sample, read_image
 from training.tensor_cores import fit_tensor_cores
 
-Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+FilePrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
 _FIRST = 3
 _PERCENTILE = 99.99
 _TIMED_RUNS = 15
@@ -148,7 +148,7 @@ def compare(
 
 def _mean_iou(net: ServedNet, samples: Sequence[Sample], ignore_id: int | None) -> float:
     (measures,) = deque(measure(net, samples, ignore_id), maxlen=1)
-    return measures.mean_iou or 0.0
+    return measures.mean_iou
 
 
 def _seconds(net: ServedNet, image: NDArray[np.uint8]) -> float:

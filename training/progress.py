@@ -27,7 +27,7 @@ class TrainingProgress(Callback):
         )
         self._task: TaskID | None = None
         self._begun = 0.0
-        self._best = ""
+        self._latest = ""
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,7 +41,7 @@ class TrainingProgress(Callback):
         if self._task is not None:
             self._bar.remove_task(self._task)
         name = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self._task = self._bar.add_task(name, total=trainer.num_training_batches, figures=self._best)
+        self._task = self._bar.add_task(name, total=trainer.num_training_batches, figures=self._latest)
 
     @override
     def on_train_batch_end(
@@ -49,7 +49,7 @@ class TrainingProgress(Callback):
     ) -> None:
         """Advance by a step."""
         if self._task is not None and isinstance(pl_module, SegmentationTask) and self._console.is_terminal:
-            figures = f"loss {pl_module.mean_loss():.3f}{self._best}"
+            figures = f"loss {pl_module.mean_loss():.3f}{self._latest}"
             self._bar.update(self._task, completed=batch_idx + 1, figures=figures)
 
     @override
@@ -64,7 +64,7 @@ class TrainingProgress(Callback):
         if not isinstance(pl_module, SegmentationTask) or pl_module.scores is None:
             return
         scores = pl_module.scores
-        self._best = f", val mIoU {scores.mean_iou:.3f}"
+        self._latest = f", val mIoU {scores.mean_iou:.3f}"
         self._console.print(
             f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  loss {pl_module.mean_loss():.3f}"
             f"  val mIoU {scores.mean_iou:.4f}  pixel accuracy {scores.pixel_accuracy:.4f}"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fcnseg.model_file import ModelInfo
     from training.data import Dataset
     from training.export import Store
-    from training.precision import Images, Precision
+    from training.precision import FilePrecision, Images
     from training.run import Run
 
 
@@ -56,7 +56,7 @@ def export(
     run: Path,
     output: Path,
     store: "Store",
-    precision: "Precision",
+    precision: "FilePrecision",
     data: Path | None,
     calibration_images: int,
     data_licence: str | None,
@@ -118,7 +118,7 @@ def _write(
     output: Path,
     card: "ModelCard",
     store: "Store" = "fp32",
-    precision: "Precision" = "fp32",
+    precision: "FilePrecision" = "fp32",
     calibration: "Images" = (),
 ) -> "ModelInfo":
     from training.export import export as write_model_file
@@ -137,7 +137,7 @@ def _write(
 
 
 def _write_measured(
-    run: "Run", output: Path, card: "ModelCard", precision: "Precision", dataset: "Dataset", calibration_images: int
+    run: "Run", output: Path, card: "ModelCard", precision: "FilePrecision", dataset: "Dataset", calibration_images: int
 ) -> "ModelInfo":
     """Write the file, once it is measured beside the same model in fp32."""
     import tempfile

@@ -29,7 +29,9 @@ def _options() -> list[Callable[[Any], Any]]:
         _text("backbone", "torchvision name, timm/NAME or FILE.py:NAME of the classifier.", metavar="ARCH"),
         _choice("recipe", config.RecipeName, "Where all other defaults come from; those shown are the modern ones."),
         _choice("variant", config.Variant, "Stride of the finest scores: smaller is sharper."),
-        _choice("tail", config.Tail, "What the coarsest scores read: FC layers, last features, or what there is."),
+        _choice(
+            "tail", config.TailChoice, "What the coarsest scores read: FC layers, last features, or what there is."
+        ),
         _choice("upsampling", config.Upsampling, "From coarse scores to finer ones."),
         _number("skip_scale", _POSITIVE, "What a skip's features are multiplied by, the second's twice."),
         _text("start", "Run of a coarser variant to start from, instead of the classifier.", metavar="RUN"),
