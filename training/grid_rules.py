@@ -25,7 +25,8 @@ class Trace:
     axes: tuple[int, int] | None
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """Rows and columns of what is given for both, or for each."""
     values = list(value) if isinstance(value, (tuple, list)) else [value]
     return (values[0], values[-1])
 
@@ -36,7 +37,7 @@ def _argument(args: tuple[Any, ...], index: int, default: Any) -> Any:
 
 def both(trace: Trace, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Grid:
     """The grid behind a convolution or pooling of the given (y, x) values, or single ones for both axes."""
-    (ky, kx), (sy, sx), (py, px), (dy, dx) = map(_pair, (kernel, stride, padding, dilation))
+    (ky, kx), (sy, sx), (py, px), (dy, dx) = map(pair, (kernel, stride, padding, dilation))
     return Grid(trace.grid.y.convolved(ky, sy, py, dy), trace.grid.x.convolved(kx, sx, px, dx))
 
 
@@ -45,7 +46,7 @@ def _convolution(trace: Trace, args: tuple[Any, ...]) -> Grid:
     stride, padding, dilation, is_transposed = args[3:7]
     if not is_transposed:
         return both(trace, kernel, stride, padding, dilation)
-    (ky, kx), (sy, sx), (py, px) = map(_pair, (kernel, stride, padding))
+    (ky, kx), (sy, sx), (py, px) = map(pair, (kernel, stride, padding))
     return Grid(trace.grid.y.transposed(ky, sy, py), trace.grid.x.transposed(kx, sx, px))
 
 
@@ -58,7 +59,7 @@ def _avg_pool(trace: Trace, args: tuple[Any, ...]) -> Grid:
 
 
 def _adaptive_pool(trace: Trace, args: tuple[Any, ...]) -> Grid | None:
-    wanted, size = _pair(args[1]), trace.size
+    wanted, size = pair(args[1]), trace.size
     if wanted == size:
         return trace.grid
     if wanted == (1, 1):

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from fcnseg.errors import WeightsError
 from training.fcn import FCN
 from training.model import SegmentationModel
-from training.tracing import PaddedConv2d
+from training.tracing import PaddedConv2d, called_module
 
 _LARGEST = float(np.finfo(np.float16).max)
 
@@ -65,11 +65,11 @@ def store_half(proto: onnx.ModelProto) -> None:
 def _fold_batch_norms(trunk: fx.GraphModule) -> None:
     """Fold each BatchNorm into the convolution before it, where nothing else reads that; activations stay."""
     for node in trunk.graph.nodes:
-        norm = _module(trunk, node)
+        norm = called_module(trunk, node)
         if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
             continue
         source = node.all_input_nodes[0]
-        conv = _module(trunk, source)
+        conv = called_module(trunk, source)
         if (
             not isinstance(conv, nn.Conv2d)
             or type(conv) not in {nn.Conv2d, PaddedConv2d}  # others may compute with other weights than they have
@@ -86,10 +86,6 @@ def _fold_batch_norms(trunk: fx.GraphModule) -> None:
         rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
         parent, _, name = str(node.target).rpartition(".")
         setattr(trunk.get_submodule(parent), name, nn.Sequential(*rest))
-
-
-def _module(trunk: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    return trunk.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _uses(trunk: fx.GraphModule, node: fx.Node) -> int:

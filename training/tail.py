@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fcnseg.errors import ArchitectureError
-from training.tracing import fake_tensors
+from training.tracing import called_module, fake_tensors
 
 _Role = Literal["linear", "pool", "flatten", "norm", "other"]
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
@@ -48,7 +48,7 @@ class Tail:
 
     def is_affine(self, traced: fx.GraphModule) -> bool:
         """Whether all that follows the pooling is affine in eval mode, so that it commutes with averaging."""
-        modules = [_module(traced, node) for node in (*self.norms, *self.others)]
+        modules = [called_module(traced, node) for node in (*self.norms, *self.others)]
         affine = (nn.Dropout, nn.Identity, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
         return all(isinstance(m, affine) for m in modules)
 
@@ -123,7 +123,7 @@ def find_tail(traced: fx.GraphModule) -> Tail:
 def _role(traced: fx.GraphModule, node: fx.Node, source: fx.Node) -> _Role | None:
     """What a node does in a tail; None where it belongs to the features before it."""
     before, after = source.meta["shape"], node.meta["shape"]
-    module = _module(traced, node)
+    module = called_module(traced, node)
     role: _Role | None = None
     if isinstance(module, nn.Linear) and len(after) == 2:
         role = "linear"
@@ -156,10 +156,6 @@ def _tensor_inputs(node: fx.Node) -> Iterator[fx.Node]:
     return (n for n in node.all_input_nodes if n.meta.get("shape") is not None and n.op != "get_attr")
 
 
-def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
 def _is_pool(traced: fx.GraphModule, node: fx.Node, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
     """Whether a node pools a map: to any grid if it is adaptive, else to a single cell."""
     if len(before) != 4 or before[:2] != after[:2] or (len(after) == 4 and after[2] > before[2]):
@@ -176,7 +172,7 @@ def _is_pool(traced: fx.GraphModule, node: fx.Node, before: tuple[int, ...], aft
 
 def _covers(traced: fx.GraphModule, pool: fx.Node, size: tuple[int, ...]) -> bool:
     """Whether an average pooling takes a whole map of (h, w), and is no strided layer that has one place on it."""
-    module = _module(traced, pool)
+    module = called_module(traced, pool)
     if module is None:
         given = dict(zip(("input", "kernel_size", "stride", "padding"), pool.args, strict=False)) | pool.kwargs
         values: Any = fx.node.map_arg((given["kernel_size"], given.get("padding", 0)), lambda n: n.meta["value"])
@@ -197,7 +193,7 @@ def _is_second_mean(node: fx.Node, source: fx.Node) -> bool:
 
 def _name(traced: fx.GraphModule, node: fx.Node) -> str:
     """A layer's class, or a function's or method's name."""
-    module = _module(traced, node)
+    module = called_module(traced, node)
     return type(module).__name__ if module is not None else str(getattr(node.target, "__name__", node.target))
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from fcnseg.errors import ArchitectureError
+from training.grid_rules import pair
 
 
 @contextlib.contextmanager
@@ -195,7 +196,7 @@ def _input_sizes(
 
 
 def _static(layer: nn.Module, size: tuple[int, int]) -> nn.Module:
-    kernel, stride, dilation = (_pair(getattr(layer, key)) for key in ("kernel_size", "stride", "dilation"))
+    kernel, stride, dilation = (pair(getattr(layer, key)) for key in ("kernel_size", "stride", "dilation"))
     sides: list[int] = []
     for axis in (1, 0):  # left and right first, as pad wants them
         cells = -(-size[axis] // stride[axis])
@@ -214,5 +215,6 @@ def _static(layer: nn.Module, size: tuple[int, int]) -> nn.Module:
     return pool
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value[0], value[1]) if isinstance(value, (tuple, list)) else (value, value)
+def called_module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """Return the layer that a node calls; None where it calls a function or method."""
+    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None

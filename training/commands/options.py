@@ -8,6 +8,13 @@ import click
 
 from fcnseg.types import Rgb
 
+WEIGHTS_HELP = "State_dict of the classifier.  [default: the zoo's pretrained weights]"
+MEAN_HELP = (
+    "Channel means that go with the weights, of values in 0..1; one number stands for all three."
+    "  [default: the zoo's for ARCH]"
+)
+STD_HELP = "Channel deviations that go with the weights; as --mean."
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -28,20 +35,19 @@ def weights_options(command: _Command) -> _Command:
             "--std",
             metavar="R,G,B",
             callback=read_channels,
-            help="Channel deviations that go with the weights; as --mean.",
+            help=STD_HELP,
         ),
         click.option(
             "--mean",
             metavar="R,G,B",
             callback=read_channels,
-            help="Channel means that go with the weights, of values in 0..1; one number stands for all three."
-            "  [default: the zoo's for ARCH]",
+            help=MEAN_HELP,
         ),
         click.option(
             "--weights",
             metavar="FILE",
             type=click.Path(path_type=Path),
-            help="State_dict of the classifier.  [default: the zoo's pretrained weights]",
+            help=WEIGHTS_HELP,
         ),
     ):
         command = option(command)

@@ -9,7 +9,7 @@ import click
 
 from fcnseg.commands.options import add_options
 from training import config
-from training.commands.options import read_channels, read_size
+from training.commands.options import MEAN_HELP, STD_HELP, WEIGHTS_HELP, read_channels, read_size
 from training.config import TrainConfig
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -35,10 +35,10 @@ def _options() -> list[Callable[[Any], Any]]:
         _choice("upsampling", config.Upsampling, "From coarse scores to finer ones."),
         _number("skip_scale", _POSITIVE, "What a skip's features are multiplied by, the second's twice."),
         _text("start", "Run of a coarser variant to start from, instead of the classifier.", metavar="RUN"),
-        _text("weights", "State_dict of the classifier.  [default: the zoo's pretrained weights]", metavar="FILE"),
+        _text("weights", WEIGHTS_HELP, metavar="FILE"),
         _flag("pretrained", "Keep the classifier's weights, or draw them at random."),
-        _channels("mean", "Channel means that go with the weights, of values in 0..1.  [default: the zoo's for ARCH]"),
-        _channels("std", "Channel deviations that go with the weights; as --mean."),
+        _channels("mean", MEAN_HELP),
+        _channels("std", STD_HELP),
         click.option(
             "--input-size",
             metavar="HxW",
