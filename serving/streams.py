@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -43,6 +43,39 @@ class Turn:
         self.held = ExitStack()
 
 
+class _Reader(Generic[_Request]):
+    """Reads a stream until its sender ends it or the server stops; to be closed.
+
+    Args:
+        requests: What comes.
+        stopping: Set when the server stops.
+    """
+
+    def __init__(self, requests: AsyncIterator[_Request], stopping: asyncio.Event) -> None:
+        self._requests = requests
+        self._stopped = asyncio.create_task(stopping.wait())
+        self._coming: asyncio.Future[_Request | None] | None = None
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the sender has ended it, though it be after the server stopped, and all that it sent was read."""
+        if (coming := self._coming) is None or not coming.done() or coming.cancelled():
+            return False
+        return coming.exception() is None and coming.result() is None
+
+    async def next(self) -> _Request | None:
+        """Return what comes next; None where nothing more is read."""
+        self._coming = asyncio.ensure_future(anext(self._requests, None))
+        await asyncio.wait({self._coming, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
+        return self._coming.result() if self._coming.done() else None
+
+    def close(self) -> None:
+        """Wait for nothing more."""
+        self._stopped.cancel()
+        if self._coming is not None:
+            self._coming.cancel()
+
+
 async def answer_in_order(
     requests: AsyncIterator[_Request],
     answer: Callable[[_Request, Turn], Awaitable[_Answer]],
@@ -66,6 +99,7 @@ async def answer_in_order(
     """
     answers: asyncio.Queue[tuple[asyncio.Task[_Answer], Turn] | None] = asyncio.Queue(_REQUESTS_AHEAD - 2)
     turns: set[Turn] = set()
+    reader = _Reader(requests, calls.stopping)
     end: Exception | None = None
     gone = False
     with calls.counting():
@@ -81,7 +115,7 @@ async def answer_in_order(
                 async def read() -> None:
                     nonlocal end
                     try:
-                        async for request in _until_stopped(requests, calls.stopping):
+                        while (request := await reader.next()) is not None:
                             turn = Turn()
                             turns.add(turn)
                             await answers.put((group.create_task(work(request, turn)), turn))
@@ -102,9 +136,10 @@ async def answer_in_order(
             gone = True
         finally:
             _let_go(turns)
+            reader.close()
         if gone:  # raised in `except*`, it would be wrapped by Python 3.11.3 and before
             raise asyncio.CancelledError
-        if calls.stopping.is_set():
+        if end is None and not reader.at_end:
             end = StoppingError("the server is stopping; go on with another")
         if end is not None:
             await abort(context, end, what)
@@ -126,20 +161,3 @@ async def _answer_item(
             if span is not None:
                 span.set_status(refusal.code, refusal.message)
             return write_failure(request, refusal)
-
-
-async def _until_stopped(requests: AsyncIterator[_Request], stopping: asyncio.Event) -> AsyncIterator[_Request]:
-    stopped = asyncio.create_task(stopping.wait())
-    coming: asyncio.Future[_Request | None] | None = None
-    try:
-        while True:
-            coming = asyncio.ensure_future(anext(requests, None))
-            await asyncio.wait({coming, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            request = coming.result() if coming.done() else None
-            if request is None:
-                return
-            yield request
-    finally:
-        stopped.cancel()
-        if coming is not None:
-            coming.cancel()

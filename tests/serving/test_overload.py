@@ -1,5 +1,6 @@
 """What clients see of a server that has more to do than it can."""
 
+import asyncio
 import itertools
 import socket
 import threading
@@ -14,6 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from fcnseg.client import Client
@@ -220,6 +222,31 @@ def test_a_stopping_server_answers_what_a_stream_has_sent_and_ends_it(gated: Gat
         more.set()
         server.wait_stopped()
     assert status(caught.value) == (grpc.StatusCode.UNAVAILABLE, "the server is stopping; go on with another")
+
+
+@pytest.mark.parametrize("max_queue", [64, 2], ids=["all let in", "the last waits for room"])
+async def test_a_stream_whose_sender_has_ended_it_is_answered_whole_by_a_stopping_server(
+    gated: GatedSegmenter, tiny_model: Path, max_queue: int
+) -> None:
+    registry = registry_of(gated, tiny_model, replace(CPU_CONFIG, batching=BatchingConfig(max_queue=max_queue)))
+    with running_server(registry) as server:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            stub = SegmentationServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+            call = stub.SegmentStream(timeout=20)
+            for i in range(3):
+                await call.write(pb.SegmentStreamRequest(id=str(i), request=RED))
+            await call.done_writing()
+            admission = registry.models[0].admission
+            await asyncio.to_thread(wait_until, lambda: admission.pending == min(3, max_queue))
+            for _ in range(3):  # what was sent before is at the server by then, and read as far as there is room
+                await stub.ListModels(pb.ListModelsRequest(), timeout=20)
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            server.begin_stop()
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            gated.gate.set()
+            assert [answer.id async for answer in call] == ["0", "1", "2"]
+            assert await call.code() is grpc.StatusCode.OK
 
 
 def test_a_refusal_counts_as_a_failure_once_and_waiting_does_not(gated: GatedSegmenter, tiny_model: Path) -> None:
