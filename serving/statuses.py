@@ -34,8 +34,10 @@ _log = logging.getLogger(__name__)
 INTERNAL_ERROR = "internal error; the server's log tells more"
 _NO_MESSAGE = "the request's bytes are not the message that the method takes; use stubs made from the server's contract"
 _LONGEST_MESSAGE = 1000
-# gRPC's own clients wait so long before they retry: https://github.com/grpc/proposal/blob/master/A6-client-retries.md
+# gRPC's own clients wait so long before they retry, and do not where it is negative:
+# https://github.com/grpc/proposal/blob/master/A6-client-retries.md
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
+_NO_RETRY = -1
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,13 @@ class Refusal:
     field: str | None = None
     retry_after_s: float | None = None
 
-    @property
-    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """The metadata that tells what code and message do not, by messages of `google.rpc`."""
+    def trailing_metadata(self, patience_s: float | None = None) -> tuple[tuple[str, str | bytes], ...]:
+        """Return the metadata that tells what code and message do not, by messages of `google.rpc`.
+
+        Args:
+            patience_s: Seconds until the client's deadline, None where it has none; gRPC's clients, which would wait
+                for it in vain and tell nothing else, are not to retry beyond it.
+        """
         details: list[Message] = []
         if self.code is grpc.StatusCode.UNAVAILABLE:  # the transport's code too, where no server answers
             details.append(ErrorInfo(domain=ERROR_DOMAIN, reason=STOPPING))
@@ -69,7 +75,8 @@ class Refusal:
             delay = Duration()
             delay.FromMilliseconds(milliseconds)
             details.append(RetryInfo(retry_delay=delay))
-            pushback = ((_PUSHBACK_KEY, str(milliseconds)),)
+            in_time = patience_s is None or self.retry_after_s < patience_s
+            pushback = ((_PUSHBACK_KEY, str(milliseconds if in_time else _NO_RETRY)),)
         if not details:
             return ()
         packed = [AnyMessage() for _ in details]
@@ -122,7 +129,7 @@ async def abort(context: "Context", error: Exception, what: str) -> None:
         grpc.aio.AbortError: Always.
     """
     refusal = refuse(error, what)
-    trailing = (*(context.trailing_metadata() or ()), *refusal.trailing_metadata)
+    trailing = (*(context.trailing_metadata() or ()), *refusal.trailing_metadata(context.time_remaining()))
     await context.abort(refusal.code, refusal.message, trailing)
 
 

@@ -302,6 +302,34 @@ def test_clients_obey_the_time_to_ask_again(guarded: RunningServer, tokens: Toke
         assert 0.4 < time.monotonic() - started < 2
 
 
+async def test_clients_do_not_wait_for_a_time_to_ask_again_that_is_beyond_their_deadline(
+    tiny_model: Path, tokens: TokensFile
+) -> None:
+    secret, rare = make_token("rare", rate=0.001)
+    tokens.write(rare.line)
+    with running_server(tiny_model, guarded_by(tokens)) as server:
+        with Client(server.address, token=secret, timeout_s=60) as client:
+            client.segment(RED)
+            with pytest.raises(ServerOverloadedError, match="this token may ask") as caught:
+                client.segment(RED)
+        assert (caught.value.retry_after_s or 0) > 60
+        async with AsyncClient(server.address, token=secret, timeout_s=60) as other:
+            with pytest.raises(ServerOverloadedError, match="this token may ask"):
+                await other.segment(RED)
+        with grpc.insecure_channel(server.address, options=[("grpc.enable_retries", 0)]) as channel:
+            pushbacks = [pushback(channel, secret, timeout_s) for timeout_s in (900, 3000, None)]
+    assert pushbacks[0] == -1
+    assert min(pushbacks[1:]) > 900_000
+
+
+def pushback(channel: grpc.Channel, secret: str, timeout_s: float | None) -> int:
+    """Return how many milliseconds a client is told to wait before it retries, negative for never."""
+    with pytest.raises(grpc.RpcError) as caught:
+        segmentation(channel).Segment(red_request(), metadata=[bearer(secret)], timeout=timeout_s)
+    assert isinstance(caught.value, grpc.Call)
+    return int(dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"])
+
+
 def test_a_stream_is_slowed_down_to_its_tokens_rate(guarded: RunningServer, tokens: TokensFile) -> None:
     with Client(guarded.address, token=tokens.slow) as client:
         started = time.monotonic()
