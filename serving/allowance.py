@@ -62,12 +62,18 @@ class Allowance:
         self._left -= 1
 
     async def pace(self, requests: AsyncIterator[_Request]) -> AsyncIterator[_Request]:
-        """Pass on the requests of a stream as fast as the bucket fills; flow control holds its sender back."""
+        """Pass on the requests of a stream as fast as the bucket fills; flow control holds its sender back.
+
+        A request whose client goes away while it waits takes nothing from the bucket.
+        """
         async for request in requests:
             wait_s = self._wait_s()
             self._left -= 1
-            if wait_s:
+            try:
                 await asyncio.sleep(wait_s)
+            except asyncio.CancelledError:
+                self._left += 1
+                raise
             yield request
 
     def _wait_s(self) -> float:

@@ -337,6 +337,34 @@ def test_a_stream_is_slowed_down_to_its_tokens_rate(guarded: RunningServer, toke
         assert 0.9 < time.monotonic() - started < 3
 
 
+def test_streams_that_are_cancelled_while_they_are_slowed_down_owe_nothing(
+    tiny_model: Path, tokens: TokensFile
+) -> None:
+    secret, rare = make_token("rare", rate=0.001)
+    tokens.write(rare.line)
+    with (
+        running_server(tiny_model, guarded_by(tokens)) as server,
+        Client(server.address, token=secret, retries=0) as client,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+
+        def wait_s() -> float:
+            with pytest.raises(ServerOverloadedError) as caught:
+                client.list_models()
+            assert caught.value.retry_after_s is not None
+            return caught.value.retry_after_s
+
+        client.list_models()
+        item = pb.SegmentStreamRequest(request=red_request())
+        streams = [
+            segmentation(channel).SegmentStream(iter([item]), metadata=[bearer(secret)], timeout=60) for _ in range(5)
+        ]
+        wait_until(lambda: wait_s() > 4000)  # the last of them waits as long
+        for stream in streams:
+            stream.cancel()
+        wait_until(lambda: wait_s() <= 1000)
+
+
 def test_a_token_has_no_more_calls_at_a_time_than_it_may(tiny_model: Path, tokens: TokensFile) -> None:
     gated = GatedSegmenter(tiny_model)
     with (
