@@ -2,13 +2,14 @@
 
 import os
 import threading
+from collections import deque
 from pathlib import Path
 
 from fcnseg import cgroup
 
 
 class MemoryBudget:
-    """A number of bytes that many threads take from and give back to.
+    """A number of bytes that many threads take from, in the order in which they ask, and give back to.
 
     Args:
         total: The bytes there are.
@@ -17,6 +18,7 @@ class MemoryBudget:
     def __init__(self, total: int) -> None:
         self.total = total
         self._taken = 0
+        self._waiting: deque[object] = deque()  # who wants some, the first to ask at the front
         self._changed = threading.Condition()
 
     @property
@@ -25,24 +27,28 @@ class MemoryBudget:
         return self._taken
 
     def try_take(self, count: int) -> bool:
-        """Take bytes if they are there, and tell whether they were."""
+        """Take bytes if they are there and nobody waits for some, and tell whether they were taken."""
         with self._changed:
-            if self._taken + count > self.total:
+            if self._waiting or self._taken + count > self.total:
                 return False
             self._taken += count
             return True
 
     def take(self, count: int) -> None:
-        """Take bytes as soon as they are there.
+        """Take bytes as soon as they are there, after those who asked before.
 
         Raises:
             ValueError: There will never be as many.
         """
         if count > self.total:
             raise ValueError(f"{count} bytes were asked of a budget of {self.total}")
+        turn = object()
         with self._changed:
-            self._changed.wait_for(lambda: self._taken + count <= self.total)
+            self._waiting.append(turn)
+            self._changed.wait_for(lambda: self._waiting[0] is turn and self._taken + count <= self.total)
+            self._waiting.popleft()
             self._taken += count
+            self._changed.notify_all()
 
     def give_back(self, count: int) -> None:
         """Give back bytes that were taken."""

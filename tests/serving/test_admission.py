@@ -16,6 +16,7 @@ from serving.errors import OverloadedError
 from serving.memory import MemoryBudget, machine_memory
 from serving.pace import Pace, PaceBySize
 from tests.process_memory import resident
+from tests.waiting import wait_until
 
 RED = np.full((4, 4, 3), (255, 0, 0), np.uint8)
 
@@ -135,6 +136,35 @@ def test_a_budget_gives_what_there_is_and_takes_it_back() -> None:
     assert budget.taken == 8
     with pytest.raises(ValueError, match="11 bytes were asked of a budget of 10"):
         budget.take(11)
+
+
+def test_a_budget_gives_in_the_order_in_which_it_is_asked() -> None:
+    """Else one who asks for much would wait for as long as others ask for little."""
+    budget = MemoryBudget(100)
+    large, small = threading.Event(), threading.Event()
+    budget.take(60)
+    threading.Thread(target=lambda: (budget.take(90), large.set()), daemon=True).start()
+    wait_until(lambda: not budget.try_take(0))
+    threading.Thread(target=lambda: (budget.take(30), small.set()), daemon=True).start()
+    assert not small.wait(0.1)
+    budget.give_back(60)
+    assert large.wait(15)
+    assert budget.taken == 90
+    assert not small.is_set()
+    budget.give_back(90)
+    assert small.wait(15)
+    assert budget.try_take(70)
+
+
+def test_what_a_budget_has_for_several_who_wait_they_get_at_once() -> None:
+    budget = MemoryBudget(100)
+    budget.take(100)
+    taken = [threading.Event() for _ in range(3)]
+    for event in taken:
+        threading.Thread(target=lambda event=event: (budget.take(30), event.set()), daemon=True).start()
+    wait_until(lambda: not budget.try_take(0))
+    budget.give_back(100)
+    assert all(event.wait(15) for event in taken)
 
 
 def test_the_memory_of_this_machine_is_at_least_what_this_process_holds() -> None:
