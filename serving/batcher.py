@@ -170,8 +170,12 @@ class Batcher:
         """Return the working memory that an image takes in a run, in bytes."""
         return math.ceil(self.padded_pixels(height, width) * self.bytes_per_pixel)
 
-    def warm(self, sizes: Sequence[tuple[int, int]]) -> None:
+    def warm(self, sizes: Sequence[tuple[int, int]], should_stop: Callable[[], bool] = lambda: False) -> None:
         """Run the model on images of these (height, width), alone and in a full batch, so that none is new to it.
+
+        Args:
+            sizes: The sizes.
+            should_stop: Asked before each run; where it says so, or the model is being closed, no more are warmed.
 
         Raises:
             UsageError: An image of such a size does not fit into the memory for runs.
@@ -190,7 +194,7 @@ class Batcher:
                 if beside and not self._fits_beside(count * pixels):
                     continue
                 for first in (True, False):  # the first prepares, the second tells the pace
-                    if self._closing:
+                    if self._closing or should_stop():
                         return
                     with self._room(count * pixels):
                         seconds = self._warm_by(image, count, beside=beside)

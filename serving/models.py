@@ -330,7 +330,7 @@ class ModelRegistry:
     def warm(self) -> None:
         """Run every model on its declared sizes, so that the first requests are as fast as the later ones."""
         for model in self._models:
-            model.batcher.warm(self._config.warm_sizes)
+            model.batcher.warm(self._config.warm_sizes, self._closing.is_set)
 
     @contextmanager
     def using(self, name: str, version: str) -> Iterator[ServedModel]:
@@ -448,7 +448,8 @@ class ModelRegistry:
                 model = open_files.get((source.version, stamp_of(source.path))) or self._open(source)
                 versions.append(model)
                 if model not in old:
-                    model.batcher.warm(self._config.warm_sizes)
+                    model.batcher.warm(self._config.warm_sizes, self._closing.is_set)
+                    self._require_open()
         except Exception:
             self._unopened |= {name}
             self._retire([model for model in versions if model not in old])

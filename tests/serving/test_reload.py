@@ -5,7 +5,9 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -16,10 +18,12 @@ from fcnseg.client import Client
 from fcnseg.engine import EngineOptions
 from fcnseg.errors import FcnsegError, ModelFileError, RemoteModelNotFoundError
 from fcnseg.segmenter import Segmenter, load
+from serving.errors import StoppingError
 from serving.models import ModelRegistry, find_sources
 from serving.oip import inference_pb2
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.server import ServerConfig
+from tests.gated_segmenter import GatedSegmenter
 from tests.process_memory import resident
 from tests.running_server import CPU_CONFIG, RunningServer, running_server
 from tests.tiny_model import write_tiny_model
@@ -111,6 +115,29 @@ def test_a_broken_model_is_told_and_all_stays_as_it_was(repository: Path) -> Non
     registry.refresh()
     assert registry.unopened == set()
     registry.close()
+
+
+def test_a_model_that_is_being_warmed_holds_a_closing_registry_up_for_one_run_alone(repository: Path) -> None:
+    opened: list[GatedSegmenter] = []
+
+    def open_segmenter(path: Path, *_: object, **__: object) -> GatedSegmenter:
+        opened.append(GatedSegmenter(path))
+        return opened[-1]
+
+    registry = ModelRegistry([repository], replace(CPU_CONFIG, warm_sizes=((8, 8), (16, 16))), open_segmenter)
+    put(repository, 2, "second")
+    with ThreadPoolExecutor(2) as threads:
+        loading = threads.submit(registry.load, "cat")
+        wait_until(lambda: len(opened) == 2)
+        assert opened[1].begun.acquire(timeout=10)
+        closing = threads.submit(registry.close)
+        wait_until(registry._closing.is_set)
+        opened[1].gate.set()
+        closing.result(20)
+        with pytest.raises(StoppingError, match="the server is stopping"):
+            loading.result(20)
+    assert len(opened[1].batches) == 1
+    assert [model.version for model in registry.models] == ["1"]
 
 
 def test_a_watching_server_serves_what_the_repository_holds(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
