@@ -3,8 +3,10 @@
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from serving.batcher import Batcher
 from serving.errors import OverloadedError, Reason
@@ -41,15 +43,28 @@ class Admission:
         Raises:
             OverloadedError: There are as many as there may be.
         """
+        return self.enter_together([0])[0]
+
+    def enter_together(self, byte_counts: Sequence[int]) -> "list[Ticket]":
+        """Let images in that are asked for together, each with so much memory: all of them or none.
+
+        Were they let in one by one, requests that are in with some of theirs would wait for each other for ever.
+
+        Raises:
+            OverloadedError: There are as many as there may be with them, or there is no memory for them now.
+        """
         with self._lock:
-            if self._count >= self.batcher.config.max_queue:
+            if self._count + len(byte_counts) > self.batcher.config.max_queue:
+                too_many = f" and {len(byte_counts)} more are too many" if len(byte_counts) > 1 else ""
                 raise OverloadedError(
-                    f"{self._count} images are under way, as many as there may be; ask again later",
+                    f"{self._count} images are under way{too_many or ', as many as there may be'}; ask again later",
                     self.retry_after_s(),
                     Reason.QUEUE_FULL,
                 )
-            self._count += 1
-        return Ticket(self)
+            if needed := sum(byte_counts):
+                self.take_memory(needed)
+            self._count += len(byte_counts)
+        return [Ticket(self, byte_count) for byte_count in byte_counts]
 
     def take_memory(self, byte_count: int) -> None:
         """Take memory for images, to be given back.
@@ -105,12 +120,21 @@ class Admission:
 
 
 class Ticket:
-    """A request that was let in, from its arrival to the end of its answer; to be closed."""
+    """An image that was let in, from its arrival to the end of its answer; to be closed.
 
-    def __init__(self, admission: Admission) -> None:
+    Args:
+        admission: Let it in.
+        byte_count: The memory that was taken for it.
+
+    Attributes:
+        work: What is done for it in a thread, which holds the image until it is done.
+    """
+
+    def __init__(self, admission: Admission, byte_count: int = 0) -> None:
+        self.work: Future[Any] | None = None
         self._admission = admission
         self._pixels = 0
-        self._bytes = 0
+        self._bytes = byte_count
         self._ran_at: float | None = None
         self._closed = False
 
@@ -136,7 +160,7 @@ class Ticket:
         """
         admission = self._admission
         admission.take_memory(byte_count)
-        self._bytes = byte_count
+        self._bytes += byte_count
         pixels = admission.batcher.padded_pixels(height, width)
         admission.schedule(pixels, patience_s)
         self._pixels = pixels
@@ -152,10 +176,18 @@ class Ticket:
         if self._ran_at is not None:
             self._admission.finished(self._pixels, time.monotonic() - self._ran_at)
 
+    def close_when_done(self) -> None:
+        """Close it as soon as nothing is done for it any more."""
+        if self.work is None:
+            self.close()
+        else:
+            self.work.add_done_callback(lambda _: self.close())
+
     def close(self) -> None:
         """Give back what was reserved; more than once does no harm."""
         if self._closed:
             return
         self._closed = True
+        self.work = None  # its failure refers to frames that hold the ticket
         self.ran()
         self._admission.memory.give_back(self._bytes)

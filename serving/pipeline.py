@@ -76,7 +76,7 @@ class Pipeline:
         demands: Demands = Demands(),
         deadline: float = math.inf,
         turn: Turn | None = None,
-        paid: bool = False,
+        ticket: Ticket | None = None,
     ) -> tuple[_Answer, Stages]:
         """Answer one image; when the awaiting task is cancelled, what has not begun is not done.
 
@@ -90,7 +90,7 @@ class Pipeline:
             deadline: When the answer is of no use any more, on the monotonic clock.
             turn: Its turn in a stream, where it is one's: it waits where there is no room now, as long as the deadline
                 allows.
-            paid: Whether its memory is taken already (`take_memory`).
+            ticket: Its ticket, where it is let in already (`enter_together`).
 
         Returns:
             The answer, and what its stages took.
@@ -106,7 +106,7 @@ class Pipeline:
             call.reached(model.name, model.version)
         try:
             answer, stages = await _when_there_is_room(
-                lambda: self._attempt(model, source, write, held, demands, deadline, turn, paid),
+                lambda: self._attempt(model, source, write, held, demands, deadline, turn, ticket),
                 deadline,
                 turn,
             )
@@ -129,94 +129,107 @@ class Pipeline:
         demands: Demands,
         deadline: float,
         turn: Turn | None,
-        paid: bool,  # noqa: FBT001 - as for `answer`
+        given: Ticket | None,
     ) -> tuple[_Answer, Stages]:
         """Answer one image if there is room for it."""
         arrived = time.monotonic()
-        ticket = model.admission.enter()
+        ticket = given or model.admission.enter()
+        paid = given is not None
         patience = Patience(deadline)
         work: Future[Any] | None = None
         try:
             if source.instant:
                 image = self._read(model, source, ticket, demands, deadline, paid)
             else:
-                work = self._submit(self._read, model, source, ticket, demands, deadline, paid)
+                work = ticket.work = self._submit(self._read, model, source, ticket, demands, deadline, paid)
                 image = await asyncio.wrap_future(work)
             decoded = time.monotonic()
             if turn is not None:
                 turn.let_in.set()
             if (call := current_call.get()) is not None:
                 call.decoded(image.shape[0], image.shape[1])
-            work = model.batcher.submit(image, confidence=demands.confidence, deadline=deadline)
+            work = ticket.work = model.batcher.submit(image, confidence=demands.confidence, deadline=deadline)
             executed: Executed = await asyncio.wrap_future(work)
             ticket.ran()
             ran = time.monotonic()
             if demands.instant and _is_small(executed):
                 answer = write(image, executed, patience)
             else:
-                work = self._submit(write, image, executed, patience)
+                work = ticket.work = self._submit(write, image, executed, patience)
                 answer = await asyncio.wrap_future(work)
             if not demands.extras:
                 ticket.wrote()
             written = time.monotonic()
         except OverloadedError:
-            ticket.close()  # at once: an image of a stream tries again, and is not to stand in its own way
+            if not paid:
+                ticket.close()  # at once: an image of a stream tries again, and is not to stand in its own way
             raise
         finally:
             # A caller that has gone away leaves its work behind: what it holds is held until that is done.
-            if work is None:
-                ticket.close()
-            elif not work.done():
+            left_behind = work is not None and not work.done()
+            if left_behind:
                 patience.end()
-                work.add_done_callback(lambda _: ticket.close())
-            else:
-                held.callback(ticket.close)
+            if not paid:  # else whoever gave the ticket sees to that
+                if left_behind or work is None:
+                    ticket.close_when_done()
+                else:
+                    held.callback(ticket.close)
             del work  # its failure refers to this frame by the traceback: a cycle, with the image and its request
         stages = Stages(
             arrived, written, decoded - arrived, executed.queue_s, executed.infer_s, written - ran, executed.batch_size
         )
         return answer, stages
 
-    async def take_memory(
+    async def enter_together(
         self,
         model: ServedModel,
         sources: Sequence[Source],
         held: ExitStack,
         deadline: float = math.inf,
         turn: Turn | None = None,
-    ) -> None:
-        """Take the memory of images that are asked for together, of all or of none.
-
-        Were it taken one by one, requests that have it for some of their images would wait for each other for ever.
+    ) -> list[Ticket]:
+        """Let images that are asked for together in, with their memory: all of them or none.
 
         Args:
             model: The model.
             sources: The images.
-            held: Takes it, as for `answer`, and so are the others.
+            held: Takes what they hold, as for `answer`; what is done for one when it is closed keeps its part.
             deadline: When the answer is of no use any more.
             turn: The request's turn in a stream.
+
+        Returns:
+            Their tickets.
 
         Raises:
             InvalidFieldError: They could never be held together, or one is beyond a limit.
             OverloadedError: There is no room for them now.
         """
-        memory = model.admission.memory
-        needed = await self.in_thread(self._bytes_of, model, sources)
-        if needed > memory.total:
+        began, total = time.monotonic(), model.admission.memory.total
+        if (call := current_call.get()) is not None:
+            call.reached(model.name, model.version)
+        byte_counts = await self.in_thread(self._bytes_of, model, sources)
+        if (needed := sum(byte_counts)) > total:
             raise InvalidFieldError(
                 sources[0].field,
                 f"{len(sources)} images need about {needed} bytes to be held together by model {model.name!r}, more"
-                f" than the limit of {memory.total}; send fewer at a time",
+                f" than the limit of {total}; send fewer at a time",
             )
 
-        async def take() -> None:
-            model.admission.take_memory(needed)
-            held.callback(memory.give_back, needed)
+        async def enter() -> list[Ticket]:
+            tickets = model.admission.enter_together(byte_counts)
+            for ticket in tickets:
+                held.callback(ticket.close_when_done)
+            return tickets
 
-        await _when_there_is_room(take, deadline, turn)
+        try:
+            return await _when_there_is_room(enter, deadline, turn)
+        except OverloadedError as error:
+            for _ in sources:
+                model.statistics.failed(time.monotonic() - began, error)
+            raise
 
-    def _bytes_of(self, model: ServedModel, sources: Sequence[Source]) -> int:
-        return sum(source.byte_count + _held_bytes(model, *source.open(self.limits), Demands()) for source in sources)
+    def _bytes_of(self, model: ServedModel, sources: Sequence[Source]) -> list[int]:
+        return [source.byte_count + _held_bytes(model, *source.open(self.limits), Demands()) for source in sources]
 
     async def in_thread(self, work: Callable[..., _Answer], *arguments: Any) -> _Answer:
         """Do work in one of the threads for decoding and writing."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fcnseg.errors import ModelNotFoundError
 from fcnseg.masks import Encoding
 from serving.administration import Administration
+from serving.admission import Ticket
 from serving.batcher import Executed
 from serving.calls import image_span
 from serving.drain import CallCounter
@@ -199,7 +200,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
             instant=all(output.encoding is Encoding.RAW for output in outputs),
         )
 
-        async def answer(source: Source) -> Written:
+        async def answer(source: Source, ticket: Ticket | None = None) -> Written:
             written, _ = await self._pipeline.answer(
                 model,
                 source,
@@ -208,19 +209,19 @@ class InferenceServicer(GRPCInferenceServiceServicer):
                 demands=demands,
                 deadline=deadline,
                 turn=turn,
-                paid=len(sources) > 1,
+                ticket=ticket,
             )
             return written
 
         if len(sources) == 1:
             return write_response(request, model, outputs, [await answer(sources[0])])
-        await self._pipeline.take_memory(model, sources, held, deadline, turn)
+        tickets = await self._pipeline.enter_together(model, sources, held, deadline, turn)
 
-        async def answer_one(source: Source) -> Written:
+        async def answer_one(source: Source, ticket: Ticket) -> Written:
             with image_span():
-                return await answer(source)
+                return await answer(source, ticket)
 
-        images = await _gather([answer_one(source) for source in sources])
+        images = await _gather([answer_one(*pair) for pair in zip(sources, tickets, strict=True)])
         return await self._pipeline.in_thread(write_response, request, model, outputs, images)
 
     async def _infer_item(self, request: pb.ModelInferRequest, turn: Turn) -> pb.ModelStreamInferResponse:

@@ -27,6 +27,7 @@ from serving.server import ServerConfig
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, running_server
 from tests.tiny_model import write_tiny_model
+from tests.waiting import wait_until
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (3, 10, 14, 3), np.uint8)
 DTYPES = {"UINT8": "u1", "UINT16": "<u2", "FP32": "<f4"}
@@ -211,6 +212,45 @@ def test_stream_reads_only_a_few_requests_ahead(tiny_model: Path) -> None:
         assert sent < 35  # what was read ahead, and what fits into the transport's windows
         segmenter.gate.set()
         assert [answer.infer_response.id for answer in stream] == [str(i) for i in range(40)]
+
+
+def test_images_of_a_cancelled_request_hold_their_memory_until_their_run_has_ended(tiny_model: Path) -> None:
+    segmenter = GatedSegmenter(tiny_model)
+    registry = registry_of(segmenter, tiny_model)
+    with running_server(registry) as server, grpc.insecure_channel(server.address) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        stub.ModelReady(pb.ModelReadyRequest(name="tiny"), timeout=20)
+        cancelled = stub.ModelInfer.future(ask(PIXELS), timeout=20)
+        assert segmenter.begun.acquire(timeout=10)
+        wait_until(lambda: registry.models[0].admission.pending == 3)
+        taken, in_run = registry.held.taken, len(segmenter.batches[0])
+        cancelled.cancel()
+        registry.models[0].users.wait_until_none(20)
+        stub.ModelReady(pb.ModelReadyRequest(name="tiny"), timeout=20)
+        wait_until(lambda: registry.held.taken == taken * in_run // 3)
+        segmenter.gate.set()
+        wait_until(lambda: registry.held.taken == 0)
+        assert registry.models[0].admission.pending == 0
+
+
+def test_images_of_a_request_are_let_in_together_or_not_at_all(tiny_model: Path) -> None:
+    segmenter = GatedSegmenter(tiny_model)
+    config = ModelConfig("cpu", CPU_CONFIG.options, BatchingConfig(max_batch=1, max_queue=4))
+    registry = registry_of(segmenter, tiny_model, config)
+    with running_server(registry) as server, grpc.insecure_channel(server.address) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        first = stub.ModelInfer.future(ask(PIXELS[:1]), timeout=20)
+        assert segmenter.begun.acquire(timeout=10)
+        taken = registry.held.taken
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(ask(np.repeat(PIXELS[:1], 4, axis=0)), timeout=20)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.details() == "1 images are under way and 4 more are too many; ask again later"
+        assert registry.models[0].statistics.failure.count == 4
+        assert registry.held.taken == taken
+        segmenter.gate.set()
+        first.result(timeout=10)
+        assert stub.ModelInfer(ask(np.repeat(PIXELS[:1], 4, axis=0)), timeout=20).outputs
 
 
 def test_deadline_ends_a_request_that_waits(tiny_model: Path) -> None:
