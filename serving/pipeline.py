@@ -136,27 +136,26 @@ class Pipeline:
         ticket = given or model.admission.enter()
         paid = given is not None
         patience = Patience(deadline)
-        work: Future[Any] | None = None
         try:
             if source.instant:
                 image = self._read(model, source, ticket, demands, deadline, paid)
             else:
-                work = ticket.work = self._submit(self._read, model, source, ticket, demands, deadline, paid)
-                image = await asyncio.wrap_future(work)
+                ticket.work = self._submit(self._read, model, source, ticket, demands, deadline, paid)
+                image = await asyncio.wrap_future(ticket.work)
             decoded = time.monotonic()
             if turn is not None:
                 turn.let_in.set()
             if (call := current_call.get()) is not None:
                 call.decoded(image.shape[0], image.shape[1])
-            work = ticket.work = model.batcher.submit(image, confidence=demands.confidence, deadline=deadline)
-            executed: Executed = await asyncio.wrap_future(work)
+            ticket.work = model.batcher.submit(image, confidence=demands.confidence, deadline=deadline)
+            executed: Executed = await asyncio.wrap_future(ticket.work)
             ticket.ran()
             ran = time.monotonic()
             if demands.instant and _is_small(executed):
                 answer = write(image, executed, patience)
             else:
-                work = ticket.work = self._submit(write, image, executed, patience)
-                answer = await asyncio.wrap_future(work)
+                ticket.work = self._submit(write, image, executed, patience)
+                answer = await asyncio.wrap_future(ticket.work)
             if not demands.extras:
                 ticket.wrote()
             written = time.monotonic()
@@ -165,16 +164,7 @@ class Pipeline:
                 ticket.close()  # at once: an image of a stream tries again, and is not to stand in its own way
             raise
         finally:
-            # A caller that has gone away leaves its work behind: what it holds is held until that is done.
-            left_behind = work is not None and not work.done()
-            if left_behind:
-                patience.end()
-            if not paid:  # else whoever gave the ticket sees to that
-                if left_behind or work is None:
-                    ticket.close_when_done()
-                else:
-                    held.callback(ticket.close)
-            del work  # its failure refers to this frame by the traceback: a cycle, with the image and its request
+            _let_go(ticket, None if paid else held, patience)
         stages = Stages(
             arrived, written, decoded - arrived, executed.queue_s, executed.infer_s, written - ran, executed.batch_size
         )
@@ -280,6 +270,20 @@ async def _when_there_is_room(attempt: Callable[[], Awaitable[_Answer]], deadlin
             if turn is None or time.monotonic() + pause >= deadline:
                 raise
         await asyncio.sleep(pause)
+
+
+def _let_go(ticket: Ticket, held: ExitStack | None, patience: Patience) -> None:
+    """Let a ticket be closed when the answer has left, or by whoever gave it, where nobody holds it here.
+
+    A caller that has gone away leaves its work behind: what it holds is held until that is done.
+    """
+    left_behind = ticket.work is not None and not ticket.work.done()
+    if left_behind:
+        patience.end()
+    if held is not None and ticket.work is not None and not left_behind:
+        held.callback(ticket.close)
+    elif held is not None:
+        ticket.close_when_done()
 
 
 def _is_small(executed: Executed) -> bool:
