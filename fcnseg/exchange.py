@@ -25,10 +25,11 @@ DEFAULT_RETRIES = 3
 MAX_RETRIES = 4
 """gRPC makes no more than 5 attempts, whatever it is told."""
 DEFAULT_IN_FLIGHT = 8
+LONGEST_ID = 256
+"""Characters of the id of an image in a stream."""
 
 _LONGEST_TIMEOUT_S = 86400.0
 _LARGEST_MESSAGE_BYTES = (1 << 31) - 1
-_LONGEST_ID = 256
 _SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"]
 
 
@@ -128,9 +129,15 @@ class Exchange:
 
         Raises:
             ImageError: The file cannot be read, the array is no image, or the request is beyond the limit on messages.
+            UsageError: A name is no Unicode text.
         """
         started = time.perf_counter()
-        request = write_request(image, query, self.max_message_bytes)
+        try:
+            request = write_request(image, query, self.max_message_bytes)
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the request names {error.object!r}, which is not Unicode text; no server has it"
+            ) from error
         size = request.ByteSize()
         if size > self.max_message_bytes:
             raise ImageTooLargeError(
@@ -171,8 +178,8 @@ class Exchange:
         """
         item_id, image = source if isinstance(source, tuple) else (position, source)
         sent_id = str(item_id)
-        if len(sent_id) > _LONGEST_ID:
-            raise UsageError(f"a stream's id has {len(sent_id)} characters; use at most {_LONGEST_ID}")
+        if len(sent_id) > LONGEST_ID:
+            raise UsageError(f"a stream's id has {len(sent_id)} characters; use at most {LONGEST_ID}")
         try:
             sent_id.encode()
         except UnicodeEncodeError as error:

@@ -38,7 +38,7 @@ _SCHEME = "bearer"
 class Guard(grpc.aio.ServerInterceptor):
     """Refuses calls without a token, and those that a token's holder may not make; health is open to everyone.
 
-    It must be the first of a server's interceptors: what it refuses is not even received.
+    Among a server's interceptors only those that count calls may stand before it: what it refuses is not even received.
 
     Args:
         tokens: Who is known; None lets everyone in.

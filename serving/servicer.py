@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnseg.exchange import LONGEST_ID
 from fcnseg.masks import Encoding
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceServicer
@@ -26,8 +27,6 @@ from serving.unary import deadline_of, held_by
 
 if TYPE_CHECKING:
     from serving.unary import Context
-
-_LONGEST_ID = 256
 
 
 class SegmentationServicer(SegmentationServiceServicer):
@@ -133,9 +132,9 @@ class SegmentationServicer(SegmentationServiceServicer):
 def _write_failure(item: pb.SegmentStreamRequest, refusal: Refusal) -> pb.SegmentStreamResponse:
     number: int = refusal.code.value[0]
     failure = pb.Failure(code=number, message=refusal.message, field=refusal.field or "")
-    return pb.SegmentStreamResponse(id=item.id[:_LONGEST_ID], failure=failure)
+    return pb.SegmentStreamResponse(id=item.id[:LONGEST_ID], failure=failure)
 
 
 def _require_id(item_id: str) -> None:
-    if len(item_id) > _LONGEST_ID:
-        raise InvalidFieldError("id", f"an id has {len(item_id)} characters; use at most {_LONGEST_ID}")
+    if len(item_id) > LONGEST_ID:
+        raise InvalidFieldError("id", f"an id has {len(item_id)} characters; use at most {LONGEST_ID}")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -390,6 +391,15 @@ def test_the_overlay_is_the_offline_one(both: RunningServer, tiny_model: Path) -
 def test_an_overlay_that_cannot_be_drawn_is_refused_before_it_is_sent(opacity: float, quality: int) -> None:
     with pytest.raises(UsageError, match="the overlay's"):
         OverlayQuery(opacity, quality)
+
+
+@pytest.mark.parametrize("asked", [{"model": "\udcff"}, {"version": "\udcff"}, {"heatmaps": ["a", "\udcff"]}])
+def test_a_name_that_is_no_text_is_refused_in_one_line(asked: dict[str, Any]) -> None:
+    with (
+        Client("127.0.0.1:1") as client,
+        pytest.raises(UsageError, match=r"names '\\udcff', which is not Unicode text"),
+    ):
+        client.segment(np.zeros((2, 2, 3), np.uint8), **asked)
 
 
 def test_one_text_is_no_list_of_classes() -> None:
