@@ -78,9 +78,9 @@ def fit(
     record = RunRecord(
         config, dataset.label_map, model.mean, model.std, data_fingerprint, model.classifier_classes, images=images
     )
-    write_config(folder / CONFIG, config)
     environment = {**describe_environment(device), "data_fingerprint": data_fingerprint}
-    write_text(folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
+    write_text(folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")  # the folder is a run's from here on
+    write_config(folder / CONFIG, config)
     writer, order = RunWriter(folder, dataset.split("val")), torch.Generator().manual_seed(config.seed)
     averages = [MovingAverage(config.ema)] if config.ema else []
     if device == "cpu":

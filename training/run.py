@@ -42,6 +42,7 @@ MODEL_PREFIX = "model."
 """What the names of the model's own tensors begin with in a checkpoint's `state_dict`."""
 _LEFT_BEHIND = (BEST, LAST, CONFIG, METRICS, ENVIRONMENT, CURVES, SAMPLES, TENSORBOARD)
 _FORMAT = 1
+_UNTOLD = (OSError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -205,13 +206,13 @@ def can_resume(folder: Path, config: TrainConfig, data_fingerprint: str) -> bool
                 " options, or name another folder"
             )
     try:
-        trained_on = json.loads((folder / ENVIRONMENT).read_text("utf-8"))["data_fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        begun_on = _begun_on(folder)
+    except _UNTOLD as error:
         raise UsageError(
             f"{folder / ENVIRONMENT} does not tell what data the run was begun on ({error!r}); begin it anew in another"
             " folder"
         ) from error
-    if trained_on != data_fingerprint:
+    if begun_on != data_fingerprint:
         raise UsageError(
             f"the run in {folder} was begun on other data: its images, masks or classes have changed since; put them"
             " back as they were, or name another folder"
@@ -219,25 +220,50 @@ def can_resume(folder: Path, config: TrainConfig, data_fingerprint: str) -> bool
     return True
 
 
-def prepare_folder(folder: Path, *, overwrite: bool) -> None:
+def prepare_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
     """Make a run's folder, and clear it of an earlier run if that was asked for.
 
+    Args:
+        folder: The folder.
+        overwrite: Whether files of a run are removed, whoever left them.
+        resume: Whether they are removed where `environment.json` tells that a run left them: to begin it anew, as it
+            finished no epoch.
+
     Raises:
-        UsageError: It holds a run and `overwrite` is not set, or it is a file.
+        UsageError: It holds such files and they are not to be removed, or it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"run folder {folder} is a file; name a folder")
     earlier = [folder / name for name in _LEFT_BEHIND if (folder / name).exists()]
-    if earlier and not overwrite:
-        raise UsageError(
-            f"{folder} already holds a run ({earlier[0].name}); name another folder, or add --resume or --overwrite"
-        )
+    is_run = _is_run(folder)
+    if earlier and not overwrite and not (resume and is_run):
+        if is_run:
+            held, remedy = f"already holds a run ({earlier[0].name})", "add --resume or --overwrite"
+        else:
+            names = ", ".join(path.name for path in earlier)
+            held, remedy = f"holds {names}, and no {ENVIRONMENT} that a run left", "have them removed by --overwrite"
+        raise UsageError(f"{folder} {held}; name another folder, or {remedy}")
     folder.mkdir(parents=True, exist_ok=True)
     for path in earlier:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run has begun in a folder; its configuration alone may have been written by hand."""
+    try:
+        _begun_on(folder)
+    except _UNTOLD:
+        return False
+    return True
+
+
+def _begun_on(folder: Path) -> str:
+    """The fingerprint of the data that a run was begun on; one of _UNTOLD where that cannot be read."""
+    fingerprint: str = json.loads((folder / ENVIRONMENT).read_text("utf-8"))["data_fingerprint"]
+    return fingerprint
 
 
 def record_as_plain(record: RunRecord) -> dict[str, Any]:

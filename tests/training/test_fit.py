@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -301,6 +302,31 @@ def test_resuming_never_clears_away_a_finished_run_or_what_is_no_run(
     result = CliRunner().invoke(train, [*train_arguments(scenes, tmp_path), "-o", str(own), "--resume"])
     assert isinstance(result.exception, UsageError)
     assert (own / "samples" / "photo.jpg").read_bytes() == b"mine"
+
+
+def test_resuming_leaves_a_folder_alone_whose_configuration_was_written_by_hand(scenes: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    (own / "samples").mkdir(parents=True)
+    mine = {own / "config.yaml": f"# mine\ndata: {scenes}\nbackbone: {BACKBONE}\n", own / "samples" / "photo": "mine"}
+    for path, content in mine.items():
+        path.write_text(content)
+    options = ["--config", str(own / "config.yaml"), *train_arguments(scenes, tmp_path), "-o", str(own)]
+    for more in ([], ["--resume"]):
+        result = CliRunner().invoke(train, [*options, *more])
+        assert isinstance(result.exception, UsageError)
+        assert re.search(r"config\.yaml, samples, and no environment\.json.* --overwrite$", str(result.exception))
+        assert {path: path.read_text() for path in mine} == mine
+
+
+@pytest.mark.parametrize("left", [["environment.json"], ["environment.json", "config.yaml", "tensorboard"]])
+def test_resuming_begins_a_run_anew_that_finished_no_epoch(run: Path, tmp_path: Path, left: list[str]) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=lambda _, names: set(names) - set(left) if "last.ckpt" in names else set())
+    with pytest.raises(UsageError, match="add --resume"):
+        prepare_folder(folder, overwrite=False)
+    assert {path.name for path in folder.iterdir()} == set(left)
+    prepare_folder(folder, overwrite=False, resume=True)
+    assert not list(folder.iterdir())
 
 
 def test_the_best_weights_are_those_of_the_epoch_that_the_last_checkpoint_calls_best(run: Path) -> None:

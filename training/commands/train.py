@@ -95,14 +95,14 @@ def train(
     from training.device import resolve_device
     from training.fit import fit
     from training.losses import balance_classes
-    from training.run import BEST, CONFIG, LAST, METRICS, can_resume, prepare_folder
+    from training.run import BEST, LAST, METRICS, can_resume, prepare_folder
     from training.stages import build_for
 
     used = resolve_device(config.device)
     model = build_for(config, dataset.label_map)
     goes_on = resume and can_resume(run, config, data_fingerprint)
     if not goes_on:
-        prepare_folder(run, overwrite=overwrite or (resume and (run / CONFIG).is_file()))
+        prepare_folder(run, overwrite=overwrite, resume=resume)
     size = "whole images" if config.crop is None else f"crops of {config.crop[0]}x{config.crop[1]} pixels"
     console.print(
         f"normalisation: {model.normalisation}\n"
