@@ -30,7 +30,7 @@ from training.device import resolve_device, resolve_precision, resolve_workers
 from training.environment import describe_environment
 from training.model import SegmentationModel
 from training.progress import TrainingProgress
-from training.run import CONFIG, ENVIRONMENT, LAST, TENSORBOARD, RunRecord
+from training.run import CONFIG, ENVIRONMENT, LAST, TENSORBOARD, RunRecord, read_checkpoint
 from training.run_writer import RunWriter
 from training.task import SegmentationTask, ignore_value
 
@@ -78,7 +78,13 @@ def fit(
     record = RunRecord(
         config, dataset.label_map, model.mean, model.std, data_fingerprint, model.classifier_classes, images=images
     )
-    environment = {**describe_environment(device), "data_fingerprint": data_fingerprint}
+    environment = describe_environment(device)
+    if resume:
+        begun = json.loads((folder / ENVIRONMENT).read_text("utf-8"))
+        later = {"after_epoch": read_checkpoint(folder / LAST).record.epoch, **environment}
+        environment = {**begun, "resumed": [*begun.get("resumed", []), later]}
+    else:
+        environment["data_fingerprint"] = data_fingerprint
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")  # the folder is a run's from here on
     write_config(folder / CONFIG, config)
     writer, order = RunWriter(folder, dataset.split("val")), torch.Generator().manual_seed(config.seed)

@@ -1,7 +1,7 @@
 """The folder that a training run leaves behind, and how a model comes back out of it.
 
     RUN/config.yaml         what the run was asked to do; 'fcnseg train --config' does it again
-    RUN/environment.json    machine, package versions, and the data's fingerprint
+    RUN/environment.json    machine, package versions, the data's fingerprint, and machine and versions of each resuming
     RUN/metrics.csv         one row an epoch
     RUN/curves.png          the same as a picture
     RUN/samples/            image, truth and prediction, every fifth epoch
@@ -200,7 +200,7 @@ def can_resume(folder: Path, config: TrainConfig, data_fingerprint: str) -> bool
     begun = read_config(folder / CONFIG)
     for name, value in as_plain(begun).items():
         asked = as_plain(config)[name]
-        if asked != value and name not in {"device", "workers"}:
+        if asked != value and name not in {"device", "workers", "data"}:  # the fingerprint tells the data
             raise UsageError(
                 f"the run in {folder} was begun with {name} {value}, and {asked} was asked for; resume it with the same"
                 " options, or name another folder"

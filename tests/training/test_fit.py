@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import signal
@@ -27,7 +28,7 @@ from torch import Tensor
 from fcnseg.errors import UsageError
 from training.averaging import MovingAverage
 from training.commands.train import train
-from training.config import TrainConfig, from_plain
+from training.config import TrainConfig, from_plain, read_config
 from training.data import Dataset, fingerprint, open_dataset
 from training.evaluation import measure, open_predictor
 from training.fit import fit
@@ -261,27 +262,39 @@ def test_a_mean_without_a_std_is_refused(scenes: Path, tmp_path: Path) -> None:
 def test_a_killed_run_that_is_resumed_ends_with_the_weights_that_it_would_have_had(
     scenes: Path, tmp_path: Path
 ) -> None:
+    """On another machine, as it were: the data lie elsewhere, and the classifier is not there."""
     options = [*train_arguments(scenes, tmp_path), "--epochs", "3", "--crop", "64", "--batch-size", "4"]
     straight = CliRunner().invoke(train, [*options, "--device", "cpu", "-o", str(tmp_path / "straight")])
     assert straight.exit_code == 0, straight.output
-    run = tmp_path / "run"
+    run, moved = tmp_path / "run", tmp_path / "moved"
     with training_process([*options, "-o", str(run), "--resume"]) as process:
         wait_for_epoch(process, 2)
         process.kill()
-    resumed = CliRunner().invoke(train, [*options, "--device", "cpu", "-o", str(run), "--resume"])
+    (tmp_path / "weights.pth").unlink()
+    shutil.copytree(scenes, moved)
+    begun = {**json.loads((run / "environment.json").read_text()), "system": "of the first epochs"}
+    (run / "environment.json").write_text(json.dumps(begun))
+    kept = open_run(run / "last.ckpt").record.epoch
+    resumed = CliRunner().invoke(train, [str(moved), *options[1:], "--device", "cpu", "-o", str(run), "--resume"])
     assert resumed.exit_code == 0, resumed.output
+    assert f"going on behind epoch {kept}" in resumed.stderr
     expected, found = (weights_of(folder / "last.ckpt") for folder in (tmp_path / "straight", run))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     rows, others = read_rows(run), read_rows(tmp_path / "straight")
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [(row["loss"], row["mean_iou"]) for row in rows] == [(row["loss"], row["mean_iou"]) for row in others]
     assert open_run(run).record == replace(open_run(tmp_path / "straight").record, config=open_run(run).record.config)
+    assert read_config(run / "config.yaml").data == str(moved)
+    environment = json.loads((run / "environment.json").read_text())
+    (later,) = environment.pop("resumed")
+    assert environment == begun
+    assert (later["after_epoch"], later["system"]) == (kept, platform.platform())
 
 
 def test_a_run_is_not_resumed_with_other_options_or_on_other_data(run: Path, scenes: Path, config: TrainConfig) -> None:
     data = fingerprint(open_dataset(scenes), ["train", "val"])
     assert can_resume(run, config, data)
-    assert can_resume(run, replace(config, workers=2), data)
+    assert can_resume(run, replace(config, workers=2, data="where it lies now"), data)
     assert not can_resume(scenes, config, data)
     with pytest.raises(UsageError, match="was begun with lr 0.01, and 0.5 was asked for"):
         can_resume(run, replace(config, lr=0.5), data)

@@ -43,7 +43,10 @@ _SECTIONS = {
 @config_options
 @click.option("--overwrite", is_flag=True, help="Replace the run that RUN holds.")
 @click.option(
-    "--resume", is_flag=True, help="Go on behind the last epoch that RUN holds, with the same options; else begin it."
+    "--resume",
+    is_flag=True,
+    help="Go on behind the last epoch that RUN holds, with the same options, on the same data wherever they lie; else"
+    " begin it.",
 )
 def train(
     data: Path | None, run: Path, config_path: Path | None, *, overwrite: bool, resume: bool, **options: Any
@@ -95,17 +98,21 @@ def train(
     from training.device import resolve_device
     from training.fit import fit
     from training.losses import balance_classes
-    from training.run import BEST, LAST, METRICS, can_resume, prepare_folder
+    from training.run import BEST, LAST, METRICS, can_resume, open_run, prepare_folder
     from training.stages import build_for
 
     used = resolve_device(config.device)
-    model = build_for(config, dataset.label_map)
     goes_on = resume and can_resume(run, config, data_fingerprint)
-    if not goes_on:
+    if goes_on:
+        begun = open_run(run / LAST)
+        model, start = begun.model, f"going on behind epoch {begun.record.epoch}"
+    else:
+        model = build_for(config, dataset.label_map)
+        start = f"normalisation: {model.normalisation}"
         prepare_folder(run, overwrite=overwrite, resume=resume)
     size = "whole images" if config.crop is None else f"crops of {config.crop[0]}x{config.crop[1]} pixels"
     console.print(
-        f"normalisation: {model.normalisation}\n"
+        f"{start}\n"
         f"training {config.variant} on {config.backbone} ({config.recipe} recipe): {config.epochs} epochs,"
         f" {config.batch_size} {size} a step, lr {config.lr:.3g}, {used}",
         highlight=False,
