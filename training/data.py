@@ -6,7 +6,7 @@ the largest id in the training masks, and 255 marks pixels without a label.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Dataset:
         label_map: What the ids in the masks mean.
         splits: Samples by split, each non-empty and in the order of the list or of the names.
         note: What the user should know of how the splits came about; None where the folder says them.
-        unpaired: Images without a mask and masks without an image; only of a folder that was opened leniently.
+        unpaired: Images without a mask and masks without an image that were left out.
     """
 
     root: Path
@@ -51,11 +51,13 @@ class Dataset:
         return self.splits[name]
 
 
-def open_dataset(root: Path, *, lenient: bool = False) -> Dataset:
+def open_dataset(root: Path, needed: Collection[str] | None = None, *, lenient: bool = False) -> Dataset:
     """Find the splits and classes of a data folder.
 
     Args:
         root: The folder.
+        needed: The splits that are to be used: of the others, such as a test split without masks, what has no other
+            half is left out, and so are those of which nothing is left. None needs all.
         lenient: Whether to leave images without a mask, masks without an image, and masks that cannot be read, out
             instead of refusing them.
 
@@ -67,11 +69,15 @@ def open_dataset(root: Path, *, lenient: bool = False) -> Dataset:
         raise DatasetError(f"data folder {root} {'is a file' if root.exists() else 'does not exist'}; name a folder")
     listing = find_layout(root).read(root, find_labels(root))
     splits = {name: tuple(samples) for name, samples in listing.splits.items()}
-    if listing.unpaired and not (lenient and all(splits.values())):
-        more = f" ({len(listing.unpaired) - 1} more lack their other half)" if len(listing.unpaired) > 1 else ""
-        raise DatasetError(f"{listing.unpaired[0]}; add it, or take the {listing.unpaired[0].kind} out{more}")
-    for name, samples in splits.items():
+    refused = [lone for lone in listing.unpaired if needed is None or lone.split is None or lone.split in needed]
+    if refused and not (lenient and all(splits.values())):
+        more = f" ({len(refused) - 1} more lack their other half)" if len(refused) > 1 else ""
+        raise DatasetError(f"{refused[0]}; {refused[0].remedy}{more}")
+    for name, samples in list(splits.items()):
         if not samples:
+            if needed is not None and name not in needed:
+                del splits[name]
+                continue
             raise DatasetError(f"split {name!r} of {root} is empty; add images or remove the split")
     return Dataset(
         root, listing.label_map or _count_classes(root, splits, lenient=lenient), splits, listing.note, listing.unpaired

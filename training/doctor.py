@@ -108,7 +108,7 @@ def near_pairs(first: Sequence[int | None], second: Sequence[int | None]) -> Ite
 def _unpaired(dataset: Dataset) -> Iterator[Finding]:
     by_kind = defaultdict(list)
     for lone in dataset.unpaired:
-        by_kind[lone.kind].append(f"{lone}; add it, or take the {lone.kind} out")
+        by_kind[lone.kind].append(f"{lone}; {lone.remedy}")
     for kind, messages in by_kind.items():
         yield Finding("error", f"{kind} without its other half", None, tuple(messages))
 

@@ -166,6 +166,21 @@ def test_a_stray_255_is_told_before_the_first_step(data: Path, run: Path, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_test_split_without_masks_is_in_nobodys_way_who_does_not_measure_on_it(
+    data: Path, model_file: Path, tmp_path: Path
+) -> None:
+    (data / "test.txt").write_text("some\nothers\n")
+    for name in ("some", "others"):
+        shutil.copy(next((data / "images").iterdir()), data / "images" / f"{name}.png")
+    lone = "name 'some' in test.txt has no mask of that name in"
+    said = succeed(train, *arguments(data, tmp_path / "run"))
+    assert f"warning: {lone}" in said
+    assert "(1 more: 'fcnseg check" in said
+    succeed(evaluate, model_file, data)
+    assert lone in refusal(evaluate, model_file, data, "--split", "test")
+    assert lone in refusal(check, data)
+
+
 def test_weights_of_another_number_of_classes_are_told_with_both_numbers(scenes: Path, tmp_path: Path) -> None:
     """Elsewhere: size mismatch for classifier.4.weight, over many lines (vision #1891, DeepLabV3Plus #105)."""
     (tmp_path / "net.py").write_text(

@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,56 @@ def test_a_listed_file_that_is_missing_is_named(listed: Path, folder: str, words
     with pytest.raises(DatasetError) as caught:
         open_dataset(listed)
     assert all(word in str(caught.value) for word in words)
+
+
+def list_a_test_image(listed: Path, folders: Path) -> Path:
+    write_image(listed / "images" / "t.png")
+    (listed / "test.txt").write_text("t.png\n")
+    return listed
+
+
+def add_a_folder_of_test_images(listed: Path, folders: Path) -> Path:
+    """With a folder for each split in images/ and masks/, but for the test images."""
+    root = folders.with_name("nested")
+    for split in ("train", "val"):
+        shutil.copytree(folders / split, root / "images" / split)
+        shutil.copytree(folders / f"{split}annot", root / "masks" / split)
+    write_image(root / "images" / "test" / "t.png")
+    write_classes(root)
+    return root
+
+
+def mask_one_of_two_test_images(listed: Path, folders: Path) -> Path:
+    for name in ("t", "u"):
+        write_image(folders / "test" / f"{name}.png")
+    write_mask(folders / "testannot" / "t.png", some_ids())
+    return folders
+
+
+@pytest.mark.parametrize(
+    "add_test_images", [list_a_test_image, add_a_folder_of_test_images, mask_one_of_two_test_images]
+)
+def test_a_split_without_masks_stands_in_the_way_of_those_alone_who_want_it(
+    listed: Path, folders: Path, add_test_images: Callable[[Path, Path], Path]
+) -> None:
+    root = add_test_images(listed, folders)
+    for needed in (None, ("train", "test")):
+        with pytest.raises(DatasetError, match="has no (mask|namesake)"):
+            open_dataset(root, needed)
+    dataset = open_dataset(root, ("train", "val"))
+    assert {"train", "val"} <= set(dataset.splits)
+    assert all(dataset.splits.values())
+    assert [lone.split for lone in dataset.unpaired] == ["test"]
+    check_all(dataset)
+
+
+def test_what_has_no_split_stands_in_everybodys_way(folders: Path, tmp_path: Path) -> None:
+    root = tmp_path / "plain"
+    shutil.copytree(folders / "train", root / "images")
+    shutil.copytree(folders / "trainannot", root / "masks")
+    write_image(root / "images" / "lonely.jpg")
+    with pytest.raises(DatasetError, match=r"lonely\.jpg has no mask"):
+        open_dataset(root, ("train", "val"))
 
 
 def test_an_image_without_a_mask_and_a_mask_without_an_image_are_named(folders: Path) -> None:

@@ -105,7 +105,7 @@ def evaluate(
     if json_path is not None and report is not None and json_path.absolute() == report.absolute():
         raise UsageError(f"--json and --report both name {report}; give each a file of its own")
     console = Console(stderr=True)
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, (split,))
     samples = dataset.split(split)
     net = open_predictor(model, device)
     label_map, ignore_id = net.label_map, dataset.label_map.ignore_id

@@ -96,7 +96,7 @@ def export(
         else:
             if store != "fp32":
                 raise UsageError(f"--store {store} and --precision {precision} exclude each other; leave --store out")
-            dataset = open_dataset(data or Path(trained.record.config.data))
+            dataset = open_dataset(data or Path(trained.record.config.data), ("train", "val"))
             require_same_classes(trained.record.label_map, dataset.label_map)
             info = _write_measured(trained, output, card, precision, dataset, calibration_images)
         if info.card is not None:

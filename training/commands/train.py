@@ -78,7 +78,7 @@ def train(
 
     given = _asked_for(data, config_path, options)
     console = Console(stderr=True)
-    dataset = open_dataset(Path(given["data"]))
+    dataset = open_dataset(Path(given["data"]), ("train", "val"))
     with console.status("checking images and masks"):
         diagnosis = examine(dataset, ("train", "val"))
         found = diagnosis.contents

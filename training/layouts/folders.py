@@ -7,11 +7,12 @@ from training.labels import LABELMAP_FILE, Labels
 from training.layouts.listing import (
     Layout,
     Listing,
+    Pairs,
+    Unpaired,
     by_split,
     files_of,
     match_folders,
     match_list,
-    unpaired,
 )
 
 _NO_LISTS = {LABELMAP_FILE, "readme.txt", "license.txt"}
@@ -34,16 +35,17 @@ def _read(root: Path, labels: Labels | None) -> Listing:
         return Listing.held_out(
             match_folders(images, masks, labels), label_map, f"write train.txt and val.txt in {root}"
         )
-    lone = [
-        *unpaired("image folder", image_folders, mask_folders, f"namesake in {masks}"),
-        *unpaired("mask folder", mask_folders, image_folders, f"namesake in {images}"),
-    ]
-    if lone:
-        raise DatasetError(f"{lone[0]}; add it, or take the folder out")
     loose = next((path for folder in (images, masks) for path in files_of(folder).by_stem.values()), None)
     if loose is not None:
         raise DatasetError(f"{loose} lies beside folders of splits; move it into one of them, or write split lists")
-    splits = {split: match_folders(path, mask_folders[split], labels) for split, path in image_folders.items()}
+    splits = {
+        split: match_folders(path, mask_folders[split], labels)
+        if split in mask_folders
+        else Pairs(unpaired=[Unpaired("image folder", path.name, f"namesake in {masks}")])
+        for split, path in image_folders.items()
+    }
+    for split, path in mask_folders.items():
+        splits.setdefault(split, Pairs(unpaired=[Unpaired("mask folder", path.name, f"namesake in {images}")]))
     return Listing.of_pairs(splits, label_map)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from fcnseg.errors import DatasetError
@@ -23,14 +23,21 @@ class Unpaired:
     """Something that lacks its other half: an image, a mask, or a name in a list.
 
     Attributes:
-        kind: What it is: `image`, `mask` or `name`.
+        kind: What it is: `image`, `mask`, `name`, `image folder` or `mask folder`.
         name: Its file's name, or the name in the list.
         lacks: What there is none of, such as `mask in DATA/masks`.
+        split: Where; None where there are no splits.
     """
 
     kind: str
     name: str
     lacks: str
+    split: str | None = None
+
+    @property
+    def remedy(self) -> str:
+        """What helps, in a few words."""
+        return f"add it, or take the {self.kind} out"
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name} has no {self.lacks}"
@@ -63,7 +70,7 @@ class Listing:
     @classmethod
     def of_pairs(cls, splits: Mapping[str, Pairs], label_map: LabelMap | None) -> "Listing":
         """Return the listing of splits that have been paired one by one."""
-        unpaired = tuple(lone for pairs in splits.values() for lone in pairs.unpaired)
+        unpaired = tuple(replace(lone, split=name) for name, pairs in splits.items() for lone in pairs.unpaired)
         return cls({name: pairs.samples for name, pairs in splits.items()}, label_map, unpaired=unpaired)
 
     @classmethod
