@@ -69,6 +69,7 @@ def fit(
 
     Raises:
         DeviceError: The device asked for is not there.
+        UsageError: The training diverges: an epoch's loss is no number. The epochs before are kept.
         KeyboardInterrupt: The run was interrupted; the last checkpoint is that of the last finished epoch, or holds the
             weights of that moment where there is none.
         SystemExit: As for an interrupt, by SIGTERM.

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
+from fcnseg.errors import UsageError
 from fcnseg.files import replacing, write_bytes, write_text
 from fcnseg.thumbnails import encode, paint_ids, shrink, tile
 from training.curves import draw_curves
@@ -42,6 +44,19 @@ class RunWriter(Callback):
         self._samples = [samples[i] for i in dict.fromkeys(i * len(samples) // _SHOWN for i in range(_SHOWN))]
         self._rows: list[dict[str, float]] = []
         self._begun = time.perf_counter()
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse an epoch whose loss is no number, before anything of it is kept.
+
+        Raises:
+            UsageError: It is not; steps are too large.
+        """
+        if isinstance(pl_module, SegmentationTask) and not math.isfinite(loss := pl_module.mean_loss()):
+            raise UsageError(
+                f"the loss is {loss} in epoch {trainer.current_epoch + 1}; take a lower --lr"
+                f" (it was {pl_module.record.config.lr:g})"
+            )
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -38,12 +38,12 @@ class SegmentationTask(LightningModule):
         self.record = record
         self.scores: Scores | None = None
         self._loss = SegmentationLoss(record.config, ignore_value(record.label_map.ignore_id), class_weights)
-        self._losses = MeanMetric()
+        self._losses = MeanMetric(nan_strategy="disable")  # or it would leave them out
         self._meter: Meter | None = None
         self._pixel_scores: Callable[[Tensor], Tensor] = model.pixel_scores
 
     def mean_loss(self) -> float:
-        """Mean training loss of the epoch so far."""
+        """Mean training loss of the epoch so far; NaN or infinite as soon as one step's is."""
         return float(self._losses.compute())
 
     @override
