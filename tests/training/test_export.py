@@ -171,6 +171,36 @@ def test_a_graph_that_answers_differently_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def raise_output(graph: onnx.GraphProto, name: str, least: int) -> None:
+    """Make an output of integers no less than a value anywhere."""
+    node = next(node for node in graph.node if name in node.output)
+    node.output[list(node.output).index(name)] = "right"
+    kind = next(output for output in graph.output if output.name == name).type.tensor_type.elem_type
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(least, np.int32), "least"))
+    for operator, given, found, attributes in (
+        ("Cast", ["right"], "wide", {"to": onnx.TensorProto.INT32}),
+        ("Max", ["wide", "least"], "more", {}),
+        ("Cast", ["more"], name, {"to": kind}),
+    ):
+        graph.node.append(onnx.helper.make_node(operator, given, [found], **attributes))
+
+
+def test_a_graph_whose_confidences_are_wrong_is_not_written_and_told_as_such(
+    fcn: SegmentationModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = exporting._trace
+
+    def wrong(model: SegmentationModel) -> onnx.ModelProto:
+        proto = right(model)
+        raise_output(proto.graph, "confidence", 255)
+        return proto
+
+    monkeypatch.setattr(exporting, "_trace", wrong)
+    with pytest.raises(ParityError, match=r"different confidences at 97x131 \(\d+ pixels\); the file was not written"):
+        export(fcn, LABELS, tmp_path / "wrong.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("classes", [CLASSES, 80])
 def test_a_graph_whose_class_map_is_wrong_is_not_written(
     classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -180,17 +210,7 @@ def test_a_graph_whose_class_map_is_wrong_is_not_written(
 
     def wrong(model: SegmentationModel) -> onnx.ModelProto:
         proto = right(model)
-        name = proto.graph.output[-1 if classes <= 64 else 0].name
-        node = next(node for node in proto.graph.node if name in node.output)
-        node.output[list(node.output).index(name)] = "right"
-        kind = next(output for output in proto.graph.output if output.name == name).type.tensor_type.elem_type
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(classes - 1, np.int32), "last"))
-        for operator, given, found, attributes in (
-            ("Cast", ["right"], "wide", {"to": onnx.TensorProto.INT32}),
-            ("Max", ["wide", "last"], "more", {}),
-            ("Cast", ["more"], name, {"to": kind}),
-        ):
-            proto.graph.node.append(onnx.helper.make_node(operator, given, [found], **attributes))
+        raise_output(proto.graph, proto.graph.output[-1 if classes <= 64 else 0].name, classes - 1)
         return proto
 
     monkeypatch.setattr(exporting, "_trace", wrong)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from fcnseg.model_file import METADATA_KEY, dump_info
 from tests.tiny_model import tiny_info
 from training.commands.inspect import inspect
 from training.commands.layer_table import layer_table
+from training.precision import Precision
 
 BLOCK = "features.a_block_with_a_long_name.another_with_a_long_name"
 LAYERS = (
@@ -101,6 +103,14 @@ def test_a_model_file_is_shown_with_what_it_says_of_itself(model_file: Path) -> 
     assert (found["receptive_field"], found["output_stride"], found["alignment"]) == (2, 2, 4)
     assert [layer["name"] for layer in found["layers"]] == [layer.name for layer in LAYERS]
     assert found["label_map"]["classes"][2]["name"] == "blue"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_model_file_is_shown_with_its_precision(tiny_model: Path, tmp_path: Path, precision: Precision) -> None:
+    model = onnx.load(tiny_model)
+    helper.set_model_props(model, {METADATA_KEY: dump_info(dataclasses.replace(tiny_info(), precision=precision))})
+    onnx.save(model, tmp_path / "m.onnx")
+    assert re.search(rf"│ precision +│ {precision} ", run(tmp_path / "m.onnx"))
 
 
 def test_a_model_file_without_layers_is_shown_without_their_table(tiny_model: Path) -> None:

@@ -79,7 +79,17 @@ def test_the_file_tells_its_precision_and_its_proof(files: dict[str, Path]) -> N
     infos: dict[str, ModelInfo] = {name: read_model_info(path) for name, path in files.items()}
     assert {name: info.precision for name, info in infos.items()} == {name: name for name in files}
     assert infos["fp16"].parity[-1].relative_error < 2e-2
+    assert infos["fp16"].parity[-1].compared == "onnxruntime with PyTorch"
     assert infos["int8"].parity[-1].relative_error < 1e-4  # of the file that it was made of
+    assert infos["int8"].parity[-1].compared == "onnxruntime with PyTorch, in fp32"
+
+
+def test_a_file_of_8_bit_integers_is_made_in_silence(
+    model: SegmentationModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The runtime writes its warnings past Python."""
+    export(model, LABELS, tmp_path / "m.onnx", precision="int8", calibration=pictures(1))
+    assert tuple(capfd.readouterr()) == ("", "")
 
 
 def test_the_segmenter_and_batches_take_them(files: dict[str, Path]) -> None:

@@ -190,6 +190,7 @@ def _file_rows(info: "ModelInfo") -> Iterator[tuple[str, str]]:
     yield "architecture", f"{info.variant} of {info.architecture}"
     yield "classes", f"{len(info.label_map)}: {_first_of([c.name for c in info.label_map.classes])}"
     yield "class map", "taken at every pixel" if info.class_map_at == "pixel" else "taken at every cell, enlarged"
+    yield "precision", info.precision
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
     yield "normalisation", f"mean {mean}, std {std}"
     if info.certificate is not None:
