@@ -25,7 +25,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from fcnseg.errors import UsageError
+from fcnseg.errors import DatasetError, FcnsegError, UsageError
 from training.averaging import MovingAverage
 from training.commands.train import train
 from training.config import TrainConfig, from_plain, read_config
@@ -261,6 +261,18 @@ def test_a_folder_that_holds_a_run_is_refused_and_kept(run: Path, scenes: Path, 
     assert isinstance(result.exception, UsageError)
     assert "--overwrite" in str(result.exception)
     assert (run / "best.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize(("processes", "refusal"), [("2", UsageError), ("1", DatasetError)])
+def test_a_run_of_several_processes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: str, refusal: type[FcnsegError]
+) -> None:
+    """As torchrun starts them; that of one goes on to look for its data."""
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    nowhere = [str(tmp_path / "nowhere"), "--backbone", BACKBONE, "-o", str(tmp_path / "run")]
+    result = CliRunner().invoke(train, nowhere)
+    assert type(result.exception) is refusal
+    assert (str(result.exception).count("\n"), "torchrun" in str(result.exception)) == (0, processes == "2")
 
 
 def test_a_mean_without_a_std_is_refused(scenes: Path, tmp_path: Path) -> None:

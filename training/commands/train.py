@@ -1,5 +1,6 @@
 """`fcnseg train`: fine-tune a classifier per pixel."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from training.commands.train_options import config_options, given_options
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from training.config import TrainConfig
     from training.doctor import Diagnosis
 
 
@@ -76,6 +78,7 @@ def train(
     from training.doctor import examine
     from training.recipes import resolve
 
+    _refuse_several_processes()
     given = _asked_for(data, config_path, options)
     console = Console(stderr=True)
     dataset = open_dataset(Path(given["data"]), ("train", "val"))
@@ -86,13 +89,7 @@ def train(
         data_fingerprint = fingerprint(dataset, found)
     _print_data(console, diagnosis)
     config = resolve(given, found["train"].size)
-    least, most = config.scale_jitter
-    if config.crop is None and config.batch_size > 1 and not (found["train"].one_size and least == most):
-        why = "several sizes" if least == most else f"sizes drawn anew, as --scale-jitter {least:g} {most:g} asks for,"
-        raise UsageError(
-            f"whole images of {why} make no batch of {config.batch_size}; give --crop HxW, or --batch-size 1, or images"
-            " of one size and --scale-jitter 1 1"
-        )
+    _require_batches(config, one_size=found["train"].one_size)
 
     # Torch is loaded when the data is known to be good.
     from training.device import resolve_device
@@ -134,6 +131,26 @@ def train(
         f"best validation mIoU {best['mean_iou']:.4f}, pixel accuracy {best['pixel_accuracy']:.4f}: {run / BEST}"
     )
     click.echo(f"next: fcnseg export {run} -o model.onnx")
+
+
+def _refuse_several_processes() -> None:
+    """Refuse to be one of the processes that torchrun starts, each of which would train into the same folder."""
+    processes = os.environ.get("WORLD_SIZE", "")
+    if processes.isdecimal() and int(processes) > 1:
+        raise UsageError(
+            f"training runs in one process on one device, and WORLD_SIZE is {processes}; start it without torchrun"
+        )
+
+
+def _require_batches(config: "TrainConfig", *, one_size: bool) -> None:
+    """Refuse batches of whole images whose sizes differ."""
+    least, most = config.scale_jitter
+    if config.crop is None and config.batch_size > 1 and not (one_size and least == most):
+        why = "several sizes" if least == most else f"sizes drawn anew, as --scale-jitter {least:g} {most:g} asks for,"
+        raise UsageError(
+            f"whole images of {why} make no batch of {config.batch_size}; give --crop HxW, or --batch-size 1, or images"
+            " of one size and --scale-jitter 1 1"
+        )
 
 
 def _asked_for(data: Path | None, config_path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
