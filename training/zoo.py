@@ -24,8 +24,6 @@ from training.net_file import build_net, is_net_file
 from training.refusal import refuse_transformers
 
 TIMM_PREFIX = "timm/"
-_IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
-_IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
 _HALF: Rgb = (0.5, 0.5, 0.5)
 _OWN_SIZE = (224, 224)
 
@@ -276,8 +274,9 @@ def _torchvision_entry(name: str) -> _Entry:
         return net, "torchvision"
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    size = 299 if name == "inception_v3" else 224
-    mean, std = (_HALF, _HALF) if is_inception else (_IMAGENET_MEAN, _IMAGENET_STD)
+    transforms = weights.transforms()
+    (size,), (r, g, b), (dr, dg, db) = transforms.crop_size, transforms.mean, transforms.std
+    mean, std = (_HALF, _HALF) if is_inception else ((r, g, b), (dr, dg, db))
     return _Entry(make, pretrained, (size, size), mean, std, _licence(weights), f"the zoo's for {name}")
 
 

@@ -5,9 +5,35 @@ import torchvision
 from training.zoo import load_classifier
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+INCEPTIONS = ("googlenet", "inception_v3")
 
 
-@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+NAMES = [name for name in torchvision.models.list_models(module=torchvision.models) if "vit_" not in name]
+# RegNets compute their widths with tensors, which meta tensors cannot, so that they are built with all their weights.
+REGNETS = [name for name in NAMES if name.startswith("regnet")]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in REGNETS])
+def test_native_sizes_and_normalisations_are_those_of_torchvisions_weights(name: str) -> None:
+    with torch.device("meta"):
+        check_against_torchvision(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REGNETS)
+def test_native_sizes_and_normalisations_of_regnets_are_those_of_torchvisions_weights(name: str) -> None:
+    check_against_torchvision(name)
+
+
+def check_against_torchvision(name: str) -> None:
+    transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    classifier = load_classifier(name, pretrained=False)
+    assert classifier.input_size == (*transforms.crop_size, *transforms.crop_size)
+    if name not in INCEPTIONS:  # those are below
+        assert ([*classifier.mean], [*classifier.std]) == (transforms.mean, transforms.std)
+
+
+@pytest.mark.parametrize("name", INCEPTIONS)
 def test_nets_that_normalise_anew_when_pretrained_take_the_same_pixels_either_way(name: str) -> None:
     """torchvision turns ImageNet's normalisation into halves within these two, with its own weights alone."""
     torch.manual_seed(0)
