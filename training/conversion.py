@@ -77,8 +77,9 @@ def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224),
     trunk = dense_trunk(prepared_copy(model, input_size), input_size, rule)
     reference = _sharing_copy(model)
     errors = measure_errors(reference, trunk.net, trunk.pooled_cells, input_size)
-    grid = derive_net_grid(trunk.net, input_size, input_channels(model))
-    if not grid.global_context and sees_beyond(trunk.net, grid, input_channels(model)):
+    channels = input_channels(reference, input_size)
+    grid = derive_net_grid(trunk.net, input_size, channels)
+    if not grid.global_context and sees_beyond(trunk.net, grid, channels):
         grid = replace(grid, global_context=("an operator whose reach is not known",))
     border_effect = measure_border_effect(reference, trunk.net, trunk.pooled_cells, input_size, grid.alignment)
     found = {"images of noise": errors.noise, "photographs": errors.photographs}
@@ -138,7 +139,7 @@ def dense_trunk(model: nn.Module, input_size: tuple[int, int], rule: Rule) -> Tr
     Raises:
         ArchitectureError: The tail cannot be converted.
     """
-    channels = input_channels(model)
+    channels = input_channels(model, input_size)
     traced = trace_layers(model, (1, channels, *input_size))
     record_shapes(traced, input_size, channels)
     tail = find_tail(traced)

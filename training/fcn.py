@@ -72,7 +72,7 @@ class FCN(nn.Module):
             LearnedUpsampling(num_classes, coarse, fine)
             for coarse, fine in pairwise(self._lattices if upsampling == "learned" else [])
         )
-        self.net_grid = _net_grid(derive_net_grid(trunk, native, input_channels(trunk)), taps, num_classes)
+        self.net_grid = _net_grid(derive_net_grid(trunk, native, input_channels(trunk, native)), taps, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
         """Score an image.
@@ -128,7 +128,7 @@ def build_fcn(
     """
     model = prepared_copy(copy.deepcopy(classifier), input_size)
     trunk = dense_trunk(model, input_size, "cam")
-    coarse, finer = _taps(trunk, _scored_node(trunk, tail), variant, input_size, input_channels(model))
+    coarse, finer = _taps(trunk, _scored_node(trunk, tail), variant, input_size, input_channels(model, input_size))
     taps = [coarse, *finer]
     graph = trunk.net.graph
     output = next(n for n in graph.nodes if n.op == "output")

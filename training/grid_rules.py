@@ -188,7 +188,23 @@ RULES: dict[str, Callable[[Trace, tuple[Any, ...]], Grid | None]] = {
     "upsample_bilinear2d": _bilinear,
 }
 REDUCTIONS = {"mean", "amax", "sum"}
-MOVES = {"view", "_unsafe_view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "flatten"}
+MOVES = {"view", "_unsafe_view", "reshape", "permute", "transpose", "squeeze", "flatten"}
+_AXES_ADDED = {"stack": 1, "unsqueeze": 1, "select": -1, "unbind": -1}
+"""Operators that put an axis in or take one out, and by how much the number of axes grows."""
+
+
+def renumbered(axes: tuple[int, int] | None, name: str, args: tuple[Any, ...]) -> tuple[int, int] | None:
+    """Where the spatial axes are behind an operator without a rule; None where one of them is taken out."""
+    if axes is None or name not in _AXES_ADDED:
+        return axes
+    change = _AXES_ADDED[name]
+    rank = len((args[0][0] if name == "stack" else args[0]).shape)
+    changed = _argument(args, 1, 0) % (rank + max(change, 0))
+    if change < 0 and changed in axes:
+        return None
+    # A new axis pushes back the one in whose place it stands; one that is taken out draws up those behind it.
+    y, x = (axis + change if axis >= changed else axis for axis in axes)
+    return y, x
 
 
 def moved(trace: Trace, args: tuple[Any, ...], output: Tensor, name: str) -> Trace:

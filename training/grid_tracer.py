@@ -27,6 +27,7 @@ from training.grid_rules import (
     moved,
     normalises_space,
     reduced_axes,
+    renumbered,
 )
 from training.tracing import fake_tensors
 
@@ -159,7 +160,7 @@ class GridTracer(TorchDispatchMode):
         else:
             for other in maps[1:]:
                 trace = replace(trace, grid=trace.grid.joined(other.grid), axes=trace.axes or other.axes)
-            self._keep(output, trace)
+            self._keep(output, replace(trace, axes=renumbered(trace.axes, name, args)))
 
 
 def trace_grids(net: nn.Module, height: int, width: int, channels: int = 3) -> tuple[GridTracer, Any]:

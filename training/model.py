@@ -78,13 +78,13 @@ class SegmentationModel(nn.Module):
         # Scale and shift of 0..255 values, so that the graph normalises with one multiplication and one addition.
         scale = torch.tensor([1 / (255 * s) for s in self.std])
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)])
-        self._is_grey = input_channels(net) == 1
+        channels = input_channels(classifier.net, classifier.input_size)
+        self._is_grey = channels == 1
         if self._is_grey:
             scale, shift = scale * torch.tensor(_LUMA), (shift * torch.tensor(_LUMA)).sum()[None]
-        elif input_channels(net) != 3:
+        elif channels != 3:
             raise ArchitectureError(
-                f"{self.architecture} takes images of {input_channels(net)} channels; nets of 3 (RGB) or 1 (grey) are"
-                " supported"
+                f"{self.architecture} takes images of {channels} channels; nets of 3 (RGB) or 1 (grey) are supported"
             )
         self.register_buffer("_scale", scale.view(1, 3, 1, 1), False)
         self.register_buffer("_shift", shift.view(1, -1, 1, 1), False)

@@ -41,8 +41,9 @@ def measure_errors(
     Raises:
         ArchitectureError: The model does not answer with logits.
     """
-    noise = _relative_error(model, net, pooled_cells, _noise(model, _NOISE_IMAGES, input_size))
-    photos = _photographs(model, PHOTOGRAPHS, input_size)
+    channels = input_channels(model, input_size)
+    noise = _relative_error(model, net, pooled_cells, _noise(model, _NOISE_IMAGES, channels, input_size))
+    photos = _photographs(model, PHOTOGRAPHS, channels, input_size)
     return Errors(noise, None if photos is None else _relative_error(model, net, pooled_cells, photos))
 
 
@@ -67,8 +68,9 @@ def measure_border_effect(
     """
     (height, width), (top, left) = input_size, alignment
     larger = (height + 2 * top, width + 2 * left)
-    images = _photographs(model, 1, larger)
-    images = _noise(model, 1, larger) if images is None else images
+    channels = input_channels(model, input_size)
+    images = _photographs(model, 1, channels, larger)
+    images = _noise(model, 1, channels, larger) if images is None else images
     logits = _logits(model, images[:, :, top : top + height, left : left + width])
     with torch.no_grad():
         cells = F.avg_pool2d(net(images), pooled_cells, 1)  # (1, K, h, w): an odd number of cells
@@ -123,14 +125,14 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _noise(model: nn.Module, count: int, size: tuple[int, int]) -> Tensor:
+def _noise(model: nn.Module, count: int, channels: int, size: tuple[int, int]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     reference = next(model.parameters())
-    images = torch.randn(count, input_channels(model), *size, generator=generator)
+    images = torch.randn(count, channels, *size, generator=generator)
     return images.to(reference.device, reference.dtype)
 
 
-def _photographs(model: nn.Module, count: int, size: tuple[int, int]) -> Tensor | None:
-    images = photographs(count, size, input_channels(model))
+def _photographs(model: nn.Module, count: int, channels: int, size: tuple[int, int]) -> Tensor | None:
+    images = photographs(count, size, channels)
     reference = next(model.parameters())
     return None if images is None else images.to(reference.device, reference.dtype)

@@ -150,15 +150,36 @@ def trace_layers(model: nn.Module, image_shape: tuple[int, int, int, int]) -> fx
     return fx.GraphModule(model, graph, class_name=type(model).__name__)
 
 
-def input_channels(model: nn.Module) -> int:
-    """Channels of the image that a net takes: those of its first convolution.
+def input_channels(model: nn.Module, input_size: tuple[int, int]) -> int:
+    """Channels of the image that a net takes: those of its first convolution, if it takes such an image.
 
-    Where these are 3 * b * b, as 12 or 48, the net folds blocks of b x b pixels into channels first, as TResNet does.
+    Where it does not and these are 3 * b * b, as 12 or 48, the net folds blocks of b x b pixels of an RGB image into
+    channels first, as TResNet does.
+
+    Args:
+        model: A net in eval mode; it is not changed.
+        input_size: (height, width) at which it works.
+
+    Raises:
+        ArchitectureError: It has no convolution.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            return 3 if module.in_channels in {3 * b * b for b in range(1, 9)} else module.in_channels
-    raise ArchitectureError(f"{type(model).__name__} has no convolution, so there is nothing to slide over an image")
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None:
+        raise ArchitectureError(
+            f"{type(model).__name__} has no convolution, so there is nothing to slide over an image"
+        )
+    channels = first.in_channels
+    may_fold = channels in {3 * b * b for b in range(2, 9)}
+    return 3 if may_fold and not _takes(model, (1, channels, *input_size)) else channels
+
+
+def _takes(model: nn.Module, image_shape: tuple[int, int, int, int]) -> bool:
+    try:
+        with fake_tensors():
+            model(torch.empty(image_shape))
+    except (RuntimeError, ValueError):  # what PyTorch raises where shapes do not fit
+        return False
+    return True
 
 
 def fix_same_padding(model: nn.Module, input_size: tuple[int, int]) -> None:
@@ -180,6 +201,7 @@ def _input_sizes(
     model: nn.Module, layers: dict[str, nn.Module], input_size: tuple[int, int]
 ) -> dict[str, tuple[int, int]]:
     sizes: dict[str, tuple[int, int]] = {}
+    channels = input_channels(model, input_size)
 
     def remember(name: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -189,7 +211,7 @@ def _input_sizes(
 
     handles = [layer.register_forward_pre_hook(remember(name)) for name, layer in layers.items()]
     with fake_tensors():
-        model(torch.empty(1, input_channels(model), *input_size))
+        model(torch.empty(1, channels, *input_size))
     for handle in handles:
         handle.remove()
     return sizes

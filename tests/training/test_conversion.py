@@ -236,6 +236,44 @@ def test_photographs_are_measured_in_the_channels_that_the_net_takes() -> None:
     assert convolutionalize(seeded(lambda: flat(4)), (32, 32)).certificate.photo_error is None
 
 
+class Bands(nn.Module):
+    """A net for images of several bands, made for one size: its Linear layer reads the whole map."""
+
+    def __init__(self, bands: int) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(bands, 6, 5, 2), nn.Linear(6 * 14 * 14, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).relu().flatten(1))
+
+
+class Folded(nn.Module):
+    """A net for RGB images that folds blocks of 2x2 pixels into channels first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(12, 6, 3, padding=1), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        folded = torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
+        return self.fc(self.conv(folded).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("bands", [12, 27])
+def test_a_net_of_as_many_bands_as_folded_rgb_has_is_not_taken_for_rgb(bands: int) -> None:
+    net, certificate = convolutionalize(seeded(lambda: Bands(bands)), (32, 32))
+    assert certificate.photo_error is None
+    with torch.no_grad():
+        assert net(torch.zeros(1, bands, 64, 64)).shape == (1, CLASSES, 17, 17)
+
+
+def test_a_net_that_folds_pixels_into_channels_takes_rgb() -> None:
+    net, certificate = convolutionalize(seeded(Folded), (32, 32))
+    assert certificate.photo_error is not None
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, 64, 64)).shape == (1, CLASSES, 32, 32)
+
+
 def test_an_image_shifted_by_the_alignment_shifts_the_interior_by_whole_cells() -> None:
     net, certificate = convolutionalize(seeded(Residual), (64, 64))
     (stride, _), (align, _), (field, _) = certificate.output_stride, certificate.alignment, certificate.receptive_field

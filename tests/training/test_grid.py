@@ -5,12 +5,15 @@ and max pooling alike.
 """
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from timm.layers import SelectiveKernel
+from torch import Tensor, nn
 
 from fcnseg.errors import ArchitectureError
 from tests.training.small_nets import Residual, Squeezed, SqueezeExcited, seeded
@@ -171,3 +174,67 @@ def test_transposed_convolutions_keep_the_documented_centre() -> None:
     fine = coarse.transposed(4, 2, 0)
     assert fine.stride == 2
     assert fine.offset == coarse.offset - 2 * (4 - 1) / 2
+
+
+class TwoPaths(nn.Module):
+    """Blocks of two convolutions of unequal reach, whose maps are added."""
+
+    def __init__(self, add: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        widths = (3, 6, 6)
+        self.near = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(widths))
+        self.far = nn.ModuleList(nn.Conv2d(a, b, 5, 2, 2) for a, b in pairwise(widths))
+        self.fc = nn.Linear(widths[-1], 4)
+        self._add = add
+
+    def forward(self, x: Tensor) -> Tensor:
+        for near, far in zip(self.near, self.far, strict=True):
+            x = self._add(near(x), far(x)).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+ADDITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "stack": lambda a, b: torch.stack([a, b], 1).sum(1),
+    "stack as the last axis": lambda a, b: torch.stack([a, b], -1).sum(-1),
+    "unsqueeze": lambda a, b: torch.cat([a.unsqueeze(1), b.unsqueeze(1)], 1).sum(1),
+    "select": lambda a, b: (both := torch.stack([a, b], 1))[:, 0] + both.select(1, -1),
+    "unbind": lambda a, b: (both := torch.stack([a, b]).unbind())[0] + both[1],
+}
+
+
+@pytest.mark.parametrize("add", ADDITIONS)
+def test_an_axis_more_or_less_leaves_the_grid_as_it_is(add: str) -> None:
+    plain = convolutionalize(seeded(lambda: TwoPaths(torch.add)), (32, 32))
+    found = convolutionalize(seeded(lambda: TwoPaths(ADDITIONS[add])), (32, 32))
+    assert found.certificate.receptive_field == plain.certificate.receptive_field == (13, 13)
+    assert found.certificate == plain.certificate
+    check_against_nan(found.net, 64, 96)
+
+
+def test_a_row_of_a_map_is_no_map() -> None:
+    class Row(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.select(2, 0)
+
+    tracer, output = trace_grids(Row(), 8, 8)
+    assert tracer.grid(output) is None
+
+
+class Weighed(nn.Module):
+    """In place of a selective kernel's attention: both paths count alike, wherever the image is looked at."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_ones((x.shape[0], 2, x.shape[2], 1, 1))
+
+
+@pytest.mark.slow
+def test_the_derived_grid_of_selective_kernels_is_the_measured_one() -> None:
+    classifier = load_classifier("timm/skresnet18", pretrained=False)
+    field = convolutionalize(classifier.net, classifier.input_size).certificate.receptive_field
+    for module in classifier.net.modules():
+        if isinstance(module, SelectiveKernel):
+            module.attn = Weighed()
+    net, certificate = convolutionalize(classifier.net, classifier.input_size)
+    assert not certificate.global_context
+    assert certificate.receptive_field == field == (619, 619)
+    check_against_nan(net, 64, 1216)

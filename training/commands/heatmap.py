@@ -85,7 +85,7 @@ def heatmap(
         classifier = load_classifier(arch, weights=weights, mean=mean, std=std, input_size=input_size)
     with console.status("converting and checking against the classifier"):
         net, certificate = convolutionalize(classifier.net, classifier.input_size, rule)
-        net_grid = derive_net_grid(net, classifier.input_size, input_channels(net))
+        net_grid = derive_net_grid(net, classifier.input_size, input_channels(net, classifier.input_size))
         label_map = _label_map(labels, classifier, net_grid.channels)
         model = SegmentationModel(net, net_grid, classifier, "heatmap")
     with console.status("exporting and checking against onnxruntime"):
