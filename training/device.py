@@ -30,7 +30,7 @@ def resolve_precision(precision: Precision, device: str) -> Precision:
         return precision
     if device == "cpu":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def resolve_workers(workers: int | None, device: str) -> int:
