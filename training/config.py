@@ -77,8 +77,8 @@ class TrainConfig:
         workers: Processes that prepare batches; 0 prepares them in the training process, which resumes exactly; None
             takes 0 on the CPU, whose cores are busy, and one a core, at most 8, on CUDA.
         device: Where to train; `auto` takes CUDA where there is a device.
-        precision: Of the training steps: `auto` mixes in bf16 on CUDA devices that have it, and is fp32 on the CPU;
-            validation runs in fp32.
+        precision: Of the training steps: `auto` mixes in bf16 on CUDA devices that have it, in fp16 on older ones, and
+            is fp32 on the CPU; validation runs in fp32, which is never TF32.
         compile: Whether torch.compile makes code for the training step: slow to start, then faster.
     """
 

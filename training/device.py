@@ -1,5 +1,8 @@
 """Where torch computes: the device that was asked for, or an error; never another one."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from fcnseg.cores import usable_cores
@@ -25,12 +28,34 @@ def resolve_device(device: Device) -> str:
 
 
 def resolve_precision(precision: Precision, device: str) -> Precision:
-    """Return what `auto` stands for: bf16 on CUDA devices that have it, fp16 on older ones, fp32 on the CPU."""
+    """Return what `auto` stands for: bf16 on CUDA devices that have it, fp16 on older ones, fp32 on the CPU.
+
+    Raises:
+        DeviceError: The device does not train in what was asked for.
+    """
+    if precision == "fp16" and device == "cpu":
+        raise DeviceError("precision fp16 was asked for, but the CPU trains in fp32 or bf16; use --precision fp32")
     if precision != "auto":
         return precision
     if device == "cpu":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Keep CUDA from rounding the factors of fp32 products to TF32's 10 bits, as it does in convolutions by default.
+
+    What is measured so is meant to hold for the exported file, whose products are exact, too.
+    """
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
 
 
 def resolve_workers(workers: int | None, device: str) -> int:

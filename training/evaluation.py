@@ -17,7 +17,7 @@ from fcnseg.geometry import Geometry
 from fcnseg.resample import resample_to_pixels
 from fcnseg.types import ClassMap, LabelMap
 from training.config import Device
-from training.device import resolve_device
+from training.device import exact_products, resolve_device
 from training.metrics import FullMeter, Measures, Scores
 from training.run import Run, open_run
 from training.samples import Sample, read_sample
@@ -102,13 +102,15 @@ class TorchNet:
     @torch.inference_mode()
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
         """Return what the model file would answer."""
-        class_map, _, confidence = self._model(self._batch(image))
+        with exact_products():
+            class_map, _, confidence = self._model(self._batch(image))
         return Prediction(class_map[0].cpu().numpy(), confidence[0].cpu().numpy())
 
     @torch.inference_mode()
     def heatmap(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the scores (K, h, w) of an image (H, W, 3) uint8 RGB."""
-        scores: NDArray[np.float32] = self._model.heatmap(self._batch(image))[0].cpu().numpy()
+        with exact_products():
+            scores: NDArray[np.float32] = self._model.heatmap(self._batch(image))[0].cpu().numpy()
         return scores
 
     def _batch(self, image: NDArray[np.uint8]) -> torch.Tensor:

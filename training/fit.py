@@ -26,7 +26,7 @@ from training.augment import TrainingCrops, WholeImages
 from training.averaging import MovingAverage
 from training.config import Precision, TrainConfig, write_config
 from training.data import Dataset
-from training.device import resolve_device, resolve_precision, resolve_workers
+from training.device import exact_products, resolve_device, resolve_precision, resolve_workers
 from training.environment import describe_environment
 from training.model import SegmentationModel
 from training.progress import TrainingProgress
@@ -68,13 +68,14 @@ def fit(
         The best epoch's `mean_iou` and `pixel_accuracy`.
 
     Raises:
-        DeviceError: The device asked for is not there.
+        DeviceError: The device asked for is not there, or does not train in the precision asked for.
         UsageError: The training diverges: an epoch's loss is no number. The epochs before are kept.
         KeyboardInterrupt: The run was interrupted; the last checkpoint is that of the last finished epoch, or holds the
             weights of that moment where there is none.
         SystemExit: As for an interrupt, by SIGTERM.
     """
     device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
     images = {split: len(dataset.split(split)) for split in ("train", "val")}
     record = RunRecord(
         config, dataset.label_map, model.mean, model.std, data_fingerprint, model.classifier_classes, images=images
@@ -96,7 +97,7 @@ def fit(
         trainer = Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",
             devices=1,
-            precision=_PRECISIONS[resolve_precision(config.precision, device)],
+            precision=_PRECISIONS[precision],
             max_epochs=config.epochs,
             callbacks=[_EpochSeeds(config.seed, order), writer, *averages, TrainingProgress(console)],
             logger=TensorBoardLogger(folder, name=TENSORBOARD, version="", default_hp_metric=False),
@@ -112,7 +113,8 @@ def fit(
         task.train()  # Lightning leaves modules in the mode they are in, and a built model is in evaluation mode
         try:
             checkpoint = folder / LAST if resume else None
-            trainer.fit(task, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
+            with exact_products() if precision == "fp32" else contextlib.nullcontext():
+                trainer.fit(task, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
         except SIGTERMException:
             raise SystemExit(_TERMINATED) from None
         except SystemExit:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcnseg.errors import ArchitectureError
+from training.device import exact_products
 from training.net_grid import NetGrid
 from training.photographs import PHOTOGRAPHS, photographs
 from training.tracing import input_channels
@@ -27,6 +28,7 @@ class Errors(NamedTuple):
     photographs: float | None
 
 
+@exact_products()
 def measure_errors(
     model: nn.Module, net: nn.Module, pooled_cells: tuple[int, int], input_size: tuple[int, int]
 ) -> Errors:
@@ -47,6 +49,7 @@ def measure_errors(
     return Errors(noise, None if photos is None else _relative_error(model, net, pooled_cells, photos))
 
 
+@exact_products()
 def measure_border_effect(
     model: nn.Module,
     net: nn.Module,

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
+from training.device import exact_products
 from training.losses import SegmentationLoss
 from training.metrics import Meter, Scores
 from training.model import SegmentationModel
@@ -95,7 +96,7 @@ class SegmentationTask(LightningModule):
         arg-max is that of cells.
         """
         images = images.to(self.device)
-        with torch.autocast(self.device.type, enabled=False):
+        with exact_products(), torch.autocast(self.device.type, enabled=False):
             if self.model.class_map_at == "cell":
                 class_map: Tensor = self.model(images)[0]
                 return class_map.long()

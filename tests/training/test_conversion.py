@@ -267,6 +267,21 @@ def test_a_net_of_as_many_bands_as_folded_rgb_has_is_not_taken_for_rgb(bands: in
         assert net(torch.zeros(1, bands, 64, 64)).shape == (1, CLASSES, 17, 17)
 
 
+def test_the_proof_is_made_with_exact_products() -> None:
+    rounded: list[bool] = []
+
+    def note(_module: nn.Module, args: tuple[Tensor]) -> None:
+        if type(args[0]) is Tensor and torch.backends.cudnn.enabled:  # the shapes' run has no numbers to round
+            rounded.append(torch.backends.cudnn.allow_tf32)
+
+    model = seeded(lambda: Pooled(nn.Linear(16, CLASSES)))
+    model.features[0].register_forward_pre_hook(note)  # type: ignore[union-attr]
+    convolutionalize(model, (64, 64))
+    assert torch.backends.cudnn.allow_tf32, "torch rounds unless it is told not to"
+    assert rounded
+    assert not any(rounded)
+
+
 def test_a_net_that_folds_pixels_into_channels_takes_rgb() -> None:
     net, certificate = convolutionalize(seeded(Folded), (32, 32))
     assert certificate.photo_error is not None

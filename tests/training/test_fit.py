@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -25,17 +26,17 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from fcnseg.errors import DatasetError, FcnsegError, UsageError
+from fcnseg.errors import DatasetError, DeviceError, FcnsegError, UsageError
 from training.averaging import MovingAverage
 from training.commands.train import train
-from training.config import TrainConfig, from_plain, read_config
+from training.config import Precision, TrainConfig, from_plain, read_config
 from training.data import Dataset, fingerprint, open_dataset
-from training.evaluation import measure, open_predictor
+from training.evaluation import TorchNet, measure, open_predictor
 from training.fit import fit
 from training.losses import cross_entropy
 from training.model import SegmentationModel, build_model
 from training.optimisation import rate_factor
-from training.run import can_resume, open_run, prepare_folder
+from training.run import Run, RunRecord, can_resume, open_run, prepare_folder
 from training.scenes import LABEL_MAP, write_scenes
 
 BACKBONE = "squeezenet1_1"
@@ -96,6 +97,40 @@ def test_a_run_leaves_its_configuration_and_one_row_an_epoch(run: Path, config: 
         *("config.yaml", "environment.json", "metrics.csv", "curves.png", "samples", "tensorboard"),
         *("best.ckpt", "last.ckpt"),
     }
+
+
+@pytest.mark.parametrize(("precision", "training_rounds"), [("bf16", True), ("fp32", False)])
+def test_what_is_fp32_is_never_tf32(
+    scenes: Path, config: TrainConfig, tmp_path: Path, *, precision: Precision, training_rounds: bool
+) -> None:
+    """On CUDA convolutions of fp32 are TF32 unless torch is told otherwise; the CPU shows what it is told."""
+    rounded: dict[bool, set[bool]] = {True: set(), False: set()}
+
+    def note(net: torch.nn.Module, _args: tuple[Tensor]) -> None:
+        rounded[net.training].add(torch.backends.cudnn.allow_tf32)
+
+    model = make_model(BACKBONE)
+    model.net.register_forward_pre_hook(note)
+    dataset, short = open_dataset(scenes), replace(config, epochs=1, precision=precision)
+    fit(model, dataset, "", short, tmp_path, Console(stderr=True))
+    assert rounded == {True: {training_rounds}, False: {False}}
+    rounded[False].clear()
+    net = TorchNet(Run(tmp_path, model.eval(), RunRecord(short, LABEL_MAP, HALVES, HALVES, "")), "cpu")
+    image = np.zeros((64, 64, 3), np.uint8)
+    net.predict(image)
+    net.heatmap(image)
+    assert rounded[False] == {False}
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_fp16_on_the_cpu_is_refused_before_an_earlier_run_is_replaced(
+    config: TrainConfig, run: Path, tmp_path: Path
+) -> None:
+    kept = shutil.copytree(run, tmp_path / "run")
+    options = ["--backbone", BACKBONE, "--no-pretrained", "--device", "cpu", "--precision", "fp16", "--overwrite"]
+    result = CliRunner().invoke(train, [config.data, *options, "-o", str(kept)])
+    assert isinstance(result.exception, DeviceError)
+    assert (kept / "last.ckpt").is_file()
 
 
 def test_a_run_shows_its_course_as_pictures_and_to_tensorboard(run: Path, scenes: Path) -> None:

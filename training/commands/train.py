@@ -92,13 +92,14 @@ def train(
     _require_batches(config, one_size=found["train"].one_size)
 
     # Torch is loaded when the data is known to be good.
-    from training.device import resolve_device
+    from training.device import resolve_device, resolve_precision
     from training.fit import fit
     from training.losses import balance_classes
     from training.run import BEST, LAST, METRICS, can_resume, open_run, prepare_folder
     from training.stages import build_for
 
     used = resolve_device(config.device)
+    resolve_precision(config.precision, used)  # before an earlier run is taken out of the folder
     goes_on = resume and can_resume(run, config, data_fingerprint)
     if goes_on:
         begun = open_run(run / LAST)
