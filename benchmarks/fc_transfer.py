@@ -36,12 +36,11 @@ from fcnseg.types import Rgb
 from training.config import TailChoice
 from training.contents import look_into
 from training.data import open_dataset
-from training.fcn import build_fcn
 from training.fit import fit
 from training.losses import balance_classes
-from training.model import SegmentationModel
 from training.recipes import resolve
 from training.scenes import CLASS_NAMES, draw_scene, write_scenes
+from training.stages import build_for
 from training.zoo import load_classifier
 
 NETS = f"{Path(__file__).with_name('small_vgg.py')}:"
@@ -135,6 +134,7 @@ def transfer(plan: Plan, data: Path, folder: Path, epochs: int) -> Result:
         "weights": str(folder / f"{plan.net}.pth") if plan.pretrained else None,
         "mean": MEAN,
         "std": STD,
+        "input_size": NATIVE,
         "epochs": epochs,
         "batch_size": BATCH_SIZE,
         "crop": NATIVE,
@@ -142,17 +142,7 @@ def transfer(plan: Plan, data: Path, folder: Path, epochs: int) -> Result:
         "device": "cpu",
     }
     config = resolve(options, NATIVE)
-    torch.manual_seed(plan.seed)
-    classifier = load_classifier(
-        config.backbone,
-        weights=None if config.weights is None else Path(config.weights),
-        mean=config.mean,
-        std=config.std,
-        input_size=NATIVE,
-        pretrained=config.pretrained,
-    )
-    fcn = build_fcn(classifier.net, config.variant, len(dataset.label_map), NATIVE, tail=config.tail)
-    model = SegmentationModel(fcn, fcn.net_grid, classifier, config.variant)
+    model = build_for(config, dataset.label_map)
     class_weights = balance_classes(look_into(dataset.split("train"), dataset.label_map), config.class_weights)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as run:

@@ -45,7 +45,8 @@ class TrainConfig:
             scored (arXiv 1605.06211, section 4.3, trains all skips at once with 0.01).
         start: A run folder or checkpoint of a coarser variant whose weights training starts from; None starts from the
             classifier.
-        pretrained: Whether the classifier keeps its weights; False draws them at random.
+        pretrained: Whether the classifier has learnt; False draws a zoo's weights at random, and says of a net of one's
+            own, which makes its weights itself, that they are random.
         weights: File of the classifier's weights; None takes those its zoo publishes.
         mean: Channel means of the weights' normalisation, of values in 0..1; None takes the known ones.
         std: Channel deviations, as `mean`.

@@ -25,13 +25,10 @@ def build_for(config: TrainConfig, label_map: LabelMap) -> SegmentationModel:
         ArchitectureError, WeightsError, UsageError, ModelFileError: The net cannot be built, its weights cannot be
             had, or the run in `start` is not one that this one can follow.
     """
-    if is_net_file(config.backbone) and config.start is None:
-        if config.mean is None:
-            raise UsageError(
-                f"the normalisation of {config.backbone} is not known; give the --mean and --std of its training"
-            )
-        if not config.pretrained:
-            raise UsageError(f"{config.backbone} decides itself what weights it begins with; take --no-pretrained out")
+    if is_net_file(config.backbone) and config.start is None and config.mean is None:
+        raise UsageError(
+            f"the normalisation of {config.backbone} is not known; give the --mean and --std of its training"
+        )
     if config.start is not None and config.weights is not None:
         raise UsageError("--start and --weights both say what to begin with; leave one out")
     torch.manual_seed(config.seed)

@@ -105,7 +105,7 @@ def load_classifier(
         std: Channel deviations that go with the weights; None takes the zoo's.
         input_size: Native (height, width); None takes the zoo's, and 224 for a net of one's own.
         num_classes: Number of classes where the weights are random; None takes the zoo's. A file's weights tell it.
-        pretrained: False leaves the weights random.
+        pretrained: False leaves the weights random; a net of one's own begins with what its file gives it, either way.
 
     Raises:
         ArchitectureError: No such architecture (the message names the closest), or a transformer.

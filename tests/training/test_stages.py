@@ -8,9 +8,11 @@ from rich.console import Console
 
 from fcnseg.errors import ArchitectureError, UsageError
 from fcnseg.types import LabelMap
-from training.config import TrainConfig
+from training.card import make_card
+from training.config import TrainConfig, as_plain
 from training.data import open_dataset
 from training.fit import fit
+from training.recipes import resolve
 from training.run import open_run, prepare_folder
 from training.scenes import LABEL_MAP, write_scenes
 from training.stages import build_for
@@ -131,7 +133,18 @@ def test_a_net_of_ones_own_trains_at_its_native_size(config: TrainConfig, tmp_pa
         build_for(own, LABEL_MAP)
     run = train(replace(own, input_size=(64, 64)), tmp_path / "run")
     assert open_run(run).model.net.scores[0].in_channels == 10
-    with pytest.raises(UsageError, match="take --no-pretrained out"):
-        build_for(replace(own, pretrained=False), LABEL_MAP)
     with pytest.raises(UsageError, match="give the --mean and --std"):
         build_for(replace(own, mean=None, std=None), LABEL_MAP)
+
+
+def test_a_net_of_ones_own_may_say_that_its_weights_are_random(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "small.py").write_text(OWN_NET)
+    options = {**as_plain(config), "backbone": f"{tmp_path}/small.py:Small", "tail": "fc", "input_size": (64, 64)}
+    for name in ("pretrained", "backbone_lr_factor", "freeze_statistics"):
+        del options[name]
+    random = resolve({**options, "pretrained": False}, (64, 64))
+    assert (random.backbone_lr_factor, random.freeze_statistics) == (0.2, False)
+    model, told_nothing = (build_for(c, LABEL_MAP) for c in (random, resolve(options, (64, 64))))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), told_nothing.parameters(), strict=True))
+    run = train(random, tmp_path / "run")
+    assert make_card(open_run(run), "small.onnx").weights == "random"

@@ -36,7 +36,7 @@ def _options() -> list[Callable[[Any], Any]]:
         _number("skip_scale", _POSITIVE, "What a skip's features are multiplied by, the second's twice."),
         _text("start", "Run of a coarser variant to start from, instead of the classifier.", metavar="RUN"),
         _text("weights", WEIGHTS_HELP, metavar="FILE"),
-        _flag("pretrained", "Keep the classifier's weights, or draw them at random."),
+        _flag("pretrained", "Keep the classifier's weights, or draw them at random, as FILE.py may have done."),
         _channels("mean", MEAN_HELP),
         _channels("std", STD_HELP),
         click.option(
