@@ -19,7 +19,7 @@ from fcnseg.model_file import METADATA_KEY, dump_info
 from tests.tiny_model import tiny_info
 from training.commands.inspect import inspect
 from training.commands.layer_table import layer_table
-from training.precision import Precision
+from training.precision import FilePrecision
 
 BLOCK = "features.a_block_with_a_long_name.another_with_a_long_name"
 LAYERS = (
@@ -106,7 +106,7 @@ def test_a_model_file_is_shown_with_what_it_says_of_itself(model_file: Path) -> 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_model_file_is_shown_with_its_precision(tiny_model: Path, tmp_path: Path, precision: Precision) -> None:
+def test_a_model_file_is_shown_with_its_precision(tiny_model: Path, tmp_path: Path, precision: FilePrecision) -> None:
     model = onnx.load(tiny_model)
     helper.set_model_props(model, {METADATA_KEY: dump_info(dataclasses.replace(tiny_info(), precision=precision))})
     onnx.save(model, tmp_path / "m.onnx")
