@@ -262,7 +262,7 @@ def refusing(refusal: Refusal) -> Callable[[pb.SegmentRequest, grpc.ServicerCont
 
     def answer(request: pb.SegmentRequest, context: grpc.ServicerContext) -> pb.SegmentResponse:
         del request
-        context.set_trailing_metadata(refusal.trailing_metadata)
+        context.set_trailing_metadata(refusal.trailing_metadata())
         context.abort(refusal.code, refusal.message)
         raise AssertionError
 
