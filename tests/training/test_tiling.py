@@ -46,7 +46,8 @@ class TorchEngine:
             std=model.std,
         )
 
-    def run(self, images: NDArray[np.uint8], *, confidence: bool = False) -> EngineOutput:
+    def run(self, images: NDArray[np.uint8], *, confidence: bool = False, beside: bool = False) -> EngineOutput:
+        del beside
         with torch.no_grad():
             class_map, heatmap, confidences = (t.numpy() for t in self._model(torch.from_numpy(images.copy())))
         return EngineOutput(class_map, heatmap, confidences if confidence else None)
