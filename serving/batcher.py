@@ -240,7 +240,7 @@ class Batcher:
             if self._closing:
                 raise StoppingError("the model is being closed; ask again")
             self._waiting.append(job)
-            self._changed.notify_all()
+            self._changed.notify()  # one thread: others that woke would take the interpreter's lock from it
         # Not a closure over the job: with its future it would be a cycle, which keeps image and answer for long.
         job.future.add_done_callback(self._forget_cancelled)
         return job.future
@@ -278,7 +278,8 @@ class Batcher:
                 self._run(batch)
                 with self._changed:
                     self._running -= 1
-                    self._changed.notify_all()
+                    if self._waiting:
+                        self._changed.notify_all()
             del batch  # it holds images, which must not stay until the next request comes
 
     def _next_batch(self) -> list[_Job] | None:
@@ -294,6 +295,8 @@ class Batcher:
                     taken = set(map(id, batch))
                     self._waiting = [job for job in self._waiting if id(job) not in taken]
                     self._running += 1
+                    if self._waiting:
+                        self._changed.notify()
                     return batch
                 else:
                     self._changed.wait()
