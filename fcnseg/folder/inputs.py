@@ -99,7 +99,10 @@ def _match(pattern: str, output: Path) -> list[InputImage]:
 def _read_list(path: Path) -> list[InputImage]:
     """Read a text file that names an image in each line, in its order; empty lines are passed over."""
     root = os.path.normpath(path.parent.absolute())
-    lines = (line.strip() for line in path.read_bytes().splitlines())
+    content = path.read_bytes()
+    if b"\0" in content:
+        raise UsageError(f"list {path} holds a zero byte, which no path has; write a path in each line (find -print)")
+    lines = (line.strip() for line in content.splitlines())
     named = list(dict.fromkeys(os.path.normpath(Path(root, os.fsdecode(line))) for line in lines if line))
     if not named:
         raise UsageError(f"list {path} names no image; write a path in each line")

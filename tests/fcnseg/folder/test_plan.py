@@ -128,6 +128,9 @@ def test_a_list_names_images_relative_to_its_folder_in_its_order(tmp_path: Path)
     (tmp_path / "in" / "list.txt").write_text("\n")
     with pytest.raises(UsageError, match="names no image"):
         plan(tmp_path / "in" / "list.txt", tmp_path / "out")
+    (tmp_path / "in" / "list.txt").write_bytes(b"b.jpg\0a/c.tif\0")  # as find -print0 writes it
+    with pytest.raises(UsageError, match=r"list .*list\.txt holds a zero byte, which no path has"):
+        plan(tmp_path / "in" / "list.txt", tmp_path / "out")
 
 
 def test_a_mask_does_not_take_the_name_of_the_jobs_own_files(tmp_path: Path) -> None:
