@@ -5,8 +5,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from serving.calls import asked_by_probes
 from serving.errors import StoppingError
 from serving.statuses import abort
@@ -59,16 +57,10 @@ class CallCounter(UnaryInterceptor):
             if self._calls == 0:
                 self._idle.set()
 
-    async def intercept_service(
-        self,
-        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "Handler | None":
+    def wrap(self, handler: "Handler", method: str) -> "Handler":
         """Wrap a method's handler."""
-        handler = await super().intercept_service(continuation, handler_call_details)
-        method = handler_call_details.method
-        if handler is None or handler.unary_unary is not None or not asked_by_probes(method.removeprefix("/")):
-            return handler
+        if handler.unary_unary is not None or not asked_by_probes(method.removeprefix("/")):
+            return super().wrap(handler, method)
         if (parts := parts_of(handler)) is None:
             return handler
         make, inner = parts

@@ -23,15 +23,10 @@ class ErrorInterceptor(UnaryInterceptor):
     function that returns when the answers are written.
     """
 
-    async def intercept_service(
-        self,
-        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "Handler | None":
+    def wrap(self, handler: "Handler", method: str) -> "Handler":
         """Wrap a method's handler."""
-        handler = await super().intercept_service(continuation, handler_call_details)
-        if handler is None or handler.unary_unary is not None or (parts := parts_of(handler)) is None:
-            return handler
+        if handler.unary_unary is not None or (parts := parts_of(handler)) is None:
+            return super().wrap(handler, method)
         make, inner = parts
         parse, one_request = handler.request_deserializer, not handler.request_streaming
 
@@ -44,7 +39,7 @@ class ErrorInterceptor(UnaryInterceptor):
                 else:
                     await answers
             except DecodeError as error:
-                await abort(context, error, handler_call_details.method)
+                await abort(context, error, method)
 
         return make(wrapped, None if one_request else parse, handler.response_serializer)
 

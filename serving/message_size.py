@@ -7,17 +7,16 @@ contract: https://protobuf.dev/programming-guides/encoding has the format.
 The count sees what the parser would: where the bytes are no message, both end.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from serving.errors import OversizedMessageError
-from serving.unary import parts_of
+from serving.unary import HandlerInterceptor, parts_of
 
 if TYPE_CHECKING:
     from serving.unary import Handler
@@ -61,24 +60,17 @@ class _BrokenError(Exception):
     """The bytes are no message."""
 
 
-class MessageSizeInterceptor(grpc.aio.ServerInterceptor):
+class MessageSizeInterceptor(HandlerInterceptor):
     """Checks the requests of every method that the descriptor pool knows, in front of their parser."""
 
-    async def intercept_service(
-        self,
-        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "Handler | None":
-        """Wrap a method's handler."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.request_deserializer is None:
-            return handler
-        kind = _kind_of_requests(handler_call_details.method)
+    def wrap(self, handler: "Handler", method: str) -> "Handler":
+        """Wrap a handler whose requests are parsed."""
+        parse: Callable[[bytes], Any] | None = handler.request_deserializer
+        kind = _kind_of_requests(method)
         parts = parts_of(handler)
-        if kind is None or parts is None:
+        if parse is None or kind is None or parts is None:
             return handler
         make, inner = parts
-        parse: Callable[[bytes], Any] = handler.request_deserializer
 
         def check_and_parse(data: bytes) -> Any:
             if len(data) > SMALL_BYTES:

@@ -38,7 +38,29 @@ def parts_of(handler: "Handler") -> "tuple[Callable[..., Handler], Callable[...,
     return None
 
 
-class UnaryInterceptor(grpc.aio.ServerInterceptor, ABC):
+class HandlerInterceptor(grpc.aio.ServerInterceptor, ABC):
+    """Wraps the handler of every method that the server has."""
+
+    @abstractmethod
+    def wrap(self, handler: "Handler", method: str) -> "Handler":
+        """Return what takes a handler's place.
+
+        Args:
+            handler: Answers the calls.
+            method: The method's full name.
+        """
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Wrap a method's handler."""
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self.wrap(handler, handler_call_details.method)
+
+
+class UnaryInterceptor(HandlerInterceptor):
     """Wraps every call with one request and one response; streams (health Watch, reflection) pass untouched."""
 
     @abstractmethod
@@ -51,20 +73,15 @@ class UnaryInterceptor(grpc.aio.ServerInterceptor, ABC):
             method: The method's full name.
         """
 
-    async def intercept_service(
-        self,
-        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "Handler | None":
-        """Wrap a method's handler."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None:
+    def wrap(self, handler: "Handler", method: str) -> "Handler":
+        """Wrap the handler of a unary method."""
+        if handler.unary_unary is None:
             return handler
         inner: Callable[..., Awaitable[Any]] = handler.unary_unary
         # Within `around`: bytes that are no message are an error like any other.
         parse = handler.request_deserializer or (lambda request: request)
 
         async def wrapped(request: Any, context: "Context") -> Any:
-            return await self.around(lambda: inner(parse(request), context), context, handler_call_details.method)
+            return await self.around(lambda: inner(parse(request), context), context, method)
 
         return grpc.unary_unary_rpc_method_handler(wrapped, response_serializer=handler.response_serializer)
