@@ -68,6 +68,10 @@ class EngineOptions:
     channels_last: bool | None = None
     cuda_graphs: int = 0
 
+    def beside(self, runs: int) -> "EngineOptions":
+        """Return the options of each of some runs that go on side by side on the CPU and share the threads."""
+        return replace(self, threads=threads_beside(self.threads, runs))
+
 
 DEFAULT_OPTIONS = EngineOptions()
 PIPELINE_OPTIONS = replace(DEFAULT_OPTIONS, spinning=False)
@@ -283,10 +287,10 @@ class Engine:
 
     def _open_beside(self) -> onnxruntime.InferenceSession | None:
         """Open the session of runs that share threads; None where they have as many as one that is alone."""
-        threads = threads_beside(self.options.threads, self.options.runs)
-        if self.device != "cpu" or threads >= threads_beside(self.options.threads, 1):
+        alone, beside = self.options.beside(1), self.options.beside(self.options.runs)
+        if self.device != "cpu" or beside.threads >= alone.threads:
             return None
-        return self._open_same(replace(self.options, threads=threads))
+        return self._open_same(beside)
 
     def _open_same(self, options: EngineOptions) -> onnxruntime.InferenceSession:
         """Open the file once more.

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from fcnseg import images, masks
-from fcnseg.cores import threads_beside, threads_for, usable_cores
+from fcnseg.cores import threads_for, usable_cores
 from fcnseg.engine import PIPELINE_OPTIONS, Engine, EngineOptions, resolve_device
 from fcnseg.errors import UsageError
 from fcnseg.files import sha256_of
@@ -179,7 +179,7 @@ class Tuner:
     def _open(self, settings: Settings) -> Segmenter:
         options = settings.engine_options(PIPELINE_OPTIONS)
         if self._device == "cpu":  # as many runs go on at a time as may
-            options = replace(options, threads=threads_beside(options.threads, settings.runners or 1))
+            options = options.beside(settings.runners or 1)
         if options not in self._segmenters:
             self._segmenters[options] = Segmenter(Engine(self._model, self._device, options))
         return self._segmenters[options]

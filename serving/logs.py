@@ -70,12 +70,12 @@ def set_up_logs(log_format: LogFormat, level: str) -> None:
         log_format: For people, or for machines.
         level: `info` or `warning`; where the log is at a lower one already, it stays.
     """
+    formatter = JsonFormatter() if log_format == "json" else HumanFormatter()
     root = logging.getLogger()
-    for handler in root.handlers:
-        handler.setFormatter(JsonFormatter() if log_format == "json" else HumanFormatter())
-    if log_format == "json":  # for people the command's own lines stay as those of other commands
-        for handler in logging.getLogger(COMMAND).handlers:
-            handler.setFormatter(JsonFormatter())
+    # For people the command's own lines stay as those of other commands.
+    own = logging.getLogger(COMMAND).handlers if log_format == "json" else []
+    for handler in (*root.handlers, *own):
+        handler.setFormatter(formatter)
     logging.getLogger(_TRANSPORT).addFilter(_tells_of_a_fault)
     logging.getLogger("serving").setLevel(min(root.level, logging.getLevelNamesMapping()[level.upper()]))
 

@@ -138,11 +138,12 @@ class ModelConfig:
 
     def for_model(self, path: Path) -> tuple[EngineOptions, BatchingConfig]:
         """Return how the sessions of a model file run, and how requests share its runs."""
-        found = tuned_settings(path, resolve_device(self.device)) if self.tuned else NOTHING_SAID
+        device = resolve_device(self.device)
+        found = tuned_settings(path, device) if self.tuned else NOTHING_SAID
         settings = self.said.over(found.with_runs(self.said.runners) if self.said.runners else found)
         options = settings.engine_options(self.options)
         runners = settings.runners or self.batching.runners
-        if resolve_device(self.device) == "cpu":
+        if device == "cpu":
             if settings.runners is None and options.threads:
                 runners = min(runners, options.threads)
             options = replace(options, runs=runners)

@@ -4,7 +4,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnseg.cores import threads_beside
 from fcnseg.engine import PIPELINE_OPTIONS, Engine, resolve_device
 from fcnseg.errors import ImageTooLargeError
 from fcnseg.files import sha256_of
@@ -62,7 +60,7 @@ def open_model(
     runs = found.runners or (default_settings(device).runners if device == "cpu" else 1) or 1
     options = found.with_runs(runs).engine_options(PIPELINE_OPTIONS)
     if device == "cpu":
-        options = replace(options, threads=threads_beside(options.threads, runs))
+        options = options.beside(runs)
     return Segmenter(Engine(path, device, options), found), runs
 
 
