@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -152,20 +153,30 @@ def test_the_layers_travel_with_the_file(fcn: SegmentationModel, fcn_file: Path)
     assert count_parameters(layers) == sum(parameter.numel() for parameter in fcn.net.parameters())
 
 
-def test_a_graph_that_answers_differently_is_not_written(
-    fcn: SegmentationModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def spoil_traces(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[onnx.GraphProto], None]) -> None:
+    """Let exports write graphs that are changed after they are traced."""
     right = exporting._trace
 
     def wrong(model: SegmentationModel) -> onnx.ModelProto:
         proto = right(model)
-        weight = max(proto.graph.initializer, key=lambda tensor: len(tensor.raw_data))
-        values = np.frombuffer(weight.raw_data, np.float32).copy()
-        values[::7] *= 1.05
-        weight.raw_data = values.tobytes()
+        spoil(proto.graph)
         return proto
 
     monkeypatch.setattr(exporting, "_trace", wrong)
+
+
+def change_weights(graph: onnx.GraphProto) -> None:
+    """Change every seventh value of the largest weight."""
+    weight = max(graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = np.frombuffer(weight.raw_data, np.float32).copy()
+    values[::7] *= 1.05
+    weight.raw_data = values.tobytes()
+
+
+def test_a_graph_that_answers_differently_is_not_written(
+    fcn: SegmentationModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_traces(monkeypatch, change_weights)
     with pytest.raises(ParityError, match="not written"):
         export(fcn, LABELS, tmp_path / "wrong.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -188,14 +199,7 @@ def raise_output(graph: onnx.GraphProto, name: str, least: int) -> None:
 def test_a_graph_whose_confidences_are_wrong_is_not_written_and_told_as_such(
     fcn: SegmentationModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = exporting._trace
-
-    def wrong(model: SegmentationModel) -> onnx.ModelProto:
-        proto = right(model)
-        raise_output(proto.graph, "confidence", 255)
-        return proto
-
-    monkeypatch.setattr(exporting, "_trace", wrong)
+    spoil_traces(monkeypatch, lambda graph: raise_output(graph, "confidence", 255))
     with pytest.raises(ParityError, match=r"different confidences at 97x131 \(\d+ pixels\); the file was not written"):
         export(fcn, LABELS, tmp_path / "wrong.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -206,14 +210,8 @@ def test_a_graph_whose_class_map_is_wrong_is_not_written(
     classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to 64 classes: that of a run without confidences, which is computed in another way than with them."""
-    right = exporting._trace
-
-    def wrong(model: SegmentationModel) -> onnx.ModelProto:
-        proto = right(model)
-        raise_output(proto.graph, proto.graph.output[-1 if classes <= 64 else 0].name, classes - 1)
-        return proto
-
-    monkeypatch.setattr(exporting, "_trace", wrong)
+    output = -1 if classes <= 64 else 0
+    spoil_traces(monkeypatch, lambda graph: raise_output(graph, graph.output[output].name, classes - 1))
     model = heatmap_model(seeded(lambda: Pooled(nn.Linear(16, classes))), (64, 64))
     with pytest.raises(ParityError, match=r"different class maps at .* pixels\); the file was not written"):
         export(model, LabelMap.from_names([f"class {i}" for i in range(classes)]), tmp_path / "wrong.onnx")
