@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from reporting import number
+from reporting import Spread
 
 
 class _Strict(BaseModel):
@@ -20,9 +20,7 @@ class Figure(_Strict):
     values: list[float]
 
     def __str__(self) -> str:
-        if len(self.values) == 1:
-            return f"{number(self.median)} (once)"
-        return f"{number(self.median)} ({number(self.low)} to {number(self.high)})"
+        return str(Spread.of(self.values))
 
 
 class Table(_Strict):
