@@ -9,7 +9,7 @@ from fcnseg.v1.segmentation_pb2 import Model
 from serving.administration import Administration
 
 if TYPE_CHECKING:
-    from serving.unary import Context
+    from serving.handlers import Context
 
 _DESCRIPTOR = pb.DESCRIPTOR.services_by_name["ModelAdminService"]
 SERVICE = _DESCRIPTOR.full_name

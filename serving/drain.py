@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from serving.calls import asked_by_probes
 from serving.errors import StoppingError
+from serving.handlers import UnaryInterceptor, parts_of
 from serving.statuses import abort
-from serving.unary import UnaryInterceptor, parts_of
 
 if TYPE_CHECKING:
-    from serving.unary import Context, Handler
+    from serving.handlers import Context, Handler
 
 
 class CallCounter(UnaryInterceptor):

@@ -13,13 +13,13 @@ from serving.admin_servicer import SERVICE as MODEL_ADMIN_SERVICE
 from serving.allowance import Allowance
 from serving.calls import current_call
 from serving.errors import AllowanceError, ForbiddenError, NoTokenError
+from serving.handlers import parts_of
 from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
 from serving.statuses import abort
 from serving.tokens import Token, Tokens
-from serving.unary import parts_of
 
 if TYPE_CHECKING:
-    from serving.unary import Context, Handler
+    from serving.handlers import Context, Handler
 
 _log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from serving.errors import OversizedMessageError
-from serving.unary import HandlerInterceptor, parts_of
+from serving.handlers import HandlerInterceptor, parts_of
 
 if TYPE_CHECKING:
-    from serving.unary import Handler
+    from serving.handlers import Handler
 
 SMALL_BYTES = 64 << 10
 """A message of so few bytes is parsed as it is."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from serving.calls import REQUEST_ID_KEY, Call, current_call, current_span, ran_out, read_request_id
-from serving.unary import parts_of
+from serving.handlers import parts_of
 
 if TYPE_CHECKING:
+    from serving.handlers import Context, Handler
     from serving.spans import CallTracer
-    from serving.unary import Context, Handler
 
 _UNKNOWN = "other"
 # Counted from 0, so that the first is an increase: alerts ask for those, and a series that begins with 1 has none.

@@ -18,15 +18,15 @@ from serving.batcher import Executed
 from serving.drain import CallCounter
 from serving.errors import InvalidFieldError
 from serving.extras import names_classes, read_extras, write_extras
+from serving.handlers import deadline_of, held_by
 from serving.models import ModelRegistry, ServedModel
 from serving.patience import Patience
 from serving.pipeline import Demands, Pipeline
 from serving.statuses import Refusal
 from serving.streams import Turn, answer_in_order
-from serving.unary import deadline_of, held_by
 
 if TYPE_CHECKING:
-    from serving.unary import Context
+    from serving.handlers import Context
 
 
 class SegmentationServicer(SegmentationServiceServicer):

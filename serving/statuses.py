@@ -27,7 +27,7 @@ from serving.errors import (
 )
 
 if TYPE_CHECKING:
-    from serving.unary import Context
+    from serving.handlers import Context
 
 _log = logging.getLogger(__name__)
 

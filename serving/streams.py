@@ -14,7 +14,7 @@ from serving.errors import StoppingError
 from serving.statuses import Refusal, abort, refuse
 
 if TYPE_CHECKING:
-    from serving.unary import Context
+    from serving.handlers import Context
 
 
 class _Item(Protocol):

@@ -18,7 +18,9 @@ from serving.batcher import Executed
 from serving.calls import image_span
 from serving.drain import CallCounter
 from serving.errors import InvalidFieldError
+from serving.handlers import deadline_of, held_by
 from serving.health import HealthServicer
+from serving.image_sources import Source
 from serving.models import ModelRegistry, ServedModel
 from serving.oip import inference_pb2 as pb
 from serving.oip.descriptions import (
@@ -34,13 +36,11 @@ from serving.oip.outputs import CLASS_MAP, CONFIDENCE, Written, read_outputs, wr
 from serving.oip.tensors import read_sources, reads_at_once
 from serving.patience import Patience
 from serving.pipeline import Demands, Pipeline
-from serving.sources import Source
 from serving.statuses import Refusal
 from serving.streams import Turn, answer_in_order
-from serving.unary import deadline_of, held_by
 
 if TYPE_CHECKING:
-    from serving.unary import Context
+    from serving.handlers import Context
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _LONGEST_TIMEOUT_US = 10**15

@@ -6,8 +6,8 @@ import numpy as np
 
 from fcnseg.images import ImageLimits
 from serving.errors import InvalidFieldError, quote
+from serving.image_sources import EncodedSource, RawSource, Source
 from serving.oip import inference_pb2 as pb
-from serving.sources import EncodedSource, RawSource, Source
 
 INPUT = "image"
 _CHANNELS = 3
