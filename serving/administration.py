@@ -5,7 +5,7 @@ import logging
 
 from fcnseg.errors import FcnsegError, ModelNotFoundError
 from serving.errors import InvalidFieldError, NotOpenedError, quote
-from serving.models import ModelRegistry
+from serving.registry import ModelRegistry
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from serving.security_options import open_security, security_options
 from serving.signals import end_at_once
 
 if TYPE_CHECKING:
-    from serving.models import ServedModel
+    from serving.served_model import ServedModel
 
 # A net's working memory is some hundred times its image: what one machine can hold, not what a file may contain.
 _MOST_IMAGE_BYTES, _MOST_PIXELS, _LONGEST_SIDE = 64 << 20, 2**25, 2**14
@@ -284,8 +284,9 @@ def serve(
     from fcnseg.images import ImageLimits, require_within
     from fcnseg.tuning import Settings, default_settings
     from serving.batcher import BatchingConfig
-    from serving.models import ModelConfig, ModelRegistry
     from serving.open_files import allow_most_open_files
+    from serving.registry import ModelRegistry
+    from serving.served_model import ModelConfig
     from serving.server import ServerConfig, serve_until_stopped
 
     limits = ImageLimits(max_image_bytes, max_image_pixels, max_image_side)

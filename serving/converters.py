@@ -17,7 +17,7 @@ from fcnseg.wire import CLASS_MAP_ENCODINGS, CLASS_MAP_TYPES
 from serving.batcher import Executed
 from serving.errors import InvalidFieldError
 from serving.image_sources import EncodedSource, RawSource, Source
-from serving.models import ServedModel
+from serving.served_model import ServedModel
 from serving.statistics import Stages
 
 _OTHER_UINT8, _OTHER_UINT16 = 255, 65535

@@ -18,8 +18,9 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from serving.errors import Reason
-from serving.models import ModelRegistry, ServedModel
 from serving.observer import CallObserver
+from serving.registry import ModelRegistry
+from serving.served_model import ServedModel
 from serving.statistics import BOUNDS_S, Duration, Outcome
 
 _MODEL = ("model", "version")

@@ -21,8 +21,8 @@ from serving.batcher import Executed
 from serving.calls import current_call, ran_out
 from serving.errors import InvalidFieldError, OverloadedError, TooLateError
 from serving.image_sources import Source
-from serving.models import ServedModel
 from serving.patience import Patience
+from serving.served_model import ServedModel
 from serving.statistics import Stages
 from serving.streams import Turn
 

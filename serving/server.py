@@ -32,12 +32,12 @@ from serving.health import HealthServicer
 from serving.interceptor import ErrorInterceptor
 from serving.message_size import MessageSizeInterceptor
 from serving.metrics import collect_into
-from serving.models import ModelRegistry
 from serving.observer import CallObserver
 from serving.oip.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
 from serving.oip.servicer import InferenceServicer
 from serving.pipeline import Pipeline
+from serving.registry import ModelRegistry
 from serving.security import Security
 from serving.servicer import SegmentationServicer
 from serving.side_server import SideServer

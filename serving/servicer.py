@@ -19,9 +19,10 @@ from serving.drain import CallCounter
 from serving.errors import InvalidFieldError
 from serving.extras import names_classes, read_extras, write_extras
 from serving.handlers import deadline_of, held_by
-from serving.models import ModelRegistry, ServedModel
 from serving.patience import Patience
 from serving.pipeline import Demands, Pipeline
+from serving.registry import ModelRegistry
+from serving.served_model import ServedModel
 from serving.statuses import Refusal
 from serving.streams import Turn, answer_in_order
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from fcnseg.engine import Engine, EngineOptions
 from fcnseg.segmenter import Segmenter
 from fcnseg.types import Segmentation
-from serving.models import ModelConfig, ModelRegistry
+from serving.registry import ModelRegistry
+from serving.served_model import ModelConfig
 from tests.running_server import CPU_CONFIG
 
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fcnseg.engine import EngineOptions
-from serving.models import ModelConfig, ModelRegistry
+from serving.registry import ModelRegistry
+from serving.served_model import ModelConfig
 from serving.server import Server, ServerConfig
 
 CPU_CONFIG = ModelConfig("cpu", EngineOptions(threads=1))

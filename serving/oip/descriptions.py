@@ -5,10 +5,11 @@ from contextlib import suppress
 
 import fcnseg
 from fcnseg.errors import FcnsegError
-from serving.models import ModelRegistry, ServedModel
 from serving.oip import inference_pb2 as pb
 from serving.oip.outputs import CLASS_MAP, CONFIDENCE, HEATMAP, class_map_datatype
 from serving.oip.tensors import INPUT
+from serving.registry import ModelRegistry
+from serving.served_model import ServedModel
 from serving.statistics import Duration
 
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"

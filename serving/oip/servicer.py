@@ -21,7 +21,6 @@ from serving.errors import InvalidFieldError
 from serving.handlers import deadline_of, held_by
 from serving.health import HealthServicer
 from serving.image_sources import Source
-from serving.models import ModelRegistry, ServedModel
 from serving.oip import inference_pb2 as pb
 from serving.oip.descriptions import (
     most_images,
@@ -36,6 +35,8 @@ from serving.oip.outputs import CLASS_MAP, CONFIDENCE, Written, read_outputs, wr
 from serving.oip.tensors import read_sources, reads_at_once
 from serving.patience import Patience
 from serving.pipeline import Demands, Pipeline
+from serving.registry import ModelRegistry
+from serving.served_model import ServedModel
 from serving.statuses import Refusal
 from serving.streams import Turn, answer_in_order
 

@@ -39,7 +39,7 @@ from fcnseg.resample import resample_to_pixels
 from fcnseg.types import ClassInfo
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.batcher import BatchingConfig
-from serving.models import ModelRegistry
+from serving.registry import ModelRegistry
 from serving.server import ServerConfig
 from tests.other_server import ONE_PIXEL, server_that_answers
 from tests.running_server import CPU_CONFIG, RunningServer, running_server

@@ -31,7 +31,7 @@ from fcnseg.masks import Encoding
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.batcher import BatchingConfig
 from serving.errors import StoppingError
-from serving.models import ModelRegistry
+from serving.registry import ModelRegistry
 from serving.server import ServerConfig
 from serving.statuses import Refusal, refuse
 from tests.gated_segmenter import GatedSegmenter, registry_of

@@ -13,7 +13,8 @@ from fcnseg.errors import RemoteModelNotFoundError, ServerUnavailableError, Usag
 from fcnseg.folder import FolderOptions, MaskFormat, ServerModel, segment_folder
 from fcnseg.regions import RegionQuery
 from serving.batcher import BatchingConfig
-from serving.models import ModelConfig, ModelRegistry
+from serving.registry import ModelRegistry
+from serving.served_model import ModelConfig
 from serving.server import ServerConfig
 from tests.image_folders import save, write_noise
 from tests.running_server import running_server

@@ -19,9 +19,9 @@ from fcnseg.masks import Encoding
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.batcher import BatchingConfig
-from serving.models import ModelRegistry
 from serving.oip import inference_pb2 as oip
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
+from serving.registry import ModelRegistry
 from serving.security import Security
 from serving.server import ServerConfig
 from serving.tokens import Tokens

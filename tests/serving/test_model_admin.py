@@ -29,9 +29,9 @@ from fcnseg.errors import (
 )
 from fcnseg.remote import RemoteModel
 from serving.admin_servicer import SERVICE
-from serving.models import ModelRegistry
 from serving.oip import inference_pb2 as oip
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
+from serving.registry import ModelRegistry
 from serving.security import Security
 from serving.server import ServerConfig
 from tests.running_server import CPU_CONFIG, RunningServer, running_server

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 import fcnseg
 from fcnseg import masks
 from serving.batcher import BatchingConfig
-from serving.models import ModelConfig, ModelRegistry
 from serving.oip import inference_pb2 as pb
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.oip.servicer import SERVICE
+from serving.registry import ModelRegistry
+from serving.served_model import ModelConfig
 from serving.server import ServerConfig
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, running_server

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 import fcnseg
 from fcnseg import masks
-from serving.models import ModelRegistry
 from serving.oip import inference_pb2 as pb
+from serving.registry import ModelRegistry
 from tests.contract.descriptor_lines import describe_file
 from tests.running_server import CPU_CONFIG, running_server
 from tests.tiny_model import write_tiny_model

@@ -24,7 +24,7 @@ from fcnseg.regions import search_bytes
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.batcher import BatchingConfig
-from serving.models import ModelRegistry
+from serving.registry import ModelRegistry
 from tests import http2
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, running_server

@@ -14,8 +14,8 @@ from fcnseg.regions import RegionQuery, find_regions
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.errors import TooLateError
-from serving.models import ModelRegistry
 from serving.patience import Patience
+from serving.registry import ModelRegistry
 from tests.image_folders import noise
 from tests.running_server import CPU_CONFIG, running_server
 from tests.tiny_model import write_tiny_model

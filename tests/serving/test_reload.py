@@ -19,9 +19,10 @@ from fcnseg.engine import EngineOptions
 from fcnseg.errors import FcnsegError, ModelFileError, RemoteModelNotFoundError
 from fcnseg.segmenter import Segmenter, load
 from serving.errors import StoppingError
-from serving.models import ModelRegistry, find_sources
 from serving.oip import inference_pb2
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
+from serving.registry import ModelRegistry
+from serving.repository import find_sources
 from serving.server import ServerConfig
 from tests.gated_segmenter import GatedSegmenter
 from tests.process_memory import resident

@@ -17,8 +17,8 @@ from fcnseg.client import Client
 from fcnseg.engine import EngineOptions
 from fcnseg.errors import RequestError, UsageError
 from fcnseg.segmenter import Segmenter, load
-from serving.models import ModelRegistry
 from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
+from serving.registry import ModelRegistry
 from serving.server import SERVICE, ServerConfig
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, RunningServer, running_server

@@ -1,32 +1,28 @@
 """The models that a server holds, by name and version."""
 
 import logging
-import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
 from fcnseg.cuda_driver import device_memory
-from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions, resolve_device
-from fcnseg.errors import FcnsegError, ModelFileError, ModelNotFoundError, UsageError
-from fcnseg.files import shown
-from fcnseg.model_file import ModelInfo
+from fcnseg.engine import resolve_device
+from fcnseg.errors import FcnsegError, ModelNotFoundError
 from fcnseg.segmenter import Segmenter, load
-from fcnseg.tuning import NOTHING_SAID, Settings, tuned_settings
 from serving.admission import Admission
-from serving.batcher import DEFAULT_BATCHING, Batcher, BatchingConfig
+from serving.batcher import Batcher
 from serving.drift import Drift
 from serving.errors import StoppingError, quote
 from serving.file_stamp import FileStamp, stamp_of
 from serving.memory import MemoryBudget, machine_memory
+from serving.repository import ModelSource, find_sources
+from serving.served_model import DEFAULT_CONFIG, ModelConfig, ServedModel, Users
 from serving.statistics import Statistics
 
-_FILE_NAME = "model.onnx"
-_VERSION = re.compile(r"[1-9][0-9]*")
 _LONGEST_DRAIN_S = 30.0
 _MOST_NAMED = 20
 
@@ -34,196 +30,6 @@ _log = logging.getLogger(__name__)
 
 _Contents: TypeAlias = tuple[tuple[str, FileStamp], ...]
 """Versions of a model and what their files are."""
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from.
-
-    Attributes:
-        name: What clients call it.
-        version: A positive number in decimal, without leading zeros.
-        path: Its model file.
-    """
-
-    name: str
-    version: str
-    path: Path
-
-
-class Users:
-    """Counts the requests that are using a model, so that it is closed when none is."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._changed = threading.Condition()
-
-    def enter(self) -> None:
-        """Count one more."""
-        with self._changed:
-            self._count += 1
-
-    def leave(self) -> None:
-        """Count one less."""
-        with self._changed:
-            self._count -= 1
-            self._changed.notify_all()
-
-    def wait_until_none(self, timeout_s: float) -> None:
-        """Return when there is none, or after a time."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._count == 0, timeout_s)
-
-
-@dataclass(frozen=True, eq=False)
-class ServedModel:
-    """A model that is open and can answer.
-
-    Attributes:
-        name: What clients call it.
-        version: A positive number in decimal.
-        engine: The open file.
-        batcher: Runs it.
-        admission: Lets requests in.
-        statistics: What it has done.
-        drift: What its answers were like.
-        stamp: What its file was when it was opened; see `stamp_of`.
-        users: The requests that are using it.
-    """
-
-    name: str
-    version: str
-    engine: Engine
-    batcher: Batcher
-    admission: Admission
-    statistics: Statistics
-    drift: Drift
-    stamp: FileStamp
-    users: Users
-
-    @property
-    def info(self) -> ModelInfo:
-        """What its file says of itself."""
-        return self.engine.info
-
-    @property
-    def device(self) -> str:
-        """Where it runs: `cpu` or `cuda:N`."""
-        return self.engine.device
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """How models are opened and run.
-
-    Attributes:
-        device: `cpu`, `cuda`, `cuda:N`, or `auto`.
-        options: How their sessions run.
-        batching: How requests share runs.
-        max_memory: Bytes that all images under way may take together, half of them for images that wait and answers
-            that are written, half for runs; 0 takes half of the machine's memory, and on CUDA half of the device's for
-            runs.
-        warm_sizes: (height, width) of the images that are run before serving.
-        said: Settings that take the place of those in `options` and `batching`, whatever was tuned.
-        tuned: Whether those that a model's `MODEL.tune.json` names take their place too, where nothing is said.
-    """
-
-    device: str = "auto"
-    options: EngineOptions = DEFAULT_OPTIONS
-    batching: BatchingConfig = DEFAULT_BATCHING
-    max_memory: int = 0
-    warm_sizes: tuple[tuple[int, int], ...] = ()
-    said: Settings = NOTHING_SAID
-    tuned: bool = False
-
-    def for_model(self, path: Path) -> tuple[EngineOptions, BatchingConfig]:
-        """Return how the sessions of a model file run, and how requests share its runs."""
-        device = resolve_device(self.device)
-        found = tuned_settings(path, device) if self.tuned else NOTHING_SAID
-        settings = self.said.over(found.with_runs(self.said.runners) if self.said.runners else found)
-        options = settings.engine_options(self.options)
-        runners = settings.runners or self.batching.runners
-        if device == "cpu":
-            if settings.runners is None and options.threads:
-                runners = min(runners, options.threads)
-            options = replace(options, runs=runners)
-        max_batch = settings.max_batch or self.batching.max_batch
-        return options, replace(self.batching, runners=runners, max_batch=max_batch)
-
-
-DEFAULT_CONFIG = ModelConfig()
-
-
-def find_sources(paths: Sequence[Path], *, strict: bool = True) -> list[ModelSource]:
-    """Return the models that paths stand for.
-
-    Args:
-        paths: Model files, whose name is the file's stem and whose version is 1, and repositories, which are folders
-            of NAME/VERSION/model.onnx (Triton's layout).
-        strict: Whether a model's folder without a version is an error, and not one that is being filled.
-
-    Raises:
-        ModelFileError: A path does not exist or cannot be read, or a repository or a model in it is empty, or has a
-            name that is no text.
-        UsageError: Two paths stand for the same model and version.
-    """
-    try:
-        found = _find_sources(paths, strict=strict)
-    except OSError as error:
-        place = shown(Path(str(error.filename)))
-        raise ModelFileError(f"{place} cannot be looked at: {error.strerror}; let the server read it") from error
-    for source in found:
-        if not source.name.isprintable():
-            raise ModelFileError(f"the name of model {shown(source.path)} is no line of text; rename it")
-    return sorted(found, key=lambda source: (source.name, int(source.version)))
-
-
-def _find_sources(paths: Sequence[Path], *, strict: bool) -> list[ModelSource]:
-    sources: dict[tuple[str, str], ModelSource] = {}
-    for path in paths:
-        if not path.exists():
-            raise ModelFileError(f"model file {path} does not exist; make one with 'fcnseg heatmap' or 'fcnseg export'")
-        for source in _sources_in(path, strict=strict) if path.is_dir() else [ModelSource(path.stem, "1", path)]:
-            other = sources.setdefault((source.name, source.version), source)
-            if other is not source:
-                raise UsageError(
-                    f"{other.path} and {source.path} are both model {source.name!r}, version {source.version};"
-                    " rename one of them"
-                )
-    return list(sources.values())
-
-
-def _sources_in(repository: Path, *, strict: bool) -> Iterator[ModelSource]:
-    folders = [folder for folder in _list(repository) if folder.is_dir() and not _is_systems(folder.name)]
-    if not folders:
-        raise ModelFileError(f"model repository {repository} is empty; its layout is NAME/VERSION/{_FILE_NAME}")
-    for folder in folders:
-        versions = [v for v in _list(folder) if _VERSION.fullmatch(v.name) and (v / _FILE_NAME).is_file()]
-        if strict and not versions:
-            raise ModelFileError(
-                f"{folder} in model repository {repository} holds no version; put the model at {folder}/1/{_FILE_NAME}"
-            )
-        for version in sorted(versions, key=lambda v: int(v.name)):
-            yield ModelSource(folder.name, version.name, version / _FILE_NAME)
-
-
-def _is_systems(name: str) -> bool:
-    """Tell whether a folder is none of the user's: hidden, or where a file system puts what it found."""
-    return name.startswith(".") or name == "lost+found"
-
-
-def _list(folder: Path) -> list[Path]:
-    """Return what a folder holds by name; nothing where it has just been removed.
-
-    Raises:
-        ModelFileError: It cannot be read.
-    """
-    try:
-        return sorted(folder.iterdir())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise ModelFileError(f"folder {folder} cannot be read: {error.strerror}; let the server read it") from error
 
 
 def _there_are(names: Collection[str]) -> str:

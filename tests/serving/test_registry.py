@@ -12,7 +12,9 @@ from fcnseg.files import sha256_of
 from fcnseg.tuning import Settings, Tuning, this_machine
 from serving.batcher import BatchingConfig
 from serving.errors import StoppingError
-from serving.models import ModelConfig, ModelRegistry, ModelSource, find_sources
+from serving.registry import ModelRegistry
+from serving.repository import ModelSource, find_sources
+from serving.served_model import ModelConfig
 from tests.running_server import CPU_CONFIG, running_server
 from tests.tiny_model import write_tiny_model
 
