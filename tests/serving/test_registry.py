@@ -1,4 +1,3 @@
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +6,12 @@ import pytest
 
 from fcnseg.client import Client
 from fcnseg.engine import EngineOptions
-from fcnseg.errors import ModelFileError, ModelNotFoundError, RemoteModelNotFoundError, UsageError
+from fcnseg.errors import ModelFileError, ModelNotFoundError, RemoteModelNotFoundError
 from fcnseg.files import sha256_of
 from fcnseg.tuning import Settings, Tuning, this_machine
 from serving.batcher import BatchingConfig
 from serving.errors import StoppingError
 from serving.registry import ModelRegistry
-from serving.repository import ModelSource, find_sources
 from serving.served_model import ModelConfig
 from tests.running_server import CPU_CONFIG, running_server
 from tests.tiny_model import write_tiny_model
@@ -26,11 +24,6 @@ def repository(tmp_path: Path) -> Path:
     for name, version in (("cat", 1), ("cat", 2), ("cat", 10), ("dog", 3)):
         write_tiny_model(root / name / str(version) / "model.onnx", licence=f"{name} {version}")
     return root
-
-
-def test_file_is_named_by_its_stem_and_is_version_1(tmp_path: Path) -> None:
-    path = write_tiny_model(tmp_path / "cat.onnx")
-    assert find_sources([path]) == [ModelSource("cat", "1", path)]
 
 
 def test_repository_holds_names_and_versions_in_number_order(repository: Path) -> None:
@@ -75,54 +68,6 @@ def test_a_name_too_long_for_a_status_is_told_shortened(repository: Path) -> Non
         for name, version in (("n" * 20_000, ""), ("cat", "1" * 20_000)):
             with pytest.raises(RemoteModelNotFoundError, match=r"no (model|version) '(n|1){100}\.\.\.'"):
                 client.get_model(name, version)
-
-
-def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        write_tiny_model(tmp_path / folder / "cat.onnx")
-    with pytest.raises(UsageError, match="are both model 'cat', version 1"):
-        find_sources([tmp_path / "a" / "cat.onnx", tmp_path / "b" / "cat.onnx"])
-
-
-def test_models_are_in_the_order_of_names_and_versions_whatever_the_order_of_paths(
-    repository: Path, tmp_path: Path
-) -> None:
-    """Else a look at what the paths hold would find a change where there is none."""
-    (repository / "cat" / "1" / "model.onnx").unlink()
-    path = write_tiny_model(tmp_path / "cat.onnx")
-    found = [(source.name, source.version) for source in find_sources([repository, path])]
-    assert found == [("cat", "1"), ("cat", "2"), ("cat", "10"), ("dog", "3")]
-
-
-def test_a_name_that_is_no_line_of_text_is_refused(repository: Path) -> None:
-    for name in (b"caf\xe9", b"two\nlines"):
-        folder = os.fsencode(repository) + b"/" + name
-        shutil.copytree(os.fsencode(repository / "dog"), folder)
-        with pytest.raises(ModelFileError, match="is no line of text; rename it"):
-            find_sources([repository])
-        shutil.rmtree(folder)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
-def test_a_folder_that_may_not_be_read_is_told(repository: Path) -> None:
-    (repository / "cat" / "2").chmod(0o700)
-    os.seteuid(65534)
-    try:
-        with pytest.raises(ModelFileError, match="cannot be looked at: Permission denied; let the server read it"):
-            find_sources([repository])
-    finally:
-        os.seteuid(0)
-
-
-def test_empty_repository_tells_its_layout(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"NAME/VERSION/model\.onnx"):
-        find_sources([tmp_path])
-
-
-def test_model_without_a_version_is_told(repository: Path) -> None:
-    (repository / "cow" / "one").mkdir(parents=True)
-    with pytest.raises(ModelFileError, match=r"cow .* holds no version; put the model at .*cow/1/model\.onnx"):
-        find_sources([repository])
 
 
 def test_without_strictness_what_opens_is_served(repository: Path, caplog: pytest.LogCaptureFixture) -> None:

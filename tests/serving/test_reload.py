@@ -22,7 +22,6 @@ from serving.errors import StoppingError
 from serving.oip import inference_pb2
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.registry import ModelRegistry
-from serving.repository import find_sources
 from serving.server import ServerConfig
 from tests.gated_segmenter import GatedSegmenter
 from tests.process_memory import resident
@@ -196,26 +195,6 @@ def test_a_folder_that_is_being_filled_concerns_only_itself(repository: Path) ->
     assert licence(registry) == "second"
     assert [source.name for source in registry.sources()] == ["cat", "cat"]
     registry.close()
-
-
-def test_a_repository_may_change_while_it_is_looked_at(repository: Path) -> None:
-    ended = threading.Event()
-
-    def change() -> None:
-        while not ended.is_set():
-            for i in range(50):
-                (repository / f"dog {i}").mkdir()
-            for i in range(50):
-                (repository / f"dog {i}").rmdir()
-
-    changing = threading.Thread(target=change)
-    changing.start()
-    try:
-        for _ in range(300):
-            assert [source.name for source in find_sources([repository], strict=False)] == ["cat"]
-    finally:
-        ended.set()
-        changing.join()
 
 
 def test_a_file_that_the_runtime_fails_on_does_not_end_the_watch(
