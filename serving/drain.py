@@ -28,6 +28,7 @@ class CallCounter(UnaryInterceptor):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.stopping = asyncio.Event()
         self.stopped = asyncio.Event()
         self.ended = 0

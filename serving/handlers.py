@@ -39,7 +39,10 @@ def parts_of(handler: "Handler") -> "tuple[Callable[..., Handler], Callable[...,
 
 
 class HandlerInterceptor(grpc.aio.ServerInterceptor, ABC):
-    """Wraps the handler of every method that the server has."""
+    """Wraps the handler of every method that the server has, once: those within must be the same for every call."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, Handler] = {}
 
     @abstractmethod
     def wrap(self, handler: "Handler", method: str) -> "Handler":
@@ -55,9 +58,14 @@ class HandlerInterceptor(grpc.aio.ServerInterceptor, ABC):
         continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
-        """Wrap a method's handler."""
-        handler = await continuation(handler_call_details)
-        return None if handler is None else self.wrap(handler, handler_call_details.method)
+        """Wrap a method's handler, or return it wrapped; what clients make up has none, and is not kept."""
+        method = handler_call_details.method
+        if method not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            self._wrapped[method] = self.wrap(handler, method)
+        return self._wrapped[method]
 
 
 class UnaryInterceptor(HandlerInterceptor):

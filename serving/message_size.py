@@ -9,7 +9,6 @@ The count sees what the parser would: where the bytes are no message, both end.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import descriptor_pool
@@ -178,7 +177,6 @@ class _Count:
         raise _BrokenError
 
 
-@cache
 def _kind_of_requests(method: str) -> Kind | None:
     """Return the kind of a method's requests, for /SERVICE/METHOD; None where the pool does not know it."""
     try:
