@@ -197,6 +197,12 @@ class _ServeCommand(SectionedCommand):
     help="Requests that a connection may carry at a time.",
 )
 @click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    help="Connections that there may be at a time; those beyond are closed. [default: half of the files that the server"
+    " may open]",
+)
+@click.option(
     "--http-port",
     type=click.IntRange(0, 65535),
     help="Port for /healthz, /readyz and /metrics over HTTP; 0 picks a free one. [default: none]",
@@ -254,6 +260,7 @@ def serve(
     max_age_grace_s: float,
     keepalive_s: float,
     max_streams: int,
+    max_connections: int | None,
     http_port: int | None,
     log_format: Literal["human", "json"],
     log_level: str,
@@ -308,13 +315,18 @@ def serve(
         from serving.spans import open_tracer
 
         tracer = open_tracer(otlp_endpoint)
+    most_files = allow_most_open_files()
     connections = ConnectionConfig(
-        keepalive_s, _CONNECTIONS.keepalive_timeout_s, max_age_s, max_age_grace_s, max_streams
+        keepalive_s,
+        _CONNECTIONS.keepalive_timeout_s,
+        max_age_s,
+        max_age_grace_s,
+        max_streams,
+        max_connections or most_files // 2,
     )
     config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections, watch_s, http_port, security, tracer)
     config.require_free_ports()  # now: models may take minutes to open
     keep_freed_memory(_KEPT_BYTES)
-    allow_most_open_files()
     device = resolve_device(device)
     unsaid = default_settings(device)
     engine = replace(

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from fcnseg.errors import UsageError
 
 _LONGEST_S = 24 * 86400.0  # what fits into gRPC's milliseconds
-_MOST_STREAMS = 2**31 - 1
+_MOST = 2**31 - 2  # what fits into gRPC's numbers, and is not none at all
+_COUNTS = {"max_streams", "max_connections"}
 # What a client may not undercut with pings of its own; gRPC's default of 5 minutes ends connections of honest clients.
 _MOST_PENDING = 10_000
 _SHORTEST_PING_INTERVAL_MS = 5000
@@ -15,6 +16,7 @@ _FLAGS = {
     "max_age_s": "--max-connection-age",
     "max_age_grace_s": "--max-connection-age-grace",
     "max_streams": "--max-streams",
+    "max_connections": "--max-connections",
 }
 
 
@@ -29,6 +31,7 @@ class ConnectionConfig:
             a client connects anew, and a balancer of connections places it anew. 0 for no end.
         max_age_grace_s: Seconds that requests and streams may still take then. 0 for no end.
         max_streams: Requests that a connection may carry at a time; more wait at their sender.
+        max_connections: Connections that there may be at an address; those beyond are closed at once. 0 for no limit.
 
     Raises:
         UsageError: One of them has no valid value; the message names the flag of `fcnseg serve`.
@@ -39,12 +42,13 @@ class ConnectionConfig:
     max_age_s: float = 0.0
     max_age_grace_s: float = 0.0
     max_streams: int = 256
+    max_connections: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             least = 1 if field.name in {"keepalive_s", "keepalive_timeout_s", "max_streams"} else 0
-            most = _MOST_STREAMS if field.name == "max_streams" else _LONGEST_S
+            most = _MOST if field.name in _COUNTS else _LONGEST_S
             if not least <= value <= most:
                 raise UsageError(
                     f"{_FLAGS.get(field.name, field.name)} is {value:g}; it must be from {least} to {most:.0f}"
@@ -73,6 +77,8 @@ class ConnectionConfig:
             ("grpc.server.max_pending_requests", _MOST_PENDING),
             ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
         ]
+        if self.max_connections:
+            options.append(("grpc.max_allowed_incoming_connections", self.max_connections))
         if self.max_age_s:
             options.append(("grpc.max_connection_age_ms", _milliseconds(self.max_age_s)))
             if self.max_age_grace_s:

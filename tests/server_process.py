@@ -23,6 +23,7 @@ class ServerProcess:
         options: What else the command is given.
         environment: Variables beside the test's own.
         log: Takes the server's log; None leaves it among the test's own output.
+        open_files: How many files it may open, connections among them; None for as many as the test.
 
     Attributes:
         address: Where it answers, as HOST:PORT.
@@ -38,9 +39,12 @@ class ServerProcess:
         *options: str,
         environment: Mapping[str, str] | None = None,
         log: Path | None = None,
+        open_files: int | None = None,
     ) -> None:
         self.address = f"127.0.0.1:{port}"
         command = [sys.executable, "-m", "fcnseg", "serve", str(model), "--port", str(port), "--device", "cpu"]
+        if open_files:
+            command = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh", *command]
         with log.open("a") if log else nullcontext() as stderr:
             self._process = subprocess.Popen(
                 [*command, "--threads", "1", *options],
@@ -98,9 +102,10 @@ def server_process(
     *options: str,
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
+    open_files: int | None = None,
 ) -> Iterator[ServerProcess]:
     """Serve a model file on the CPU; arguments are those of `ServerProcess`."""
-    server = ServerProcess(model, port, *options, environment=environment, log=log)
+    server = ServerProcess(model, port, *options, environment=environment, log=log, open_files=open_files)
     try:
         yield server
     finally:

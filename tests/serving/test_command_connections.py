@@ -34,6 +34,14 @@ def test_a_connection_may_carry_as_many_requests_as_asked(tiny_model: Path) -> N
     assert http2.settings(payload)[http2.MAX_CONCURRENT_STREAMS] == 7
 
 
+def test_there_may_be_as_many_connections_as_asked(tiny_model: Path) -> None:
+    with server_process(tiny_model, free_port(), "--max-connections", "1") as server, Client(server.address) as client:
+        client.list_models()
+        host, _, port = server.address.partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as beyond:
+            assert beyond.recv(1) == b""
+
+
 def test_a_silent_client_is_pinged_after_as_long_as_asked(tiny_model: Path) -> None:
     with server_process(tiny_model, free_port(), "--keepalive", "1") as server:
         assert any(kind == http2.PING for kind, _ in frames_of(server))

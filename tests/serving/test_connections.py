@@ -77,6 +77,22 @@ def test_a_connection_carries_no_more_requests_than_it_may(tiny_model: Path) -> 
         assert sum(map(len, segmenter.batches)) == 3
 
 
+def test_connections_beyond_what_there_may_be_are_closed_until_others_end(tiny_model: Path) -> None:
+    config = ServerConfig(connections=ConnectionConfig(max_connections=2))
+    with running_server(tiny_model, config) as server:
+        host, port = server.address.split(":")
+        with ExitStack() as held, Client(server.address, retries=0) as client:
+            for _ in range(2):
+                held.enter_context(socket.create_connection((host, int(port))))
+            with socket.create_connection((host, int(port)), timeout=20) as beyond:
+                assert beyond.recv(1) == b""
+            with pytest.raises(ServerUnavailableError):
+                client.list_models()
+            held.close()
+            client.wait_until_ready(20)
+            client.list_models()
+
+
 def test_calls_beyond_what_a_connection_may_carry_wait_and_none_is_refused(tiny_model: Path) -> None:
     config = ServerConfig(connections=ConnectionConfig(max_streams=4))
     with running_server(tiny_model, config) as server, grpc.insecure_channel(server.address) as channel:
@@ -123,6 +139,7 @@ def test_a_stopping_server_answers_until_its_drain_delay_is_over(tiny_model: Pat
         ({"max_age_s": float("nan")}, "--max-connection-age is nan"),
         ({"max_age_grace_s": 5.0}, "--max-connection-age-grace is 5 and .*; give --max-connection-age too"),
         ({"max_streams": 0}, "--max-streams is 0; it must be from 1"),
+        ({"max_connections": 2**31 - 1}, "--max-connections is .*; it must be from 0 to 2147483646"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], words: str) -> None:

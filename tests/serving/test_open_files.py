@@ -11,9 +11,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from fcnseg.client import Client
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from tests.server_process import ServerProcess, free_port, server_process
+from tests.tiny_model import write_tiny_model
 
 FEW = 128
 PIXEL = pb.SegmentRequest(raw=pb.RawImage(height=1, width=1, rgb=bytes(3)))
@@ -67,6 +69,25 @@ def test_more_connections_than_the_shell_allows_files_shut_nobody_out(tiny_model
             held.enter_context(connect(server.address))
         channel = held.enter_context(grpc.insecure_channel(server.address))
         assert SegmentationServiceStub(channel).Segment(PIXEL, timeout=PATIENCE_S).class_map.height == 1
+
+
+def test_connections_leave_files_for_probes_and_models(tmp_path: Path) -> None:
+    """Each takes a file, and what strangers open must not leave the server without any."""
+    path = write_tiny_model(tmp_path / "cat" / "1" / "model.onnx")
+    with (
+        server_process(tmp_path, free_port(), "--http-port", "0", open_files=FEW) as server,
+        Client(server.address) as client,
+        ExitStack() as held,
+    ):
+        client.list_models()  # and is connected from now on
+        for _ in range(FEW):
+            held.enter_context(connect(server.address))
+        with connect(server.http_address) as probe:
+            probe.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+            assert b" 200 " in probe.recv(100)
+        write_tiny_model(path, licence="changed")
+        (model,) = client.load_model("cat")
+        assert model.licence == "changed"
 
 
 def test_probes_that_no_file_can_be_opened_for_are_answered_when_one_can(server: ServerProcess) -> None:
