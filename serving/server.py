@@ -41,7 +41,7 @@ from serving.registry import ModelRegistry
 from serving.security import Security
 from serving.servicer import SegmentationServicer
 from serving.side_server import SideServer
-from serving.signals import end_at_once
+from serving.signals import end_at_once, end_when_overdue
 
 if TYPE_CHECKING:
     from serving.spans import CallTracer  # in an extra
@@ -63,6 +63,8 @@ _LONGEST_SILENCE_S = 30.0
 # How long the last spans may take to leave: less where the grace ends before, though never nothing.
 _LONGEST_FLUSH_S = 5.0
 _SHORTEST_FLUSH_S = 0.5
+# How long the end may take after the grace.
+_LONGEST_END_S = 5.0
 _LONGEST_S = 86400.0
 
 
@@ -263,6 +265,8 @@ async def serve_until_stopped(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal ends the process at once.
 
+    So does what still runs a few seconds after the grace.
+
     Args:
         registry: The models; closed at the end.
         config: How to serve.
@@ -284,6 +288,7 @@ async def serve_until_stopped(
             announce(starting.result(), server.http_address)
             await stopping
         _log.info("stopping: requests under way have %g s", config.grace_s)
+        end_when_overdue(config.drain_delay_s + config.grace_s + _LONGEST_END_S)
     finally:
         stopping.cancel()
         starting.cancel()
