@@ -1,11 +1,12 @@
 """What a run ran on: what has to be the same for its figures to be repeated."""
 
-import importlib.metadata
 import os
 import platform
 from typing import Any
 
 import torch
+
+from fcnseg.installed import installed_versions
 
 _PACKAGES = (
     *("fcnseg", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "opencv-python", "pillow"),
@@ -15,13 +16,7 @@ _PACKAGES = (
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that the figures of a run or a file depend on, as far as they are installed."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(_PACKAGES)
 
 
 def describe_environment(device: str) -> dict[str, Any]:

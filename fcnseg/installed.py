@@ -1,0 +1,15 @@
+"""Versions of packages that are installed, as figures and files are told with."""
+
+import importlib.metadata
+from collections.abc import Iterable
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions by name, of those of the packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
