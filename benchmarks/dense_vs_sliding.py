@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from reporting import Report, Spread, add_json_option, in_turns, number, seconds
+from reporting import Report, add_json_option, in_turns, number, seconds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -94,8 +94,7 @@ def race(
     table = report.table(name, title, COLUMNS)
     dense = next(iter(times.values()))
     for (side, spread), count in zip(times.items(), work, strict=True):
-        ratio = Spread.of(a / b for a, b in zip(spread.values, dense.values, strict=True))
-        table.add(side, Spread.of(1e3 * value for value in spread.values), ratio, count / 1e9, count / work[0])
+        table.add(side, spread.scaled(1e3), spread.over(dense), count / 1e9, count / work[0])
     logits = slide(classifier.net, crops, batch).T.reshape(heatmap.shape)
     difference = float((heatmap - logits).abs().max() / logits.abs().max())
     table.note = (

@@ -27,7 +27,7 @@ import torchvision
 from loop import HEIGHT, WIDTH, photograph
 from nets import build_net, clear_pixels, export_net
 from numpy.typing import NDArray
-from reporting import Report, Spread, Table, add_json_option, in_turns
+from reporting import Report, Table, add_json_option, in_turns
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
@@ -88,14 +88,9 @@ def compare(net: str, folder: Path, arguments: argparse.Namespace, table: Table)
     if not same[clear].all() or clear.mean() < 0.5 or len(np.unique(found["eager"])) < 2:
         raise SystemExit(f"{net}: the masks differ where the scores are clearly apart, or tell nothing")
     rounds = in_turns(sides, arguments.rounds, arguments.seconds)
-    ms = [Spread.of(1e3 * value for value in spread.values) for spread in rounds.values()]
-    ratios = (ratio(ms[0], other) for other in ms[1:])
+    ms = [spread.scaled(1e3) for spread in rounds.values()]
+    ratios = (other.over(ms[0]) for other in ms[1:])
     table.add(net, *ms, *ratios, float(clear.mean()), float((found["users"] == found["fcnseg"]).mean()))
-
-
-def ratio(ours: Spread, others: Spread) -> Spread:
-    """Of the other's time over ours, round by round."""
-    return Spread.of(b / a for a, b in zip(ours.values, others.values, strict=True))
 
 
 def main() -> None:

@@ -31,13 +31,14 @@ from loop import HEIGHT, WIDTH
 from nets import build_net, clear_pixels, export_net
 from numpy.typing import NDArray
 from PIL import Image
-from reporting import Report, Spread, Table, add_json_option, peak_mib
+from reporting import Report, Spread, Table, add_json_option, ordered, peak_mib
 from skimage import data
 
 from fcnseg.cores import usable_cores
 from training.model import SegmentationModel
 
 NETS = ("mobilenet_v2", "resnet50")
+OURS = "fcnseg segment"
 LOOKED_AT = 8  # images whose scores are computed once more
 COLUMNS = ("net", "side", "images/s", "fcnseg's images/s over it", "seconds in all", "peak memory, MiB")
 NOTE = (
@@ -105,25 +106,25 @@ def compare(net: str, source: Path, folder: Path, arguments: argparse.Namespace,
     by_opencv, by_pytorch = str(here / "folder_by_opencv.py"), str(here / "folder_by_pytorch.py")
     ours = ["-m", "fcnseg", "segment", str(path), str(source)]
     sides = {
-        "fcnseg segment": lambda output: [*ours, output, "--device", "cpu", "--no-report", "--no-tuned"],
+        OURS: lambda output: [*ours, output, "--device", "cpu", "--no-report", "--no-tuned"],
         "OpenCV loop": lambda output: [by_opencv, str(path), str(source), output, threads],
         "PyTorch DataLoader": lambda output: [
             by_pytorch, net, str(state), str(source), output, threads, str(arguments.batch)
         ],
     }  # fmt: skip
     found: dict[str, list[Run]] = {side: [] for side in sides}
-    for _ in range(arguments.rounds):
-        for side, command in sides.items():
+    for turn in range(arguments.rounds):
+        for side in ordered(sides, turn):
             with tempfile.TemporaryDirectory(dir=folder) as output:
-                found[side].append(run(command(output), Path(output), arguments.images))
+                found[side].append(run(sides[side](output), Path(output), arguments.images))
         check({side: runs[-1] for side, runs in found.items()}, model, source)
+    rates = {side: Spread.of(run.images_per_second for run in runs) for side, runs in found.items()}
     for side, runs in found.items():
-        ratios = (a.images_per_second / b.images_per_second for a, b in zip(found["fcnseg segment"], runs, strict=True))
         table.add(
             net,
             side,
-            Spread.of(run.images_per_second for run in runs),
-            None if side == "fcnseg segment" else Spread.of(ratios),
+            rates[side],
+            None if side == OURS else rates[OURS].over(rates[side]),
             Spread.of(run.seconds for run in runs),
             Spread.of(run.peak_mib for run in runs),
         )

@@ -15,7 +15,6 @@ low and high are the least and the greatest of the values.
 
 import argparse
 import datetime as dt
-import importlib.metadata
 import inspect
 import json
 import os
@@ -28,9 +27,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from fcnseg.cores import usable_cores
+from fcnseg.installed import installed_versions
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("fcnseg", "onnxruntime-gpu", "onnxruntime", "numpy", "opencv-python", "grpcio", "torch", "torchvision")
@@ -51,6 +51,14 @@ class Spread:
     def median(self) -> float:
         return statistics.median(self.values)
 
+    def scaled(self, factor: float) -> Self:
+        """In another unit."""
+        return self.of(value * factor for value in self.values)
+
+    def over(self, other: "Spread") -> Self:
+        """Ratios to another's, round by round: what slows a whole round stands on both sides of its ratio."""
+        return self.of(own / theirs for own, theirs in zip(self.values, other.values, strict=True))
+
     def __str__(self) -> str:
         if len(self.values) == 1:
             return f"{number(self.median)} (once)"
@@ -62,6 +70,7 @@ class Spread:
 
 
 Cell = str | float | Spread | None
+Side = TypeVar("Side")
 
 
 def number(value: float) -> str:
@@ -82,6 +91,8 @@ def seconds(work: Callable[[], object]) -> float:
 def in_turns(sides: Mapping[str, Callable[[], object]], rounds: int, at_least_s: float = 0.0) -> dict[str, Spread]:
     """Seconds of each side, a value a round: sides alternate, so that what else the machine does falls on all.
 
+    Every second round goes through them backwards, so that none always comes first or after the same other.
+
     Args:
         sides: What is timed, by name; each is run once before, for nothing.
         rounds: How many values of each.
@@ -91,8 +102,9 @@ def in_turns(sides: Mapping[str, Callable[[], object]], rounds: int, at_least_s:
     for work in sides.values():
         work()
     found: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, work in sides.items():
+    for turn in range(rounds):
+        for name in ordered(sides, turn):
+            work = sides[name]
             if at_least_s:
                 work()
             times = [seconds(work)]
@@ -100,6 +112,11 @@ def in_turns(sides: Mapping[str, Callable[[], object]], rounds: int, at_least_s:
                 times.append(seconds(work))
             found[name].append(statistics.median(times))
     return {name: Spread.of(times) for name, times in found.items()}
+
+
+def ordered(sides: Iterable[Side], turn: int) -> list[Side]:
+    """The order in which a round, counted from 0, goes through its sides."""
+    return list(sides)[:: -1 if turn % 2 else 1]
 
 
 class Table:
@@ -206,13 +223,7 @@ def machine(gpu: str | None = None) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of Python, and of the packages that are there."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(PACKAGES)}
 
 
 def peak_mib(pid: int | str = "self") -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 from loop import HEIGHT, WIDTH
-from reporting import Report, Spread, add_json_option, in_turns
+from reporting import Report, add_json_option, in_turns
 from session import open_session
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -110,9 +110,8 @@ def main() -> None:
         columns = ("way", "ms", "ratio", "pixels with the first's class")
         table = report.table(f"{classes} classes", title, columns)
         for name, spread in times.items():
-            ratio = Spread.of(a / b for a, b in zip(spread.values, times[first].values, strict=True))
             same = float((answers[name] == answers[first]).mean())
-            table.add(name, Spread.of(1e3 * value for value in spread.values), ratio, same)
+            table.add(name, spread.scaled(1e3), spread.over(times[first]), same)
     report.write()
 
 

@@ -28,7 +28,7 @@ from h2load import Request, h2load, require_h2load
 from loop import HEIGHT, WIDTH, Loop, photograph
 from nets import SMALL, build
 from peers.sides import SIDES, Side
-from reporting import Report, Spread, add_json_option
+from reporting import Report, Spread, add_json_option, ordered
 
 from fcnseg.cores import usable_cores
 
@@ -75,7 +75,7 @@ class Comparison:
 
     def measure(self, turn: int) -> list[Figure]:
         """Measure every server once."""
-        return [figure for side in self._sides for figure in self._measure_one(side, turn)]
+        return [figure for side in ordered(self._sides, turn) for figure in self._measure_one(side, turn)]
 
     def _measure_one(self, side: Side, turn: int) -> list[Figure]:
         request = side.face.request(self._model.stem, self._photo)

@@ -30,7 +30,7 @@ from loop import HEIGHT, WIDTH
 from nets import SMALL
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from reporting import Report, Spread, add_json_option, in_turns
+from reporting import Report, add_json_option, in_turns
 from session import open_session
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -173,9 +173,9 @@ def measure(report: Report, model: Path, classes: int, photo: NDArray[np.uint8],
     title = f"{model.stem}, {classes} classes, {100 * (1 - inner.mean()):.0f} % of the blocks lie on borders"
     table = report.table(f"{classes} classes", title, ("tail", "ms", "the net alone over it", "pixels that differ"))
     for name, spread in times.items():
-        ratio = Spread.of(a / b for a, b in zip(times["the net alone"].values, spread.values, strict=True))
+        ratio = times["the net alone"].over(spread)
         differ = None if name == "the net alone" else int((answers[name][0] != best).sum())
-        table.add(name, Spread.of(1e3 * value for value in spread.values), ratio, differ)
+        table.add(name, spread.scaled(1e3), ratio, differ)
 
 
 def main() -> None:

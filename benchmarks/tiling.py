@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from nets import build_net, export_net
 from numpy.typing import NDArray
-from reporting import ROOT, Report, Spread, add_json_option, in_turns
+from reporting import ROOT, Report, add_json_option, in_turns
 
 import fcnseg
 from fcnseg.tiled import segment_in_tiles
@@ -73,7 +73,7 @@ def main() -> None:
     table = report.table("tiling", title, COLUMNS)
     for tile, (name, spread) in zip(choices, times.items(), strict=True):
         tiling = plan_tiles(segmenter.info, height, width, tile)
-        ratio = Spread.of(a / b for a, b in zip(spread.values, times["whole"].values, strict=True))
+        ratio = spread.over(times["whole"])
         table.add(name, len(tiling), spread, ratio, tiling.work, ratio.median / tiling.work)
     report.write()
 
