@@ -1,19 +1,19 @@
 """Which classifiers become heatmap nets: all of torchvision's, and the smallest of each of timm's model families.
 
-Weights are random and BatchNorm statistics shuffled, since the identities hold for any weights. Prints Markdown:
+Run it: python benchmarks/architectures.py torchvision|timm|NAME ... [--json FILE]
 
-    python benchmarks/architectures.py torchvision > torchvision.md
-    python benchmarks/architectures.py timm > timm.md
-    python benchmarks/architectures.py timm/repvgg_a0 timm/resnest14d
+Weights are random and BatchNorm statistics shuffled, since the identities hold for any weights. A NAME is one that
+`fcnseg inspect` takes, such as timm/repvgg_a0.
 """
 
-import sys
+import argparse
 import warnings
 from collections.abc import Iterator
 
 import timm
 import torch
 import torchvision
+from reporting import Report, add_json_option
 from torch import nn
 
 from fcnseg.certificate import Certificate, format_pair
@@ -21,34 +21,40 @@ from fcnseg.errors import FcnsegError
 from training.conversion import convolutionalize
 from training.zoo import TIMM_PREFIX, load_classifier
 
-HEADER = (
-    "| architecture | identity | error on noise | on photographs | border effect | stride | offset | alignment |"
-    " receptive field | global context | parameters | in FC layers |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|---|"
+COLUMNS = (
+    *("architecture", "identity", "error on noise", "on photographs", "border effect", "stride", "offset", "alignment"),
+    *("receptive field", "global context", "parameters", "in FC layers"),
 )
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    asked = sys.argv[1:]
-    names: Iterator[str] = iter(asked)
-    if asked == ["torchvision"]:
-        names = iter(torchvision.models.list_models(module=torchvision.models))
-    elif asked == ["timm"]:
-        names = smallest_of_each_family()
-    print(HEADER)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", metavar="NAME", help="torchvision, timm, or classifiers")
+    add_json_option(parser)
+    arguments = parser.parse_args()
+    report = Report(arguments.json)
+    table = report.table("architectures", f"Classifiers: {' '.join(arguments.names)}", COLUMNS)
     refused: dict[str, str] = {}
-    for name in names:
+    for name in (each for asked in arguments.names for each in named(asked)):
         try:
             certificate = certify(name)
         except FcnsegError as error:
             refused[name] = str(error)
         else:
-            print(row(name, certificate), flush=True)
+            table.add(*row(name, certificate))
     if refused:
-        print("\n| refused | reason |\n|---|---|")
+        table = report.table("refused", "What is no heatmap net", ("refused", "reason"))
         for name, reason in refused.items():
-            print(f"| {name} | {reason} |")
+            table.add(name, reason)
+    report.write()
+
+
+def named(asked: str) -> Iterator[str]:
+    """The classifiers of a package, or the one of that name."""
+    if asked == "torchvision":
+        return iter(torchvision.models.list_models(module=torchvision.models))
+    return smallest_of_each_family() if asked == "timm" else iter([asked])
 
 
 def smallest_of_each_family() -> Iterator[str]:
@@ -82,9 +88,9 @@ def certify(name: str) -> Certificate:
     return convolutionalize(classifier.net, classifier.input_size).certificate
 
 
-def row(name: str, certificate: Certificate) -> str:
+def row(name: str, certificate: Certificate) -> tuple[str, ...]:
     photo, modules = certificate.photo_error, len(certificate.global_context)
-    cells = (
+    return (
         name,
         certificate.identity,
         f"{certificate.relative_error:.1e}",
@@ -98,7 +104,6 @@ def row(name: str, certificate: Certificate) -> str:
         f"{certificate.parameters_before / 1e6:.1f} M",
         f"{certificate.fc_share:.1%}",
     )
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

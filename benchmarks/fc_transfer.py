@@ -1,6 +1,6 @@
 """Do fully connected layers protect a transfer?
 
-Run it: OMP_NUM_THREADS=1 python benchmarks/fc_transfer.py [FAR] [--seeds N] [--epochs N]
+Run it: OMP_NUM_THREADS=1 python benchmarks/fc_transfer.py [FAR] [--seeds N] [--epochs N] [--json FILE]
 
 Zhang et al. ("In Defense of Fully Connected Layers in Visual Representation Transfer", 2017) find that a classifier's
 fully connected (FC) layers keep what is pretrained from being spoilt by a fine-tuning far from home, although a net
@@ -9,8 +9,8 @@ its own: the nets of small_vgg.py learn to tell eight kinds of generated 64x64 i
 darker than its ground). Each then becomes an FCN-8s, by `fcnseg train`'s own loop on the modern recipe, with the FC
 layers as convolutions (tail fc) or cut off (tail gap); a net that never had any is the third way. Each is trained from
 the pretrained weights and from random ones, on a near domain, generated scenes of the same four shapes, and, given a
-data folder FAR of another kind, on that. Prints Markdown: the best epoch's validation mIoU, the mean over the seeds and
-their range. A seed draws the new layers' data order, crops and dropout, and the random weights; each net is pretrained
+data folder FAR of another kind, on that. Tells the best epoch's validation mIoU, the median over the seeds and their
+range. A seed draws the new layers' data order, crops and dropout, and the random weights; each net is pretrained
 once.
 """
 
@@ -21,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from reporting import Report, Spread, add_json_option
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,6 +53,16 @@ BATCH_SIZE = 8
 LEARN_IMAGES, LEARN_EPOCHS, TEST_IMAGES = 2400, 10, 400
 SCENES = {"train": 400, "val": 80}
 WAYS: tuple[tuple[str, TailChoice], ...] = (("max_fc", "fc"), ("max_fc", "gap"), ("max_gap", "gap"))
+COLUMNS = (
+    "domain",
+    "net",
+    "tail",
+    "parameters",
+    "in FC layers",
+    "pretrained",
+    "best val mIoU (range)",
+    "seconds",
+)
 NEAR_WAYS: tuple[tuple[str, TailChoice], ...] = (("avg_fc", "fc"), ("avg_fc", "gap"))
 
 
@@ -94,7 +106,7 @@ def normalised(images: Tensor) -> Tensor:
     return (images.float() / 255 - MEAN[0]) / STD[0]
 
 
-def pretrain(name: str, folder: Path) -> tuple[float, float]:
+def pretrain(name: str, folder: Path, epochs: int) -> tuple[float, float]:
     """Train a classifier and leave its weights in the folder; returns its accuracy on held-out images, and seconds."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -104,10 +116,10 @@ def pretrain(name: str, folder: Path) -> tuple[float, float]:
     labels, test_labels = labels[:LEARN_IMAGES], labels[LEARN_IMAGES:]
     began = time.perf_counter()
     net = load_classifier(NETS + name, input_size=NATIVE, pretrained=False).net.train()
-    steps = LEARN_EPOCHS * (LEARN_IMAGES // 32)
+    steps = epochs * (LEARN_IMAGES // 32)
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
-    for _ in range(LEARN_EPOCHS):
+    for _ in range(epochs):
         for chosen in torch.randperm(LEARN_IMAGES).view(-1, 32):
             batch = images[chosen].flip(3) if torch.rand(()) < 0.5 else images[chosen]
             loss = F.cross_entropy(net(normalised(batch)), labels[chosen])
@@ -165,27 +177,27 @@ def plans(domains: list[str], seeds: int) -> Iterator[Plan]:
                         yield Plan(net, tail, pretrained, domain, seed)
 
 
-def table(results: dict[Plan, Result]) -> Iterator[str]:
-    yield "| domain | net | tail | parameters | in FC layers | pretrained | best val mIoU (range) | seconds |"
-    yield "|---|---|---|---|---|---|---|---|"
+def tell(report: Report, title: str, results: dict[Plan, Result]) -> None:
+    """Put the trainings into the report, those that differ in nothing but the seed in one row."""
+    table = report.table("transfer", title, COLUMNS)
     groups: dict[tuple[str, str, str, bool], list[Result]] = defaultdict(list)
     for plan, result in results.items():
         groups[plan.domain, plan.net, plan.tail, plan.pretrained].append(result)
     for (domain, net, tail, pretrained), found in groups.items():
-        ious = [result.mean_iou for result in found]
-        sizes = f"{found[0].parameters / 1e3:.0f} k | {found[0].in_fc / 1e3:.0f} k"
-        scores = f"{np.mean(ious):.3f} ({min(ious):.3f}-{max(ious):.3f})"
-        seconds = float(np.median([result.seconds for result in found]))
-        start = "yes" if pretrained else "no"
-        yield f"| {domain} | {net} | {tail} | {sizes} | {start} | {scores} | {seconds:.0f} |"
+        sizes = (f"{found[0].parameters / 1e3:.0f} k", f"{found[0].in_fc / 1e3:.0f} k")
+        measured = (Spread.of(result.mean_iou for result in found), Spread.of(result.seconds for result in found))
+        table.add(domain, net, tail, *sizes, "yes" if pretrained else "no", *measured)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Do fully connected layers protect a transfer?")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("far", nargs="?", type=Path, metavar="FAR", help="data folder of another kind of images")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=8, help="of each transfer (8)")
+    parser.add_argument("--learn-epochs", type=int, default=LEARN_EPOCHS, help="of each classifier (10)")
+    add_json_option(parser)
     options = parser.parse_args()
+    report = Report(options.json)
     with (
         tempfile.TemporaryDirectory() as temporary,
         ProcessPoolExecutor(2, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool,
@@ -198,13 +210,18 @@ def main() -> None:
         domains = {"near": folder / "scenes", **({"far": options.far} if options.far else {})}
         asked = list(plans(list(domains), options.seeds))
         nets = sorted({plan.net for plan in asked})
-        print(f"torch {torch.__version__}, two processes of one thread; {options.epochs} epochs, {options.seeds} seeds")
-        print(f"{LEARN_IMAGES} images of {len(CLASS_NAMES) - 1} shapes, brighter or darker; {TEST_IMAGES} held out\n")
-        print("| classifier | accuracy | seconds |\n|---|---|---|")
-        for net, (accuracy, seconds) in zip(nets, pool.map(pretrain, nets, [folder] * len(nets)), strict=True):
-            print(f"| {net} | {accuracy:.3f} | {seconds:.0f} |", flush=True)
+        title = (
+            f"Classifiers of {LEARN_IMAGES} images of {len(CLASS_NAMES) - 1} shapes, brighter or darker;"
+            f" {TEST_IMAGES} held out"
+        )
+        table = report.table("classifiers", title, ("classifier", "accuracy", "seconds"))
+        pretrained = pool.map(partial(pretrain, folder=folder, epochs=options.learn_epochs), nets)
+        for net, (accuracy, seconds) in zip(nets, pretrained, strict=True):
+            table.add(net, accuracy, seconds)
         futures = {plan: pool.submit(transfer, plan, domains[plan.domain], folder, options.epochs) for plan in asked}
-        print("\n" + "\n".join(table({plan: future.result() for plan, future in futures.items()})))
+        title = f"Transfers: {options.epochs} epochs, {options.seeds} seeds, two processes of one thread"
+        tell(report, title, {plan: future.result() for plan, future in futures.items()})
+    report.write()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -175,7 +176,14 @@ class Report:
         return self._tables[-1]
 
     def write(self) -> None:
-        """Keep the report, if a file was named."""
+        """Print the notes of its tables, and keep it, if a file was named."""
+        for table in self._tables:
+            if table.note:
+                print(f"\n{table.title}: {table.note}")
+        self.keep()
+
+    def keep(self) -> None:
+        """Keep what there is of it so far, if a file was named."""
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self._head | {"tables": [table.as_json() for table in self._tables]}, indent=1)
@@ -185,6 +193,13 @@ class Report:
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Give a benchmark the option that all of them have."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures for page.py")
+
+
+def chosen(parser: argparse.ArgumentParser, asked: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+    """The questions that were asked, or all; ends the program where one is unknown."""
+    if unknown := set(asked) - set(known):
+        parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return asked or known
 
 
 def command_line() -> str:
@@ -197,7 +212,9 @@ def command_line() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, and whether sources differ from it; empty outside of git."""
+    """The commit that is checked out, and whether sources differ from it; empty without git, or outside of it."""
+    if shutil.which("git") is None:
+        return ""
     found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )

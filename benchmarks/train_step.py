@@ -1,26 +1,26 @@
 """How much of a bare PyTorch loop's speed does `fcnseg train` keep, and how long does it wait for data?
 
-Run it: python benchmarks/train_step.py DATA [--backbone ARCH] [--weights FILE] [--steps N] [--rounds N]
-        python benchmarks/train_step.py DATA --memory
+Run it: python benchmarks/train_step.py DATA [--steps N] [--rounds N] [--json FILE] [options of fcnseg train]
+        python benchmarks/train_step.py DATA --memory [options of fcnseg train]
 
-One side is `training.fit` as the command runs it: Lightning's Trainer with all its callbacks, on the command's default
-options. The other is the loop that one would write by hand on the same net, crops, loss, optimiser, schedule and weight
-average (torch's own, which updates all tensors at once). Both start a round from the same weights and the same seed, so
-that with the data read in this process they train on the same crops: the program fails where their mean losses then
-differ. Sides alternate, and so does which goes first; the table has medians and the range of the middle half. What
-`fcnseg.allocator` tells the C library's allocator holds for the whole process, so that the bare loop has it too.
+One side is `training.fit` as the command runs it: Lightning's Trainer with all its callbacks, with the options that are
+given; by default those of the command, mobilenet_v2, and data read in this process. The other is the loop that one
+would write by hand on the same net, crops, loss, optimiser, schedule and weight average (torch's own, which updates all
+tensors at once). Both start a round from the same weights and the same seed, so that with the data read in this process
+they train on the same crops: the program fails where their mean losses then differ. Sides alternate, and so does which
+goes first. What `fcnseg.allocator` tells the C library's allocator holds for the whole process, so that the bare loop
+has it too.
 
 Timed are the training steps alone, from the start of the epoch to the end of its last step: building the trainer,
 validation and checkpoints stand outside. Waiting for data is the time inside next(loader).
 
---memory runs the command itself for one epoch in a process of its own and prints its peak resident memory.
+--memory runs the command itself for one epoch in a process of its own and tells its peak resident memory.
 """
 
 import argparse
 import copy
 import csv
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from unittest import mock
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.profilers import SimpleProfiler
+from reporting import Report, Spread, add_json_option, ordered
 from rich.console import Console
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -43,6 +43,8 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from training import fit as fit_module
 from training.augment import TrainingCrops
+from training.commands.train import train
+from training.commands.train_options import given_options
 from training.config import TrainConfig
 from training.contents import look_into
 from training.data import Dataset, open_dataset
@@ -57,7 +59,9 @@ from training.task import ignore_value
 
 WAITS = "[_TrainingEpochLoop].train_dataloader_next"
 COMMAND, BARE = "fcnseg train", "bare loop"
+DEFAULTS = ["--backbone", "mobilenet_v2", "--workers", "0", "--epochs", "1", "--device", "cpu"]
 MOST_APART = 1e-5
+COLUMNS = ("side", "images/s", "ratio", "waits for data")
 
 
 @dataclass(frozen=True)
@@ -149,10 +153,10 @@ def race(dataset: Dataset, config: TrainConfig, rounds: int) -> dict[str, list[E
     model = build_for(config, dataset.label_map)
     weights = balance_classes(look_into(dataset.split("train"), dataset.label_map), config.class_weights)
     epochs: dict[str, list[Epoch]] = {side: [] for side in SIDES}
-    for index in range(-1, rounds):  # the first, which warms up, is left out
-        for side in list(SIDES)[:: 1 if index % 2 else -1]:
+    for turn in range(-1, rounds):  # the first, which warms up, is left out
+        for side in ordered(SIDES, turn):
             epoch = SIDES[side](copy.deepcopy(model), dataset, config, weights)
-            if index >= 0:
+            if turn >= 0:
                 epochs[side].append(epoch)
     return epochs
 
@@ -163,18 +167,17 @@ def apart(epochs: dict[str, list[Epoch]]) -> float:
     return max(abs(command.loss - bare.loss) / bare.loss for command, bare in pairs)
 
 
-def report(epochs: dict[str, list[Epoch]], images: int) -> None:
-    rates = {side: [images / epoch.seconds for epoch in found] for side, found in epochs.items()}
-    base = float(np.median(rates[BARE]))
-    print(f"{'median of ' + str(len(rates[BARE])):16}{'images/s (middle half)':>26}{'ratio':>8}{'waits for data':>18}")
+def tell(report: Report, title: str, epochs: dict[str, list[Epoch]], images: int) -> None:
+    """Put the rounds into the report."""
+    note = (
+        f"Waiting for data is the share of the time inside next(loader). The mean losses of the two sides differ by at"
+        f" most {apart(epochs):.1e} of their value."
+    )
+    table = report.table("train_step", title, COLUMNS, note)
+    rates = {side: Spread.of(images / epoch.seconds for epoch in found) for side, found in epochs.items()}
     for side, found in epochs.items():
-        low, median, high = np.percentile(rates[side], (25, 50, 75))
-        waits = float(np.median([epoch.waited / epoch.seconds for epoch in found]))
-        print(f"{side:16}{f'{median:.2f} ({low:.2f}-{high:.2f})':>26}{median / base:8.3f}{waits:18.1%}")
-    pairs = list(zip(epochs[COMMAND], epochs[BARE], strict=True))
-    ratios = np.percentile([bare.seconds / command.seconds for command, bare in pairs], (25, 50, 75))
-    print("ratio within a round: {1:.3f} ({0:.3f}-{2:.3f})".format(*ratios))
-    print(f"mean losses of the two sides differ by at most {apart(epochs):.1e} of their value")
+        waits = Spread.of(epoch.waited / epoch.seconds for epoch in found)
+        table.add(side, rates[side], 1.0 if side == BARE else rates[side].over(rates[BARE]), waits)
 
 
 def peak_memory(command: list[str]) -> float:
@@ -191,60 +194,47 @@ def peak_memory(command: list[str]) -> float:
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
-def given(options: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given, as TrainConfig has them."""
-    values = {
-        name: getattr(options, name) for name in ("backbone", "weights", "mean", "std", "batch_size", "crop", "workers")
-    }
-    values = {name: value for name, value in values.items() if value is not None}
-    for name in ("mean", "std"):
-        if name in values:
-            numbers = [float(part) for part in values[name].split(",")]
-            values[name] = tuple(numbers * 3 if len(numbers) == 1 else numbers)
-    if values.get("crop") == "whole":
-        values["crop"] = None
-    elif "crop" in values:
-        parts = values["crop"].split("x")
-        values["crop"] = (int(parts[0]), int(parts[-1]))
-    return values
-
-
-def as_arguments(options: argparse.Namespace) -> list[str]:
-    """The same options, as `fcnseg train` takes them."""
-    names = ("backbone", "weights", "mean", "std", "batch_size", "crop", "workers")
-    found = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return [part for name, value in found.items() for part in ("--" + name.replace("_", "-"), str(value))]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="fcnseg train against a bare PyTorch loop.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("data", type=Path, help="data folder, as fcnseg train takes it")
-    parser.add_argument("--backbone", default="mobilenet_v2")
-    for name in ("--weights", "--mean", "--std", "--crop"):
-        parser.add_argument(name, help="as fcnseg train has it")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20, help="a round (20)")
     parser.add_argument("--rounds", type=int, default=7, help="of both sides (7)")
     parser.add_argument("--memory", action="store_true", help="peak memory of the command alone, one epoch")
-    options = parser.parse_args()
-    if options.memory:
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = [str(options.data), *as_arguments(options), "--epochs", "1", "--device", "cpu"]
-            peak = peak_memory([sys.executable, "-m", "fcnseg", "train", *arguments, "-o", f"{folder}/run"])
-        print(f"peak resident memory: {peak:.2f} GiB")
-        return
+    add_json_option(parser)
+    options, others = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [str(options.data), "-o", f"{folder}/run", *DEFAULTS, *others]
+        given = given_options(train.make_context("fcnseg train", [*arguments]).params)
+        report = Report(options.json)
+        if options.memory:
+            peak = peak_memory([sys.executable, "-m", "fcnseg", "train", *arguments])
+            columns = ("backbone", "peak resident memory, GiB")
+            report.table("memory", "One epoch of the command", columns).add(given["backbone"], Spread.of([peak]))
+        else:
+            measure(report, options, given)
+    report.write()
+
+
+def measure(report: Report, options: argparse.Namespace, given: dict[str, Any]) -> None:
+    """Race the two sides.
+
+    Raises:
+        SystemExit: They did other work.
+    """
     dataset = open_dataset(options.data)
-    train, count = dataset.split("train"), options.steps * options.batch_size
-    samples = (train * -(-count // len(train)))[:count]
+    samples, batch = dataset.split("train"), given.get("batch_size", TrainConfig.batch_size)
+    count = options.steps * batch
+    samples = (samples * -(-count // len(samples)))[:count]
     dataset = replace(dataset, splits={"train": samples, "val": dataset.split("val")[:1]})
-    asked = {"data": str(options.data), "epochs": 1, "device": "cpu", **given(options)}
-    config = resolve(asked, read_sample(train[0])[1].shape)
+    own = {name: value for name, value in given.items() if name in TrainConfig.__dataclass_fields__}
+    config = resolve(own | {"data": str(options.data)}, read_sample(samples[0])[1].shape)
     size = "whole images" if config.crop is None else f"crops of {config.crop[0]}x{config.crop[1]}"
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, float32")
-    print(f"{config.variant} on {config.backbone}: {options.steps} steps of {config.batch_size} {size}", flush=True)
+    threads = torch.get_num_threads()
+    title = f"{config.variant} on {config.backbone}: {options.steps} steps of {batch} {size}, {threads} threads"
     epochs = race(dataset, config, options.rounds)
-    report(epochs, count)
+    tell(report, title, epochs, count)
     if config.workers == 0 and apart(epochs) > MOST_APART:
         raise SystemExit(f"the losses differ by more than {MOST_APART:.0e} of their value: the two sides do other work")
 
