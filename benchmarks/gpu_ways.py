@@ -3,7 +3,6 @@
 import json
 import re
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from reporting import Spread, in_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -220,15 +220,12 @@ class AsUsersWriteIt(nn.Module):
 class Torch:
     """Ways by PyTorch, in half precision and channels last, images and masks on the device.
 
-    Each layer's kernel is the fastest that cuDNN finds for its shape.
-
     Args:
         net: `SameModule` or `AsUsersWriteIt`.
         device: `cpu` or `cuda:N`.
     """
 
     def __init__(self, net: nn.Module, device: str) -> None:
-        torch.backends.cudnn.benchmark = True
         self._device = torch.device(device)
         net = net.eval().requires_grad_(False).to(self._device, memory_format=torch.channels_last)
         self._net = net if device == "cpu" else net.half()  # the CPU has no fast half precision
@@ -236,25 +233,38 @@ class Torch:
     def multiply_adds(self, images: NDArray[np.uint8]) -> float:
         """Multiply-adds of a batch."""
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            self._net(self._tensor(images))
+            self._net(self._on_device(images))
         return counter.get_total_flops() / 2
 
-    def eager(self, images: NDArray[np.uint8]) -> Way:
-        """As it is."""
-        return self._calling(self._net, images)
+    def eager(self, images: NDArray[np.uint8], *, search: bool) -> Way:
+        """As it is.
+
+        Args:
+            images: (N, H, W, 3) uint8 RGB.
+            search: Whether each layer's kernel is the fastest that cuDNN finds for its shape, or cuDNN's first choice.
+        """
+        return self._calling(self._net, images, search=search)
 
     def compiled(self, images: NDArray[np.uint8]) -> Way:
-        """By torch.compile with CUDA graphs; on the CPU without its compiler, which takes long."""
-        torch.compiler.reset()
+        """By torch.compile with CUDA graphs, kernels searched; on the CPU without its compiler, which takes long."""
         on_cpu = self._device.type == "cpu"
         compiled = torch.compile(self._net, dynamic=False, **({"backend": "eager"} if on_cpu else _REDUCE_OVERHEAD))
-        return self._calling(compiled, images)
+        run = self._calling(compiled, images, search=True)
 
-    def _calling(self, net: Callable[[Tensor], tuple[Tensor, Tensor]], images: NDArray[np.uint8]) -> Way:
-        tensor = self._tensor(images)
+        def step() -> object:
+            torch.compiler.cudagraph_mark_step_begin()  # nobody needs the last answer any more
+            return run()
+
+        return run if on_cpu else step
+
+    def _calling(
+        self, net: Callable[[Tensor], tuple[Tensor, Tensor]], images: NDArray[np.uint8], *, search: bool
+    ) -> Way:
+        tensor = self._on_device(images)
 
         @torch.inference_mode()
         def run() -> Tensor:
+            torch.backends.cudnn.benchmark = search  # of the process; ways take turns
             class_map, _ = net(tensor)
             if self._device.type == "cuda":
                 torch.cuda.synchronize()
@@ -262,15 +272,15 @@ class Torch:
 
         return run
 
-    def _tensor(self, images: NDArray[np.uint8]) -> Tensor:
+    def _on_device(self, images: NDArray[np.uint8]) -> Tensor:
         return torch.from_numpy(images).to(self._device)
 
 
 _REDUCE_OVERHEAD = {"mode": "reduce-overhead"}
 
 
-def matrix_rate(device: str, side: int, seconds: float) -> float:
-    """Multiply-adds a second of a square matrix product, in half precision on CUDA."""
+def matrix_rate(device: str, side: int, rounds: int, seconds: float) -> Spread:
+    """Multiply-adds a second of a square matrix product, in half precision on CUDA; so many rounds of so long each."""
     dtype = torch.float32 if device == "cpu" else torch.float16
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     many = 1 if device == "cpu" else 20
@@ -281,7 +291,8 @@ def matrix_rate(device: str, side: int, seconds: float) -> float:
         if device != "cpu":
             torch.cuda.synchronize()
 
-    return many * side**3 / float(np.median(times(products, seconds)))
+    (found,) = in_turns({"product": products}, rounds, seconds).values()
+    return Spread.of(many * side**3 / taken for taken in found.values)
 
 
 def masks_of(answer: object) -> NDArray[np.uint8]:
@@ -309,19 +320,6 @@ def by_two(way: Way) -> Way:
     """Call a way in two threads at a time."""
     pool = ThreadPoolExecutor(2)
     return lambda: [future.result() for future in [pool.submit(way) for _ in range(2)]]
-
-
-def times(way: Way, seconds: float) -> list[float]:
-    """Seconds of each call, after two that prepare; three calls at least."""
-    for _ in range(2):
-        way()
-    found = []
-    end = time.perf_counter() + seconds
-    while len(found) < 3 or time.perf_counter() < end:
-        began = time.perf_counter()
-        way()
-        found.append(time.perf_counter() - began)
-    return found
 
 
 @dataclass(frozen=True)

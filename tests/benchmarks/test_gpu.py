@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "gpu.py"
-SECTIONS = {"export small", "ceiling", "small", "server", "shapes", "placement", "compile small"}
+SECTIONS = {"export small", "ceiling", "small", "server", "shapes", "placement", "compile small", "ceiling after"}
 
 
 @pytest.mark.slow
@@ -22,6 +22,9 @@ def test_every_section_measures_something_on_the_cpu(tmp_path: Path) -> None:
     assert {row["section"] for row in rows if row["measured"]} == SECTIONS
     assert [row for row in rows if row["measured"] is None] == []
     assert {row["section"] for row in rows if row["of the ceiling"]} == {"small", "compile small"}
+    ratios = {row["way"]: row["over the first's"] for row in rows if row["section"] == "small"}
+    alone = {way for way, ratio in ratios.items() if ratio is None}
+    assert alone == {"fp32, on the device, channels last", "fp32, engine"}  # the first of either turns
     peers = {"PyTorch on the same module", "PyTorch as users write it"}
     assert {row["way"].split(", ")[1] for row in rows if "PyTorch" in row["way"]} == peers
     page = [sys.executable, str(SCRIPT.parent / "page.py"), "--results", str(tmp_path), "--docs", str(tmp_path)]
