@@ -1,6 +1,7 @@
 """How much faster is one dense evaluation than sliding the classifier over the image?
 
-Run it: python benchmarks/dense_vs_sliding.py [--net alexnet|vgg16] [--rounds N] [--json FILE]
+Run it: python benchmarks/dense_vs_sliding.py [--net alexnet|vgg16] [--rounds N] [--threads N]
+        [--json FILE]
 
 AlexNet and VGG-16 (torchvision, random weights) answer for every cell of the grid that a 500x500 image gives them: the
 converted net in one evaluation, and the classifier on one 224x224 window per cell, at the map's stride. The windows go
@@ -23,6 +24,7 @@ from reporting import Report, add_json_option, in_turns, number, seconds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fcnseg.cores import usable_cores
 from training import convolutionalize
 from training.zoo import Classifier, load_classifier
 
@@ -103,11 +105,13 @@ def race(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One dense evaluation against a sliding window.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=ROUNDS, action="append", help="may be repeated; both by default")
     parser.add_argument("--rounds", type=int, help=f"by default {ROUNDS}")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="(cores)")
     add_json_option(parser)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     report = Report(options.json)
     for name in options.net or ROUNDS:
         compare(report, name, options.rounds or ROUNDS[name])

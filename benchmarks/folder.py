@@ -23,10 +23,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from loop import HEIGHT, WIDTH, Loop, codec_seconds, photograph
-from nets import SMALL, build
-from reporting import Report, Spread, add_json_option, resident_mib
-from served import serve
+from loop import HEIGHT, SMALL, WIDTH, Loop, codec_seconds, photograph
+from nets import build
+from reporting import Report, Spread, add_json_option, chosen, resident_mib
+from served import serve_beside_loop
 
 import fcnseg
 from fcnseg import images, masks
@@ -62,9 +62,7 @@ class Benchmark:
 
     def server(self) -> None:
         """Compare a job through a server with the loop."""
-        options = ["--device", "cpu", "--threads", str(self.arguments.threads), "--no-tuned"]
-        options += ["--warm", f"{HEIGHT}x{WIDTH}"]
-        with serve(self.model, *options) as (address, _):
+        with serve_beside_loop(self.model, self.arguments.threads) as (address, _):
             self._compare("folder through a server", [self.model.stem, "--server", address])
 
     def memory(self) -> None:
@@ -73,12 +71,13 @@ class Benchmark:
         seen: list[tuple[int, float]] = []
         with tempfile.TemporaryDirectory(dir=self.folder) as output, self._start(source, output) as process:
             while process.poll() is None:
-                time.sleep(1)
+                time.sleep(0.2)
                 if process.poll() is None:
                     seen.append((_lines(Path(output)), resident_mib(process.pid)))
             _require_success(process)
-        settled = [resident for done, resident in seen if done >= SETTLED]
-        columns = ("net", f"MiB after {SETTLED} images", "at most, MiB", "more, MiB")
+        first = min(SETTLED, self.arguments.many // 4)
+        settled = [resident for done, resident in seen if done >= first]
+        columns = ("net", f"MiB after {first} images", "at most, MiB", "more, MiB")
         table = self.report.table("memory", f"Resident memory of a job of {self.arguments.many} images", columns)
         table.add(self.name, settled[0], max(settled), max(settled) - settled[0])
 
@@ -159,9 +158,7 @@ def main() -> None:
     parser.add_argument("--small", type=Path, default=SMALL, help="the small net (results/camvid-fcn8s.onnx)")
     add_json_option(parser)
     arguments = parser.parse_args()
-    asked = arguments.questions or QUESTIONS
-    if unknown := set(asked) - set(QUESTIONS):
-        parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+    asked = chosen(parser, arguments.questions, QUESTIONS)
     report = Report(arguments.json)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

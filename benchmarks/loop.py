@@ -9,6 +9,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from reporting import ROOT
 from session import open_session
 from skimage import data
 
@@ -16,6 +17,8 @@ from fcnseg import images, masks
 from fcnseg.masks import Encoding
 from fcnseg.types import LabelMap
 
+SMALL = ROOT / "results" / "camvid-fcn8s.onnx"
+"""The trained net; the heavy one is an FCN-8s of ResNet-50 with random weights."""
 HEIGHT, WIDTH = 360, 480
 
 _Result = TypeVar("_Result")

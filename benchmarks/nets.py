@@ -1,4 +1,4 @@
-"""Nets for benchmarks: the trained one, and random weights that tell classes apart, as a module and as a model file."""
+"""Nets for benchmarks: random weights that tell classes apart, as a module and as a model file."""
 
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from training.export import export
 from training.model import SegmentationModel, build_model
 from training.precision import FilePrecision
 
-SMALL = Path(__file__).parent.parent / "results" / "camvid-fcn8s.onnx"
 CLEAR = 1e-3
 """How far apart a pixel's two best scores are, as a share of all scores' range, where rounding cannot swap them."""
 

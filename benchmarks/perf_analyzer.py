@@ -6,8 +6,9 @@ Run it: python benchmarks/perf_analyzer.py [MODEL.onnx] [--callers N ...] [--rou
 perf_analyzer asks `fcnseg serve` by the Open Inference Protocol for the answer to one image of 480x360 random pixels at
 a time, with all three outputs, which it always asks for; the loop, before and after each of its measurements, computes
 them too, on random pixels, with the same threads, none of which spin. Confidences are computed for every pixel, which
-takes longer than a class map alone. Latencies are what the callers see, the rest what the server says of where the time
-went. Callers, server and loop share this machine's cores.
+takes longer than a class map alone. The server's class map of such an image has to be the loop's, byte for byte.
+Latencies are what the callers see, the rest what the server says of where the time went. Callers, server and loop share
+this machine's cores.
 
 perf_analyzer is the program inside tritonclient's wheel, which pip fetches once into the cache folder (14 MB, Linux on
 x86-64); it needs Debian's libb64-0d.
@@ -25,10 +26,10 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from loop import HEIGHT, WIDTH, Loop
-from nets import SMALL
+from loop import HEIGHT, SMALL, WIDTH, Loop
+from peers.faces import INFER
 from reporting import Report, Spread, add_json_option
-from served import serve
+from served import serve_beside_loop
 
 from fcnseg.cores import usable_cores
 
@@ -103,8 +104,10 @@ def main() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     loop = Loop(arguments.model, arguments.threads, noise, confidence=True)
     table = report.table("perf_analyzer", f"{arguments.model.stem}, all three outputs of {WIDTH}x{HEIGHT}", COLUMNS)
-    options = ["--device", "cpu", "--threads", str(arguments.threads), "--no-tuned", "--warm", f"{HEIGHT}x{WIDTH}"]
-    with serve(arguments.model, *options) as (address, _):
+    with serve_beside_loop(arguments.model, arguments.threads) as (address, _):
+        answer = INFER.ask(address, INFER.request(arguments.model.stem, noise))
+        if answer != loop.class_map.tobytes():
+            raise SystemExit("the server's class map is not that of session.run")
         for callers in arguments.callers:
             frames, found = [], []
             for _ in range(arguments.rounds):

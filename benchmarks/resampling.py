@@ -1,10 +1,10 @@
 """Which way of enlarging scores to pixels is fastest in onnxruntime's CPU provider?
 
-Run it: python benchmarks/resampling.py [--json FILE]
+Run it: python benchmarks/resampling.py [--classes K ...] [--rounds N] [--threads N] [--json FILE]
 
 A heatmap of stride 8 is enlarged to 360x480 pixels, followed by the arg-max, in four ways that a graph can say it. The
 first three give the same class map wherever two classes do not tie; Resize follows half-pixel centres and is shown for
-its speed alone. Sides alternate within one run; the tables have medians and ranges.
+its speed alone.
 """
 
 import argparse
@@ -20,13 +20,12 @@ from session import open_session
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fcnseg.cores import usable_cores
 from training.grid import Lattice
 from training.quiet import quiet
 from training.resample import PIXELS, resample
 
 STRIDE = 8
-THREADS = 2
-ROUNDS = 31
 CELLS = (HEIGHT // STRIDE, WIDTH // STRIDE)
 
 
@@ -80,24 +79,30 @@ MOST_DIFFERING = 1e-5
 """Of the pixels: where two classes tie, ways that add in another order may choose either."""
 
 
-def session(enlarge: Callable[[Tensor], Tensor], scores: Tensor, folder: Path) -> onnxruntime.InferenceSession:
+def session(
+    enlarge: Callable[[Tensor], Tensor], scores: Tensor, folder: Path, threads: int
+) -> onnxruntime.InferenceSession:
     path = folder / f"{enlarge.__name__}.onnx"
     with quiet():
         program = torch.onnx.export(
             Enlarge(enlarge), (scores,), dynamo=True, input_names=["scores"], opset_version=20, external_data=False
         )
         program.save(path)
-    return open_session(path, THREADS)
+    return open_session(path, threads)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, nargs="+", default=[12, 60])
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="within an operator (cores)")
     add_json_option(parser)
-    report = Report(parser.parse_args().json)
-    for classes in (12, 60):
+    arguments = parser.parse_args()
+    report = Report(arguments.json)
+    for classes in arguments.classes:
         scores = torch.randn(1, classes, *CELLS, generator=torch.Generator().manual_seed(0))
         with tempfile.TemporaryDirectory() as folder:
-            sessions = {name: session(side, scores, Path(folder)) for name, side in SIDES.items()}
+            sessions = {name: session(side, scores, Path(folder), arguments.threads) for name, side in SIDES.items()}
         feed = {"scores": scores.numpy()}
         answers = {name: s.run(None, feed)[0] for name, s in sessions.items()}
         first = next(iter(SIDES))
@@ -105,8 +110,10 @@ def main() -> None:
             if name in EQUAL and (differing := int((answer != answers[first]).sum())) > answer.size * MOST_DIFFERING:
                 raise SystemExit(f"by {name}, {differing} pixels have another class than by {first}")
         runs = {name: lambda s=s, feed=feed: s.run(None, feed) for name, s in sessions.items()}
-        times = in_turns(runs, ROUNDS, at_least_s=0.1)
-        title = f"{classes} classes, {CELLS[0]}x{CELLS[1]} cells to {HEIGHT}x{WIDTH} pixels, {THREADS} threads"
+        times = in_turns(runs, arguments.rounds, at_least_s=0.1)
+        title = (
+            f"{classes} classes, {CELLS[0]}x{CELLS[1]} cells to {HEIGHT}x{WIDTH} pixels, {arguments.threads} threads"
+        )
         columns = ("way", "ms", "ratio", "pixels with the first's class")
         table = report.table(f"{classes} classes", title, columns)
         for name, spread in times.items():

@@ -1,12 +1,13 @@
 """How do time and memory grow as the work grows?
 
-Run it: python benchmarks/scaling.py [QUESTION ...] [--model MODEL.onnx] [--seconds S] [--threads N] [--json FILE]
+Run it: python benchmarks/scaling.py [QUESTION ...] [--model MODEL.onnx] [--rows N] [--seconds S] [--threads N]
+        [--json FILE]
 
-On the CPU, by default with results/camvid-fcn8s.onnx. Every row is measured in a process of its own, whose peak memory
-it tells (VmHWM). Questions, all by default:
+On the CPU, by default with results/camvid-fcn8s.onnx. Every row is measured once, one after the other, in a process of
+its own, whose peak memory it tells (VmHWM); ranges are of the runs within it. Questions, all by default:
 
 size     images of 256 to 4096 pixels a side, by fcnseg.load(MODEL).segment: time, and which operators take it, by
-         onnxruntime's profile of one more run.
+         onnxruntime's profile of more runs.
 batch    1 to 16 images of 480x360 in one run.
 classes  a MobileNetV2 FCN-8s of 2 to 1000 classes, 480x360. Above 64 the arg-max is taken at the map's cells.
 clients  1 to 256 clients of `fcnseg serve`, each with a connection of its own, JPEG in, zstd out: each asks again as
@@ -33,11 +34,12 @@ from typing import Any
 
 import grpc
 import numpy as np
-import onnxruntime
-from loop import HEIGHT, WIDTH, photograph
+from grpc_load import SEGMENT
+from loop import HEIGHT, SMALL, WIDTH, photograph
 from numpy.typing import NDArray
-from reporting import Report, Spread, add_json_option, peak_mib, resident_mib, seconds
-from served import serve
+from reporting import Report, Spread, add_json_option, chosen, peak_mib, resident_mib, seconds
+from served import serve_beside_loop
+from session import open_session
 
 import fcnseg
 from fcnseg.cores import usable_cores
@@ -52,9 +54,8 @@ MODELS = (1, 2, 4, 8, 16)
 CALLERS_OF_MODELS = 8
 OPERATORS = 4
 LINEAR = 1.05
-LEAST_RUNS = 3
+LEAST_RUNS, PROFILED_RUNS = 3, 3
 REFUSED_S, LONGEST_S, TIMEOUT_S = 0.1, 20.0, 60.0
-SEGMENT = "/fcnseg.v1.SegmentationService/Segment"
 
 Pixels = NDArray[np.uint8]
 
@@ -64,7 +65,7 @@ class Scaling:
 
     def __init__(self, report: Report, model: Path, arguments: argparse.Namespace, folder: Path) -> None:
         self.report, self.model, self.folder = report, model, folder
-        self.seconds, self.threads = arguments.seconds, arguments.threads
+        self.seconds, self.threads, self.rows = arguments.seconds, arguments.threads, arguments.rows
 
     def size(self) -> None:
         columns = (
@@ -79,7 +80,7 @@ class Scaling:
         operators: dict[int, dict[str, float]] = {}
         before: tuple[float, float] | None = None
         steeper = []
-        for side in SIDES:
+        for side in SIDES[: self.rows]:
             found = self._in_fresh_process(self.model, (side, side))
             times, megapixels = Spread.of(found["seconds"]), side * side / 1e6
             power = before and math.log(times.median / before[1]) / math.log(megapixels / before[0])
@@ -96,7 +97,7 @@ class Scaling:
         for found in operators.values():
             most.update(found)
         names = [name for name, _ in most.most_common(OPERATORS)]
-        title = "Milliseconds a megapixel by operator, of one run that onnxruntime profiled"
+        title = "Milliseconds a megapixel by operator, by onnxruntime's profiler"
         table = self.report.table("operators", title, ("side, pixels", *names, "all others"))
         for side, found in operators.items():
             table.add(
@@ -116,7 +117,7 @@ class Scaling:
     def batch(self) -> None:
         columns = ("images", "seconds a run", "images/s", "peak memory, MiB")
         table = self.report.table("batch", f"Images in one run, {self.model.stem}, {WIDTH}x{HEIGHT}", columns)
-        for count in BATCHES:
+        for count in BATCHES[: self.rows]:
             found = self._in_fresh_process(self.model, (HEIGHT, WIDTH), count)
             times = Spread.of(found["seconds"])
             table.add(count, times, count / times.median, found["peak_mib"])
@@ -127,7 +128,7 @@ class Scaling:
         columns = ("classes", "arg-max at", "seconds", "peak memory, MiB")
         title = f"Number of classes, MobileNetV2 FCN-8s, {WIDTH}x{HEIGHT}"
         table = self.report.table("classes", title, columns)
-        for count in CLASSES:
+        for count in CLASSES[: self.rows]:
             net, path = build_net("mobilenet_v2", count), self.folder / f"{count}.onnx"
             export_net(net, path)
             found = self._in_fresh_process(path, (HEIGHT, WIDTH))
@@ -145,8 +146,8 @@ class Scaling:
         )
         title = f"Clients of a server, {self.model.stem}, JPEGs of {WIDTH}x{HEIGHT}"
         table = self.report.table("clients", title, columns)
-        for count in CLIENTS:
-            with serve(self.model, *self._serve_options()) as (address, process):
+        for count in CLIENTS[: self.rows]:
+            with serve_beside_loop(self.model, self.threads) as (address, process):
                 waits, rate, refused, share = self._ask(address, count, [""])
                 ms = 1e3 * np.quantile(waits, (0.5, 0.99))
                 table.add(count, rate, float(ms[0]), float(ms[1]), refused, peak_mib(process.pid), share)
@@ -156,21 +157,18 @@ class Scaling:
         title = f"Models in a server, copies of {self.model.stem}, {CALLERS_OF_MODELS} clients that go round them"
         table = self.report.table("models", title, columns)
         repository = self.folder / "repository"
-        for count in MODELS:
+        for count in MODELS[: self.rows]:
             names = [f"model{i:02d}" for i in range(count)]
             for name in names:
                 (repository / name / "1").mkdir(parents=True, exist_ok=True)
                 shutil.copy(self.model, repository / name / "1" / "model.onnx")
             began = time.perf_counter()
-            with serve(repository, *self._serve_options()) as (address, process):
+            with serve_beside_loop(repository, self.threads) as (address, process):
                 start, rest = time.perf_counter() - began, resident_mib(process.pid)
                 _, rate, refused, _ = self._ask(address, CALLERS_OF_MODELS, names)
                 if refused:
                     raise SystemExit(f"{refused} requests of {CALLERS_OF_MODELS} clients were refused")
                 table.add(count, start, rest, rate, peak_mib(process.pid))
-
-    def _serve_options(self) -> list[str]:
-        return ["--device", "cpu", "--threads", str(self.threads), "--no-tuned", "--warm", f"{HEIGHT}x{WIDTH}"]
 
     def _ask(self, address: str, clients: int, models: list[str]) -> tuple[list[float], float, int, float]:
         """Load a server; what `ask` tells, and how much of the CPU the clients took."""
@@ -251,20 +249,20 @@ def measure(told: dict[str, Any]) -> dict[str, Any]:
 
 
 def profile(model: Path, images: Pixels, threads: int) -> dict[str, float]:
-    """Seconds of each operator in one run, by onnxruntime's profile."""
+    """Seconds of each operator in a run, by onnxruntime's profile of some that follow a first.
+
+    The first gets its memory from the system, which takes large images longer than the work itself.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        session.run(None, {"image": images})
+        session = open_session(model, threads, Path(folder) / "profile")
+        for _ in range(1 + PROFILED_RUNS):
+            session.run(None, {"image": images})
         events = json.loads(Path(session.end_profiling()).read_text())
+    first, *_ = sorted(event["ts"] + event["dur"] for event in events if event.get("name") == "model_run")
     found: Counter[str] = Counter()
     for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            found[event["args"]["op_name"]] += event["dur"] / 1e6
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= first:
+            found[event["args"]["op_name"]] += event["dur"] / 1e6 / PROFILED_RUNS
     return dict(found)
 
 
@@ -274,7 +272,8 @@ QUESTIONS = ("size", "batch", "classes", "clients", "models")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"{', '.join(QUESTIONS)}; all by default")
-    parser.add_argument("--model", type=Path, help="model file (results/camvid-fcn8s.onnx)")
+    parser.add_argument("--model", type=Path, default=SMALL, help="model file (results/camvid-fcn8s.onnx)")
+    parser.add_argument("--rows", type=int, default=5, help="of each question, the smallest first (5)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each row, three runs at least (3)")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="within an operator (cores)")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
@@ -283,14 +282,10 @@ def main() -> None:
     if arguments.point:
         print(json.dumps(measure(arguments.point)))
         return
-    asked = arguments.questions or QUESTIONS
-    if unknown := set(asked) - set(QUESTIONS):
-        parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
-    from nets import SMALL  # noqa: PLC0415 - the processes measured hold no torch
-
+    asked = chosen(parser, arguments.questions, QUESTIONS)
     report = Report(arguments.json)
     with tempfile.TemporaryDirectory() as folder:
-        scaling = Scaling(report, arguments.model or SMALL, arguments, Path(folder))
+        scaling = Scaling(report, arguments.model, arguments, Path(folder))
         for question in asked:
             getattr(scaling, question)()
     report.write()

@@ -33,11 +33,12 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+from grpc_load import SEGMENT
 from h2load import Request, h2load, require_h2load
-from loop import HEIGHT, WIDTH, Loop, codec_seconds, photograph
-from nets import SMALL, build
-from reporting import Report, Spread, add_json_option, in_turns, resident_mib
-from served import serve, serve_barely
+from loop import HEIGHT, SMALL, WIDTH, Loop, codec_seconds, photograph
+from nets import build
+from reporting import Report, Spread, add_json_option, chosen, in_turns, resident_mib
+from served import serve_barely, serve_beside_loop
 
 import fcnseg
 from fcnseg import images, masks
@@ -46,7 +47,6 @@ from fcnseg.masks import Encoding
 from fcnseg.pictures import encode_jpeg
 from fcnseg.v1 import segmentation_pb2 as pb
 
-SEGMENT = "/fcnseg.v1.SegmentationService/Segment"
 QUESTIONS = ("throughput", "codec", "latency", "overload", "idle")
 FRAMES = f"One photograph of {WIDTH}x{HEIGHT}, beside session.run in a loop"
 THROUGHPUT = ("net", "requests", "session.run, ms", "T / (T + C)", "server, requests/s", "ratio")
@@ -71,7 +71,9 @@ OVERLOAD = (
     "at most, MiB",
     "load's share of the CPU",
 )
-OVERLOAD_S, CAPACITY_S, SERVICE_TIMES = 60.0, 20.0, 10
+OVERLOAD_ROUNDS, CAPACITY_ROUNDS = 15, 5
+"""How many rounds' time the overload lasts, and its ceiling is measured."""
+SERVICE_TIMES = 10
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,7 @@ class Benchmark:
         return Case(request.SerializeToString(), masks.encode(loop.class_map, encoding, self.label_map))
 
     def _serve(self) -> AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
-        """Serve the model, ready for the photograph's size."""
-        options = ["--device", "cpu", "--threads", str(self.threads), "--no-tuned", "--warm", f"{HEIGHT}x{WIDTH}"]
-        return serve(self.model, *options)
+        return serve_beside_loop(self.model, self.threads)
 
     def throughput(self) -> None:
         with self._serve() as (address, _):
@@ -213,7 +213,7 @@ class Benchmark:
             busy, began = time.process_time(), time.perf_counter()
             due = began
             pending = []
-            while due < began + OVERLOAD_S:
+            while due < began + OVERLOAD_ROUNDS * self.seconds:
                 due += random.exponential(1 / (2 * before))
                 time.sleep(max(0.0, due - time.perf_counter()))
                 sent = time.perf_counter()
@@ -245,7 +245,7 @@ class Benchmark:
     def _capacity(self, address: str) -> float:
         """Requests a second of 8 clients, measured for longer than a round: all of the answer depends on it."""
         frame = statistics.fmean(self.loop.around(self.seconds, lambda _: None)[0])
-        return load(address, self.raw, 8, max(16, int(CAPACITY_S / frame)))
+        return load(address, self.raw, 8, max(16, int(CAPACITY_ROUNDS * self.seconds / frame)))
 
     def idle(self) -> None:
         starts, resident = [], []
@@ -270,9 +270,7 @@ def main() -> None:
     parser.add_argument("--small", type=Path, default=SMALL, help="the small net (results/camvid-fcn8s.onnx)")
     add_json_option(parser)
     arguments = parser.parse_args()
-    asked = arguments.questions or QUESTIONS
-    if unknown := set(asked) - set(QUESTIONS):
-        parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+    asked = chosen(parser, arguments.questions, QUESTIONS)
     require_h2load()
     report = Report(arguments.json)
     with tempfile.TemporaryDirectory() as temporary:

@@ -4,8 +4,9 @@ Run it: python benchmarks/peers/environments.py, once, then
         python benchmarks/serving_peers.py [--peers A,B] [--nets small,heavy] [--rounds N] [--seconds N] [--json FILE]
 
 Needs h2load (Debian: apt install nghttp2-client). Every server runs the same ONNX file in onnxruntime with the same
-settings (session.py), one run at a time, in a process of its own on the same cores, and writes no line a request.
-fcnseg serves once more as `fcnseg tune` found best for many clients before the first round. A request is one 480x360
+settings (session.py), in a process of its own on the same cores, and writes no line a request. The peers run one image
+at a time, and so does fcnseg with `--runners 1`; by default it runs two while images wait, with half of the threads
+each. It serves once more as `fcnseg tune` found best for many clients before the first round. A request is one 480x360
 photograph as pixels, an answer its class map; where the peer speaks the Open Inference Protocol, the bytes are the same
 for all. In each round each server is started, asked until its answer is session.run's own class map, byte for byte,
 warmed, loaded by 1 and by 8 clients, and stopped. A plain loop over session.run runs before and after each load; a
@@ -25,8 +26,8 @@ from pathlib import Path
 
 import grpc
 from h2load import Request, h2load, require_h2load
-from loop import HEIGHT, WIDTH, Loop, photograph
-from nets import SMALL, build
+from loop import HEIGHT, SMALL, WIDTH, Loop, photograph
+from nets import build
 from peers.sides import SIDES, Side
 from reporting import Report, Spread, add_json_option, ordered
 
@@ -35,6 +36,8 @@ from fcnseg.cores import usable_cores
 CLIENTS = (1, 8)
 PEERS = ("nvidia-pytriton", "kserve", "mosec", "litserve")
 READY_S = 120.0
+TUNE_ROUNDS = 30
+"""How many rounds' time `fcnseg tune` has: the two minutes of its default, by the default here."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,9 @@ class Comparison:
         self._photo = photograph()
         self._loop = Loop(model, self._threads, self._photo)
         self._expected = self._loop.class_map.tobytes()
-        if any(side.tuned for side in sides):
+        if any(side.is_tuned for side in sides):
             command = [sys.executable, "-m", "fcnseg", "tune", model, "--size", f"{HEIGHT}x{WIDTH}", "--device", "cpu"]
+            command += ["--seconds", str(TUNE_ROUNDS * self._seconds)]
             subprocess.run(command, check=True, stdout=sys.stderr)
 
     def measure(self, turn: int) -> list[Figure]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from reporting import ROOT, Report, add_json_option, in_turns
 
 import fcnseg
+from fcnseg.cores import usable_cores
 from fcnseg.tiled import segment_in_tiles
 from fcnseg.tiling import plan_tiles
 
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--size", default="2000x3000", help="rows x columns")
     parser.add_argument("--tiles", type=int, nargs="+", default=[512, 1024, 1536])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="within an operator (cores)")
     add_json_option(parser)
     options = parser.parse_args()
     report = Report(options.json)

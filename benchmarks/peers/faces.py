@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 
 import grpc
+import grpc_load
 import numpy as np
 from h2load import Request
 from numpy.typing import NDArray
@@ -88,4 +89,4 @@ def pixels(path: str) -> Face:
 
 
 INFER = Face("gRPC, ModelInfer", "/inference.GRPCInferenceService/ModelInfer", True, _write_infer, _read_infer)
-SEGMENT = Face("gRPC, Segment", "/fcnseg.v1.SegmentationService/Segment", True, _write_segment, _read_segment)
+SEGMENT = Face("gRPC, Segment", grpc_load.SEGMENT, True, _write_segment, _read_segment)

@@ -28,21 +28,27 @@ class Side:
         title: As the table names it.
         face: How it is asked.
         environment: The peer's environment; None for fcnseg, which runs in this one.
-        tuned: Whether fcnseg runs the model as `fcnseg tune` found best, instead of with the settings of all.
+        options: Of `fcnseg serve`; with `--tuned` it runs the model as `fcnseg tune` found best, and otherwise with the
+            threads of all.
     """
 
     name: str
     title: str
     face: Face
     environment: Environment | None = None
-    tuned: bool = False
+    options: tuple[str, ...] = ()
+
+    @property
+    def is_tuned(self) -> bool:
+        return "--tuned" in self.options
 
     @contextmanager
     def serve(self, model: Path, threads: int, size: tuple[int, int]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         """Serve the model while the block runs; gives HOST:PORT, where it answers sooner or later, and the process."""
         if self.environment is None:
-            settings = ["--tuned"] if self.tuned else ["--no-tuned", "--threads", str(threads)]
-            with serve(model, "--device", "cpu", "--warm", f"{size[0]}x{size[1]}", *settings) as served:
+            settings = [] if self.is_tuned else ["--no-tuned", "--threads", str(threads)]
+            size_option = f"{size[0]}x{size[1]}"
+            with serve(model, "--device", "cpu", "--warm", size_option, *settings, *self.options) as served:
                 yield served
         else:
             with _serve_peer(_HERE / self.name / "server.py", self.environment, model, threads) as served:
@@ -52,7 +58,8 @@ class Side:
 SIDES = (
     Side("fcnseg", "`fcnseg serve`", INFER),
     Side("fcnseg-segment", "`fcnseg serve`", SEGMENT),
-    Side("fcnseg-tuned", "`fcnseg serve`, tuned", SEGMENT, tuned=True),
+    Side("fcnseg-one", "`fcnseg serve --runners 1`", INFER, options=("--runners", "1")),
+    Side("fcnseg-tuned", "`fcnseg serve --tuned`", SEGMENT, options=("--tuned",)),
     Side("pytriton", "Triton, PyTriton", INFER, Environment("pytriton")),
     Side("triton", "Triton, Python backend", INFER, Environment("pytriton")),
     Side("kserve", "KServe SDK", INFER, Environment("kserve")),
