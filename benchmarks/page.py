@@ -2,36 +2,37 @@
 
 Run it: python benchmarks/page.py [--results FOLDER] [--docs FOLDER]
 
-Every figure on the page stands in one of these files. What has no file there is named.
+Every figure on the page stands in one of these files, and so does what is said of reached and missed aims. What has no
+file there is named.
 """
 
 import argparse
 from pathlib import Path
 
+from catalogue import BENCHMARKS
 from matplotlib import pyplot as plt
 from pictures import PICTURES, style
 from reporting import ROOT, number
 from result_files import Figure, Result, Table, read
+from verdicts import verdicts
 
-BENCHMARKS = {
-    "eager": "",
-    "folder_peers": "",
-    "folder": "",
-    "serving_load": "h2load",
-    "serving_peers": "h2load and the peers' environments",
-    "perf_analyzer": "Debian's libb64-0d, and PyPI",
-    "gpu": "a CUDA GPU: [gpu.md](gpu.md)",
-    "scaling": "",
-    "tail": "",
-    "tiling": "",
-    "resampling": "",
-    "dense_vs_sliding": "",
-    "ablations": "a data folder: [results.md](results.md)",
-}
-"""In the page's order, with what they need beside the project's own environment."""
+_AT_A_TIME = (
+    "is the most for one run at a time that has all cores. Two runs at a time on half of the cores each may get more"
+    " out of them, and a ratio above 1 is that."
+)
 NOTES = {
-    "scaling": "A power of pixels, and what is said of it, stands on as few runs as its row: one that was run once may"
-    " be chance.",
+    "folder": f"T / (T + C) {_AT_A_TIME} `fcnseg segment` runs so by default.",
+    "serving_load": f"The loop's rate {_AT_A_TIME} `fcnseg serve` runs so while images wait. Where a difference in"
+    " milliseconds is below 0, the machine's pace changed between two turns by more than the server costs. The overload"
+    " was measured once.",
+    "serving_peers": "`fcnseg serve` runs two images at a time while more wait, with half of the threads each; the"
+    " peers and `--runners 1` run one, with all of them. Servers whose ranges overlap are not told apart by so few"
+    " rounds.",
+    "scaling": "Every row was measured once, one after the other and not in turns: how far it would differ when"
+    " measured again is not known, and a range is of the runs within its process. A power of pixels, and what is said"
+    " of it, stands on as few runs as its row: one that was run once may be chance. Where a row's operators add up to"
+    " more than its seconds a megapixel, they are those of a first run, which also gets its memory from the system:"
+    " nothing is to be read from them.",
     "tail": "Without `--image` the picture is noise, in which nearly half of the blocks lie on borders; on a street"
     " scene it is a seventh, and tails that compute at borders alone take less.",
 }
@@ -41,9 +42,13 @@ INTRODUCTION = """\
 
 Made by benchmarks/page.py from the figures in [benchmarks/results/](../benchmarks/results/), each by the command that
 stands with it; [benchmarks/](../benchmarks/README.md) tells what each one does, and has the figures of those that are
-run by hand, and [gpu.md](gpu.md) those of a GPU. A cell is one figure, or the median of rounds and their whole range in
-brackets, `once` where there was one round. Where a table compares, its sides took turns within one run: the ratios are
-what to read, since absolute times belong to one machine.
+run by hand, and [gpu.md](gpu.md) those of a GPU.
+
+A cell is one figure, counted or measured once, or the median of rounds and in brackets the least and the greatest,
+`once` where there was one round. The brackets hold all rounds, outliers too: with more rounds they grow, and they are
+no confidence interval. Sides that are compared took turns within one run. Their ratio is formed within a round, and the
+cell has the median of these ratios, which need not be that of the medians beside it. The ratios are what to read, since
+absolute times belong to one machine. What was asked for, and whether it is reached or missed, stands below its table.
 """
 
 
@@ -54,7 +59,7 @@ def page(results: dict[str, Result], images: Path) -> str:
         section(results[name], draw(results[name], images), images.name) for name in BENCHMARKS if name in results
     ]
     if missing := [name for name in BENCHMARKS if name not in results]:
-        needs = {name: f" (needs {BENCHMARKS[name]})" if BENCHMARKS[name] else "" for name in missing}
+        needs = {name: f" (needs {needed})" if (needed := BENCHMARKS[name].needs) else "" for name in missing}
         parts.append(f"Not kept as JSON: {', '.join(f'{name}.py{needs[name]}' for name in missing)}.\n")
     return "\n".join(parts)
 
@@ -79,9 +84,19 @@ def section(result: Result, pictures: dict[str, str], folder: str) -> str:
         if table.name in pictures:
             lines += [f"![{table.title}]({folder}/{pictures[table.name]})", ""]
         lines += [*markdown(table), ""]
-        if table.note:
-            lines += [table.note, ""]
+        told = [rounds(table), table.note, *verdicts(result, table)]
+        if any(told):
+            lines += [" ".join(filter(None, told)), ""]
     return "\n".join(lines)
+
+
+def rounds(table: Table) -> str:
+    """Of how many values its ranges are, in words; nothing where it has none."""
+    counts = {len(cell.values) for row in table.rows for cell in row if isinstance(cell, Figure)} - {1}
+    if not counts:
+        return ""
+    least, most = min(counts), max(counts)
+    return f"In brackets: the least and the greatest of {least if least == most else f'{least} to {most}'}."
 
 
 def markdown(table: Table) -> list[str]:

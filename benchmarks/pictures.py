@@ -11,7 +11,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from result_files import Figure, Result, Table
 
 WIDTH, ROW, PANEL = 7.4, 0.34, 2.9
-COLOURS = ("#1f6feb", "#d1570a", "#6e7781", "#8250df", "#2da44e")
+COLOURS = ("#0072b2", "#d55e00", "#6e7781", "#cc79a7", "#009e73")
+"""Told apart with colour-blind eyes too (Okabe and Ito); sides have a mark of their own as well."""
+MARKS = "osD^v"
 STYLE = {
     "svg.hashsalt": "fcnseg",  # the same figures give the same file
     "font.size": 9,
@@ -41,7 +43,7 @@ def eager(result: Result) -> dict[str, Picture]:
 
 def folder(result: Result) -> dict[str, Picture]:
     table = result.table("speed")
-    return {} if table is None else {"speed": _ratios(table, ("net", "job"), "images/s over the ceiling T / (T + C)")}
+    return {} if table is None else {"speed": _ratios(table, ("net", "job"), "images/s over 1 / (T + C)")}
 
 
 def folder_peers(result: Result) -> dict[str, Picture]:
@@ -57,7 +59,9 @@ def serving_load(result: Result) -> dict[str, Picture]:
     table = result.table("throughput")
     if table is None:
         return {}
-    return {"throughput": _ratios(table, ("net", "requests"), "requests/s over the ceiling")}
+    return {
+        "throughput": _ratios(table, ("net", "requests"), "requests/s over the loop's: 1 / T, for files 1 / (T + C)")
+    }
 
 
 def scaling(result: Result) -> dict[str, Picture]:
@@ -139,10 +143,10 @@ def _clients(table: Table, _: Result) -> Picture:
     wait.legend()
     _line(memory, clients, table.column("server's peak memory, MiB"), None)
     _axes(memory, "clients", "MiB", "Server's peak memory", "log", None)
-    for axes in (rate, memory):
-        axes.set_ylim(bottom=0)
     for axes in picture.axes:
         axes.set_xticks(clients)
+    for axes in (rate, memory):
+        axes.set_ylim(0, 1.05 * axes.dataLim.y1)
     return picture
 
 
@@ -170,7 +174,7 @@ def _dots(names: Sequence[object], sides: dict[str, list[object]], label: str, s
         low = [m - c.low if isinstance(c, Figure) else 0.0 for m, c in zip(medians, cells, strict=True)]
         high = [c.high - m if isinstance(c, Figure) else 0.0 for m, c in zip(medians, cells, strict=True)]
         axes.errorbar(
-            medians, rows, xerr=(low, high), fmt="o", color=COLOURS[i], label=side, markersize=5, linewidth=1.4
+            medians, rows, xerr=(low, high), fmt=MARKS[i], color=COLOURS[i], label=side, markersize=5, linewidth=1.4
         )
     axes.set_yticks(range(len(names)), [str(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -192,7 +196,8 @@ def _ratios(table: Table, labels: tuple[str, str], axis: str) -> Picture:
 
 def _line(axes: Axes, x: Sequence[float], cells: Sequence[object], label: str | None, colour: str = COLOURS[0]) -> None:
     """Medians joined by a line, with their range."""
-    axes.plot(x, _numbers(cells), "o-", color=colour, label=label, markersize=4, linewidth=1.4)
+    mark = MARKS[COLOURS.index(colour)]
+    axes.plot(x, _numbers(cells), f"{mark}-", color=colour, label=label, markersize=4, linewidth=1.4)
     ranges = [(place, cell) for place, cell in zip(x, cells, strict=True) if isinstance(cell, Figure)]
     for place, cell in ranges:
         axes.plot([place, place], [cell.low, cell.high], color=colour, linewidth=1)
@@ -212,7 +217,7 @@ def _axes(axes: Axes, x: str, y: str, title: str, x_scale: str | None, y_scale: 
 
 def _from_zero(picture: Picture, ticks: Sequence[float] = ()) -> Picture:
     for axes in picture.axes:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.dataLim.y1)
         if ticks:
             axes.set_xticks(ticks)
     return picture

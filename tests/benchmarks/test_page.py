@@ -81,3 +81,50 @@ def test_the_page_says_of_the_tails_that_their_picture_is_noise(tmp_path: Path) 
     (tmp_path / "tail.json").write_text(json.dumps(folder_report() | {"benchmark": "tail"}))
     assert make_page(tmp_path, tmp_path).returncode == 0
     assert "Without `--image` the picture is noise" in (tmp_path / "benchmarks.md").read_text()
+
+
+def spread(*values: float) -> dict[str, Any]:
+    low, median, high = sorted(values)
+    return {"median": median, "low": low, "high": high, "values": list(values)}
+
+
+def page_of(benchmark: str, table: dict[str, Any], folder: Path) -> str:
+    report = folder_report() | {"benchmark": benchmark, "tables": [{"title": "Figures", "note": "", **table}]}
+    (folder / f"{benchmark}.json").write_text(json.dumps(report))
+    assert make_page(folder, folder).returncode == 0
+    return (folder / "benchmarks.md").read_text()
+
+
+def test_what_was_asked_for_is_told_as_reached_or_missed(tmp_path: Path) -> None:
+    rows = [
+        ["always", spread(1.5, 1.75, 2)],
+        ["usually", spread(1.25, 1.5, 2)],
+        ["never", spread(1, 1.25, 9)],
+        ["once", 1.5],
+    ]
+    columns = ["net", "eager / fcnseg"]
+    sides = ("fcnseg", "eager", "as users write it")
+    columns += [f"{side}, ms" for side in sides]
+    rows = [[*row, *(8.0 for _ in sides)] for row in rows]
+    told = page_of("eager", {"name": "eager", "columns": columns, "rows": rows}, tmp_path)
+    assert (
+        "In brackets: the least and the greatest of 3. Asked for: at least 1.5 (eager / fcnseg)."
+        " Reached in all rounds: always; once. Reached by the median, not in all rounds: usually. Missed: never.\n"
+    ) in told
+
+
+def test_servers_that_are_ahead_are_named(tmp_path: Path) -> None:
+    rows = [
+        ["`fcnseg serve`", spread(0.75, 0.8, 0.85), spread(0.9, 0.95, 1)],
+        ["`fcnseg serve --tuned`", spread(0.9, 0.95, 1), spread(0.9, 0.95, 1)],
+        ["fast, faster", spread(0.86, 0.87, 0.88), spread(0.9, 0.91, 0.92)],
+        ["barely", spread(0.82, 0.87, 0.88), spread(0.8, 0.95, 0.96)],
+        ["slow", spread(0.5, 0.6, 0.99), spread(0.5, 0.6, 0.99)],
+    ]
+    columns = ["server", "1 client, of session.run", "8 clients, of session.run"]
+    told = page_of("serving_peers", {"name": "small", "columns": columns, "rows": rows}, tmp_path)
+    assert (
+        "Ahead of `fcnseg serve` with 1 client, ranges apart: fast, faster."
+        " Ahead of `fcnseg serve` with 1 client by the median, ranges overlapping: barely."
+        " Ahead of `fcnseg serve` with 8 clients: none.\n"
+    ) in told
