@@ -4,13 +4,12 @@ PYTHON ?= python3
 PROTO := $(wildcard proto/fcnseg/v1/*.proto) proto/serving/oip/inference.proto
 STUBS := --python_out=. --pyi_out=. --grpc_python_out=.
 MINUTES ?= 10
-BENCHMARKS := eager folder_peers folder serving_load serving_peers perf_analyzer scaling tail tiling resampling dense_vs_sliding
 # The stubs carry the version that made them as the floor of the grpcio that runs them.
 GRPC_TOOLS := grpcio-tools==1.76.0
 # Its protobuf and ml-dtypes are older than ours may be, and its messages have the names of ours.
 TRITON_CLIENT := tritonclient[grpc]==2.73.0
 
-.PHONY: help quickstart test test-all test-runtime test-rest soak fuzz bench lint format proto proto-fresh contract clean
+.PHONY: help quickstart test test-all test-runtime test-rest soak fuzz bench bench-quick lint format proto proto-fresh contract clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,12 +36,11 @@ soak: .venv/installed-dev  ## A server under everything at once for MINUTES=10, 
 fuzz: .venv/installed-dev  ## Odd bytes at every door for MINUTES=10
 	.venv/bin/python -m tests.fuzz --minutes $(MINUTES)
 
-bench: .venv/installed-dev  ## Every benchmark that needs no GPU, an hour and more, and docs/benchmarks.md from their figures
-	for name in $(BENCHMARKS); do \
-	  new=benchmarks/results/$$name.new; \
-	  if .venv/bin/python benchmarks/$$name.py --json $$new; then mv $$new benchmarks/results/$$name.json; \
-	  else rm -f $$new; echo "$$name.py failed: its figures stay as they were"; fi; done
-	.venv/bin/python benchmarks/page.py
+bench: .venv/installed-dev  ## Every benchmark that needs neither a GPU nor data, two hours, and docs/benchmarks.md from their figures
+	.venv/bin/python benchmarks/run_all.py
+
+bench-quick: .venv/installed-dev  ## Every benchmark at its smallest sizes, to see that it runs; keeps no figures
+	.venv/bin/python benchmarks/run_all.py --quick
 
 lint: .venv/installed-dev proto-fresh  ## Style, types, import walls, fresh stubs
 	.venv/bin/python -m ruff check
