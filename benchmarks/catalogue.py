@@ -29,7 +29,7 @@ BENCHMARKS = {
     "serving_peers": Benchmark((*_BRIEFLY, "--nets", "small"), "h2load and the peers' environments"),
     "perf_analyzer": Benchmark(_BRIEFLY, "Debian's libb64-0d, and PyPI"),
     "gpu": Benchmark(("--device", "cpu", "--quick", "--budget", "1100"), "a CUDA GPU: [gpu.md](gpu.md)", by_hand=True),
-    "scaling": Benchmark(("--rows", "2", "--seconds", "0.2")),
+    "scaling": Benchmark(("--rows", "2", *_BRIEFLY)),
     "tail": Benchmark(("--rounds", "2", "--classes", "12")),
     "tiling": Benchmark(("--rounds", "2", "--size", "500x700", "--tiles", "384")),
     "large_image": Benchmark(("--size", "1000x1500", "--windows", "2")),

@@ -63,6 +63,8 @@ class Spread:
     def __str__(self) -> str:
         if len(self.values) == 1:
             return f"{number(self.median)} (once)"
+        if min(self.values) == max(self.values):
+            return number(self.median)
         return f"{number(self.median)} ({number(min(self.values))} to {number(max(self.values))})"
 
     def as_json(self) -> dict[str, Any]:

@@ -44,5 +44,6 @@ def test_ratios_are_of_the_two_sides_of_one_round(reporting: ModuleType) -> None
     assert ratio.values == (2, 1, 4)
     assert ratio.median == 2  # that of the medians is 4/3
     assert str(ratio) == "2 (1 to 4)"
+    assert str(ours.over(ours)) == "1"
     with pytest.raises(ValueError, match="zip"):
         ours.over(reporting.Spread.of([1]))
