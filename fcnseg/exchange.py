@@ -9,7 +9,7 @@ import grpc
 
 from fcnseg.access import NO_ACCESS, Access
 from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, RequestError, ServerUnavailableError, UsageError
-from fcnseg.hosts import read_hosts
+from fcnseg.hosts import is_loopback, read_hosts
 from fcnseg.query import ImageSource, SegmentQuery, StreamSource
 from fcnseg.readiness import Readiness
 from fcnseg.remote import RemoteSegmentation, StreamItem
@@ -25,6 +25,11 @@ DEFAULT_RETRIES = 3
 MAX_RETRIES = 4
 """gRPC makes no more than 5 attempts, whatever it is told."""
 DEFAULT_IN_FLIGHT = 8
+PING_AFTER_MS = 10_000
+"""A connection is pinged when a request is under way on it and nothing has come for so long; servers of ours allow half
+of it, and others, such as Go's by default, may take more than two such pings in 5 minutes for an attack."""
+PING_TIMEOUT_MS = 20_000
+"""How long the answer to a ping may take; then the requests that a connection carries are sent again over another."""
 LONGEST_ID = 256
 """Characters of the id of an image in a stream."""
 
@@ -112,8 +117,17 @@ class Exchange:
             # two minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
+            # So is one whose name stands for another address since: names are looked up again where none answers, by
+            # default 30 s after the last time at the earliest.
+            ("grpc.dns_min_time_between_resolutions_ms", 1000),
+            # A connection that died without a word is left, not used for a quarter of an hour. What is pinged may be
+            # receiving an upload over a slow line, behind which the ping waits.
+            ("grpc.keepalive_time_ms", PING_AFTER_MS),
+            ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+            ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),  # the one above alone closes nothing in gRPC 1.85
+            ("grpc.http2.max_pings_without_data", 0),  # else silence is pinged twice and then never again
         ]
-        if self.access.stays_here:
+        if self.access.stays_here or all(map(is_loopback, read_hosts(self.server))):
             options.append(("grpc.enable_http_proxy", 0))
         # Each request to the next of the servers that the address stands for, of those that can be reached.
         config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}

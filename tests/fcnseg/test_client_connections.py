@@ -1,0 +1,102 @@
+"""How a client's connections are made, kept and left."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fcnseg import exchange
+from fcnseg.async_client import AsyncClient
+from fcnseg.client import Client
+from fcnseg.errors import ServerUnavailableError
+from serving.connections import ConnectionConfig
+from serving.server import ServerConfig
+from tests.name_server import name_server
+from tests.relay import relay_to
+from tests.running_server import running_server
+from tests.server_process import free_port
+
+IMAGE = np.full((4, 6, 3), (0, 0, 255), np.uint8)
+BLUE = [[2] * 6] * 4
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients ping soon, and wait for a second."""
+    monkeypatch.setattr(exchange, "PING_AFTER_MS", 500)
+    monkeypatch.setattr(exchange, "PING_TIMEOUT_MS", 1000)
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_connection_that_falls_silent_is_left_and_the_request_sent_over_another(tiny_model: Path) -> None:
+    with (
+        running_server(tiny_model) as server,
+        relay_to(server.address) as relay,
+        Client(relay.address, timeout_s=60) as client,
+    ):
+        client.segment(IMAGE)
+        relay.fall_silent()
+        assert client.segment(IMAGE).class_map.tolist() == BLUE
+
+
+@pytest.mark.usefixtures("soon")
+async def test_the_async_client_leaves_it_too(tiny_model: Path) -> None:
+    with running_server(tiny_model) as server, relay_to(server.address) as relay:
+        async with AsyncClient(relay.address, timeout_s=60) as client:
+            await client.segment(IMAGE)
+            relay.fall_silent()
+            assert (await client.segment(IMAGE)).class_map.tolist() == BLUE
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_stream_whose_connection_falls_silent_is_told(tiny_model: Path) -> None:
+    with (
+        running_server(tiny_model) as server,
+        relay_to(server.address) as relay,
+        Client(relay.address, timeout_s=60) as client,
+    ):
+        stream = client.segment_stream([IMAGE] * 100, in_flight=2)
+        next(stream)
+        relay.fall_silent()
+        with pytest.raises(ServerUnavailableError):
+            list(stream)
+
+
+def test_servers_of_ours_take_the_pings() -> None:
+    taken = dict(ConnectionConfig().channel_options)["grpc.http2.min_recv_ping_interval_without_data_ms"]
+    assert taken < exchange.PING_AFTER_MS
+
+
+def test_a_server_that_has_moved_to_another_address_is_found_within_the_retries(tiny_model: Path) -> None:
+    port = free_port()
+    with (
+        name_server("127.0.0.2") as names,
+        Client(f"dns://{names.address}/server.test:{port}", retries=4, timeout_s=60) as client,
+    ):
+        with running_server(tiny_model, ServerConfig(host="127.0.0.2", port=port)):
+            client.segment(IMAGE)
+        names.told = "127.0.0.3"
+        with running_server(tiny_model, ServerConfig(host="127.0.0.3", port=port)):
+            assert client.segment(IMAGE).class_map.tolist() == BLUE
+
+
+@pytest.mark.parametrize("variable", ["grpc_proxy", "http_proxy", "https_proxy"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "ipv4:127.0.0.1"])
+def test_no_proxy_is_asked_for_a_server_on_this_machine(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, host: str, variable: str
+) -> None:
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
+    with running_server(tiny_model) as server:
+        port = server.address.rpartition(":")[2]
+        with Client(f"{host}:{port}", retries=0) as client:
+            assert client.segment(IMAGE).class_map.tolist() == BLUE
+
+
+def test_other_servers_are_reached_by_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("http_proxy", f"http://{proxy}")
+    with (
+        Client("server.example.org:50051", retries=0) as client,
+        pytest.raises(ServerUnavailableError, match=proxy),
+    ):
+        client.segment(IMAGE)
