@@ -209,7 +209,10 @@ class AsyncClient:
 
 
 class _Stream:
-    """One stream: a task takes images and sends them, the caller's reads answers and puts them in order."""
+    """One stream: a task takes images and sends them, another reads answers, the caller's puts them in order.
+
+    The reader is there for callers that take their time: a server leaves a client that reads nothing for a minute.
+    """
 
     def __init__(
         self,
@@ -226,29 +229,32 @@ class _Stream:
         self._slots = asyncio.Semaphore(in_flight)
         # Images that have had their turn; None when there are no more, or the call has ended.
         self._asked: asyncio.Queue[AskedItem | None] = asyncio.Queue()
+        # Answers, and in the end None or why the call failed.
+        self._answers: asyncio.Queue[pb.SegmentStreamResponse | grpc.RpcError | RequestError | None] = asyncio.Queue()
         self._all_asked = False
         self._failure: Exception | None = None
 
     async def items(self) -> AsyncGenerator[StreamItem, None]:
         """Make the call, and yield its items."""
         call = self._stub().SegmentStream(metadata=self._exchange.metadata)
-        sender = asyncio.create_task(self._send(call))
+        sender, reader = asyncio.create_task(self._send(call)), asyncio.create_task(self._read_answers(call))
         call.add_done_callback(lambda _: self._asked.put_nowait(None))
         # Nothing is written once the call has ended: gRPC would put the failure of that write, INTERNAL, in the place
         # of what the server said (github.com/grpc/grpc/issues/36066).
         call.add_done_callback(lambda _: sender.cancel())
         try:
             while (item := await self._asked.get()) is not None:
-                answer = None if item.error else await self._next_answer(call)
+                answer = None if item.error else await self._next_answer()
                 self._slots.release()
                 yield await asyncio.to_thread(self._exchange.read_item, item, answer)
             if self._failure is not None:
                 raise self._failure
-            self._exchange.require_end(await self._next_answer(call), all_asked=self._all_asked)
+            self._exchange.require_end(await self._next_answer(), all_asked=self._all_asked)
         finally:
             sender.cancel()
+            reader.cancel()
             call.cancel()
-            await asyncio.wait([sender])
+            await asyncio.wait([sender, reader])
 
     async def _send(self, call: Any) -> None:
         try:
@@ -277,19 +283,30 @@ class _Stream:
                 return
             yield image
 
-    async def _next_answer(self, call: Any) -> pb.SegmentStreamResponse | None:
+    async def _read_answers(self, call: Any) -> None:
+        end: grpc.RpcError | RequestError | None = None
         try:
-            async with asyncio.timeout(self._exchange.timeout_s):
-                answer = await call.read()
-        except TimeoutError:
-            raise self._exchange.late() from None
+            while (answer := await call.read()) is not grpc.aio.EOF:
+                self._answers.put_nowait(answer)
         except grpc.RpcError as error:
-            raise self._exchange.failure(error) from error
+            end = error
         except asyncio.CancelledError:
             if _task_is_cancelled():
                 raise
-            raise self._exchange.cancelled() from None
-        return None if answer is grpc.aio.EOF else answer
+            end = self._exchange.cancelled()
+        self._answers.put_nowait(end)
+
+    async def _next_answer(self) -> pb.SegmentStreamResponse | None:
+        try:
+            async with asyncio.timeout(self._exchange.timeout_s):
+                answer = await self._answers.get()
+        except TimeoutError:
+            raise self._exchange.late() from None
+        if isinstance(answer, RequestError):
+            raise answer
+        if isinstance(answer, grpc.RpcError):
+            raise self._exchange.failure(answer) from answer
+        return answer
 
 
 def _task_is_cancelled() -> bool:

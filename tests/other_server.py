@@ -1,5 +1,6 @@
 """A gRPC server of another make, which answers as it is told to, whatever it is asked."""
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +17,31 @@ Answer = Callable[[pb.SegmentRequest, grpc.ServicerContext], pb.SegmentResponse]
 StreamAnswer = Callable[[Iterator[pb.SegmentStreamRequest], grpc.ServicerContext], Iterator[pb.SegmentStreamResponse]]
 
 ONE_PIXEL = pb.ClassMap(height=1, width=1, type=pb.CLASS_MAP_TYPE_UINT8, encoding=pb.CLASS_MAP_ENCODING_RAW, data=b"0")
+
+
+class Wide:
+    """Answers a stream with class maps of 4 MB, so that few fit into what gRPC keeps for a client that does not read.
+
+    Attributes:
+        all_sent: Set when the last answer has left.
+    """
+
+    def __init__(self) -> None:
+        self.all_sent = threading.Event()
+
+    def __call__(
+        self, requests: Iterator[pb.SegmentStreamRequest], _: grpc.ServicerContext
+    ) -> Iterator[pb.SegmentStreamResponse]:
+        ids = pb.ClassMap(
+            height=2000,
+            width=2000,
+            type=pb.CLASS_MAP_TYPE_UINT8,
+            encoding=pb.CLASS_MAP_ENCODING_RAW,
+            data=bytes(2000**2),
+        )
+        for request in requests:
+            yield pb.SegmentStreamResponse(id=request.id, response=pb.SegmentResponse(class_map=ids))
+        self.all_sent.set()
 
 
 @contextmanager

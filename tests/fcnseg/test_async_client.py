@@ -28,7 +28,7 @@ from fcnseg.masks import Encoding
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.batcher import BatchingConfig
 from tests.gated_segmenter import GatedSegmenter, registry_of
-from tests.other_server import server_that_answers
+from tests.other_server import Wide, server_that_answers
 from tests.running_server import CPU_CONFIG, running_server
 from tests.server_process import ServerProcess, free_port, server_process
 from tests.waiting import wait_until
@@ -226,6 +226,17 @@ async def test_a_slow_source_in_a_thread_does_not_stop_the_event_loop(tiny_model
             assert (await client.segment(IMAGE)).class_map.shape == (40, 60)
             more.set()
             assert [item.id async for item in items] == [1]
+
+
+async def test_answers_are_received_while_their_reader_is_busy() -> None:
+    """The server would leave a client that does not read for a minute."""
+    wide = Wide()
+    with server_that_answers(stream=wide) as address:
+        async with AsyncClient(address) as client, aclosing(client.segment_stream([IMAGE] * 8, in_flight=8)) as items:
+            assert (await anext(items)).id == 0
+            assert await asyncio.to_thread(wide.all_sent.wait, 20)
+            assert [item.id async for item in items] == [1, 2, 3, 4, 5, 6, 7]
+    await require_no_tasks()
 
 
 async def test_a_server_that_falls_silent_is_left_after_the_timeout() -> None:

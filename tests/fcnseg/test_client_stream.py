@@ -27,7 +27,7 @@ from fcnseg.masks import Encoding
 from fcnseg.remote import StreamItem
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.server import ServerConfig
-from tests.other_server import ONE_PIXEL, server_that_answers
+from tests.other_server import ONE_PIXEL, Wide, server_that_answers
 from tests.running_server import running_server
 from tests.waiting import wait_until
 
@@ -157,6 +157,17 @@ def test_a_reader_that_pauses_holds_the_images_back(tiny_model: Path) -> None:
         time.sleep(0.3)
         assert len(list(images)) >= 50 - 1 - 4
         items.close()
+
+
+def test_answers_are_received_while_their_reader_is_busy() -> None:
+    """The server would leave a client that does not read for a minute."""
+    wide = Wide()
+    with server_that_answers(stream=wide) as address, Client(address) as client:
+        items = client.segment_stream([IMAGE] * 8, in_flight=8)
+        assert next(items).id == 0
+        assert wide.all_sent.wait(20)
+        assert [item.id for item in items] == [1, 2, 3, 4, 5, 6, 7]
+    require_no_threads()
 
 
 def test_files_that_cannot_be_read_do_not_pile_up() -> None:
