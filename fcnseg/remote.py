@@ -11,7 +11,7 @@ from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
 from fcnseg.placement import Placement
 from fcnseg.regions import Region
-from fcnseg.types import ClassInfo, ClassMap
+from fcnseg.types import ClassArea, ClassInfo, ClassMap
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,6 @@ class Timings:
     infer_ms: float
     encode_ms: float
     total_ms: float
-
-
-@dataclass(frozen=True)
-class RemoteClassArea:
-    """How much of an image a class covers.
-
-    Attributes:
-        id: The class's id in the class map.
-        name: Its name.
-        pixels: Pixels of the class, at least 1.
-        fraction: Its share of the image's pixels, in (0, 1].
-    """
-
-    id: int
-    name: str
-    pixels: int
-    fraction: float
 
 
 @dataclass(frozen=True)
@@ -117,7 +100,7 @@ class RemoteSegmentation:
     """
 
     class_map: ClassMap
-    classes: tuple[RemoteClassArea, ...]
+    classes: tuple[ClassArea, ...]
     label_map_hash: str
     model_name: str
     model_version: str

@@ -160,6 +160,16 @@ class ClassArea:
     pixels: int
     fraction: float
 
+    @property
+    def id(self) -> int:
+        """The class's id."""
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        """The class's name."""
+        return self.info.name
+
 
 @dataclass(frozen=True)
 class ClassPeak:

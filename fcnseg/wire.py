@@ -19,7 +19,6 @@ from fcnseg.remote import (
     HeatmapAxis,
     HeatmapGrid,
     RemoteBatching,
-    RemoteClassArea,
     RemoteExecution,
     RemoteHeatmap,
     RemoteMemoryLimits,
@@ -27,7 +26,7 @@ from fcnseg.remote import (
     RemoteSegmentation,
     Timings,
 )
-from fcnseg.types import ClassInfo, ClassMap
+from fcnseg.types import ClassArea, ClassInfo, ClassMap, Colour, voc_colour
 from fcnseg.v1 import segmentation_pb2 as pb
 
 ERROR_DOMAIN = "fcnseg"
@@ -113,7 +112,7 @@ def read_segmentation(response: pb.SegmentResponse, started: float, max_bytes: i
     spent = response.timings
     return RemoteSegmentation(
         class_map=_read_class_map(wire, max_bytes),
-        classes=tuple(RemoteClassArea(c.id, c.name, c.pixel_count, c.fraction) for c in response.classes),
+        classes=tuple(map(_read_area, response.classes)),
         label_map_hash=response.label_map_hash,
         model_name=response.model_name,
         model_version=response.model_version,
@@ -207,7 +206,16 @@ def _read_region(region: pb.Region) -> Region:
 
 
 def _read_class(info: pb.Class) -> ClassInfo:
-    return ClassInfo(info.id, info.name, (info.colour >> 16 & 0xFF, info.colour >> 8 & 0xFF, info.colour & 0xFF))
+    return ClassInfo(info.id, info.name, _read_colour(info.colour))
+
+
+def _read_area(area: pb.ClassArea) -> ClassArea:
+    colour = _read_colour(area.colour) if area.HasField("colour") else voc_colour(area.id)
+    return ClassArea(ClassInfo(area.id, area.name, colour), area.pixel_count, area.fraction)
+
+
+def _read_colour(colour: int) -> Colour:
+    return colour >> 16 & 0xFF, colour >> 8 & 0xFF, colour & 0xFF
 
 
 def read_models(models: Iterable[pb.Model]) -> tuple[RemoteModel, ...]:

@@ -11,7 +11,7 @@ from fcnseg.engine import CUDA, Engine, cudnn_version
 from fcnseg.errors import MaskError
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
-from fcnseg.types import ClassInfo, ClassMap, LabelMap, Segmentation
+from fcnseg.types import ClassArea, ClassInfo, ClassMap, Colour, LabelMap, Segmentation
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.wire import CLASS_MAP_ENCODINGS, CLASS_MAP_TYPES
 from serving.batcher import Executed
@@ -84,11 +84,7 @@ def write_answer(
     other_id = other_id_of(label_map) if only else None
     return pb.SegmentResponse(
         class_map=write_class_map(select(segmentation, only), encoding, label_map, other_id),
-        classes=[
-            pb.ClassArea(id=a.info.id, name=a.info.name, pixel_count=a.pixels, fraction=a.fraction)
-            for a in segmentation.classes
-            if not only or a.info in only
-        ],
+        classes=[_write_area(a) for a in segmentation.classes if not only or a.info in only],
         label_map_hash=label_map.hash,
         model_name=model.name,
         model_version=model.version,
@@ -193,5 +189,20 @@ def _write_execution(engine: Engine) -> pb.Execution:
 
 def write_class(info: ClassInfo) -> pb.Class:
     """Return a class's description."""
-    red, green, blue = info.colour
-    return pb.Class(id=info.id, name=info.name, colour=red << 16 | green << 8 | blue)
+    return pb.Class(id=info.id, name=info.name, colour=_write_colour(info.colour))
+
+
+def _write_area(area: ClassArea) -> pb.ClassArea:
+    info = area.info
+    return pb.ClassArea(
+        id=info.id,
+        name=info.name,
+        pixel_count=area.pixels,
+        fraction=area.fraction,
+        colour=_write_colour(info.colour),
+    )
+
+
+def _write_colour(colour: Colour) -> int:
+    red, green, blue = colour
+    return red << 16 | green << 8 | blue

@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class ModelAdminServiceStub(object):
     """Loads and unloads the models of a server's repositories and files. Not everyone may: PERMISSION_DENIED says why not.
+    Other errors that any method may end with are those of SegmentationService.
+
+    A deadline that passes ends the wait, not what was begun: ListModels tells when it is there.
 
     Requests that are under way when a model is replaced or unloaded are answered by the model that they began with.
     """
@@ -56,6 +59,9 @@ class ModelAdminServiceStub(object):
 
 class ModelAdminServiceServicer(object):
     """Loads and unloads the models of a server's repositories and files. Not everyone may: PERMISSION_DENIED says why not.
+    Other errors that any method may end with are those of SegmentationService.
+
+    A deadline that passes ends the wait, not what was begun: ListModels tells when it is there.
 
     Requests that are under way when a model is replaced or unloaded are answered by the model that they began with.
     """
@@ -119,6 +125,9 @@ def add_ModelAdminServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ModelAdminService(object):
     """Loads and unloads the models of a server's repositories and files. Not everyone may: PERMISSION_DENIED says why not.
+    Other errors that any method may end with are those of SegmentationService.
+
+    A deadline that passes ends the wait, not what was begun: ListModels tells when it is there.
 
     Requests that are under way when a model is replaced or unloaded are answered by the model that they began with.
     """

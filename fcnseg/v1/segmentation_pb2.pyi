@@ -228,16 +228,18 @@ class ClassRuns(_message.Message):
     def __init__(self, id: _Optional[int] = ..., counts: _Optional[bytes] = ...) -> None: ...
 
 class ClassArea(_message.Message):
-    __slots__ = ("id", "name", "pixel_count", "fraction")
+    __slots__ = ("id", "name", "pixel_count", "fraction", "colour")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PIXEL_COUNT_FIELD_NUMBER: _ClassVar[int]
     FRACTION_FIELD_NUMBER: _ClassVar[int]
+    COLOUR_FIELD_NUMBER: _ClassVar[int]
     id: int
     name: str
     pixel_count: int
     fraction: float
-    def __init__(self, id: _Optional[int] = ..., name: _Optional[str] = ..., pixel_count: _Optional[int] = ..., fraction: _Optional[float] = ...) -> None: ...
+    colour: int
+    def __init__(self, id: _Optional[int] = ..., name: _Optional[str] = ..., pixel_count: _Optional[int] = ..., fraction: _Optional[float] = ..., colour: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("decode_ms", "queue_ms", "infer_ms", "encode_ms")

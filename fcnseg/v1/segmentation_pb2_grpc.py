@@ -27,6 +27,15 @@ if _version_not_supported:
 
 class SegmentationServiceStub(object):
     """Segments images with the models that a server holds.
+
+    Every method may also end with
+    - UNAUTHENTICATED: the server wants metadata `authorization: Bearer TOKEN`, and knows no such token;
+    - RESOURCE_EXHAUSTED: the token is over its limits, with google.rpc.RetryInfo; or the message is larger than
+    `MemoryLimits.max_request_bytes`, without;
+    - UNAVAILABLE: the server is stopping, with google.rpc.ErrorInfo of the reason STOPPING and the domain `fcnseg`;
+    - INTERNAL: a fault of the server.
+
+    No method changes anything, so that a call may be sent again. Metadata `x-request-id` names it in the server's log.
     """
 
     def __init__(self, channel):
@@ -59,6 +68,15 @@ class SegmentationServiceStub(object):
 
 class SegmentationServiceServicer(object):
     """Segments images with the models that a server holds.
+
+    Every method may also end with
+    - UNAUTHENTICATED: the server wants metadata `authorization: Bearer TOKEN`, and knows no such token;
+    - RESOURCE_EXHAUSTED: the token is over its limits, with google.rpc.RetryInfo; or the message is larger than
+    `MemoryLimits.max_request_bytes`, without;
+    - UNAVAILABLE: the server is stopping, with google.rpc.ErrorInfo of the reason STOPPING and the domain `fcnseg`;
+    - INTERNAL: a fault of the server.
+
+    No method changes anything, so that a call may be sent again. Metadata `x-request-id` names it in the server's log.
     """
 
     def Segment(self, request, context):
@@ -68,6 +86,9 @@ class SegmentationServiceServicer(object):
         field has no valid value. NOT_FOUND: there is no such model or version; the message names those there are.
         RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: the server has as much to do or to hold as it may, or would not
         answer before the deadline. DEADLINE_EXCEEDED: the deadline passed on the way; nothing more is computed.
+
+        An answer may take more bytes than gRPC's clients receive by default, which is 4 MiB: a RAW class map has a byte or
+        two for each pixel, a heatmap 8 for each cell.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,7 +98,11 @@ class SegmentationServiceServicer(object):
         """Segments images one after another: the frames of a video, a folder. Answers come in the order of the requests. An
         image that cannot be answered becomes a `failure` and does not end the stream. The server reads only a few images
         ahead, so that a sender that is faster than the model is held back by HTTP/2's flow control and never refused for
-        overload.
+        overload. A sender reads answers while it sends: one that reads none for a minute is left. A deadline is the whole
+        stream's.
+
+        UNAVAILABLE: the server is stopping; what it has read is answered before. INVALID_ARGUMENT: what was sent is no
+        SegmentStreamRequest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,7 +116,7 @@ class SegmentationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes one model. NOT_FOUND as for Segment.
+        """Describes one model, with the limits of requests. NOT_FOUND as for Segment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,6 +155,15 @@ def add_SegmentationServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class SegmentationService(object):
     """Segments images with the models that a server holds.
+
+    Every method may also end with
+    - UNAUTHENTICATED: the server wants metadata `authorization: Bearer TOKEN`, and knows no such token;
+    - RESOURCE_EXHAUSTED: the token is over its limits, with google.rpc.RetryInfo; or the message is larger than
+    `MemoryLimits.max_request_bytes`, without;
+    - UNAVAILABLE: the server is stopping, with google.rpc.ErrorInfo of the reason STOPPING and the domain `fcnseg`;
+    - INTERNAL: a fault of the server.
+
+    No method changes anything, so that a call may be sent again. Metadata `x-request-id` names it in the server's log.
     """
 
     @staticmethod

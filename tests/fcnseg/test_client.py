@@ -36,7 +36,7 @@ from fcnseg.pictures import encode_jpeg
 from fcnseg.query import OverlayQuery
 from fcnseg.regions import RegionQuery
 from fcnseg.resample import resample_to_pixels
-from fcnseg.types import ClassInfo
+from fcnseg.types import ClassArea, ClassInfo, LabelMap
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.batcher import BatchingConfig
 from serving.registry import ModelRegistry
@@ -360,13 +360,19 @@ def test_every_encoding_brings_the_offline_answer(
     assert expected.confidence is not None
     np.testing.assert_array_equal(answer.confidence, expected.confidence)
     assert (answer.encoding, answer.batch_size) == (encoding, 1)
-    assert {a.id: a.pixels for a in answer.classes} == {
-        i: n
-        for i, n in zip(*map(np.ndarray.tolist, np.unique(ids, return_counts=True)), strict=True)
-        if i != answer.other_id
-    }
+    assert answer.classes == tuple(area for area in expected.classes if not subset or area.name in subset)
     if encoding is Encoding.COCO_RLE:
         assert answer.runs == rle.encode(ids, answer.other_id)
+
+
+def test_classes_of_a_server_that_tells_no_colours_have_the_usual_ones() -> None:
+    area = pb.ClassArea(id=1, name="cat", pixel_count=1, fraction=1.0)
+    with (
+        server_that_answers(pb.SegmentResponse(class_map=ONE_PIXEL, classes=[area])) as address,
+        Client(address) as client,
+    ):
+        (found,) = client.segment(IMAGE).classes
+    assert found == ClassArea(LabelMap.from_names(["background", "cat"]).classes[1], 1, 1.0)
 
 
 @functools.cache
