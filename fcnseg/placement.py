@@ -18,30 +18,13 @@ from fcnseg.errors import DeviceError
 from fcnseg.geometry import Geometry
 from fcnseg.model_file import CELL_RESOLUTION_ABOVE
 from fcnseg.profiles import Event, end_profiling
+from fcnseg.types import Placement
 
 _PROBE_SIDE = 128
 _SCORE_BYTES, _CLASS_BYTES = 4, 16
 """What a pixel at a border holds: a float for each class, and its class as int64 and uint8, before and after blocks are
 joined."""
 _SHAPE_READERS = {"Shape", "Size"}  # they look at no data, whatever its size
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The nodes of one operator that ran on one execution provider.
-
-    Attributes:
-        provider: The provider, such as `CUDAExecutionProvider`.
-        operator: The operator, such as `Conv`.
-        nodes: How many nodes, at least 1.
-        image_sized: Whether they touch data whose size grows with the image's height and with its width; the others
-            compute shapes and the like.
-    """
-
-    provider: str
-    operator: str
-    nodes: int
-    image_sized: bool
 
 
 @dataclass(frozen=True)

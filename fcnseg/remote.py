@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from fcnseg.errors import ImageError, RequestError
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
-from fcnseg.placement import Placement
 from fcnseg.regions import Region
-from fcnseg.types import ClassArea, ClassInfo, ClassMap
+from fcnseg.types import ClassArea, ClassInfo, ClassMap, Placement
 
 
 @dataclass(frozen=True)

@@ -239,3 +239,21 @@ class Segmentation:
         peaks = self.probabilities.max(axis=(1, 2))
         order = np.argsort(-peaks, kind="stable")[:count]
         return tuple(ClassPeak(self.label_map.classes[i], float(peaks[i])) for i in order)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The nodes of one operator that ran on one execution provider.
+
+    Attributes:
+        provider: The provider, such as `CUDAExecutionProvider`.
+        operator: The operator, such as `Conv`.
+        nodes: How many nodes, at least 1.
+        image_sized: Whether they touch data whose size grows with the image's height and with its width; the others
+            compute shapes and the like.
+    """
+
+    provider: str
+    operator: str
+    nodes: int
+    image_sized: bool

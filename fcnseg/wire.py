@@ -12,7 +12,6 @@ from fcnseg.errors import ImageError, MaskError
 from fcnseg.files import shown
 from fcnseg.images import ImageLimits, require_pixels
 from fcnseg.masks import Encoding
-from fcnseg.placement import Placement
 from fcnseg.query import ImageSource, OverlayQuery, SegmentQuery
 from fcnseg.regions import Box, Region, RegionQuery
 from fcnseg.remote import (
@@ -26,7 +25,7 @@ from fcnseg.remote import (
     RemoteSegmentation,
     Timings,
 )
-from fcnseg.types import ClassArea, ClassInfo, ClassMap, Colour, voc_colour
+from fcnseg.types import ClassArea, ClassInfo, ClassMap, Colour, Placement, voc_colour
 from fcnseg.v1 import segmentation_pb2 as pb
 
 ERROR_DOMAIN = "fcnseg"

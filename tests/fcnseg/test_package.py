@@ -28,6 +28,15 @@ def test_the_package_imports_what_is_asked_for_alone() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
 
 
+def test_clients_do_without_onnxruntime() -> None:
+    code = (
+        "import sys, fcnseg\n"
+        "fcnseg.Client, fcnseg.AsyncClient, fcnseg.RegionQuery, fcnseg.Encoding, fcnseg.ClientTls\n"
+        "assert 'onnxruntime' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
 def test_modules_are_there_without_being_imported() -> None:
     code = "import fcnseg; fcnseg.images.decode, fcnseg.errors.RequestError, fcnseg.v1"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)

@@ -4,7 +4,8 @@ import pytest
 
 from fcnseg.engine import Engine, EngineOptions
 from fcnseg.errors import DeviceError
-from fcnseg.placement import Placement, require_device
+from fcnseg.placement import require_device
+from fcnseg.types import Placement
 from tests.tiny_model import write_tiny_model
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
