@@ -131,7 +131,8 @@ def find_regions(
         segmentation: The image's; its class map gives the size, its heatmap the probabilities.
         grid: The model's geometry.
         query: Which regions are wanted.
-        check: Called before each class and each part of the image that is searched; what it raises ends the search.
+        check: Called before each class, each part of the image that is searched, and on the way through these; what it
+            raises ends the search.
 
     Returns:
         Regions by descending score; equal ones by class id, then by the place of their boxes, top to bottom.
@@ -167,18 +168,19 @@ def _regions_of(
     """Yield a class's regions, of each window the first ones by rank."""
     check()
     height, width = segmentation.class_map.shape
-    for at_cells, cells in _windows(segmentation.probabilities[info.id], grid, query.threshold):
+    for at_cells, cells in _windows(segmentation.probabilities_while(check)[info.id], grid, query.threshold):
         check()
         rows = span(grid.y, at_cells.shape[0], height, cells.top, cells.top + cells.height - 1)
         columns = span(grid.x, at_cells.shape[1], width, cells.left, cells.left + cells.width - 1)
         if rows.start == rows.stop or columns.start == columns.stop:
             continue  # cells that look at the padding alone
         plane = resample_window(at_cells, grid, rows, columns)
+        check()
         np.minimum(plane, 1, out=plane)
         inside = plane >= query.threshold
         count, labels, stats = _components(inside)
         boxes, pixels = stats[1:, :4], stats[1:, cv2.CC_STAT_AREA]
-        sums, peaks = _sums_and_peaks(plane, inside, labels, count)
+        sums, peaks = _sums_and_peaks(plane, inside, labels, count, check)
         scores = sums / pixels
         for i in _first(scores, boxes, np.flatnonzero(pixels >= query.min_pixels), query.limit):
             left, top, wide, high = boxes[i].tolist()
@@ -225,12 +227,17 @@ def _components(mask: NDArray[np.bool_]) -> tuple[int, NDArray[np.int32], NDArra
 
 
 def _sums_and_peaks(
-    plane: NDArray[np.float32], inside: NDArray[np.bool_], labels: NDArray[np.int32], count: int
+    plane: NDArray[np.float32],
+    inside: NDArray[np.bool_],
+    labels: NDArray[np.int32],
+    count: int,
+    check: Callable[[], object],
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Return the sum and the highest of each region's values, by label from 1, a band of rows at a time."""
     sums, peaks = np.zeros(count), np.zeros(count, np.float32)
     height = max(1, max(_BAND_PIXELS, plane.size // _MOST_BANDS) // plane.shape[1])
     for start in range(0, plane.shape[0], height):
+        check()
         band = slice(start, start + height)
         within = inside[band]
         values, owners = plane[band][within], labels[band][within]

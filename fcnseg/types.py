@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, TypeAlias
@@ -20,6 +20,7 @@ ClassMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 _MOST_UINT8_CLASSES = 256
 
 _EXACT_IN_FLOAT32 = 2**24
+_BAND_SCORES = 1 << 20  # computed in milliseconds
 
 Rgb: TypeAlias = tuple[float, float, float]
 """A value for each of the channels red, green and blue."""
@@ -230,9 +231,25 @@ class Segmentation:
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
         """(K, h, w) float32 softmax over the classes at each heatmap cell."""
-        powers: NDArray[np.float32] = np.exp(self.heatmap - self.heatmap.max(axis=0))
-        powers /= powers.sum(axis=0)
-        return powers
+        return self._softmax(lambda: None)
+
+    def probabilities_while(self, check: Callable[[], object]) -> NDArray[np.float32]:
+        """Return `probabilities`; while they are computed `check` is called, and what it raises ends that."""
+        if "probabilities" not in self.__dict__:
+            self.__dict__["probabilities"] = self._softmax(check)  # as `cached_property` keeps it
+        return self.probabilities
+
+    def _softmax(self, check: Callable[[], object]) -> NDArray[np.float32]:
+        """Compute the softmax over the classes, a band of rows at a time."""
+        classes, height, width = self.heatmap.shape
+        found = np.empty(self.heatmap.shape, np.float32)
+        rows = max(1, _BAND_SCORES // (classes * width))
+        for first in range(0, height, rows):
+            check()
+            scores, powers = (array[:, first : first + rows] for array in (self.heatmap, found))
+            np.exp(scores - scores.max(axis=0), out=powers)
+            powers /= powers.sum(axis=0)
+        return found
 
     def strongest(self, count: int) -> tuple[ClassPeak, ...]:
         """Return the classes with the highest probability at any heatmap cell, the highest first; equal ones by id."""

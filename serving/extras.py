@@ -143,13 +143,14 @@ def write_extras(
         image: (H, W, 3) uint8 RGB.
         segmentation: The image's.
         geometry: The model's.
-        patience: The search for regions ends where it does.
+        patience: Asked before each of them and on the way; where it ends, so do they.
 
     Raises:
-        InvalidFieldError: The image is too large for an overlay.
         TooLateError: There is no patience for the answer any more.
     """
+    check = patience.require
     if segmentation.confidence is not None:
+        check()
         wire = response.class_map.encoding
         grey = wire in {pb.CLASS_MAP_ENCODING_PNG, pb.CLASS_MAP_ENCODING_COCO_RLE}
         response.confidence.CopyFrom(
@@ -161,13 +162,14 @@ def write_extras(
         response.heatmaps.add(
             info=write_class(info),
             scores=_write_floats(segmentation.heatmap[info.id]),
-            probabilities=_write_floats(segmentation.probabilities[info.id]),
+            probabilities=_write_floats(segmentation.probabilities_while(check)[info.id]),
         )
     regions: Sequence[Region] = ()
     if extras.regions is not None:
-        regions = find_regions(segmentation, geometry, extras.regions, patience.require)
+        regions = find_regions(segmentation, geometry, extras.regions, check)
     response.regions.extend(map(_write_region, regions))
     if extras.overlay is not None:
+        check()
         response.overlay = _draw(extras.overlay, image, segmentation, extras.classes, regions)
 
 

@@ -158,6 +158,12 @@ def test_frames_that_lie_apart_or_within_each_other_are_found_as_in_the_whole_pl
 SMALL_GRID = Geometry(plain_axis(2, 0.5), plain_axis(2, 0.5))
 
 
+def two_dots() -> NDArray[np.bool_]:
+    cells = np.zeros((60, 60), bool)
+    cells[5, 5] = cells[50, 50] = True
+    return cells
+
+
 def ten_thousand_dots() -> NDArray[np.bool_]:
     cells = np.zeros((600, 600), bool)
     cells[1::6, 1::6] = True
@@ -331,18 +337,27 @@ def test_a_threshold_is_a_probability_from_one_percent(threshold: float) -> None
         RegionQuery(threshold=threshold)
 
 
-def test_a_check_may_end_the_search_before_each_class_and_each_of_its_clusters() -> None:
-    cells = np.zeros((60, 60), bool)
-    cells[5, 5] = cells[50, 50] = True
-    segmentation, geometry = segmented(one_hot(cells), 480, 480), Geometry(plain_axis(8, 3.5), plain_axis(8, 3.5))
-    query = RegionQuery(("cat", "dog"))
-    checks: list[None] = []
-    assert len(find_regions(segmentation, geometry, query, lambda: checks.append(None))) == 2
-    assert len(checks) == 4
-    for count in range(4):
+@pytest.mark.parametrize(
+    ("cells", "names", "checks"),
+    [
+        (two_dots(), ("cat", "dog"), 2 + 2 * 3),  # classes; each cluster, before, within and in its one band
+        (np.ones((600, 600), bool), ("cat",), 1 + 2 + 16),  # and in each band of a large one
+    ],
+    ids=["dots", "whole"],
+)
+def test_a_check_may_end_the_search_before_each_class_and_cluster_and_on_the_way_through_it(
+    cells: NDArray[np.bool_], names: tuple[str, ...], checks: int
+) -> None:
+    segmentation = segmented(one_hot(cells), 2 * cells.shape[0], 2 * cells.shape[1])
+    assert segmentation.probabilities.shape == (3, *cells.shape)  # computed now
+    query = RegionQuery(names)
+    left = list(range(checks))
+    assert find_regions(segmentation, SMALL_GRID, query, left.pop)
+    assert not left
+    for count in range(checks):
         left = list(range(count))
         with pytest.raises(IndexError):
-            find_regions(segmentation, geometry, query, left.pop)
+            find_regions(segmentation, SMALL_GRID, query, left.pop)
 
 
 def test_small_regions_are_left_out_before_the_limit_counts() -> None:

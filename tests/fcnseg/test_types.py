@@ -128,6 +128,19 @@ def test_probabilities_are_the_softmax_however_large_the_scores(scores: NDArray[
     np.testing.assert_allclose(segmentation.probabilities, exact / exact.sum(axis=0), atol=1e-6)
 
 
+def test_probabilities_are_computed_in_bands_between_which_a_check_may_end_them() -> None:
+    scores = np.random.default_rng(0).normal(size=(3, 1000, 1000)).astype(np.float32)
+    segmentation = Segmentation(np.zeros((1, 1), np.uint8), scores, None, LABELS)
+    for count in range(3):
+        with pytest.raises(IndexError):
+            segmentation.probabilities_while(list(range(count)).pop)
+    left = list(range(3))
+    found = segmentation.probabilities_while(left.pop)
+    assert found is segmentation.probabilities is segmentation.probabilities_while([].pop)
+    exact = np.exp(scores.astype(np.float64) - scores.max(axis=0))
+    np.testing.assert_allclose(found, exact / exact.sum(axis=0), atol=1e-6)
+
+
 def test_the_strongest_classes_are_those_most_probable_anywhere() -> None:
     scores = np.array([[[9, 0, 0]], [[0, 0, 3]], [[0, 9, 0]]], np.float32)
     segmentation = Segmentation(np.zeros((1, 3), np.uint8), scores, None, LABELS)
