@@ -127,6 +127,16 @@ def _naming(field: str) -> Iterator[None]:
         raise InvalidFieldError(field, str(error)) from error
 
 
+def require_drawable(extras: Extras, height: int, width: int) -> None:
+    """Check that an overlay of that size can be written, where one is asked for.
+
+    Raises:
+        InvalidFieldError: It cannot.
+    """
+    if extras.overlay is not None and max(height, width) > JPEG_LARGEST:
+        raise InvalidFieldError("overlay", f"JPEG ends at {JPEG_LARGEST} pixels a side; leave out the overlay")
+
+
 def write_extras(
     response: pb.SegmentResponse,
     extras: Extras,
@@ -187,8 +197,6 @@ def _draw(
     only: Sequence[ClassInfo],
     regions: Sequence[Region],
 ) -> bytes:
-    if max(image.shape) > JPEG_LARGEST:
-        raise InvalidFieldError("overlay", f"JPEG ends at {JPEG_LARGEST} pixels a side; leave out the overlay")
     picture = render.overlay(image, segmentation.class_map, segmentation.label_map, overlay.opacity)
     if only:
         other = select(segmentation, only) == other_id_of(segmentation.label_map)

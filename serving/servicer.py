@@ -3,7 +3,6 @@
 import math
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,7 @@ from serving import converters
 from serving.batcher import Executed
 from serving.drain import CallCounter
 from serving.errors import InvalidFieldError
-from serving.extras import names_classes, read_extras, write_extras
+from serving.extras import names_classes, read_extras, require_drawable, write_extras
 from serving.handlers import deadline_of, held_by
 from serving.patience import Patience
 from serving.pipeline import Demands, Pipeline
@@ -98,6 +97,10 @@ class SegmentationServicer(SegmentationServiceServicer):
         else:
             wanted = read_extras(request, model.info.label_map)
 
+        def require_size(height: int, width: int) -> None:
+            converters.require_encodable(encoding, height, width)
+            require_drawable(wanted, height, width)
+
         def write(image: NDArray[np.uint8], executed: Executed, patience: Patience) -> pb.SegmentResponse:
             response = converters.write_answer(executed, encoding, model, wanted.classes)
             write_extras(response, wanted, image, executed.segmentation, model.info.geometry, patience)
@@ -116,7 +119,7 @@ class SegmentationServicer(SegmentationServiceServicer):
                 regions=wanted.regions is not None,
                 extras=not wanted.instant,
                 instant=encoding is Encoding.RAW and wanted.instant,
-                require_size=partial(converters.require_encodable, encoding),
+                require_size=require_size,
             ),
             deadline=deadline,
             turn=turn,

@@ -193,18 +193,37 @@ def test_bytes_that_are_no_message_end_a_stream_after_the_answers_before_them(ti
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_more_pixels_than_run_lengths_can_tell_are_refused_before_they_are_decoded(tiny_model: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "wanted", "field", "words"),
+    [
+        (
+            (8192, 8193),
+            pb.SegmentRequest(encoding=pb.CLASS_MAP_ENCODING_COCO_RLE),
+            "encoding",
+            "a class map of 8193 x 8192 pixels is beyond what COCO's tools encode",
+        ),
+        (
+            (65_501, 1),
+            pb.SegmentRequest(overlay=pb.OverlayQuery()),
+            "overlay",
+            "JPEG ends at 65500 pixels a side",
+        ),
+    ],
+    ids=["run lengths", "overlay"],
+)
+def test_what_cannot_be_written_of_an_image_is_refused_before_it_is_decoded(
+    tiny_model: Path, size: tuple[int, int], wanted: pb.SegmentRequest, field: str, words: str
+) -> None:
     content = io.BytesIO()
-    Image.new("1", (8192, 8193)).save(content, "PNG")
-    request = pb.SegmentRequest(encoded=content.getvalue(), encoding=pb.CLASS_MAP_ENCODING_COCO_RLE)
+    Image.new("1", size).save(content, "PNG")
+    wanted.encoded = content.getvalue()
     gated = GatedSegmenter(tiny_model)
     gated.gate.set()
     config = ServerConfig(limits=ImageLimits(max_pixels=2**27))
     with running_server(registry_of(gated, tiny_model), config) as server:
-        error = refusal(server.address, request)
+        error = refusal(server.address, wanted)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert violations(error) == {
-        "encoding": "a class map of 8193 x 8192 pixels is beyond what COCO's tools encode (67108864 pixels); take"
-        " another encoding"
-    }
+    ((violated, message),) = violations(error).items()
+    assert violated == field
+    assert words in message
     assert not gated.batches
