@@ -5,8 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from serving.batcher import Batcher
 from serving.errors import OverloadedError, Reason
@@ -137,14 +136,6 @@ class Ticket:
         self._bytes = byte_count
         self._ran_at: float | None = None
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def reserve(self, height: int, width: int, byte_count: int, patience_s: float | None) -> None:
         """Reserve memory and time for an image whose size is known now.

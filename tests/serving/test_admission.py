@@ -1,6 +1,6 @@
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,28 +44,28 @@ def test_no_more_images_are_let_in_than_the_queue_holds(batcher: Batcher) -> Non
 def test_no_more_bytes_are_let_in_than_the_memory_holds_until_answers_are_written(batcher: Batcher) -> None:
     memory = MemoryBudget(100)
     admission = Admission(batcher, memory)
-    with admission.enter() as first:
+    with closing(admission.enter()) as first:
         first.reserve(4, 4, 60, None)
         words = "hold 60 of 100 bytes and this one needs 50"
-        with admission.enter() as second, pytest.raises(OverloadedError, match=words):
+        with closing(admission.enter()) as second, pytest.raises(OverloadedError, match=words):
             second.reserve(4, 4, 50, None)
         first.ran()
         assert memory.taken == 60
     assert memory.taken == 0
-    with admission.enter() as third:
+    with closing(admission.enter()) as third:
         third.reserve(4, 4, 100, None)
 
 
 def test_an_image_that_would_be_answered_too_late_is_refused_on_arrival(batcher: Batcher) -> None:
     admission = Admission(batcher, MemoryBudget(10**6))
     batcher.pace.add(16, 1, 16.0)
-    with admission.enter() as first, admission.enter() as second:
+    with closing(admission.enter()) as first, closing(admission.enter()) as second:
         first.reserve(4, 4, 1, 0.001)  # an idle model takes whatever comes
         with pytest.raises(OverloadedError, match=r"would take about 48000 ms and the deadline leaves 47000 ms"):
             second.reserve(4, 4, 1, 47.0)  # 16 s of the first, and up to two images in its own run
-        with admission.enter() as third:
+        with closing(admission.enter()) as third:
             third.reserve(4, 4, 1, 65.0)
-    with admission.enter() as alone:
+    with closing(admission.enter()) as alone:
         alone.reserve(4, 4, 1, 0.001)
 
 
@@ -93,7 +93,11 @@ def paced(model: Path, config: BatchingConfig, seconds: float) -> Iterator[Admis
 def test_what_is_expected_of_an_answer_is_the_sum_of_all_that_it_waits_for(
     tiny_model: Path, config: BatchingConfig, finishing_s: float, expected_ms: int
 ) -> None:
-    with paced(tiny_model, config, 16.0) as admission, admission.enter() as first, admission.enter() as second:
+    with (
+        paced(tiny_model, config, 16.0) as admission,
+        closing(admission.enter()) as first,
+        closing(admission.enter()) as second,
+    ):
         admission.finished(16, finishing_s)
         first.reserve(4, 4, 1, None)
         with pytest.raises(OverloadedError, match=f"would take about {expected_ms} ms "):
@@ -111,7 +115,7 @@ def test_who_is_refused_may_ask_again_when_half_of_what_is_under_way_is_done(
     config = BatchingConfig(max_queue=3, runners=runners)
     with paced(tiny_model, config, seconds) as admission, ExitStack() as tickets:
         for _ in range(3):
-            tickets.enter_context(admission.enter()).reserve(4, 4, 10, None)
+            tickets.enter_context(closing(admission.enter())).reserve(4, 4, 10, None)
         with pytest.raises(OverloadedError) as caught:
             admission.enter()
         assert caught.value.retry_after_s == pytest.approx(retry_after_s)
@@ -198,11 +202,11 @@ def test_the_less_steady_the_pace_the_less_is_promised(unsteady: bool) -> None: 
 def test_what_small_images_take_is_not_held_against_large_ones(batcher: Batcher) -> None:
     admission = Admission(batcher, MemoryBudget(10**6))
     batcher.pace.add(16, 1, 0.02)  # nearly all of it what any run costs: 480 x 640 images would take six minutes
-    with admission.enter() as first, admission.enter() as second:
+    with closing(admission.enter()) as first, closing(admission.enter()) as second:
         first.reserve(4, 4, 1, 0.1)
         second.reserve(480, 640, 1, 0.1)
     batcher.pace.add(480 * 640, 1, 0.2)
-    with admission.enter() as first, admission.enter() as second:
+    with closing(admission.enter()) as first, closing(admission.enter()) as second:
         first.reserve(4, 4, 1, 0.1)
         with pytest.raises(OverloadedError, match="would take about 420 ms"):  # two such images may share its run
             second.reserve(480, 640, 1, 0.1)
@@ -214,12 +218,12 @@ def test_what_large_answers_take_to_write_is_not_held_against_small_ones(batcher
     batcher.pace.add(16, 1, 0.01)
     admission.finished(16, 0.01)
     admission.finished(480 * 640, 3.5)
-    with admission.enter() as first, admission.enter() as second:
+    with closing(admission.enter()) as first, closing(admission.enter()) as second:
         first.reserve(4, 4, 1, None)
         with pytest.raises(OverloadedError, match="would take about 40 ms"):
             second.reserve(4, 4, 1, 0.03)
         second.reserve(4, 4, 1, 0.05)
-        with admission.enter() as third, pytest.raises(OverloadedError, match="would take about 3540 ms"):
+        with closing(admission.enter()) as third, pytest.raises(OverloadedError, match="would take about 3540 ms"):
             third.reserve(480, 640, 1, 1.0)  # four runs, and what its size takes to write
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -115,7 +116,7 @@ def test_what_extras_take_to_write_is_not_expected_of_other_answers(tiny_model: 
 
     def expected_ms() -> float:
         """Return how long the server expects to write an answer."""
-        with model.admission.enter() as first, model.admission.enter() as second:
+        with closing(model.admission.enter()) as first, closing(model.admission.enter()) as second:
             first.reserve(600, 600, 0, None)
             with pytest.raises(OverloadedError) as caught:
                 second.reserve(600, 600, 0, 0)
