@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -29,7 +29,8 @@ class Admission:
         self._lock = threading.RLock()
         self._count = 0
         self._sizes: Counter[int] = Counter()  # padded pixels of the images under way, and how many have so many
-        self._finishing = PaceBySize()  # from the end of a run to the end of its answer
+        # From the end of a run to the end of its answer, by what that holds beside the class map.
+        self._finishing: defaultdict[frozenset[str], PaceBySize] = defaultdict(PaceBySize)
 
     @property
     def pending(self) -> int:
@@ -85,8 +86,8 @@ class Admission:
             ahead = sum(self.batcher.pace.seconds(size) * count for size, count in self._sizes.items())
         return min(_LONGEST_RETRY_S, max(least, ahead / self.batcher.config.runners / 2))
 
-    def schedule(self, pixels: int, patience_s: float | None) -> None:
-        """Count an image of so many padded pixels as under way.
+    def schedule(self, pixels: int, patience_s: float | None, extras: frozenset[str]) -> None:
+        """Count an image of so many padded pixels, for an answer with some extras, as under way.
 
         Raises:
             OverloadedError: Its answer would come after its patience.
@@ -96,7 +97,7 @@ class Admission:
             ahead = sum(seconds(size) * count for size, count in self._sizes.items()) / config.runners
             # Its batch may be as large as what waits; an idle model takes whatever comes, or it would never learn.
             own = seconds(pixels) * min(config.max_batch, self._count)
-            expected = config.max_delay_s + ahead + own + self._finishing.cautious_seconds(pixels)
+            expected = config.max_delay_s + ahead + own + self._finishing[extras].cautious_seconds(pixels)
             if self._sizes and patience_s is not None and expected > patience_s:
                 raise OverloadedError(
                     f"the answer would take about {expected * 1000:.0f} ms and the deadline leaves"
@@ -112,10 +113,10 @@ class Admission:
             self._count -= 1
             self._sizes -= Counter({pixels: 1})
 
-    def finished(self, pixels: int, seconds: float) -> None:
-        """Take in how long the answer to an image of so many padded pixels took from the end of its run."""
+    def finished(self, pixels: int, seconds: float, extras: frozenset[str]) -> None:
+        """Take in how long an answer with some extras, to an image of so many padded pixels, took after its run."""
         with self._lock:
-            self._finishing.add(pixels, 1, seconds)
+            self._finishing[extras].add(pixels, 1, seconds)
 
 
 class Ticket:
@@ -133,11 +134,19 @@ class Ticket:
         self.work: Future[Any] | None = None
         self._admission = admission
         self._pixels = 0
+        self._extras: frozenset[str] = frozenset()
         self._bytes = byte_count
         self._ran_at: float | None = None
         self._closed = False
 
-    def reserve(self, height: int, width: int, byte_count: int, patience_s: float | None) -> None:
+    def reserve(
+        self,
+        height: int,
+        width: int,
+        byte_count: int,
+        patience_s: float | None,
+        extras: frozenset[str] = frozenset(),
+    ) -> None:
         """Reserve memory and time for an image whose size is known now.
 
         Args:
@@ -145,6 +154,7 @@ class Ticket:
             width: Its columns.
             byte_count: What the request and its answer hold until the end.
             patience_s: Seconds until the answer is of no use; None for no limit.
+            extras: What the answer holds beside the class map: those with the same take about as long to write.
 
         Raises:
             OverloadedError: There is no memory for it now, or the answer would come too late.
@@ -153,8 +163,8 @@ class Ticket:
         admission.take_memory(byte_count)
         self._bytes += byte_count
         pixels = admission.batcher.padded_pixels(height, width)
-        admission.schedule(pixels, patience_s)
-        self._pixels = pixels
+        admission.schedule(pixels, patience_s, extras)
+        self._pixels, self._extras = pixels, extras
 
     def ran(self) -> None:
         """Note that the image's run has ended: it is under way no more, though its answer is not written."""
@@ -163,9 +173,9 @@ class Ticket:
             self._admission.end_run(self._pixels)
 
     def wrote(self) -> None:
-        """Note that the answer is written, and took as long as others of its size may."""
+        """Note that the answer is written, and took as long as others like it may."""
         if self._ran_at is not None:
-            self._admission.finished(self._pixels, time.monotonic() - self._ran_at)
+            self._admission.finished(self._pixels, time.monotonic() - self._ran_at, self._extras)
 
     def close_when_done(self) -> None:
         """Close it as soon as nothing is done for it any more."""

@@ -51,9 +51,9 @@ class Extras:
     overlay: OverlayQuery | None = None
 
     @property
-    def instant(self) -> bool:
-        """Whether they take no time worth a thread."""
-        return not (self.classes or self.heatmaps or self.regions or self.confidence or self.overlay)
+    def names(self) -> frozenset[str]:
+        """What of them is asked for."""
+        return frozenset(name for name, wanted in vars(self).items() if wanted)
 
 
 def names_classes(request: pb.SegmentRequest) -> bool:

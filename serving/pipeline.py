@@ -39,7 +39,7 @@ class Demands:
     Attributes:
         confidence: Whether the confidence map is wanted.
         regions: Whether regions are searched for.
-        extras: Whether more than the class map is written, which may take far longer than others' answers do.
+        extras: What is written beside the class map, by names: answers with the same take about as long.
         instant: Whether writing takes no time worth a thread for an image that is not large.
         require_size: Called with the image's height and width before it is decoded; raises InvalidFieldError where the
             answer could not be written.
@@ -47,7 +47,7 @@ class Demands:
 
     confidence: bool = False
     regions: bool = False
-    extras: bool = False
+    extras: frozenset[str] = frozenset()
     instant: bool = False
     require_size: Callable[[int, int], None] = lambda _height, _width: None
 
@@ -156,8 +156,7 @@ class Pipeline:
             else:
                 ticket.work = self._submit(write, image, executed, patience)
                 answer = await asyncio.wrap_future(ticket.work)
-            if not demands.extras:
-                ticket.wrote()
+            ticket.wrote()
             written = time.monotonic()
         except OverloadedError:
             if not paid:
@@ -256,7 +255,7 @@ class Pipeline:
                     f" more than the limit of {most}; scale it down or cut it into tiles",
                 )
         patience_s = None if deadline == math.inf else deadline - time.monotonic()
-        ticket.reserve(height, width, 0 if paid else needed, patience_s)
+        ticket.reserve(height, width, 0 if paid else needed, patience_s, demands.extras)
         return source.decode()
 
 

@@ -117,8 +117,8 @@ class SegmentationServicer(SegmentationServiceServicer):
             demands=Demands(
                 confidence=wanted.confidence,
                 regions=wanted.regions is not None,
-                extras=not wanted.instant,
-                instant=encoding is Encoding.RAW and wanted.instant,
+                extras=wanted.names,
+                instant=encoding is Encoding.RAW and not wanted.names,
                 require_size=require_size,
             ),
             deadline=deadline,

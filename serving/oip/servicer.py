@@ -195,9 +195,10 @@ class InferenceServicer(GRPCInferenceServiceServicer):
                 model.drift.add_confidence(executed.segmentation.confidence)
             return write_outputs(outputs, executed.segmentation)
 
+        wanted = frozenset(output.name for output in outputs)
         demands = Demands(
-            confidence=any(output.name == CONFIDENCE for output in outputs),
-            extras=any(output.name != CLASS_MAP for output in outputs),
+            confidence=CONFIDENCE in wanted,
+            extras=wanted - {CLASS_MAP},
             instant=all(output.encoding is Encoding.RAW for output in outputs),
         )
 

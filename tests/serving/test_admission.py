@@ -98,7 +98,7 @@ def test_what_is_expected_of_an_answer_is_the_sum_of_all_that_it_waits_for(
         closing(admission.enter()) as first,
         closing(admission.enter()) as second,
     ):
-        admission.finished(16, finishing_s)
+        admission.finished(16, finishing_s, frozenset())
         first.reserve(4, 4, 1, None)
         with pytest.raises(OverloadedError, match=f"would take about {expected_ms} ms "):
             second.reserve(4, 4, 1, 1.0)
@@ -216,8 +216,8 @@ def test_what_small_images_take_is_not_held_against_large_ones(batcher: Batcher)
 def test_what_large_answers_take_to_write_is_not_held_against_small_ones(batcher: Batcher) -> None:
     admission = Admission(batcher, MemoryBudget(10**6))
     batcher.pace.add(16, 1, 0.01)
-    admission.finished(16, 0.01)
-    admission.finished(480 * 640, 3.5)
+    admission.finished(16, 0.01, frozenset())
+    admission.finished(480 * 640, 3.5, frozenset())
     with closing(admission.enter()) as first, closing(admission.enter()) as second:
         first.reserve(4, 4, 1, None)
         with pytest.raises(OverloadedError, match="would take about 40 ms"):

@@ -109,27 +109,30 @@ def test_the_limit_and_the_threshold_are_obeyed(client: Client) -> None:
     assert 0 < len(large) < len(everything)
 
 
-def test_what_extras_take_to_write_is_not_expected_of_other_answers(tiny_model: Path) -> None:
+def test_what_answers_take_to_write_is_expected_of_those_with_the_same_extras_alone(tiny_model: Path) -> None:
     registry = ModelRegistry([tiny_model], CPU_CONFIG)
     model = registry.models[0]
     image = noise(600, 600)
 
-    def expected_ms() -> float:
+    def expected_ms(*extras: str) -> float:
         """Return how long the server expects to write an answer."""
         with closing(model.admission.enter()) as first, closing(model.admission.enter()) as second:
             first.reserve(600, 600, 0, None)
             with pytest.raises(OverloadedError) as caught:
-                second.reserve(600, 600, 0, 0)
+                second.reserve(600, 600, 0, 0, frozenset(extras))
         whole = re.search(r"would take about (\d+) ms", str(caught.value))
         assert whole
         return int(whole[1]) - 3000 * model.batcher.pace.cautious_seconds(600 * 600)
 
     with running_server(registry) as server, Client(server.address) as client:
-        client.segment(image, regions=RegionQuery())
         client.segment(image, heatmaps=["red"])
         client.segment(image, confidence=True)
         client.segment(image, overlay=True)
         client.segment(image, classes=["red"])
+        assert abs(expected_ms()) < 1
+        assert abs(expected_ms("regions")) < 1
+        searched = client.segment(image, regions=RegionQuery(threshold=0.1))
+        assert expected_ms("regions") > searched.timings.encode_ms / 2 > 1
         assert abs(expected_ms()) < 1
         plain = client.segment(image)
         assert plain.timings.encode_ms > 2
