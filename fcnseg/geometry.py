@@ -84,3 +84,7 @@ class Geometry:
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the padded image that the net sees."""
         return self.y.padded(height), self.x.padded(width)
+
+    def cells(self, height: int, width: int) -> int:
+        """Number of heatmap cells for an image of that size."""
+        return self.y.cells(height) * self.x.cells(width)

@@ -207,6 +207,18 @@ def class_areas(counts: NDArray[np.int64], label_map: LabelMap) -> tuple[ClassAr
     )
 
 
+def answer_bytes(label_map: LabelMap, pixels: int, scores: int) -> int:
+    """Return about how many bytes an image and its answer take at most, from its decoding until that is written.
+
+    Args:
+        label_map: What the ids mean.
+        pixels: The image's.
+        scores: Values of its heatmap, of all classes that are kept.
+    """
+    # Red, green, blue, confidence and a picture; the ids, a choice of them and their encoding; scores, probabilities.
+    return pixels * (7 + 3 * label_map.id_dtype.itemsize) + scores * 8
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """A model's answer for one image, at the image's own size.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fcnseg.cores import usable_cores
 from fcnseg.images import ImageLimits
 from fcnseg.regions import search_bytes
+from fcnseg.types import answer_bytes
 from serving.admission import Ticket
 from serving.batcher import Executed
 from serving.calls import current_call, ran_out
@@ -292,10 +293,7 @@ def _is_small(executed: Executed) -> bool:
 
 def _held_bytes(model: ServedModel, height: int, width: int, demands: Demands) -> int:
     """Return what an image holds beside its message from its decoding to its answer, in bytes."""
-    label_map, geometry = model.info.label_map, model.info.geometry
-    ids = label_map.id_dtype.itemsize
-    pixels = height * width
-    cells = geometry.y.cells(height) * geometry.x.cells(width)
-    # Red, green, blue, confidence and the overlay, the ids, a choice of them and their encoding, scores, probabilities.
-    byte_count = pixels * (7 + 3 * ids) + cells * len(label_map) * 8
+    label_map = model.info.label_map
+    cells = model.info.geometry.cells(height, width)
+    byte_count = answer_bytes(label_map, height * width, cells * len(label_map))
     return byte_count + search_bytes(height, width, cells) if demands.regions else byte_count

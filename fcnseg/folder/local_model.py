@@ -25,7 +25,7 @@ from fcnseg.segmenter import Segmenter, load
 from fcnseg.tiled import segment_in_tiles
 from fcnseg.tiling import choose_tile, plan_tiles
 from fcnseg.tuning import NOTHING_SAID, default_settings, tuned_settings
-from fcnseg.types import LabelMap
+from fcnseg.types import LabelMap, answer_bytes
 
 _MOST_BYTES_PER_PIXEL = 2000
 _CUDA_BATCH = 8
@@ -136,10 +136,9 @@ class LocalModel:
         return self._segmenter.canonical_shape(image)
 
     def held_bytes(self, height: int, width: int) -> int:
-        """Pixels, ids and confidence and what is written of them, and scores at the cells."""
-        geometry = self._segmenter.info.geometry
-        cells = geometry.y.cells(height) * geometry.x.cells(width)
-        return height * width * (7 + 2 * self.label_map.id_dtype.itemsize) + cells * len(self.label_map) * 8
+        """Return what an image and its answer, with the scores of all classes, take."""
+        scores = self._segmenter.info.geometry.cells(height, width) * len(self.label_map)
+        return answer_bytes(self.label_map, height * width, scores)
 
     def segment(self, loaded: Sequence[Loaded]) -> list[Outcome]:
         """Run the model: on all at once, or one by one where they are in tiles or the batch fails."""

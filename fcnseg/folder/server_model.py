@@ -1,5 +1,6 @@
 """A model that a server holds, for a job."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from fcnseg.folder.answers import RemoteAnswer
 from fcnseg.folder.models import Loaded, Outcome
 from fcnseg.folder.options import FolderOptions
 from fcnseg.masks import Encoding
-from fcnseg.types import LabelMap
+from fcnseg.types import LabelMap, answer_bytes
 
 _PATIENCE_S = 600.0
 _LONGEST_PAUSE_S = 5.0
@@ -89,8 +90,10 @@ class ServerModel:
         return id(image)
 
     def held_bytes(self, height: int, width: int) -> int:
-        """Pixels, ids and confidence, and what is written of them."""
-        return height * width * (7 + 2 * self.label_map.id_dtype.itemsize)
+        """Return what an image and its answer, with the heatmaps that are asked for, take."""
+        down, across = self._model.output_stride
+        cells = math.ceil(height / down) * math.ceil(width / across)
+        return answer_bytes(self.label_map, height * width, cells * len(self._heatmaps))
 
     def segment(self, loaded: Sequence[Loaded]) -> list[Outcome]:
         """Ask the server; where it has no room, ask again for some minutes."""

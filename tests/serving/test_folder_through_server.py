@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fcnseg
@@ -76,6 +77,16 @@ def test_a_class_that_no_word_finds_at_the_server_is_refused_at_once(tmp_path: P
         pytest.raises(UsageError, match="class 1 cannot be asked for"),
     ):
         ServerModel(client, "m", FolderOptions(top=1))
+
+
+def test_heatmaps_are_counted_among_what_images_hold_here(tiny_model: Path) -> None:
+    with running_server(tiny_model) as server, Client(server.address) as client:
+        plain, shown = (
+            ServerModel(client, "tiny", FolderOptions(heatmaps=heatmaps)).held_bytes(400, 600)
+            for heatmaps in ((), ("red", "blue"))
+        )
+        answer = client.segment(np.zeros((400, 600, 3), np.uint8), heatmaps=("red", "blue"))
+    assert shown - plain == sum(heatmap.scores.nbytes + heatmap.probabilities.nbytes for heatmap in answer.heatmaps) > 0
 
 
 def test_a_server_with_little_room_gets_everything_done(tmp_path: Path) -> None:
