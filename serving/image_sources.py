@@ -78,13 +78,16 @@ class RawSource:
         height: Rows.
         width: Columns.
         field: The request's field; its parts are `height`, `width` and `rgb`.
+        byte_count: Bytes that they take now, where the request holds them in another form too.
     """
 
     instant = True
 
-    def __init__(self, rgb: bytes | memoryview, height: int, width: int, field: str = "raw") -> None:
+    def __init__(
+        self, rgb: bytes | memoryview, height: int, width: int, field: str = "raw", byte_count: int | None = None
+    ) -> None:
         self.field = field
-        self.byte_count = len(rgb)
+        self.byte_count = len(rgb) if byte_count is None else byte_count
         self._rgb = rgb
         self._size = height, width
 
@@ -99,10 +102,10 @@ class RawSource:
         except ImageError as error:
             raise InvalidFieldError(self.field, str(error)) from error
         expected = height * width * 3
-        if self.byte_count != expected:
+        if len(self._rgb) != expected:
             raise InvalidFieldError(
                 f"{self.field}.rgb",
-                f"a raw image of {height} x {width} pixels has {expected} bytes of RGB; got {self.byte_count}",
+                f"a raw image of {height} x {width} pixels has {expected} bytes of RGB; got {len(self._rgb)}",
             )
         return self._size
 

@@ -7,6 +7,7 @@ contract: https://protobuf.dev/programming-guides/encoding has the format.
 The count sees what the parser would: where the bytes are no message, both end.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,14 +26,17 @@ SMALL_BYTES = 64 << 10
 MOST_FIELDS = 20_000
 """Of a message, with those of the messages in it."""
 MOST_WIDENED_BYTES = 1 << 20
-"""Of a message's packed integers, but for those of uint32: typed pixels come so."""
-_WIDENED = {
-    FieldDescriptor.TYPE_INT64,
-    FieldDescriptor.TYPE_UINT64,
-    FieldDescriptor.TYPE_SINT64,
-    FieldDescriptor.TYPE_INT32,
-    FieldDescriptor.TYPE_SINT32,
-    FieldDescriptor.TYPE_ENUM,
+"""Of a message's packed integers, but for those of uint32."""
+MOST_UINT32_BYTES = 12 << 20
+"""Of a message's packed integers of uint32, as which typed pixels come: 1920 x 1080 of them, whatever their values."""
+_MOST_PACKED_BYTES = {
+    FieldDescriptor.TYPE_INT64: MOST_WIDENED_BYTES,
+    FieldDescriptor.TYPE_UINT64: MOST_WIDENED_BYTES,
+    FieldDescriptor.TYPE_SINT64: MOST_WIDENED_BYTES,
+    FieldDescriptor.TYPE_INT32: MOST_WIDENED_BYTES,
+    FieldDescriptor.TYPE_SINT32: MOST_WIDENED_BYTES,
+    FieldDescriptor.TYPE_ENUM: MOST_WIDENED_BYTES,
+    FieldDescriptor.TYPE_UINT32: MOST_UINT32_BYTES,
 }
 _LONGEST_VARINT = 10
 _VARINT, _BYTES, _GROUP, _GROUP_END = 0, 2, 3, 4
@@ -45,11 +49,12 @@ class Kind:
 
     Attributes:
         messages: The fields that hold messages, by number; a map's entries are messages.
-        widened: The fields whose packed numbers take four or eight bytes each once they are parsed.
+        packed: The fields whose packed numbers take four or eight bytes each once they are parsed, and how many bytes
+            of those that have the same limit a message may have.
     """
 
     messages: dict[int, "Kind"] = field(default_factory=dict)
-    widened: set[int] = field(default_factory=set)
+    packed: dict[int, int] = field(default_factory=dict)
 
 
 _UNKNOWN = Kind()
@@ -104,7 +109,8 @@ class _Count:
     def __init__(self, data: bytes, kind: Kind) -> None:
         self._data = data
         self._at = 0
-        self._fields = self._widened = 0
+        self._fields = 0
+        self._packed: Counter[int] = Counter()
         # The message, or the group, that is being read: its kind, its end, and its number where it is a group.
         self._inner = (kind, len(data), 0)
         self._outer: list[tuple[Kind, int, int]] = []
@@ -148,12 +154,12 @@ class _Count:
             self._inner = kind.messages[number], self._at + size, 0
             return
         self._at += size
-        if number in kind.widened:
-            self._widened += size
-            if self._widened > MOST_WIDENED_BYTES:
+        if (most := kind.packed.get(number)) is not None:
+            self._packed[most] += size
+            if self._packed[most] > most:
                 raise OversizedMessageError(
-                    f"the request has {self._widened} bytes of packed integers other than uint32, and no more"
-                    f" than {MOST_WIDENED_BYTES} are taken; send tensors as raw_input_contents"
+                    f"the request has {self._packed[most]} bytes of packed integers, and of this kind no more than"
+                    f" {most} are taken; send tensors as raw_input_contents"
                 )
 
     def _group(self, number: int, wire: int) -> None:
@@ -193,6 +199,6 @@ def _kind_of(descriptor: Descriptor, known: dict[str, Kind]) -> Kind:
         for found in descriptor.fields:
             if found.message_type is not None:
                 kind.messages[found.number] = _kind_of(found.message_type, known)
-            elif found.type in _WIDENED:
-                kind.widened.add(found.number)
+            elif found.type in _MOST_PACKED_BYTES:
+                kind.packed[found.number] = _MOST_PACKED_BYTES[found.type]
     return kind

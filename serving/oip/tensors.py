@@ -12,6 +12,8 @@ from serving.oip import inference_pb2 as pb
 INPUT = "image"
 _CHANNELS = 3
 _LENGTH_BYTES = 4
+# Of a typed element: 4 in an array that grew to up to twice its size, beside the smaller ones before; and narrowed.
+_TYPED_BYTES = 17
 _SHARED_MEMORY = "shared_memory_region"
 _TYPED_FIELDS = {"UINT8": "uint_contents", "BYTES": "bytes_contents"}
 _SHAPES = {"UINT8": "[N, height, width, 3]", "BYTES": "[N]"}
@@ -116,7 +118,8 @@ def _read_pixels(
     if values is None:
         values = _narrow(tensor.contents, field)
     one = expected // shape[0]
-    return [RawSource(values[i * one : (i + 1) * one], shape[1], shape[2], field) for i in range(shape[0])]
+    held = one * _TYPED_BYTES if typed else one
+    return [RawSource(values[i * one : (i + 1) * one], shape[1], shape[2], field, held) for i in range(shape[0])]
 
 
 def _narrow(contents: pb.InferTensorContents, field: str) -> memoryview:

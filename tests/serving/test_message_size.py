@@ -19,7 +19,7 @@ from PIL import Image
 from fcnseg.v1 import model_admin_pb2
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.errors import OversizedMessageError
-from serving.message_size import MOST_FIELDS, MOST_WIDENED_BYTES, kind_of, require_few_fields
+from serving.message_size import MOST_FIELDS, MOST_UINT32_BYTES, MOST_WIDENED_BYTES, kind_of, require_few_fields
 from serving.oip import inference_pb2 as oip
 from tests.process_memory import forget_peak, peak, resident
 from tests.running_server import running_server
@@ -83,6 +83,7 @@ IN_INFER = {
     "a packed shape": (holding(5, holding(3, many(b"\x01"))), WIDENED),
     "packed numbers": (holding(5, holding(5, holding(3, many(b"\x01")))), WIDENED),
     "packed small numbers": (holding(5, holding(5, holding(2, many(b"\x01")))), WIDENED),
+    "typed pixels": (holding(5, holding(5, holding(4, many(b"\x01")))), WIDENED),
     "packed numbers in parts": (many(holding(5, holding(5, holding(5, bytes(4000))))), WIDENED),
 }
 FLOODS = {
@@ -164,7 +165,7 @@ LARGE = {
     "raw pixels": pb.SegmentRequest(raw=pb.RawImage(height=1000, width=1000, rgb=bytes(3_000_000))),
     "a file": pb.SegmentRequest(encoded=noise(300)),
     "a raw tensor": infer("UINT8", [2, 500, 500, 3], bytes(1_500_000)),
-    "a typed tensor": infer("UINT8", [1, 200, 200, 3], uint_contents=[200] * 120_000),
+    "a typed tensor": infer("UINT8", [1, 1080, 1920, 3], uint_contents=np.resize(np.arange(256), 6_220_800)),
     "typed files": infer("BYTES", [4], bytes_contents=FILES),
     "raw files": infer("BYTES", [4], b"".join(len(file).to_bytes(4, "little") + file for file in FILES)),
 }
@@ -301,6 +302,11 @@ def test_the_limits_are_exact() -> None:
     require_few_fields(holding(5, b"") * MOST_FIELDS, kind)
     with pytest.raises(OversizedMessageError, match=FIELDS):
         require_few_fields(holding(5, b"") * (MOST_FIELDS + 1), kind)
-    require_few_fields(holding(5, holding(3, bytes(MOST_WIDENED_BYTES))), kind)
-    with pytest.raises(OversizedMessageError, match=f"{MOST_WIDENED_BYTES + 1} bytes of {WIDENED}"):
-        require_few_fields(holding(5, holding(3, bytes(MOST_WIDENED_BYTES + 1))), kind)
+    sizes, pixels = bytes(MOST_WIDENED_BYTES), bytes(MOST_UINT32_BYTES)
+    require_few_fields(holding(5, holding(3, sizes) + holding(5, holding(4, pixels))), kind)
+    for most, tensor in (
+        (MOST_WIDENED_BYTES, holding(3, sizes + b"\0")),
+        (MOST_UINT32_BYTES, holding(5, holding(4, pixels + b"\0"))),
+    ):
+        with pytest.raises(OversizedMessageError, match=f"{most + 1} bytes of {WIDENED}.*no more than {most} are"):
+            require_few_fields(holding(5, tensor), kind)

@@ -77,6 +77,27 @@ def test_typed_pixels_are_answered_as_raw_ones(stub: Any, tiny_model: Path) -> N
     np.testing.assert_array_equal(read(response, "class_map"), expect(tiny_model))
 
 
+def test_typed_pixels_are_held_at_what_the_message_makes_of_them(tiny_model: Path) -> None:
+    segmenter = GatedSegmenter(tiny_model)
+    registry = registry_of(segmenter, tiny_model)
+    pixels = PIXELS[:1]
+    typed = pb.ModelInferRequest()
+    contents = pb.InferTensorContents(uint_contents=pixels.ravel().tolist())
+    typed.inputs.add(name="image", datatype="UINT8", shape=pixels.shape, contents=contents)
+    taken = []
+    with running_server(registry) as server, grpc.insecure_channel(server.address) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        for request in (ask(pixels), typed):
+            segmenter.gate.clear()
+            call = stub.ModelInfer.future(request, timeout=20)
+            assert segmenter.begun.acquire(timeout=10)
+            taken.append(registry.held.taken)
+            segmenter.gate.set()
+            call.result(timeout=10)
+            wait_until(lambda: registry.held.taken == 0)
+    assert taken[1] - taken[0] == 16 * pixels.size  # protobuf's array of four bytes each, up to four times
+
+
 def test_typed_files_are_answered_as_raw_ones(stub: Any, tiny_model: Path) -> None:
     files = [png(image) for image in PIXELS]
     typed = pb.ModelInferRequest()  # the only model needs no name
