@@ -1,5 +1,6 @@
 """One model's door: who is let in, so that whoever is will be answered in time and memory stays bounded."""
 
+import random
 import threading
 import time
 from collections import Counter, defaultdict
@@ -13,6 +14,7 @@ from serving.memory import MemoryBudget
 from serving.pace import PaceBySize
 
 _SHORTEST_RETRY_S, _MEMORY_RETRY_S, _LONGEST_RETRY_S = 0.02, 0.2, 10.0
+_SPREAD = 1.5
 
 
 class Admission:
@@ -81,10 +83,14 @@ class Admission:
             )
 
     def retry_after_s(self, least: float = _SHORTEST_RETRY_S) -> float:
-        """Return in how many seconds half of what is under way will be done, or the least."""
+        """Return in how many seconds half of what is under way will be done, or the least, or up to half as many more.
+
+        Those who are refused at one moment would else all come back at another.
+        """
         with self._lock:
             ahead = sum(self.batcher.pace.seconds(size) * count for size, count in self._sizes.items())
-        return min(_LONGEST_RETRY_S, max(least, ahead / self.batcher.config.runners / 2))
+        half = max(least, ahead / self.batcher.config.runners / 2)
+        return min(_LONGEST_RETRY_S, half * random.uniform(1, _SPREAD))  # noqa: S311 - it keeps no secret
 
     def schedule(self, pixels: int, patience_s: float | None, extras: frozenset[str]) -> None:
         """Count an image of so many padded pixels, for an answer with some extras, as under way.

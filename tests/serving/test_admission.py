@@ -108,20 +108,23 @@ def test_what_is_expected_of_an_answer_is_the_sum_of_all_that_it_waits_for(
 @pytest.mark.parametrize(
     ("runners", "seconds", "retry_after_s"), [(1, 4.0, 6.0), (2, 4.0, 3.0), (1, 400.0, 10.0), (1, 0.001, 0.02)]
 )
-def test_who_is_refused_may_ask_again_when_half_of_what_is_under_way_is_done(
+def test_who_is_refused_may_ask_again_when_half_of_what_is_under_way_is_done_or_a_little_later(
     tiny_model: Path, runners: int, seconds: float, retry_after_s: float
 ) -> None:
-    """But not for more than 10 s, nor before 20 ms."""
+    """But not for more than 10 s, nor before 20 ms; not all at the same moment."""
     config = BatchingConfig(max_queue=3, runners=runners)
     with paced(tiny_model, config, seconds) as admission, ExitStack() as tickets:
         for _ in range(3):
             tickets.enter_context(closing(admission.enter())).reserve(4, 4, 10, None)
-        with pytest.raises(OverloadedError) as caught:
-            admission.enter()
-        assert caught.value.retry_after_s == pytest.approx(retry_after_s)
-        with pytest.raises(OverloadedError) as caught:
-            admission.take_memory(100)
-        assert caught.value.retry_after_s == pytest.approx(max(0.2, retry_after_s))
+        for ask, least in ((admission.enter, 0.0), (lambda: admission.take_memory(100), 0.2)):
+            told = []
+            for _ in range(50):
+                with pytest.raises(OverloadedError) as caught:
+                    ask()
+                told.append(caught.value.retry_after_s)
+            first = max(least, retry_after_s)
+            assert first * 0.999 <= min(told) <= max(told) <= min(10, 1.5 * first)
+            assert max(told) == 10 or max(told) > 1.2 * min(told)
 
 
 def test_a_budget_gives_what_there_is_and_takes_it_back() -> None:
