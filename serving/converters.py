@@ -69,11 +69,16 @@ def read_source(request: pb.SegmentRequest) -> Source:
 
 
 def write_answer(
-    executed: Executed, encoding: Encoding, model: ServedModel, only: Sequence[ClassInfo] = ()
-) -> pb.SegmentResponse:
-    """Return the answer to a Segment request, but for its timings and extras.
+    response: pb.SegmentResponse,
+    executed: Executed,
+    encoding: Encoding,
+    model: ServedModel,
+    only: Sequence[ClassInfo] = (),
+) -> None:
+    """Write the answer to a Segment request, but for its timings and extras.
 
     Args:
+        response: Is written. A message that is made apart would be copied twice when it is put into another.
         executed: What the run gave.
         encoding: How to write the class map.
         model: The model that answered.
@@ -82,14 +87,14 @@ def write_answer(
     segmentation = executed.segmentation
     label_map = segmentation.label_map
     other_id = other_id_of(label_map) if only else None
-    return pb.SegmentResponse(
-        class_map=write_class_map(select(segmentation, only), encoding, label_map, other_id),
-        classes=[_write_area(a) for a in segmentation.classes if not only or a.info in only],
-        label_map_hash=label_map.hash,
-        model_name=model.name,
-        model_version=model.version,
-        batch_size=executed.batch_size,
-    )
+    _write_class_map(response.class_map, select(segmentation, only), encoding, label_map, other_id)
+    for area in segmentation.classes:
+        if not only or area.info in only:
+            _write_area(response.classes.add(), area)
+    response.label_map_hash = label_map.hash
+    response.model_name = model.name
+    response.model_version = model.version
+    response.batch_size = executed.batch_size
 
 
 def other_id_of(label_map: LabelMap) -> int:
@@ -108,35 +113,27 @@ def select(segmentation: Segmentation, only: Sequence[ClassInfo]) -> ClassMap:
     return cast("ClassMap", table[segmentation.class_map])
 
 
-def write_class_map(
-    class_map: ClassMap, encoding: Encoding, label_map: LabelMap, other_id: int | None = None
-) -> pb.ClassMap:
-    """Return a class map in an encoding."""
-    height, width = class_map.shape
-    message = pb.ClassMap(
-        height=height,
-        width=width,
-        type=CLASS_MAP_TYPES[class_map.dtype],
-        encoding=CLASS_MAP_ENCODINGS[encoding],
-        other_id=other_id,
-    )
+def _write_class_map(
+    message: pb.ClassMap, class_map: ClassMap, encoding: Encoding, label_map: LabelMap, other_id: int | None
+) -> None:
+    message.height, message.width = class_map.shape
+    message.type = CLASS_MAP_TYPES[class_map.dtype]
+    message.encoding = CLASS_MAP_ENCODINGS[encoding]
+    if other_id is not None:
+        message.other_id = other_id
     if encoding is Encoding.COCO_RLE:
-        message.runs.extend(
-            pb.ClassRuns(id=id_, counts=counts) for id_, counts in rle.encode(class_map, other_id).items()
-        )
+        for id_, counts in rle.encode(class_map, other_id).items():
+            message.runs.add(id=id_, counts=counts)
     else:
         message.data = masks.encode(class_map, encoding, label_map)
-    return message
 
 
-def write_stages(stages: Stages) -> pb.Timings:
-    """Return what the stages of an answer took."""
-    return pb.Timings(
-        decode_ms=stages.decode_s * 1000,
-        queue_ms=stages.queue_s * 1000,
-        infer_ms=stages.infer_s * 1000,
-        encode_ms=stages.encode_s * 1000,
-    )
+def write_stages(timings: pb.Timings, stages: Stages) -> None:
+    """Write what the stages of an answer took."""
+    timings.decode_ms = stages.decode_s * 1000
+    timings.queue_ms = stages.queue_s * 1000
+    timings.infer_ms = stages.infer_s * 1000
+    timings.encode_ms = stages.encode_s * 1000
 
 
 def write_model(model: ServedModel, limits: ImageLimits, max_request_bytes: int) -> pb.Model:
@@ -192,15 +189,12 @@ def write_class(info: ClassInfo) -> pb.Class:
     return pb.Class(id=info.id, name=info.name, colour=_write_colour(info.colour))
 
 
-def _write_area(area: ClassArea) -> pb.ClassArea:
-    info = area.info
-    return pb.ClassArea(
-        id=info.id,
-        name=info.name,
-        pixel_count=area.pixels,
-        fraction=area.fraction,
-        colour=_write_colour(info.colour),
-    )
+def _write_area(message: pb.ClassArea, area: ClassArea) -> None:
+    message.id = area.info.id
+    message.name = area.info.name
+    message.pixel_count = area.pixels
+    message.fraction = area.fraction
+    message.colour = _write_colour(area.info.colour)
 
 
 def _write_colour(colour: Colour) -> int:

@@ -163,11 +163,9 @@ def write_extras(
         check()
         wire = response.class_map.encoding
         grey = wire in {pb.CLASS_MAP_ENCODING_PNG, pb.CLASS_MAP_ENCODING_COCO_RLE}
-        response.confidence.CopyFrom(
-            _write_confidence(segmentation.confidence, pb.CLASS_MAP_ENCODING_PNG if grey else wire)
-        )
+        _write_confidence(response.confidence, segmentation.confidence, pb.CLASS_MAP_ENCODING_PNG if grey else wire)
     if extras.heatmaps or extras.regions is not None:
-        response.heatmap_grid.CopyFrom(_write_grid(segmentation, geometry))
+        _write_grid(response.heatmap_grid, segmentation, geometry)
     for info in extras.heatmaps:
         response.heatmaps.add(
             info=write_class(info),
@@ -183,11 +181,11 @@ def write_extras(
         response.overlay = _draw(extras.overlay, image, segmentation, extras.classes, regions)
 
 
-def _write_confidence(confidence: NDArray[np.uint8], wire: pb.ClassMapEncoding) -> pb.ConfidenceMap:
+def _write_confidence(message: pb.ConfidenceMap, confidence: NDArray[np.uint8], wire: pb.ClassMapEncoding) -> None:
     encoding = {pb.CLASS_MAP_ENCODING_RAW: Encoding.RAW, pb.CLASS_MAP_ENCODING_ZSTD: Encoding.ZSTD}
-    height, width = confidence.shape
-    data = masks.encode(confidence, encoding.get(wire, Encoding.PNG), None)
-    return pb.ConfidenceMap(height=height, width=width, encoding=wire, data=data)
+    message.height, message.width = confidence.shape
+    message.encoding = wire
+    message.data = masks.encode(confidence, encoding.get(wire, Encoding.PNG), None)
 
 
 def _draw(
@@ -204,15 +202,10 @@ def _draw(
     return encode_jpeg(render.boxes(picture, regions) if regions else picture, overlay.quality)
 
 
-def _write_grid(segmentation: Segmentation, geometry: Geometry) -> pb.HeatmapGrid:
-    height, width = segmentation.heatmap.shape[1:]
-    return pb.HeatmapGrid(
-        height=height,
-        width=width,
-        stride=pb.Stride(y=geometry.y.stride, x=geometry.x.stride),
-        offset_y=geometry.y.centre(0),
-        offset_x=geometry.x.centre(0),
-    )
+def _write_grid(message: pb.HeatmapGrid, segmentation: Segmentation, geometry: Geometry) -> None:
+    message.height, message.width = segmentation.heatmap.shape[1:]
+    message.stride.y, message.stride.x = geometry.y.stride, geometry.x.stride
+    message.offset_y, message.offset_x = geometry.y.centre(0), geometry.x.centre(0)
 
 
 def _write_floats(values: NDArray[np.float32]) -> bytes:

@@ -49,7 +49,9 @@ class SegmentationServicer(SegmentationServiceServicer):
         self, request: pb.SegmentRequest, context: "Context"
     ) -> pb.SegmentResponse:
         """Segment one image."""
-        return await self._segment(request, held_by(context), deadline_of(context))
+        response = pb.SegmentResponse()
+        await self._segment(response, request, held_by(context), deadline_of(context))
+        return response
 
     async def SegmentStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SegmentStreamRequest], context: "Context"
@@ -83,14 +85,25 @@ class SegmentationServicer(SegmentationServiceServicer):
         return converters.write_model(model, self._pipeline.limits, self._max_request_bytes)
 
     async def _segment(
-        self, request: pb.SegmentRequest, held: ExitStack, deadline: float = math.inf, turn: Turn | None = None
-    ) -> pb.SegmentResponse:
+        self,
+        response: pb.SegmentResponse,
+        request: pb.SegmentRequest,
+        held: ExitStack,
+        deadline: float = math.inf,
+        turn: Turn | None = None,
+    ) -> None:
         with self._registry.using(request.model_name, request.model_version) as model:
-            return await self._segment_with(model, request, held, deadline, turn)
+            await self._segment_with(model, response, request, held, deadline, turn)
 
     async def _segment_with(
-        self, model: ServedModel, request: pb.SegmentRequest, held: ExitStack, deadline: float, turn: Turn | None
-    ) -> pb.SegmentResponse:
+        self,
+        model: ServedModel,
+        response: pb.SegmentResponse,
+        request: pb.SegmentRequest,
+        held: ExitStack,
+        deadline: float,
+        turn: Turn | None,
+    ) -> None:
         encoding = converters.read_encoding(request)
         if names_classes(request):  # an unknown name is compared with all others
             wanted = await self._pipeline.in_thread(read_extras, request, model.info.label_map)
@@ -101,15 +114,14 @@ class SegmentationServicer(SegmentationServiceServicer):
             converters.require_encodable(encoding, height, width)
             require_drawable(wanted, height, width)
 
-        def write(image: NDArray[np.uint8], executed: Executed, patience: Patience) -> pb.SegmentResponse:
-            response = converters.write_answer(executed, encoding, model, wanted.classes)
+        def write(image: NDArray[np.uint8], executed: Executed, patience: Patience) -> None:
+            converters.write_answer(response, executed, encoding, model, wanted.classes)
             write_extras(response, wanted, image, executed.segmentation, model.info.geometry, patience)
             model.drift.add_areas(executed.segmentation.classes)
             if executed.segmentation.confidence is not None:
                 model.drift.add_confidence(executed.segmentation.confidence)
-            return response
 
-        response, stages = await self._pipeline.answer(
+        _, stages = await self._pipeline.answer(
             model,
             converters.read_source(request),
             write,
@@ -124,13 +136,14 @@ class SegmentationServicer(SegmentationServiceServicer):
             deadline=deadline,
             turn=turn,
         )
-        response.timings.CopyFrom(converters.write_stages(stages))
-        return response
+        converters.write_stages(response.timings, stages)
 
     async def _segment_item(self, item: pb.SegmentStreamRequest, turn: Turn) -> pb.SegmentStreamResponse:
         """Answer one image of a stream; where there is no room it waits, and its sender with it."""
         _require_id(item.id)
-        return pb.SegmentStreamResponse(id=item.id, response=await self._segment(item.request, turn.held, turn=turn))
+        answer = pb.SegmentStreamResponse(id=item.id)
+        await self._segment(answer.response, item.request, turn.held, turn=turn)
+        return answer
 
 
 def _write_failure(item: pb.SegmentStreamRequest, refusal: Refusal) -> pb.SegmentStreamResponse:

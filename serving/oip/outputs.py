@@ -113,11 +113,16 @@ def _write(output: Output, segmentation: Segmentation) -> bytes:
 
 
 def write_response(
-    request: pb.ModelInferRequest, model: ServedModel, outputs: Sequence[Output], images: Sequence[Written]
-) -> pb.ModelInferResponse:
-    """Return the answer to a request.
+    response: pb.ModelInferResponse,
+    request: pb.ModelInferRequest,
+    model: ServedModel,
+    outputs: Sequence[Output],
+    images: Sequence[Written],
+) -> None:
+    """Write the answer to a request.
 
     Args:
+        response: Is written. A message that is made apart would be copied twice when it is put into another.
         request: The request.
         model: The model that answered.
         outputs: The outputs that are wanted.
@@ -128,12 +133,11 @@ def write_response(
     """
     if any(image.size != images[0].size for image in images):
         refuse_sizes()
-    response = pb.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
+    response.model_name, response.model_version, response.id = model.name, model.version, request.id
     for i, output in enumerate(outputs):
         _describe(response.outputs.add(name=output.name), output, model.info.label_map, images)
         parts = [image.parts[i] for image in images]
         response.raw_output_contents.append(parts[0] if len(parts) == 1 else b"".join(parts))
-    return response
 
 
 def _describe(

@@ -134,7 +134,9 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: "Context"
     ) -> pb.ModelInferResponse:
         """Segment the images of one request."""
-        return await self._infer(request, held_by(context), deadline_of(context))
+        response = pb.ModelInferResponse()
+        await self._infer(response, request, held_by(context), deadline_of(context))
+        return response
 
     async def ModelStreamInfer(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: "Context"
@@ -175,14 +177,25 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         return pb.RepositoryModelUnloadResponse()
 
     async def _infer(
-        self, request: pb.ModelInferRequest, held: ExitStack, deadline: float = math.inf, turn: Turn | None = None
-    ) -> pb.ModelInferResponse:
+        self,
+        response: pb.ModelInferResponse,
+        request: pb.ModelInferRequest,
+        held: ExitStack,
+        deadline: float = math.inf,
+        turn: Turn | None = None,
+    ) -> None:
         with self._registry.using(request.model_name, request.model_version) as model:
-            return await self._infer_with(model, request, held, min(deadline, _read_deadline(request)), turn)
+            await self._infer_with(model, response, request, held, min(deadline, _read_deadline(request)), turn)
 
     async def _infer_with(
-        self, model: ServedModel, request: pb.ModelInferRequest, held: ExitStack, deadline: float, turn: Turn | None
-    ) -> pb.ModelInferResponse:
+        self,
+        model: ServedModel,
+        response: pb.ModelInferResponse,
+        request: pb.ModelInferRequest,
+        held: ExitStack,
+        deadline: float,
+        turn: Turn | None,
+    ) -> None:
         outputs = read_outputs(request)
         arguments = (request, most_images(model), self._pipeline.limits)
         if reads_at_once(request):
@@ -216,7 +229,8 @@ class InferenceServicer(GRPCInferenceServiceServicer):
             return written
 
         if len(sources) == 1:
-            return write_response(request, model, outputs, [await answer(sources[0])])
+            write_response(response, request, model, outputs, [await answer(sources[0])])
+            return
         tickets = await self._pipeline.enter_together(model, sources, held, deadline, turn)
 
         async def answer_one(source: Source, ticket: Ticket) -> Written:
@@ -224,14 +238,15 @@ class InferenceServicer(GRPCInferenceServiceServicer):
                 return await answer(source, ticket)
 
         images = await _gather([answer_one(*pair) for pair in zip(sources, tickets, strict=True)])
-        return await self._pipeline.in_thread(write_response, request, model, outputs, images)
+        await self._pipeline.in_thread(write_response, response, request, model, outputs, images)
 
     async def _infer_item(self, request: pb.ModelInferRequest, turn: Turn) -> pb.ModelStreamInferResponse:
         """Answer one request of a stream."""
-        response = await self._infer(request, turn.held, turn=turn)
+        answer = pb.ModelStreamInferResponse()
+        await self._infer(answer.infer_response, request, turn.held, turn=turn)
         if request.parameters["triton_enable_empty_final_response"].bool_param:
-            response.parameters["triton_final_response"].bool_param = True
-        return pb.ModelStreamInferResponse(infer_response=response)
+            answer.infer_response.parameters["triton_final_response"].bool_param = True
+        return answer
 
 
 def _write_failure(request: pb.ModelInferRequest, refusal: Refusal) -> pb.ModelStreamInferResponse:

@@ -7,12 +7,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
+from fcnseg.masks import Encoding
+from fcnseg.types import Segmentation
 from fcnseg.v1 import segmentation_pb2 as pb
+from serving.batcher import Executed
+from serving.converters import write_answer
 from serving.oip import inference_pb2 as oip
-from tests.process_memory import resident
-from tests.running_server import running_server
+from serving.registry import ModelRegistry
+from tests.process_memory import forget_peak, peak, resident
+from tests.running_server import CPU_CONFIG, running_server
 from tests.waiting import wait_until
 
 SEGMENT, STREAM = "/fcnseg.v1.SegmentationService/Segment", "/fcnseg.v1.SegmentationService/SegmentStream"
@@ -102,6 +108,17 @@ def test_items_of_a_stream_that_fail_are_gone(channel: grpc.Channel) -> None:
         assert [answer.WhichOneof("result") for answer in answers] == ["failure"] * 2
 
     stays_small(fail)
+
+
+def test_an_answer_is_made_with_one_copy_of_its_class_map_beside_that_in_the_message(tiny_model: Path) -> None:
+    model = ModelRegistry([tiny_model], CPU_CONFIG).models[0]
+    class_map = np.ones((8192, 8192), np.uint8)
+    segmentation = Segmentation(class_map, np.zeros((3, 1, 1), np.float32), None, model.info.label_map)
+    response = pb.SegmentResponse()
+    forget_peak()
+    before = resident()
+    write_answer(response, Executed(segmentation, 0.0, 0.0, 1), Encoding.RAW, model)
+    assert 0.9 * class_map.nbytes < peak() - before < 2.5 * class_map.nbytes
 
 
 def stays_small(fail: Callable[[], None]) -> None:
