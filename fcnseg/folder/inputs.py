@@ -1,15 +1,20 @@
 """Which images there are to segment, and by which names they are known."""
 
+import codecs
 import glob
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fcnseg import images
 from fcnseg.errors import UsageError
+from fcnseg.files import shown
 
 _LIST_SUFFIX = ".txt"
+_SEPARATORS = re.escape(os.sep + (os.altsep or ""))
+_ANY_FOLDERS = re.compile(rf"(?:^|(?<=[{_SEPARATORS}]))\*\*(?:[{_SEPARATORS}]+|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +49,16 @@ def find_inputs(source: str | Path, output: Path) -> Inputs:
     Args:
         source: An image file; a folder, which is searched at any depth for the suffixes `images.SUFFIXES`; a pattern
             such as `photos/**/*.jpg`; or a text file (.txt) with a path in each line, relative to its own folder.
-            Hidden files are left out, unless a list names them.
+            Hidden files are left out, unless a list names them, and links to folders are not followed, unless the
+            source names them: they may lead in a circle.
         output: Where masks go; what lies in it is no input.
 
     Raises:
-        UsageError: There is no image, or the output is the input folder.
+        UsageError: There is no image, a folder cannot be read, or the output is the input folder.
     """
     path = Path(source)
+    if not str(source):
+        raise UsageError("the input's name is empty; name an image file or a folder of images")
     if path.suffix.lower() == _LIST_SUFFIX and path.is_file():
         return Inputs(_read_list(path))
     if path.is_file():
@@ -72,34 +80,58 @@ def _search(folder: Path, output: Path) -> list[InputImage]:
             f"output {output} is the input folder, where masks would be taken for images next time; name another"
         )
     found = []
-    for parent, subfolders, files in os.walk(folder):
-        subfolders[:] = [
-            name for name in subfolders if not name.startswith(".") and Path(parent, name).resolve() != excluded
-        ]
+    for parent, subfolders, files in _walk(str(folder)):
+        subfolders[:] = [name for name in subfolders if Path(parent, name).resolve() != excluded]
         found += [os.path.join(parent, name) for name in files if _is_image(os.path.join(parent, name))]  # noqa: PTH118
     if not found:
-        raise UsageError(f"no images in {folder}; looked, at any depth, for {_wanted()}")
+        raise UsageError(
+            f"no images in {folder}; looked, at any depth but not behind links to folders, for {_wanted()}"
+        )
     return _named(sorted(found, key=_by_folder), str(folder))
 
 
 def _match(pattern: str, output: Path) -> list[InputImage]:
     """Find the images that a pattern matches, by path."""
     excluded = output.resolve()
-    found = [
-        path
-        for path in glob.iglob(pattern, recursive=True)  # noqa: PTH207 - the pattern may be absolute
-        if _is_image(path) and excluded not in Path(path).resolve().parents
-    ]
+    found = [path for path in _expand(pattern) if _is_image(path) and excluded not in Path(path).resolve().parents]
     if not found:
         raise UsageError(f"no images match {pattern}; looked for {_wanted()}")
     fixed = os.path.dirname(pattern[: _first_magic(pattern)])  # noqa: PTH120 - '' stands for here
     return _named(sorted(set(found), key=_by_folder), fixed)
 
 
+def _expand(pattern: str) -> Iterator[str]:
+    """Yield what a pattern matches; `**` stands for any folders, or none, as in a shell: glob's would follow links."""
+    any_folders = _ANY_FOLDERS.search(pattern)
+    if any_folders is None:
+        yield from glob.iglob(pattern)  # noqa: PTH207 - the pattern may be absolute
+        return
+    above, below = pattern[: any_folders.start()], pattern[any_folders.end() :] or "*"
+    for top in glob.iglob(above) if above else [""]:  # noqa: PTH207
+        for parent, _, _ in _walk(top or os.curdir):
+            folder = parent if top else os.path.normpath(parent)
+            folder = "" if folder == os.curdir else glob.escape(folder)
+            yield from _expand(os.path.join(folder, below))  # noqa: PTH118
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk down a tree as `os.walk` does, passing over hidden folders, and over none that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(
+            f"folder {shown(Path(error.filename))} cannot be read: {error.strerror}; let this user read it, or name the"
+            " images in a list"
+        ) from error
+
+    for parent, subfolders, files in os.walk(folder, onerror=refuse):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        yield parent, subfolders, files
+
+
 def _read_list(path: Path) -> list[InputImage]:
     """Read a text file that names an image in each line, in its order; empty lines are passed over."""
     root = os.path.normpath(path.parent.absolute())
-    content = path.read_bytes()
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if b"\0" in content:
         raise UsageError(f"list {path} holds a zero byte, which no path has; write a path in each line (find -print)")
     lines = (line.strip() for line in content.splitlines())

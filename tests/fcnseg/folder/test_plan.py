@@ -1,4 +1,6 @@
+import itertools
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -68,7 +70,10 @@ def test_a_single_image_may_name_a_folder_or_a_file(tmp_path: Path) -> None:
 
 def test_nothing_to_do_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(UsageError, match=r"no images in .*in; looked, at any depth, for files ending in \.jpg, \.jpeg"):
+    with pytest.raises(
+        UsageError,
+        match=r"no images in .*in; looked, .* behind links to folders, for files ending in \.jpg, \.jpeg",
+    ):
         plan(tmp_path / "in", tmp_path / "out")
     with pytest.raises(UsageError, match="nix does not exist"):
         plan(tmp_path / "nix", tmp_path / "out")
@@ -93,6 +98,15 @@ def test_an_input_inside_the_output_is_safe_from_its_masks(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_an_empty_name_does_not_stand_for_the_folder_that_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "1.jpg")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="the input's name is empty"):
+        plan("", tmp_path / "out")
+
+
 def test_a_pipe_is_no_image(tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png")
     os.mkfifo(tmp_path / "in" / "b.png")
@@ -113,6 +127,48 @@ def test_a_pattern_names_images_below_what_is_fixed_in_it(tmp_path: Path) -> Non
         plan(f"{tmp_path}/in/*.gif", tmp_path / "out")
 
 
+def test_links_that_lead_in_a_circle_are_not_followed(tmp_path: Path) -> None:
+    """Each folder holds links to both: their paths double with every step down."""
+    touch(tmp_path, "a/1.jpg", "b/2.jpg")
+    for folder, other in itertools.product("ab", "ab"):
+        (tmp_path / folder / other).symlink_to(tmp_path / other, target_is_directory=True)
+    expected = {"a/1.jpg": "a/1.png", "b/2.jpg": "b/2.png"}
+    assert planned_names(f"{tmp_path}/**/*.jpg", tmp_path / "out") == expected
+    assert planned_names(f"{tmp_path}/**", tmp_path / "out") == expected
+    assert planned_names(tmp_path, tmp_path / "out") == expected
+    assert list(planned_names(f"{tmp_path}/a/b/*.jpg", tmp_path / "out")) == ["2.jpg"]
+
+
+def test_a_pattern_may_have_any_folders_more_than_once_and_begin_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path / "in", "1.jpg", "a/2.jpg", "a/x/3.jpg", "a/x/[b]/4.jpg", ".git/x/5.jpg")
+    monkeypatch.chdir(tmp_path / "in")
+    assert list(planned_names("**/x/**/*.jpg", tmp_path / "out")) == ["a/x/3.jpg", "a/x/[b]/4.jpg"]
+    assert [item.image for item in plan("**/*.jpg", tmp_path / "out").images] == [
+        "1.jpg",
+        "a/2.jpg",
+        "a/x/3.jpg",
+        "a/x/[b]/4.jpg",
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.jpg"])
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, pattern: str) -> None:
+    """Images in it would be left out without a word. A path that is too long stands in for rights, which root has."""
+    touch(tmp_path / "in", "1.jpg")
+    name = "d" * 200
+    with ExitStack() as stack:
+        folder = os.open(tmp_path / "in", os.O_RDONLY)
+        stack.callback(os.close, folder)
+        for _ in range(os.pathconf(tmp_path, "PC_PATH_MAX") // len(name) + 1):
+            os.mkdir(name, dir_fd=folder)
+            folder = os.open(name, os.O_RDONLY, dir_fd=folder)
+            stack.callback(os.close, folder)
+    with pytest.raises(UsageError, match=r"folder .*ddd cannot be read: File name too long; let this user read it"):
+        plan(f"{tmp_path}/in{pattern}", tmp_path / "out")
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path: Path) -> None:
     touch(tmp_path, "a[1].png")
     assert plan(tmp_path / "a[1].png", tmp_path / "out").single
@@ -125,6 +181,8 @@ def test_a_list_names_images_relative_to_its_folder_in_its_order(tmp_path: Path)
     assert list(found.items()) == [("b.jpg", "b.png"), ("a/c.tif", "a/c.png"), ("missing.png", "missing.png")]
     (tmp_path / "in" / "list.txt").write_text(f"b.jpg\n{tmp_path}/elsewhere/d.png\n")
     assert list(planned_names(tmp_path / "in" / "list.txt", tmp_path / "out")) == ["in/b.jpg", "elsewhere/d.png"]
+    (tmp_path / "in" / "list.txt").write_bytes(b"\xef\xbb\xbfb.jpg\r\n")  # as Windows' editor marks UTF-8
+    assert list(planned_names(tmp_path / "in" / "list.txt", tmp_path / "out")) == ["b.jpg"]
     (tmp_path / "in" / "list.txt").write_text("\n")
     with pytest.raises(UsageError, match="names no image"):
         plan(tmp_path / "in" / "list.txt", tmp_path / "out")
