@@ -42,7 +42,7 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from fcnseg.avif import coded_size
@@ -52,6 +52,7 @@ from fcnseg.header_stream import HeaderStream
 from fcnseg.jpeg_scans import MOST_SCANS, has_too_many_scans
 from fcnseg.png_chunks import without_unused_chunks
 from fcnseg.tiff_directory import MOST_NUMBERS, has_huge_entries
+from fcnseg.tiff_planes import TiffFile
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 """Suffixes, in lower case, under which the accepted formats are usually stored; `decode` looks at content alone."""
@@ -64,7 +65,7 @@ _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _READERS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
     ((_JPEG,), JpegImageFile),
     ((_PNG,), PngImageFile),
-    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffFile),
     ((b"BM",), BmpImageFile),
     ((b"GIF87a", b"GIF89a"), GifImageFile),
 )
@@ -82,6 +83,7 @@ _USUAL_TILE = 1 << 20  # pixels
 _TILE_TO_IMAGE = 4
 _SCANS_A_PART = 10
 _SAMPLE_FORMAT_TAG = 339
+_WHITE_IS_ZERO = 0
 _SAMPLES_AT_ONCE = 1 << 16
 
 getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # silent: what fails becomes an ImageError; OpenCV 5 moved it
@@ -335,7 +337,7 @@ def _read_header(stream: HeaderStream, data: bytes, limits: ImageLimits) -> Imag
         name = _name_format(data)
         what = f"{name} images are not accepted" if name else "the data is not an image that can be recognised"
         raise ImageError(f"{what} (it begins with {data[:8]!r}); use {_ACCEPTED}")
-    if reader is TiffImageFile and has_huge_entries(data):
+    if reader is TiffFile and has_huge_entries(data):
         raise ImageError(f"the TIFF image's directory has an entry of more than {MOST_NUMBERS} numbers; store it again")
     try:
         header = reader(stream)
@@ -431,6 +433,8 @@ def _decode_with_pillow(header: ImageFile, *, upright: bool) -> NDArray[np.uint8
 def _to_rgb(image: ImageFile) -> NDArray[np.uint8]:
     if image.mode.startswith(("I", "F")):
         grey = to_8_bits(_samples(image), _sample_bits(image))
+        if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
+            grey = ~grey  # as Pillow does itself where there are 8 bits
         return np.repeat(grey[:, :, None], 3, axis=2)
     image.info.pop("transparency", None)
     # Pillow converts these to RGB by way of RGBA only.

@@ -66,13 +66,14 @@ def conversion(tags: Tags, dtype: np.dtype[Any], bands: int, find_largest: Calla
 
 
 def _from_grey(dtype: np.dtype[Any], bits: int, find_largest: Callable[[], float], *, is_inverted: bool) -> Conversion:
+    flipped = np.uint8(255 * is_inverted)
     if dtype.itemsize == 1:
-        step, flipped = np.uint8(255 // (2**bits - 1)), np.uint8(255 * is_inverted)
+        step = np.uint8(255 // (2**bits - 1))
         return lambda samples: _grey(flipped ^ (samples[:, :, :1].view(np.uint8) * step))
     if dtype == np.uint16:
-        return lambda samples: _grey(images.to_8_bits(samples[:, :, :1], bits))
+        return lambda samples: _grey(flipped ^ images.to_8_bits(samples[:, :, :1], bits))
     largest = find_largest()
-    return lambda samples: _grey(images.to_8_bits(samples[:, :, :1], 32, largest))
+    return lambda samples: _grey(flipped ^ images.to_8_bits(samples[:, :, :1], 32, largest))
 
 
 def _high_bytes(samples: Samples, bits: int) -> NDArray[np.uint8]:

@@ -112,6 +112,33 @@ def test_tiff_strips_planes_and_tiles(*, big: bool) -> None:
         )
 
 
+@pytest.mark.parametrize("extra", [[], [0], [0, 0], [2]], ids=["colour", "a band more", "two more", "alpha"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_tiff_planes_of_any_depth_and_bands_beyond_colour(bits: int, extra: list[int]) -> None:
+    image = picture(32, 48)
+    bands = [
+        image[:, :, i % 3].astype("<u2") * 257 if bits == 16 else image[:, :, i % 3] for i in range(3 + len(extra))
+    ]
+    tags = {258: [bits] * len(bands), 262: [2], 277: [len(bands)], 278: [32], 284: [2]}
+    if extra:
+        tags[338] = extra
+    assert np.array_equal(images.decode(tiff((32, 48), [band.tobytes() for band in bands], tags)), image)
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, np.uint8), (16, np.uint16), (32, np.float32)])
+def test_tiff_whose_white_is_zero_is_turned_at_any_depth(bits: int, kind: type[np.generic]) -> None:
+    grey = picture()[:, :, 0]
+    ink = (255 - grey).astype(kind) * kind(257 if bits == 16 else 1)
+    tags = {258: [bits], 262: [0], 277: [1], 278: [20], 339: [3 if bits == 32 else 1]}
+    assert np.array_equal(images.decode(tiff((20, 28), [ink.tobytes()], tags))[:, :, 1], grey)
+
+
+def test_bigtiff_in_big_endian_order_is_not_supported_and_says_so() -> None:
+    data = b"MM\0+" + struct.pack(">HHQQ", 8, 0, 16, 0) + bytes(64)
+    with pytest.raises(ImageError, match=r"a kind that is not supported \(big-endian BigTIFF is unknown to Pillow\)"):
+        images.decode(data)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_tiff_grey_of_few_bits(bits: int) -> None:
     samples = np.arange(16 * 16).reshape(16, 16) % 2**bits
