@@ -9,10 +9,12 @@ import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 
 import click
 
 from fcnseg.errors import FcnsegError
+from fcnseg.files import shown
 
 _GROUP = "fcnseg.commands"
 _EXTRA_OF = {"training": "train", "serving": "serve", "serving.spans": "tracing"}
@@ -95,7 +97,8 @@ def main() -> None:
         code = 1
     except OSError as error:
         reason = error.strerror or str(error)
-        code = _fail(error, f"{error.filename}: {reason}" if error.filename else reason, 1, debug=debug)
+        named = f"{shown(Path(str(error.filename)))}: {reason}" if error.filename else reason
+        code = _fail(error, named, 1, debug=debug)
     except Exception as error:  # noqa: BLE001  # a fault of ours: one line for the user, the traceback for who asks for it
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         code = _fail(error, f"unexpected {reason}; run again with --debug for the traceback", 1, debug=debug)
@@ -110,7 +113,8 @@ def _debug_first(args: list[str]) -> list[str]:
 def _usage(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f"; see '{context.command_path} --help'" if context else ""
-    return " ".join(error.format_message().split()).rstrip(".") + hint
+    message = " ".join(error.format_message().split())
+    return (message if message.endswith("...") else message.rstrip(".")) + hint
 
 
 def _fail(error: Exception, message: str, code: int, *, debug: bool) -> int:

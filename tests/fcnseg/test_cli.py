@@ -56,6 +56,10 @@ def test_an_unknown_command_is_answered_with_the_closest() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_an_unknown_command_that_is_near_none_is_answered_with_some() -> None:
+    assert run("xyzzy").stderr.endswith(", ...; see 'fcnseg --help'\n")
+
+
 def test_an_unknown_option_is_one_line() -> None:
     done = run("segment", "--overlya", "a", "b", "c")
     assert done.returncode == 2
