@@ -26,13 +26,26 @@ def replacing(path: Path) -> Iterator[Path]:
     require_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part{path.suffix}")
-    # Not tempfile.mkstemp: its files are private, and the umask that others deserve cannot be read safely in threads.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    with named_in_errors(path, temporary):
+        # Not tempfile.mkstemp: its files are private, and the umask that others deserve cannot be read safely in
+        # threads.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named_in_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Name a file in the system's errors that name none, as those of writing do, or that name its temporary one."""
     try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in {None, str(temporary)}:
+            error.filename = str(path)
+        raise
 
 
 def remove_halves(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from fcnseg.files import replacing
+from fcnseg.files import named_in_errors, replacing
 from fcnseg.types import ClassArea, ClassPeak
 
 
@@ -104,7 +104,8 @@ class Manifest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with named_in_errors(self._path):  # what could not be written is tried once more
+            self._file.close()
 
     def row(self, image: str) -> Row | None:
         """Return the latest row of an image, if it has one."""
@@ -119,9 +120,10 @@ class Manifest:
         Raises:
             OSError: It cannot be written.
         """
-        self._places[row.image] = self._file.seek(0, os.SEEK_END)
-        self._file.write(row.line())
-        self._file.flush()
+        with named_in_errors(self._path):
+            self._places[row.image] = self._file.seek(0, os.SEEK_END)
+            self._file.write(row.line())
+            self._file.flush()
 
     def put_in_order(self, images: Iterable[str]) -> None:
         """Write the manifest anew: the latest row of each of these images, in their order."""

@@ -228,15 +228,16 @@ class Job:
             worker.write,
             Widths(options.threads, model.at_a_time, options.threads, model.batch),
         )
-        try:
-            for result in pipeline.results(enumerate(items)):
-                record(result.row)
-                yield result
-        finally:
-            for result in pipeline.finish():
-                record(result.row)
-            worker.close()
-            pipeline.close()
+        with ExitStack() as stack:
+            stack.callback(pipeline.close)
+            stack.callback(worker.close)
+            try:
+                for result in pipeline.results(enumerate(items)):
+                    record(result.row)
+                    yield result
+            finally:
+                for result in pipeline.finish():
+                    record(result.row)
 
     def _sum_up(self) -> None:
         """Write what is made of the whole manifest."""

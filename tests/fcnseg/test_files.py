@@ -10,6 +10,7 @@ import pytest
 
 from fcnseg.errors import UsageError
 from fcnseg.files import replacing, require_place, write_bytes, write_text
+from tests.disks import small_disk
 
 
 def test_a_file_is_written_and_its_folder_made(tmp_path: Path) -> None:
@@ -34,6 +35,16 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         write_half()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path: Path) -> None:
+    """Neither by the temporary file's name, nor not at all, as where the disk is full."""
+    with small_disk(tmp_path / "disk", "16k"):
+        with pytest.raises(OSError, match=r"No space left on device: '.*mask\.png'$"):
+            write_bytes(tmp_path / "disk" / "mask.png", bytes(2**16))
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path / "disk"], check=True)
+        with pytest.raises(OSError, match=r"Read-only file system: '.*disk/mask\.png'$"):
+            write_bytes(tmp_path / "disk" / "mask.png", b"")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and modes are POSIX")

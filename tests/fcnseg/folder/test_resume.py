@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -192,7 +194,7 @@ def test_a_full_disk_ends_the_job_with_one_line_and_it_goes_on_when_there_is_roo
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 1
         assert stderr.splitlines()[-1].startswith("fcnseg: error: ")
-        assert "No space left on device" in stderr.splitlines()[-1]
+        assert re.fullmatch(r".*/disk/out/[^./][^/]*: No space left on device", stderr.splitlines()[-1])
         assert not list((disk / "out").glob(".*.part*"))
         for mask in (disk / "out").glob("[0-9]*.png"):
             fcnseg.masks.read_ids(mask)
@@ -202,3 +204,18 @@ def test_a_full_disk_ends_the_job_with_one_line_and_it_goes_on_when_there_is_roo
         assert process.returncode == 0, stderr
         assert "were done before" in stdout
         assert done_count(disk / "out") == 30
+
+
+def test_a_manifest_that_cannot_be_written_ends_the_job_and_its_threads(segmenter: Segmenter, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    write_noise(tmp_path / "in", 8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))  # some rows, and each other file
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*manifest\.jsonl'"):
+            list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("fcnseg-")]
+    results = list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
+    assert 0 < sum(result.skipped for result in results) < 8
