@@ -1,8 +1,9 @@
-"""Programs that Debian packages, which some tests start; where they are not installed, those tests skip and say so."""
+"""Programs of Debian's and PyPI's packages that some tests start; where there are none, those tests skip and say so."""
 
 import os
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,9 @@ import pytest
 _SBIN = "/usr/sbin"
 
 
-def needs(program: str, package: str) -> pytest.MarkDecorator:
+def needs(program: str, package: str, install: str = "apt-get install --no-install-recommends") -> pytest.MarkDecorator:
     """Skip a test where a program is not installed."""
-    reason = f"needs {program}; run 'apt-get install --no-install-recommends {package}'"
+    reason = f"needs {program}; run '{install} {package}'"
     return pytest.mark.skipif(_find(program) is None, reason=reason)
 
 
@@ -38,7 +39,8 @@ def output_of(command: Sequence[str]) -> str:
 
 
 def _find(program: str) -> str | None:
-    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{_SBIN}")
+    places = (os.environ.get("PATH", os.defpath), _SBIN, sysconfig.get_path("scripts"))
+    return shutil.which(program, path=os.pathsep.join(places))
 
 
 def _located(command: Sequence[str]) -> list[str]:

@@ -20,6 +20,12 @@ KUBERNETES_CUDA = DEPLOY / "kubernetes-cuda" / "kustomization.yaml"
 UNIT = DEPLOY / "systemd" / "fcnseg.service"
 ENVIRONMENT = DEPLOY / "systemd" / "fcnseg.env"
 
+DESCRIPTOR = ROOT / "tests" / "contract" / "segmentation_v1.binpb"
+"""What `buf build` made of proto/."""
+
+ENVOY = ["envoy", "--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]
+"""How tests start Envoy; several run on a machine."""
+
 
 @cache
 def read(path: Path) -> Any:
@@ -29,7 +35,7 @@ def read(path: Path) -> Any:
 
 def uncommented(path: Path) -> str:
     """Return a YAML file's text with the YAML in its comments taken in."""
-    return re.sub(r"^( *)# ( *(?:- .*|[\w./-]+:(?: .*)?))$", r"\1\2", path.read_text(), flags=re.MULTILINE)
+    return re.sub(r'^( *)# ( *(?:- .*|"?[\w@./-]+"?:(?: .*)?))$', r"\1\2", path.read_text(), flags=re.MULTILINE)
 
 
 def compose() -> dict[str, Any]:
