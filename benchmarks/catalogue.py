@@ -28,6 +28,7 @@ BENCHMARKS = {
     "serving_load": Benchmark(_BRIEFLY, "h2load"),
     "serving_peers": Benchmark((*_BRIEFLY, "--nets", "small"), "h2load and the peers' environments"),
     "perf_analyzer": Benchmark(_BRIEFLY, "Debian's libb64-0d, and PyPI"),
+    "int8": Benchmark(("--net", "squeezenet1_1", *_BRIEFLY)),
     "gpu": Benchmark(("--device", "cpu", "--quick", "--budget", "1100"), "a CUDA GPU: [gpu.md](gpu.md)", by_hand=True),
     "scaling": Benchmark(("--rows", "2", *_BRIEFLY)),
     "tail": Benchmark(("--rounds", "2", "--classes", "12")),

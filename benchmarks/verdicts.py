@@ -28,6 +28,7 @@ class Aim:
 
 AIMS = {
     "eager": Aim("eager", "eager / fcnseg", 1.5),
+    "int8": Aim("int8", "fp32 / int8", 1.5),
     "tail": Aim("21 classes", "the net alone over it", 0.85, ("tail", "borders (used)")),
     "train_step": Aim("train_step", "ratio", 0.95, ("side", "fcnseg train")),
 }
