@@ -19,7 +19,7 @@ from fcnseg.certificate import Certificate, Identity
 from fcnseg.errors import ArchitectureError, ParityError
 from training.net_grid import derive_net_grid
 from training.proof import measure_border_effect, measure_errors, sees_beyond
-from training.refusal import refuse_transformers
+from training.refusal import refuse_coarse_weights, refuse_transformers
 from training.tail import Tail, find_tail, record_shapes
 from training.tracing import fix_same_padding, input_channels, trace_layers
 
@@ -74,6 +74,7 @@ def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224),
         ArchitectureError: The net is no convolutional classifier whose tail can be converted.
         ParityError: The identity does not hold with a relative error below 1e-5.
     """
+    refuse_coarse_weights(model)
     trunk = dense_trunk(prepared_copy(model, input_size), input_size, rule)
     reference = _sharing_copy(model)
     errors = measure_errors(reference, trunk.net, trunk.pooled_cells, input_size)
@@ -239,12 +240,16 @@ def _channelwise(norm: nn.Module) -> nn.Module:
     if isinstance(norm, LayerNorm2d) or type(norm).__name__ == "LayerNorm2d" or isinstance(norm, nn.BatchNorm2d):
         return norm
     if isinstance(norm, nn.LayerNorm):
-        dense: nn.Module = LayerNorm2d(norm.normalized_shape, norm.eps, norm.elementwise_affine)
+        dense: nn.Module = LayerNorm2d(
+            norm.normalized_shape, norm.eps, norm.elementwise_affine, norm.bias is not None, device="meta"
+        )
     elif isinstance(norm, nn.BatchNorm1d):
-        dense = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        dense = nn.BatchNorm2d(
+            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
+        )
     else:
         raise ArchitectureError(f"{type(norm).__name__} in the classifier's tail has no channel-wise form")
-    dense.load_state_dict(norm.state_dict())
+    dense.load_state_dict(norm.state_dict(), assign=True)
     return dense.train(norm.training)
 
 

@@ -72,6 +72,8 @@ class FCN(nn.Module):
             LearnedUpsampling(num_classes, coarse, fine)
             for coarse, fine in pairwise(self._lattices if upsampling == "learned" else [])
         )
+        for new in (self.scores, self.upscores):
+            new.to(next(trunk.parameters()))  # their device and type
         self.net_grid = _net_grid(derive_net_grid(trunk, native, input_channels(trunk, native)), taps, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.swin_transformer import ShiftedWindowAttention
@@ -29,7 +28,7 @@ from training.grid_rules import (
     reduced_axes,
     renumbered,
 )
-from training.tracing import fake_tensors
+from training.tracing import blank_image, fake_tensors
 
 
 class GridTracer(TorchDispatchMode):
@@ -177,7 +176,7 @@ def trace_grids(net: nn.Module, height: int, width: int, channels: int = 3) -> t
     """
     tracer = GridTracer()
     with fake_tensors():
-        image = torch.empty(1, channels, height, width)
+        image = blank_image(net, (1, channels, height, width))
         with tracer.following(net), tracer:
             output = net(tracer.start(image))
     return tracer, output
@@ -199,7 +198,7 @@ def record_grids(net: fx.GraphModule, input_size: tuple[int, int], channels: int
     """
     tracer = GridTracer()
     with fake_tensors():
-        image = torch.empty(1, channels, *input_size)
+        image = blank_image(net, (1, channels, *input_size))
         with tracer.following(net), tracer:
             _GridRecorder(net, tracer).run(tracer.start(image))
     return tracer

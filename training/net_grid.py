@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from fcnseg.errors import ArchitectureError
 from training.grid import Grid, Lattice, lattices
 from training.grid_tracer import tensors_in, trace_grids
-from training.tracing import fake_tensors
+from training.tracing import blank_image, fake_tensors
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def _map_sizes(net: nn.Module, size: tuple[int, int], channels: int) -> list[tup
     """(h, w) of the maps for an input size, or None when the net does not take it."""
     try:
         with fake_tensors():
-            sizes = [(t.shape[2], t.shape[3]) for t in tensors_in((net(torch.empty(1, channels, *size)),))]
+            sizes = [(t.shape[2], t.shape[3]) for t in tensors_in((net(blank_image(net, (1, channels, *size))),))]
     except (RuntimeError, ValueError):  # what PyTorch raises when a map is smaller than a kernel, or a single cell
         return None
     return sizes if min(min(s) for s in sizes) > 0 else None

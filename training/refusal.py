@@ -1,9 +1,30 @@
 """Which nets cannot become heatmap nets, and why."""
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from fcnseg.errors import ArchitectureError
+
+
+def refuse_coarse_weights(model: nn.Module) -> None:
+    """Refuse nets whose numbers are missing, or too coarse for a proof.
+
+    Raises:
+        ArchitectureError: A layer does not know its sizes yet, or a weight has no value or fewer than 32 bits.
+    """
+    for name, weights in model.named_parameters():
+        if is_lazy(weights):
+            raise ArchitectureError(
+                f"{name} of {type(model).__name__} has no size before the net has seen an image; run it on one first"
+            )
+        if weights.is_meta:
+            raise ArchitectureError(f"{name} of {type(model).__name__} is on the meta device; give it its weights")
+        if weights.dtype.itemsize < 4:
+            raise ArchitectureError(
+                f"{name} of {type(model).__name__} is of {str(weights.dtype).removeprefix('torch.')}, too coarse to"
+                " prove that the net computes the same; convert its float(), and make what comes of it coarser"
+            )
 
 
 def refuse_transformers(model: nn.Module) -> None:

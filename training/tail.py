@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, fx, nn
 
 from fcnseg.errors import ArchitectureError
-from training.tracing import called_module, fake_tensors
+from training.tracing import blank_image, called_module, fake_tensors
 
 _Role = Literal["linear", "pool", "flatten", "norm", "other"]
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
@@ -69,7 +68,7 @@ def record_shapes(traced: fx.GraphModule, input_size: tuple[int, int], channels:
     """
     try:
         with fake_tensors():
-            _ShapeRecorder(traced).run(torch.empty(1, channels, *input_size))
+            _ShapeRecorder(traced).run(blank_image(traced, (1, channels, *input_size)))
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise ArchitectureError(

@@ -28,6 +28,12 @@ def fake_tensors() -> Iterator[None]:
         log.setLevel(level)
 
 
+def blank_image(net: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """An (N, C, H, W) image as a net takes it: where its weights lie, and of their type."""
+    weights = next(net.parameters(), None)
+    return torch.empty(shape) if weights is None else torch.empty(shape, dtype=weights.dtype, device=weights.device)
+
+
 class LayerTracer(fx.Tracer):
     """Traces down to layers: modules none of whose descendants holds parameters, and window attentions.
 
@@ -88,7 +94,7 @@ class LayerTracer(fx.Tracer):
         args: Any = fx.node.map_arg(node.args, self._values.__getitem__)
         kwargs: Any = fx.node.map_arg(node.kwargs, self._values.__getitem__)
         if node.op == "placeholder":
-            return torch.empty(self._image_shape)
+            return blank_image(self.root, self._image_shape)
         if node.op == "call_module":
             return self.root.get_submodule(str(node.target))(*args, **kwargs)
         if node.op == "get_attr":
@@ -176,7 +182,7 @@ def input_channels(model: nn.Module, input_size: tuple[int, int]) -> int:
 def _takes(model: nn.Module, image_shape: tuple[int, int, int, int]) -> bool:
     try:
         with fake_tensors():
-            model(torch.empty(image_shape))
+            model(blank_image(model, image_shape))
     except (RuntimeError, ValueError):  # what PyTorch raises where shapes do not fit
         return False
     return True
@@ -211,7 +217,7 @@ def _input_sizes(
 
     handles = [layer.register_forward_pre_hook(remember(name)) for name, layer in layers.items()]
     with fake_tensors():
-        model(torch.empty(1, channels, *input_size))
+        model(blank_image(model, (1, channels, *input_size)))
     for handle in handles:
         handle.remove()
     return sizes

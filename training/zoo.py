@@ -53,7 +53,7 @@ class Classifier:
     """A classifier with what belongs to its weights.
 
     Attributes:
-        net: Maps (N, 3, H, W) normalised float to (N, K) logits; in eval mode.
+        net: Maps (N, 3, H, W) normalised float32 to (N, K) logits; in eval mode, on the CPU.
         architecture: The name it was asked for by.
         input_size: Native (height, width).
         mean: Channel means (RGB, of values in 0..1).
@@ -235,7 +235,7 @@ class _Entry:
 
 def _own_entry(architecture: str) -> _Entry:
     def make(_num_classes: int | None) -> nn.Module:
-        return build_net(architecture)
+        return build_net(architecture).cpu().float()
 
     return _Entry(
         make,
