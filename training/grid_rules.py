@@ -1,7 +1,8 @@
 """What each operator that PyTorch dispatches does to the grid of a map.
 
 A rule takes what is known of its first map and the operator's arguments, and returns the grid of its output; None where
-the output is pooled over the whole map. Operators without a rule work cell by cell.
+the output is pooled over the whole map. Operators without a rule work cell by cell where
+they leave a map its size; where they do not, nothing is known of what their output sees.
 """
 
 import math
@@ -152,7 +153,23 @@ def contracts_space(name: str, args: tuple[Any, ...], traces: "dict[int, Trace |
     return False
 
 
-def normalises_space(name: str, args: tuple[Any, ...], trace: Trace) -> bool:
+def mixes_space(name: str, args: tuple[Any, ...], trace: Trace) -> bool:
+    """Whether an operator that leaves a map its size lets cells depend on all cells along an axis."""
+    return _reorders_space(name, args, trace) or _normalises_space(name, args, trace)
+
+
+def _reorders_space(name: str, args: tuple[Any, ...], trace: Trace) -> bool:
+    """Whether an operator takes values from elsewhere along a spatial axis."""
+    if name not in _ALONG or trace.axes is None:
+        return False
+    axes = _argument(args, _ALONG[name], None)
+    if axes is None:
+        return True
+    rank = len(args[0].shape)
+    return any(axis % rank in trace.axes for axis in (axes if isinstance(axes, (list, tuple)) else [axes]))
+
+
+def _normalises_space(name: str, args: tuple[Any, ...], trace: Trace) -> bool:
     """Whether a normalisation's statistics are taken over the cells of a map."""
     if name == "native_group_norm":
         return True
@@ -170,6 +187,11 @@ def normalises_space(name: str, args: tuple[Any, ...], trace: Trace) -> bool:
 
 _PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 """Matrix products, and the position of their first factor."""
+_ALONG = {
+    "flip": 1, "roll": 2, "cumsum": 1, "cumprod": 1, "cummax": 1, "cummin": 1, "logcumsumexp": 1, "sort": 1,
+    "index_select": 1, "gather": 1,
+}  # fmt: skip
+"""Operators that take values from elsewhere along axes, and the position of these."""
 
 RULES: dict[str, Callable[[Trace, tuple[Any, ...]], Grid | None]] = {
     "convolution": _convolution,
@@ -179,6 +201,9 @@ RULES: dict[str, Callable[[Trace, tuple[Any, ...]], Grid | None]] = {
     "adaptive_max_pool2d": _adaptive_pool,
     "mean": _reduction,
     "amax": _reduction,
+    "amin": _reduction,
+    "max": _reduction,
+    "min": _reduction,
     "sum": _reduction,
     "constant_pad_nd": _pad,
     "reflection_pad2d": _pad,
@@ -187,13 +212,13 @@ RULES: dict[str, Callable[[Trace, tuple[Any, ...]], Grid | None]] = {
     "upsample_nearest2d": _nearest,
     "upsample_bilinear2d": _bilinear,
 }
-REDUCTIONS = {"mean", "amax", "sum"}
+REDUCTIONS = {"mean", "amax", "amin", "max", "min", "sum"}
 MOVES = {"view", "_unsafe_view", "reshape", "permute", "transpose", "squeeze", "flatten"}
 _AXES_ADDED = {"stack": 1, "unsqueeze": 1, "select": -1, "unbind": -1}
 """Operators that put an axis in or take one out, and by how much the number of axes grows."""
 
 
-def renumbered(axes: tuple[int, int] | None, name: str, args: tuple[Any, ...]) -> tuple[int, int] | None:
+def _renumbered(axes: tuple[int, int] | None, name: str, args: tuple[Any, ...]) -> tuple[int, int] | None:
     """Where the spatial axes are behind an operator without a rule; None where one of them is taken out."""
     if axes is None or name not in _AXES_ADDED:
         return axes
@@ -205,6 +230,14 @@ def renumbered(axes: tuple[int, int] | None, name: str, args: tuple[Any, ...]) -
     # A new axis pushes back the one in whose place it stands; one that is taken out draws up those behind it.
     y, x = (axis + change if axis >= changed else axis for axis in axes)
     return y, x
+
+
+def kept(trace: Trace, name: str, args: tuple[Any, ...], output: Tensor) -> Trace | None:
+    """What an operator without a rule leaves of a map; None where it changes its size, nobody knows how."""
+    axes = _renumbered(trace.axes, name, args)
+    if axes is not None and (output.ndim <= axes[1] or tuple(output.shape[axis] for axis in axes) != trace.size):
+        return None
+    return replace(trace, axes=axes)
 
 
 def moved(trace: Trace, args: tuple[Any, ...], output: Tensor, name: str) -> Trace:
@@ -220,12 +253,11 @@ def moved(trace: Trace, args: tuple[Any, ...], output: Tensor, name: str) -> Tra
         return replace(trace, axes=(order.index(trace.axes[0]), order.index(trace.axes[1])))
     shape = tuple(output.shape)
     places = [i for i in range(len(shape) - 1) if shape[i : i + 2] == trace.size]
-    if not places:
-        return replace(trace, axes=None)
-    place = places[-1]
-    if trace.axes is not None and trace.axes[0] in places:
-        place = trace.axes[0]
-    return replace(trace, axes=(place, place + 1))
+    if trace.axes is not None:
+        # Regrouping keeps the order of the values, and with it how many there are before the spatial axes.
+        before = math.prod(args[0].shape[: trace.axes[0]])
+        places = [i for i in places if math.prod(shape[:i]) == before]
+    return replace(trace, axes=(places[-1], places[-1] + 1) if places else None)
 
 
 def looks_beyond(before: Trace, grid: Grid, size: tuple[int, int]) -> bool:

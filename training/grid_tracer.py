@@ -22,11 +22,11 @@ from training.grid_rules import (
     Trace,
     both,
     contracts_space,
+    kept,
     looks_beyond,
+    mixes_space,
     moved,
-    normalises_space,
     reduced_axes,
-    renumbered,
 )
 from training.tracing import blank_image, fake_tensors
 
@@ -61,6 +61,11 @@ class GridTracer(TorchDispatchMode):
         """The grid of a tensor, or None where it has no spatial axes."""
         known = self._traces.get(id(tensor))
         return known.grid if isinstance(known, Trace) and known.axes is not None else None
+
+    def is_map(self, tensor: Tensor) -> bool:
+        """Whether a tensor is an (N, C, h, w) map."""
+        known = self._traces.get(id(tensor))
+        return isinstance(known, Trace) and known.axes == (2, 3)
 
     @contextmanager
     def following(self, net: nn.Module) -> Iterator[None]:
@@ -138,7 +143,7 @@ class GridTracer(TorchDispatchMode):
         if pooled:
             self._note_context(*pooled)
         contracted = contracts_space(name, args, self._traces)
-        if contracted or normalises_space(name, args, trace):
+        if contracted or mixes_space(name, args, trace):
             self._note_context(self._module)
         if contracted:
             keeps_cells = math.prod(trace.size) in output.shape  # as attention's answers do
@@ -159,7 +164,7 @@ class GridTracer(TorchDispatchMode):
         else:
             for other in maps[1:]:
                 trace = replace(trace, grid=trace.grid.joined(other.grid), axes=trace.axes or other.axes)
-            self._keep(output, replace(trace, axes=renumbered(trace.axes, name, args)))
+            self._keep(output, kept(trace, name, args, output) or self._module)
 
 
 def trace_grids(net: nn.Module, height: int, width: int, channels: int = 3) -> tuple[GridTracer, Any]:

@@ -60,7 +60,7 @@ def derive_net_grid(net: nn.Module, native: tuple[int, int], channels: int = 3) 
     """
     tracer, output = trace_grids(net, *native, channels)
     maps = list(tensors_in((output,)))
-    grids = [tracer.grid(tensor) for tensor in maps]
+    grids = [tracer.grid(tensor) if tracer.is_map(tensor) else None for tensor in maps]
     align = tracer.alignment
     # One graph cannot both shift windows and, on a map of a single window, not shift them: two windows at least.
     least = 2 if tracer.shifts_windows else 1

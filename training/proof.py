@@ -82,26 +82,32 @@ def measure_border_effect(
 
 
 def sees_beyond(net: nn.Module, grid: NetGrid, channels: int) -> bool:
-    """Whether a cell depends on a pixel outside its derived receptive field, along the x axis.
+    """Whether a cell depends on a pixel outside its derived receptive field.
 
-    Every pixel outside the field of one cell is NaN, which survives zero weights, activations and max pooling alike.
+    Every pixel outside the rows, and then the columns, of one cell's field is NaN, which survives zero weights,
+    activations and max pooling alike.
 
     Args:
         net: Maps (N, C, H, W) float to (N, K, h, w); in eval mode.
         grid: What was derived of it.
         channels: C.
     """
-    axis, (_, align), (low, narrow) = grid.grid.x, grid.alignment, grid.minimum
+    return any(_sees_beyond(net, grid, channels, axis) for axis in (0, 1))
+
+
+def _sees_beyond(net: nn.Module, grid: NetGrid, channels: int, axis: int) -> bool:
+    along, align = (grid.grid.y, grid.grid.x)[axis], grid.alignment[axis]
     # Whole alignments: a window attention's cells see different windows at other places.
-    cell = max(0, math.ceil(-axis.first / align)) * align // axis.stride
-    first, last = axis.first + axis.stride * cell, axis.last + axis.stride * cell
-    width = max(narrow, (int(last) // align + 2) * align)
+    cell = max(0, math.ceil(-along.first / align)) * align // along.stride
+    first, last = int(along.first + along.stride * cell), int(along.last + along.stride * cell)
+    size = list(grid.minimum)
+    size[axis] = max(size[axis], (last // align + 3) * align)  # so that the cell is not its own mirror image
     reference = next(net.parameters())
-    image = torch.full((1, channels, low, width), math.nan, device=reference.device, dtype=reference.dtype)
-    image[..., int(first) : int(last) + 1] = 0.5
+    image = torch.full((1, channels, *size), math.nan, device=reference.device, dtype=reference.dtype)
+    image.narrow(2 + axis, first, last + 1 - first).fill_(0.5)
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):  # Winograd's kernels spread a NaN over their tile
-        column = net(image)[..., int(cell)]
-    return bool(column.isnan().any())
+        cells = net(image).select(2 + axis, int(cell))
+    return bool(cells.isnan().any())
 
 
 def _relative_error(model: nn.Module, net: nn.Module, pooled_cells: tuple[int, int], images: Tensor) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fcnseg.errors import ArchitectureError, ParityError
 from tests.training.small_nets import CLASSES, TAILS, LeNet, Pooled, Residual, conv, hidden_tail, seeded
@@ -340,9 +341,56 @@ class CellsByCells(nn.Module):
         return (cells @ (cells.transpose(1, 2) @ cells).softmax(-1)).view_as(x)
 
 
-class Spectrum(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.fft.fft2(x).real
+class Applied(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.forward = function  # type: ignore[method-assign]
+
+
+WHOLE_ROWS_OR_COLUMNS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mirror": lambda x: x + x.flip(3),
+    "roll": lambda x: x + x.roll(1, 2),
+    "sum up": lambda x: x.cumsum(2),
+    "normalise columns": lambda x: F.normalize(x, dim=2),
+    "spread": lambda x: x / (1 + x.std((2, 3), keepdim=True)),
+    "maximum in two steps": lambda x: x / (1 + x.max(3, keepdim=True)[0].max(2, keepdim=True).values),
+    "logarithm of a sum": lambda x: x - x.logsumexp(3, keepdim=True),
+}
+UNKNOWN_REACH: dict[str, Callable[[Tensor], Tensor]] = {
+    "spectrum": lambda x: torch.fft.fft2(x).real,
+    "spectrum of columns": lambda x: torch.fft.fft(x, dim=2).real,
+    "spectrum of rows": lambda x: torch.fft.fft(x, dim=3).real,
+}
+CHANNEL_BY_CHANNEL: dict[str, Callable[[Tensor], Tensor]] = {
+    "normalise channels": F.normalize,
+    "largest channel": lambda x: x * x.max(1)[0].unsqueeze(1),
+    "least channel": lambda x: x * x.min(1, keepdim=True)[0].sigmoid(),
+    "number of the largest channel": lambda x: x * x.argmax(1, keepdim=True),
+    # as many channels in each half as there are rows and columns
+    "larger half": lambda x: torch.cat([x.view(-1, 2, 4, *x.shape[2:]).max(1)[0]] * 2, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        *((function, ("middle",)) for function in WHOLE_ROWS_OR_COLUMNS.values()),
+        *((function, ("an operator whose reach is not known",)) for function in UNKNOWN_REACH.values()),
+        *((function, ()) for function in CHANNEL_BY_CHANNEL.values()),
+    ],
+    ids=[*WHOLE_ROWS_OR_COLUMNS, *UNKNOWN_REACH, *CHANNEL_BY_CHANNEL],
+)
+def test_operators_that_see_whole_rows_or_columns_are_told(
+    function: Callable[[Tensor], Tensor], named: tuple[str, ...]
+) -> None:
+    certificate = convolutionalize(seeded(lambda: Local(Applied(function))), (8, 8)).certificate
+    assert certificate.global_context == named
+    assert (certificate.output_stride, certificate.receptive_field) == ((2, 2), (3, 3))
+
+
+def test_a_net_that_turns_its_map_is_refused() -> None:
+    with pytest.raises(ArchitectureError, match="not a map"):
+        convolutionalize(seeded(lambda: Local(Applied(lambda x: x.transpose(2, 3)))), (32, 32))
 
 
 @pytest.mark.parametrize(
@@ -351,7 +399,6 @@ class Spectrum(nn.Module):
         (nn.GroupNorm(2, 8), "middle"),
         (nn.InstanceNorm2d(8), "middle"),
         (CellsByCells(), "middle"),
-        (Spectrum(), "an operator whose reach is not known"),
         (nn.BatchNorm2d(8), None),
         (nn.Upsample(scale_factor=2, mode="bilinear"), None),
         (nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), None),
