@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.models.convnext import LayerNorm2d
 
@@ -20,6 +20,7 @@ from fcnseg.errors import ArchitectureError, ParityError
 from training.net_grid import derive_net_grid
 from training.proof import measure_border_effect, measure_errors, sees_beyond
 from training.refusal import refuse_coarse_weights, refuse_transformers
+from training.reparametrised import fix_weights
 from training.tail import Tail, find_tail, record_shapes
 from training.tracing import fix_same_padding, input_channels, trace_layers
 
@@ -115,7 +116,7 @@ def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224),
 
 
 def prepared_copy(model: nn.Module, input_size: tuple[int, int]) -> nn.Module:
-    """A copy of a classifier in eval mode whose padding no longer depends on the image's size.
+    """A copy of a classifier in eval mode, with plain weights, whose padding no longer depends on the image's size.
 
     It shares the classifier's parameters and buffers.
 
@@ -124,6 +125,7 @@ def prepared_copy(model: nn.Module, input_size: tuple[int, int]) -> nn.Module:
     """
     refuse_transformers(model)
     copied = _sharing_copy(model)
+    fix_weights(copied)
     fix_same_padding(copied, input_size)
     return copied
 
@@ -177,7 +179,8 @@ def dense_trunk(model: nn.Module, input_size: tuple[int, int], rule: Rule) -> Tr
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode that shares parameters and buffers, so that a large net is not held twice."""
-    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())}).eval()
+    computed = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers(), *computed)}).eval()
 
 
 def _resolve(rule: Rule, *, pools_globally: bool, averages: bool) -> Identity:

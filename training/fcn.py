@@ -128,7 +128,7 @@ def build_fcn(
         ArchitectureError: The classifier cannot become convolutional, or has no feature map at a stride.
         UsageError: The classifier's own stride is finer than the variant's, or it has no such tail.
     """
-    model = prepared_copy(copy.deepcopy(classifier), input_size)
+    model = copy.deepcopy(prepared_copy(classifier, input_size))
     trunk = dense_trunk(model, input_size, "cam")
     coarse, finer = _taps(trunk, _scored_node(trunk, tail), variant, input_size, input_channels(model, input_size))
     taps = [coarse, *finer]

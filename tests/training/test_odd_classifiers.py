@@ -1,10 +1,13 @@
 """Classifiers as people have them: on another device, of another type, wrapped, or with layers of odd forms."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from fcnseg.errors import ArchitectureError
 from tests.training.small_nets import CLASSES, TAILS, LeNet, conv, seeded
@@ -57,3 +60,45 @@ def test_a_net_of_ones_own_of_16_bit_floats_is_widened(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("from tests.training.small_nets import LeNet\nnet = LeNet().half()\n")
     classifier = load_classifier(f"{tmp_path / 'own.py'}:net", input_size=(32, 36))
     assert convolutionalize(classifier.net, classifier.input_size).certificate.relative_error < TOLERANCE
+
+
+def pruned(layer: nn.Module) -> None:
+    prune.l1_unstructured(layer, "weight", 0.5)
+    prune.random_unstructured(layer, "bias", 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("layer", ["features.0", "fc.0", "fc.3"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        pruned,
+    ],
+)
+def test_layers_with_computed_weights_become_plain_ones(change: Callable[[nn.Module], object], layer: str) -> None:
+    model = LeNet()
+    change(model.get_submodule(layer))
+    model(torch.randn(2, 3, 32, 36))  # spectral norms are estimated in training
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    net, certificate = convolutionalize(model, (32, 36))
+    assert certificate.relative_error < TOLERANCE
+    names = {name for name, _ in LeNet().named_parameters()}
+    assert {name for name, _ in net.named_parameters()} == names
+
+    copy.deepcopy(net).load_state_dict(net.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.train()(torch.randn(2, 3, 32, 36))  # it computes as before
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_a_net_with_computed_weights_becomes_an_fcn_of_its_own() -> None:
+    net = nn.Sequential(conv(3, 8, stride=8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    nn.utils.weight_norm(net[0][0])
+    fcn = build_fcn(net, "fcn8s", 3, SIZE)
+    kept = net[0][0].weight_v.clone()
+    nn.init.zeros_(fcn.trunk.get_parameter("0.0.weight"))
+    assert torch.equal(net[0][0].weight_v, kept)
