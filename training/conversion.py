@@ -8,7 +8,7 @@ The surgery edits a torch.fx graph in place of the modules, so that parameters k
 import copy
 import math
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,10 +19,10 @@ from fcnseg.certificate import Certificate, Identity
 from fcnseg.errors import ArchitectureError, ParityError
 from training.net_grid import derive_net_grid
 from training.proof import measure_border_effect, measure_errors, sees_beyond
-from training.refusal import refuse_coarse_weights, refuse_transformers
+from training.refusal import refuse_coarse_weights, refuse_scripts, refuse_transformers
 from training.reparametrised import fix_weights
 from training.tail import Tail, find_tail, record_shapes
-from training.tracing import fix_same_padding, input_channels, trace_layers
+from training.tracing import called_module, fix_same_padding, input_channels, trace_layers, unwrapped
 
 Rule = Literal["auto", "cam", "window"]
 TOLERANCE = 1e-5
@@ -61,6 +61,14 @@ class Trunk(NamedTuple):
     pooled_cells: tuple[int, int]
 
 
+class RMSNorm2d(nn.RMSNorm):
+    """The RMS normalisation of the channels of every cell of a map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, h, w)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 @torch.inference_mode(mode=False)  # there, shapes cannot be followed
 def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224), rule: Rule = "auto") -> Conversion:
     """Turn a convolutional classifier into a heatmap net, and prove that it computes the same.
@@ -75,6 +83,7 @@ def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224),
         ArchitectureError: The net is no convolutional classifier whose tail can be converted.
         ParityError: The identity does not hold with a relative error below 1e-5.
     """
+    model = unwrapped(model)
     refuse_coarse_weights(model)
     trunk = dense_trunk(prepared_copy(model, input_size), input_size, rule)
     reference = _sharing_copy(model)
@@ -96,6 +105,7 @@ def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224),
                 + (" Rule window may hold" if rule == "cam" else "")
             )
     y, x = grid.maps[-1].lattice
+    linears = [trunk.net.get_submodule(str(node.target)) for node in trunk.linears]
     certificate = Certificate(
         identity=trunk.identity,
         relative_error=errors.noise,
@@ -110,7 +120,7 @@ def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224),
         global_context=grid.global_context,
         parameters_before=count_parameters(model),
         parameters_after=count_parameters(trunk.net),
-        fc_parameters=sum(count_parameters(trunk.net.get_submodule(str(node.target))) for node in trunk.linears),
+        fc_parameters=count_parameters(nn.ModuleList(linears)),
     )
     return Conversion(copy.deepcopy(trunk.net), certificate)
 
@@ -121,9 +131,11 @@ def prepared_copy(model: nn.Module, input_size: tuple[int, int]) -> nn.Module:
     It shares the classifier's parameters and buffers.
 
     Raises:
-        ArchitectureError: The classifier is a transformer.
+        ArchitectureError: The classifier is a transformer, or TorchScript.
     """
+    model = unwrapped(model)
     refuse_transformers(model)
+    refuse_scripts(model)
     copied = _sharing_copy(model)
     fix_weights(copied)
     fix_same_padding(copied, input_size)
@@ -151,10 +163,7 @@ def dense_trunk(model: nn.Module, input_size: tuple[int, int], rule: Rule) -> Tr
     _replace_pool(traced, tail, identity)
     for node in tail.flatten:
         node.replace_all_uses_with(node.all_input_nodes[0])
-    for index, node in enumerate(tail.linears):
-        linear = traced.get_submodule(str(node.target))
-        grid_size = tail.grid_size if index == 0 else (1, 1)
-        _set_module(traced, str(node.target), _as_convolution(linear, grid_size))  # type: ignore[arg-type]
+    _convolve(traced, tail)
     for module in traced.modules():
         if isinstance(module, _DropoutNd):
             # Where a pooling stood between, dropout now follows an activation that needs its output for the gradient.
@@ -214,6 +223,21 @@ def _replace_pool(traced: fx.GraphModule, tail: Tail, identity: Identity) -> Non
     tail.pool.replace_all_uses_with(window)
 
 
+def _convolve(traced: fx.GraphModule, tail: Tail) -> None:
+    """Make the tail's Linear layers convolutions, in their places; what is also called otherwise is put beside them."""
+    linears: list[Any] = [called_module(traced, node) for node in tail.linears]
+    taken = {node.target for node in traced.graph.nodes if node.op == "call_module" and node not in tail.linears}
+    placed: dict[tuple[nn.Linear, tuple[int, int]], str] = {}
+    for index, (node, linear) in enumerate(zip(tail.linears, linears, strict=True)):
+        grid_size = tail.grid_size if index == 0 else (1, 1)
+        if (linear, grid_size) not in placed:
+            name = f"{node.target}_{index}" if node.target in taken else str(node.target)
+            _set_module(traced, name, _as_convolution(linear, grid_size))
+            placed[linear, grid_size] = name
+            taken.add(name)
+        node.target = placed[linear, grid_size]
+
+
 def _as_convolution(linear: nn.Linear, grid_size: tuple[int, int]) -> nn.Conv2d:
     p, q = grid_size
     channels, rest = divmod(linear.in_features, p * q)
@@ -250,6 +274,8 @@ def _channelwise(norm: nn.Module) -> nn.Module:
         dense = nn.BatchNorm2d(
             norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
         )
+    elif isinstance(norm, nn.RMSNorm):
+        dense = RMSNorm2d(list(norm.normalized_shape), norm.eps, norm.elementwise_affine, device="meta")
     else:
         raise ArchitectureError(f"{type(norm).__name__} in the classifier's tail has no channel-wise form")
     dense.load_state_dict(norm.state_dict(), assign=True)

@@ -112,8 +112,15 @@ def _sees_beyond(net: nn.Module, grid: NetGrid, channels: int, axis: int) -> boo
 
 def _relative_error(model: nn.Module, net: nn.Module, pooled_cells: tuple[int, int], images: Tensor) -> float:
     logits = _logits(model, images)
-    with torch.no_grad():
-        heatmap = net(images)
+    try:
+        with torch.no_grad():
+            heatmap = net(images)
+    except (RuntimeError, ValueError, IndexError) as error:  # what PyTorch raises where shapes do not fit
+        reason = " ".join(str(error).split())[:200]
+        raise ArchitectureError(
+            f"{type(model).__name__} has a layer behind its feature map that does not take a map ({reason}); choose"
+            " another classifier"
+        ) from error
     if tuple(heatmap.shape[2:]) != pooled_cells:
         return float("inf")
     return _relative(heatmap.mean((2, 3)), logits)

@@ -1,5 +1,6 @@
 """Which nets cannot become heatmap nets, and why."""
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torchvision.models.swin_transformer import ShiftedWindowAttention
@@ -24,6 +25,20 @@ def refuse_coarse_weights(model: nn.Module) -> None:
             raise ArchitectureError(
                 f"{name} of {type(model).__name__} is of {str(weights.dtype).removeprefix('torch.')}, too coarse to"
                 " prove that the net computes the same; convert its float(), and make what comes of it coarser"
+            )
+
+
+def refuse_scripts(model: nn.Module) -> None:
+    """Refuse nets in TorchScript, whose layers cannot be exchanged.
+
+    Raises:
+        ArchitectureError: The net, or one in it, is such.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ArchitectureError(
+                f"{name or 'the net'} is TorchScript, whose layers cannot be exchanged; give the Python"
+                " module that it was made of"
             )
 
 

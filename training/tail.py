@@ -16,7 +16,7 @@ from fcnseg.errors import ArchitectureError
 from training.tracing import blank_image, called_module, fake_tensors
 
 _Role = Literal["linear", "pool", "flatten", "norm", "other"]
-_NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
+_NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def record_shapes(traced: fx.GraphModule, input_size: tuple[int, int], channels:
     try:
         with fake_tensors():
             _ShapeRecorder(traced).run(blank_image(traced, (1, channels, *input_size)))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ArchitectureError(
             f"{type(traced).__name__} cannot be run on an image of {input_size[0]}x{input_size[1]} ({reason}); give its"

@@ -34,6 +34,13 @@ def blank_image(net: nn.Module, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape) if weights is None else torch.empty(shape, dtype=weights.dtype, device=weights.device)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the net itself out of what torch.compile, DataParallel and DistributedDataParallel put around it."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    inner = model.module if isinstance(model, parallel) else getattr(model, "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
 class LayerTracer(fx.Tracer):
     """Traces down to layers: modules none of whose descendants holds parameters, and window attentions.
 

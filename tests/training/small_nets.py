@@ -102,9 +102,10 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.elementwise_affine:
             nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
+            if getattr(module, "bias", None) is not None:
+                nn.init.normal_(module.bias, std=0.3)
         elif isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
             nn.init.normal_(module.bias, std=0.5)
     return net.eval()

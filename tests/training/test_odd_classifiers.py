@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from fcnseg.errors import ArchitectureError
 from tests.training.small_nets import CLASSES, TAILS, LeNet, conv, seeded
-from training.conversion import TOLERANCE, convolutionalize, dense_trunk, prepared_copy
+from training.conversion import TOLERANCE, Conversion, convolutionalize, dense_trunk, prepared_copy
 from training.fcn import build_fcn
 from training.layers import derive_layers
 from training.zoo import load_classifier
@@ -102,3 +103,91 @@ def test_a_net_with_computed_weights_becomes_an_fcn_of_its_own() -> None:
     kept = net[0][0].weight_v.clone()
     nn.init.zeros_(fcn.trunk.get_parameter("0.0.weight"))
     assert torch.equal(net[0][0].weight_v, kept)
+
+
+class Headed(nn.Module):
+    """Features of stride 8 and 16 channels, and a head that is a function of them and of the layers `linears`."""
+
+    def __init__(self, head: Callable[..., Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.features = nn.Sequential(conv(3, 8, stride=4), conv(8, 16, stride=2))
+        self.layers = nn.ModuleDict({"score": nn.Linear(16, CLASSES), **layers})
+        self._head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._head(self.features(x), **self.layers)
+
+
+def check(head: Callable[..., Tensor], **layers: nn.Module) -> Conversion:
+    """Convert a net, and compare it with itself on images that it was not certified on."""
+    model = seeded(lambda: Headed(head, **layers))
+    found = convolutionalize(model, SIZE)
+    images = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        torch.testing.assert_close(found.net(images).mean((2, 3)), model(images), rtol=1e-4, atol=1e-5)
+    return found
+
+
+def called_twice(x: Tensor, score: nn.Module, hidden: nn.Module) -> Tensor:
+    return score(hidden(hidden(x.mean((2, 3))).relu()).relu())
+
+
+def called_on_a_grid_and_on_cells(x: Tensor, score: nn.Module, hidden: nn.Module) -> Tensor:
+    return score(hidden(hidden(F.adaptive_avg_pool2d(x, 2).flatten(1)).relu()).relu())
+
+
+def called_in_the_features_too(x: Tensor, score: nn.Module, hidden: nn.Module) -> Tensor:
+    gates = hidden(x.mean((2, 3))).sigmoid()[:, :, None, None]
+    return score(hidden((x * gates).mean((2, 3))).relu())
+
+
+def test_a_linear_layer_that_is_called_twice_is_one_convolution() -> None:
+    hidden = nn.Linear(16, 16)
+    net, certificate = check(called_twice, hidden=hidden)
+    assert certificate.parameters_after == certificate.parameters_before
+    assert certificate.fc_parameters == 17 * (16 + CLASSES)
+    assert net.get_parameter("layers.hidden.weight").shape == (16, 16, 1, 1)
+
+
+def test_a_linear_layer_that_is_called_on_a_grid_and_on_cells_is_two_convolutions() -> None:
+    net, _ = check(called_on_a_grid_and_on_cells, hidden=nn.Linear(64, 64), score=nn.Linear(64, CLASSES))
+    shapes = {tuple(weights.shape) for name, weights in net.named_parameters() if "hidden" in name and weights.ndim > 1}
+    assert shapes == {(64, 16, 2, 2), (64, 64, 1, 1)}
+
+
+def test_a_linear_layer_that_the_features_call_too_stays_there() -> None:
+    net, _ = check(called_in_the_features_too, hidden=nn.Linear(16, 16))
+    assert isinstance(net.get_submodule("layers.hidden"), nn.Linear)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.LayerNorm(16, bias=False),
+        nn.LayerNorm(16, elementwise_affine=False),
+        nn.RMSNorm(16),
+        nn.RMSNorm(16, eps=0.1),
+        nn.RMSNorm(16, elementwise_affine=False),
+    ],
+)
+def test_heads_normalise_without_bias(norm: nn.Module) -> None:
+    found = check(lambda x, score, norm: score(norm(x.mean((2, 3)))), norm=norm)
+    assert found.certificate.identity == "window"
+
+
+def test_a_layer_that_takes_no_map_is_told() -> None:
+    with pytest.raises(ArchitectureError, match="behind its feature map that does not take a map .dropout1d: Exp"):
+        check(lambda x, score, drop: score(drop(x.mean((2, 3)))), drop=nn.Dropout1d())
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, lambda net: torch.compile(nn.DataParallel(net))])
+def test_a_wrapped_net_is_the_net(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    plain, wrapped = (convolutionalize(net, (32, 36)) for net in (seeded(LeNet), wrap(seeded(LeNet))))
+    assert wrapped.certificate == plain.certificate
+    assert list(wrapped.net.state_dict()) == list(plain.net.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_script_is_refused_with_the_reason() -> None:
+    with pytest.raises(ArchitectureError, match="the net is TorchScript"):
+        convolutionalize(torch.jit.script(seeded(LeNet)), (32, 36))
