@@ -27,6 +27,7 @@ from training.averaging import MovingAverage
 from training.config import Precision, TrainConfig, write_config
 from training.data import Dataset
 from training.device import exact_products, resolve_device, resolve_precision, resolve_workers
+from training.divergence import DivergenceWatch
 from training.environment import describe_environment
 from training.model import SegmentationModel
 from training.progress import TrainingProgress
@@ -69,7 +70,7 @@ def fit(
 
     Raises:
         DeviceError: The device asked for is not there, or does not train in the precision asked for.
-        UsageError: The training diverges: an epoch's loss is no number. The epochs before are kept.
+        UsageError: The training diverges: a loss is no number. The epochs before are kept.
         KeyboardInterrupt: The run was interrupted; the last checkpoint is that of the last finished epoch, or holds the
             weights of that moment where there is none.
         SystemExit: As for an interrupt, by SIGTERM.
@@ -99,7 +100,13 @@ def fit(
             devices=1,
             precision=_PRECISIONS[precision],
             max_epochs=config.epochs,
-            callbacks=[_EpochSeeds(config.seed, order), writer, *averages, TrainingProgress(console)],
+            callbacks=[
+                _EpochSeeds(config.seed, order),
+                DivergenceWatch(console),
+                writer,
+                *averages,
+                TrainingProgress(console),
+            ],
             logger=TensorBoardLogger(folder, name=TENSORBOARD, version="", default_hp_metric=False),
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -3,7 +3,7 @@
 Dice and Lovász-softmax are those of segmentation_models_pytorch.
 """
 
-from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,9 @@ class SegmentationLoss(nn.Module):
         self._reduction, self._ohem = config.reduction, config.ohem
         self._class_weights: Tensor | None
         self.register_buffer("_class_weights", class_weights, persistent=False)
-        self._others = _region_losses(config, ignored)
+        self._dice_weight, self._lovasz_weight = config.dice, config.lovasz
+        self._dice = _region_loss("DiceLoss", ignored) if config.dice else None
+        self._lovasz = _region_loss("LovaszLoss", ignored) if config.lovasz else None
 
     def forward(self, scores: Tensor, masks: Tensor) -> Tensor:
         """Return the loss, a scalar.
@@ -40,9 +42,11 @@ class SegmentationLoss(nn.Module):
         loss = cross_entropy(
             scores, masks, self._ignored, weights=self._class_weights, reduction=self._reduction, hardest=self._ohem
         )
-        if self._others and (masks != self._ignored).any():
-            for weight, other in self._others:
-                loss = loss + weight * other(scores, masks)
+        if self._dice is not None:
+            loss = loss + self._dice_weight * self._dice(scores, masks)
+        # Without a label Lovász's is no scalar. Asking waits for the device, which that loss does itself.
+        if self._lovasz is not None and (masks != self._ignored).any():
+            loss = loss + self._lovasz_weight * self._lovasz(scores, masks)
         return loss
 
 
@@ -103,13 +107,8 @@ def balance_classes(contents: Contents, how: ClassWeights) -> Tensor | None:
     return (weights.sqrt() if how == "sqrt-median" else weights).float()
 
 
-def _region_losses(config: TrainConfig, ignored: int) -> Sequence[tuple[float, nn.Module]]:
-    if not config.dice and not config.lovasz:
-        return ()
-    from segmentation_models_pytorch.losses import DiceLoss, LovaszLoss  # noqa: PLC0415  # seconds, for few runs
+def _region_loss(name: Literal["DiceLoss", "LovaszLoss"], ignored: int) -> nn.Module:
+    from segmentation_models_pytorch import losses  # noqa: PLC0415  # seconds, for few runs
 
-    found = (
-        (config.dice, DiceLoss("multiclass", ignore_index=ignored)),
-        (config.lovasz, LovaszLoss("multiclass", ignore_index=ignored)),
-    )
-    return tuple((weight, loss) for weight, loss in found if weight)
+    loss: nn.Module = getattr(losses, name)("multiclass", ignore_index=ignored)
+    return loss

@@ -49,7 +49,7 @@ class TrainingProgress(Callback):
     ) -> None:
         """Advance by a step."""
         if self._task is not None and isinstance(pl_module, SegmentationTask) and self._console.is_terminal:
-            figures = f"loss {pl_module.mean_loss():.3f}{self._latest}"
+            figures = f"loss {pl_module.running_loss.seen:.3f}{self._latest}"
             self._bar.update(self._task, completed=batch_idx + 1, figures=figures)
 
     @override
@@ -66,7 +66,7 @@ class TrainingProgress(Callback):
         scores = pl_module.scores
         self._latest = f", val mIoU {scores.mean_iou:.3f}"
         self._console.print(
-            f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  loss {pl_module.mean_loss():.3f}"
+            f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  loss {pl_module.running_loss.mean():.3f}"
             f"  val mIoU {scores.mean_iou:.4f}  pixel accuracy {scores.pixel_accuracy:.4f}"
             f"  {time.perf_counter() - self._begun:.1f} s",
             highlight=False,

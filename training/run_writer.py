@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from fcnseg.errors import UsageError
 from fcnseg.files import replacing, write_bytes, write_text
 from fcnseg.thumbnails import encode, paint_ids, shrink, tile
 from training.curves import draw_curves
@@ -46,19 +44,6 @@ class RunWriter(Callback):
         self._begun = time.perf_counter()
 
     @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse an epoch whose loss is no number, before anything of it is kept.
-
-        Raises:
-            UsageError: It is not; steps are too large.
-        """
-        if isinstance(pl_module, SegmentationTask) and not math.isfinite(loss := pl_module.mean_loss()):
-            raise UsageError(
-                f"the loss is {loss} in epoch {trainer.current_epoch + 1}; take a lower --lr"
-                f" (it was {pl_module.record.config.lr:g})"
-            )
-
-    @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what the weights that are validated make of some images."""
         if isinstance(pl_module, SegmentationTask) and self._is_shown(trainer):
@@ -76,7 +61,7 @@ class RunWriter(Callback):
         class_iou = dict(zip(names, scores.per_class_iou, strict=True))
         pl_module.record = dataclasses.replace(pl_module.record, epoch=epoch, metrics=metrics, class_iou=class_iou)
         seconds = round(time.perf_counter() - self._begun, 2)
-        self._rows.append({"epoch": epoch, "loss": pl_module.mean_loss(), **metrics, "seconds": seconds})
+        self._rows.append({"epoch": epoch, "loss": pl_module.running_loss.mean(), **metrics, "seconds": seconds})
         write_text(self._folder / METRICS, _to_csv(self._rows))
         draw_curves(self._rows, self._folder / CURVES)
         _log(trainer, pl_module, scores)
@@ -128,7 +113,7 @@ def _log(trainer: Trainer, task: SegmentationTask, scores: Scores) -> None:
     """Tell the loggers, TensorBoard among them."""
     names = [info.name for info in task.record.label_map.classes]
     values = {
-        "loss/train": task.mean_loss(),
+        "loss/train": task.running_loss.mean(),
         "val/mean_iou": scores.mean_iou,
         "val/pixel_accuracy": scores.pixel_accuracy,
         "lr": max(float(group["lr"]) for group in trainer.optimizers[0].param_groups),

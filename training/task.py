@@ -8,7 +8,6 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from training.device import exact_products
@@ -17,6 +16,7 @@ from training.metrics import Meter, Scores
 from training.model import SegmentationModel
 from training.optimisation import build_optimiser, rate_factor
 from training.run import RECORD_KEY, RunRecord, record_as_plain
+from training.running_loss import RunningLoss
 
 
 class SegmentationTask(LightningModule):
@@ -31,6 +31,7 @@ class SegmentationTask(LightningModule):
         model: As given.
         record: What a checkpoint written now says beside the weights.
         scores: The latest validation's, or None before the first.
+        running_loss: The epoch's training loss.
     """
 
     def __init__(self, model: SegmentationModel, record: RunRecord, class_weights: Tensor | None = None) -> None:
@@ -39,13 +40,9 @@ class SegmentationTask(LightningModule):
         self.record = record
         self.scores: Scores | None = None
         self._loss = SegmentationLoss(record.config, ignore_value(record.label_map.ignore_id), class_weights)
-        self._losses = MeanMetric(nan_strategy="disable")  # or it would leave them out
+        self.running_loss = RunningLoss()
         self._meter: Meter | None = None
         self._pixel_scores: Callable[[Tensor], Tensor] = model.pixel_scores
-
-    def mean_loss(self) -> float:
-        """Mean training loss of the epoch so far; NaN or infinite as soon as one step's is."""
-        return float(self._losses.compute())
 
     @override
     def train(self, mode: bool = True) -> "SegmentationTask":
@@ -62,7 +59,7 @@ class SegmentationTask(LightningModule):
         """Return the loss of a batch: images (N, 3, H, W) uint8, masks (N, H, W) int64."""
         images, masks = batch
         loss: Tensor = self._loss(self._pixel_scores(images.permute(0, 2, 3, 1)), masks)
-        self._losses.update(loss.detach())
+        self.running_loss.update(loss.detach())
         return loss
 
     @override
@@ -74,7 +71,7 @@ class SegmentationTask(LightningModule):
     @override
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's mean loss."""
-        self._losses.reset()
+        self.running_loss.reset()
 
     @override
     def on_validation_start(self) -> None:

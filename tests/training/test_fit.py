@@ -280,13 +280,17 @@ def test_the_learning_rate_climbs_to_its_peak_once_and_then_falls(steps: int, wa
 
 
 def test_a_run_that_diverges_is_an_error_and_keeps_nothing(scenes: Path, tmp_path: Path) -> None:
-    """The loss of the first step is still a number."""
+    """The loss of the first step is still a number, and what comes of it is told at once."""
     run = tmp_path / "run"
     options = [*train_arguments(scenes, tmp_path), "--crop", "64", "--batch-size", "1", "--epochs", "1"]
     steep = ["--lr", "1e9", "--backbone-lr-factor", "1", "--warmup", "0"]
     result = CliRunner().invoke(train, [*options, *steep, "--device", "cpu", "-o", str(run)])
     assert isinstance(result.exception, UsageError), result.output
-    assert str(result.exception) == "the loss is nan in epoch 1; take a lower --lr (it was 1e+09)"
+    told = re.fullmatch(
+        r"the loss is nan in epoch 1, step (\d); take a lower --lr \(it was 1e\+09\)", str(result.exception)
+    )
+    assert told is not None, result.exception
+    assert 1 < int(told[1]) < 8
     assert {path.name for path in run.iterdir()} == {"config.yaml", "environment.json", "tensorboard"}
 
 

@@ -74,6 +74,12 @@ def test_region_losses_vanish_for_the_truth_and_do_not_look_where_no_label_is(na
     assert loss_of(scores, masks, **{name: 1.0}) > cross_entropy(scores, masks, IGNORED)
 
 
+def test_the_usual_loss_reads_nothing_back_from_its_device() -> None:
+    scores, masks = some_scores()
+    loss = SegmentationLoss(from_plain({"data": "d", "backbone": "b"}), IGNORED, torch.ones(3))
+    assert loss.to("meta")(scores.to("meta"), masks.to("meta")).shape == ()  # where there is nothing to be read
+
+
 def contents(pixels: tuple[int, ...], extent: tuple[int, ...]) -> Contents:
     return Contents(1, pixels, extent, 0, (1, 1), True, (), ())
 
