@@ -172,19 +172,17 @@ def read_state(path: Path) -> "OrderedDict[str, Tensor]":
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"weights file {path} holds no state_dict (tensors by name)")
-    return OrderedDict(
-        (name.removeprefix("module."), value.float() if value.is_floating_point() else value)
-        for name, value in state.items()
-    )
+    return OrderedDict((name, value.float() if value.is_floating_point() else value) for name, value in state.items())
 
 
 def load_state(net: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -> None:
-    """Load a state_dict strictly.
+    """Load a state_dict strictly, or what a state_dict holds of the net under a prefix, as checkpoints of Lightning do.
 
     Raises:
-        WeightsError: Keys or shapes differ; the message names the first of them.
+        WeightsError: Keys or shapes differ, or there are several such prefixes; the message names the first of them.
     """
     expected = net.state_dict()
+    state = _below_prefix(state, expected, source)
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in expected]
     shapes = [k for k in expected if k in state and expected[k].shape != state[k].shape]
@@ -207,6 +205,24 @@ def load_state(net: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -
             )
         raise WeightsError(f"weights {source} do not fit {type(net).__name__}: {'; '.join(found)}")
     net.load_state_dict(state, strict=False)
+
+
+def _below_prefix(
+    state: "OrderedDict[str, Tensor]", expected: dict[str, Tensor], source: str
+) -> "OrderedDict[str, Tensor]":
+    """The part of a state_dict that is a net's under a prefix; all of it where some of its keys are the net's own."""
+    if state.keys() & expected.keys():
+        return state
+    needed = [key for key in expected if not key.endswith("num_batches_tracked")]
+    found = [key.removesuffix(needed[0]) for key in state if key.endswith(f".{needed[0]}")]
+    prefixes = [prefix for prefix in found if all(prefix + key in state for key in needed)]
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f"weights {source} hold the net {len(prefixes)} times, below {' and '.join(prefixes)}; give a file with one"
+        )
+    if not prefixes:
+        return state
+    return OrderedDict((key.removeprefix(prefixes[0]), v) for key, v in state.items() if key.startswith(prefixes[0]))
 
 
 def _class_counts(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from fcnseg.errors import ArchitectureError
+from fcnseg.errors import ArchitectureError, WeightsError
 from tests.training.small_nets import CLASSES, TAILS, LeNet, conv, seeded
 from training.conversion import TOLERANCE, Conversion, convolutionalize, dense_trunk, prepared_copy
 from training.fcn import build_fcn
@@ -191,3 +191,30 @@ def test_a_wrapped_net_is_the_net(wrap: Callable[[nn.Module], nn.Module]) -> Non
 def test_a_script_is_refused_with_the_reason() -> None:
     with pytest.raises(ArchitectureError, match="the net is TorchScript"):
         convolutionalize(torch.jit.script(seeded(LeNet)), (32, 36))
+
+
+def save_lenet(folder: Path, prefixes: list[str], **others: Tensor) -> Path:
+    state = {prefix + name: value for prefix in prefixes for name, value in seeded(LeNet).state_dict().items()}
+    torch.save({"state_dict": {**state, **others}, "epoch": 3}, folder / "weights.ckpt")
+    (folder / "own.py").write_text("from tests.training.small_nets import LeNet\n\ndef net():\n    return LeNet()\n")
+    return folder / "weights.ckpt"
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "_orig_mod.", "module.", "module._orig_mod.", "ema.net."])
+def test_weights_are_found_below_what_wrappers_put_before_their_names(prefix: str, tmp_path: Path) -> None:
+    weights = save_lenet(tmp_path, [prefix], **({"criterion.weight": torch.ones(7)} if prefix else {}))
+    classifier = load_classifier(f"{tmp_path / 'own.py'}:net", weights=weights, input_size=(32, 36))
+    expected = seeded(LeNet).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in classifier.net.state_dict().items())
+
+
+def test_weights_of_two_nets_are_refused(tmp_path: Path) -> None:
+    weights = save_lenet(tmp_path, ["model.", "ema."])
+    with pytest.raises(WeightsError, match=r"hold the net 2 times, below model. and ema.; give a file with one"):
+        load_classifier(f"{tmp_path / 'own.py'}:net", weights=weights, input_size=(32, 36))
+
+
+def test_weights_of_another_net_below_a_prefix_are_refused(tmp_path: Path) -> None:
+    weights = save_lenet(tmp_path, ["model."], **{"model.more.weight": torch.ones(2)})
+    with pytest.raises(WeightsError, match="1 unexpected, first more.weight"):
+        load_classifier(f"{tmp_path / 'own.py'}:net", weights=weights, input_size=(32, 36))
