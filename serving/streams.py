@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from serving.calls import image_span
 from serving.drain import CallCounter
-from serving.errors import StoppingError
+from serving.errors import StoppingError, TooLateError
 from serving.statuses import Refusal, abort, refuse
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ async def answer_in_order(
     """Answer the requests of a stream until its sender ends it; when the server stops, those that were read.
 
     Only a few are read ahead, and only one for which there is no room, so that a sender that is faster than the model
-    is held back by flow control. So is the model by a client that does not read, which is left after a minute.
+    is held back by flow control. So is the model by a client that does not read: after a minute its stream is ended,
+    and nothing more is held for it than the answer that it is to read.
 
     Args:
         requests: What comes.
@@ -102,8 +103,9 @@ async def answer_in_order(
     reader = _Reader(requests, calls.stopping)
     end: Exception | None = None
     gone = False
-    with calls.counting():
+    with calls.counting(), ExitStack() as last:
         try:
+            await context.send_initial_metadata(())  # alone, so that a status may follow an answer that is not read
             async with asyncio.TaskGroup() as group:
 
                 async def work(request: _Request, turn: Turn) -> _Answer:
@@ -125,15 +127,11 @@ async def answer_in_order(
                     await answers.put(None)
 
                 group.create_task(read())
-                while (coming := await answers.get()) is not None:
-                    task, turn = coming
-                    answered = await task
-                    async with asyncio.timeout(_LONGEST_WRITE_S):
-                        await context.write(answered)
-                    turn.held.close()
-                    turns.remove(turn)
-        except* (grpc.aio.BaseError, TimeoutError):  # the client is gone, or does not read
+                await _write_in_order(answers, turns, context, last)
+        except* grpc.aio.BaseError:
             gone = True
+        except* TimeoutError:
+            end = TooLateError(f"the client read no answer for {_LONGEST_WRITE_S:g} s; read answers as they come")
         finally:
             _let_go(turns)
             reader.close()
@@ -143,6 +141,33 @@ async def answer_in_order(
             end = StoppingError("the server is stopping; go on with another")
         if end is not None:
             await abort(context, end, what)
+
+
+async def _write_in_order(
+    answers: asyncio.Queue[tuple[asyncio.Task[_Answer], Turn] | None],
+    turns: set[Turn],
+    context: "Context",
+    last: ExitStack,
+) -> None:
+    """Write answers as they are made.
+
+    Args:
+        answers: Tasks that make them, in their order, with their turns; None behind the last.
+        turns: Those of them that are not written.
+        context: Takes the answers.
+        last: Holds what the answer that is being written does. gRPC keeps one that is not read in time all the same.
+
+    Raises:
+        TimeoutError: The client did not read one in time.
+    """
+    while (coming := await answers.get()) is not None:
+        task, turn = coming
+        answered = await task
+        turns.remove(turn)
+        last.enter_context(turn.held)
+        async with asyncio.timeout(_LONGEST_WRITE_S):
+            await context.write(answered)
+        last.close()
 
 
 def _let_go(turns: Iterable[Turn]) -> None:

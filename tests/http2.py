@@ -2,12 +2,12 @@
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from google.protobuf.message import Message
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
+DATA, HEADERS, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 4, 6, 7, 8
 MAX_CONCURRENT_STREAMS = 3
 _END_STREAM, _END_HEADERS = 1, 4
 _INITIAL_WINDOW_SIZE = 4
@@ -43,13 +43,24 @@ def begin(method: str = "fcnseg.v1.SegmentationService/Segment") -> bytes:
 
 def send(request: Message) -> bytes:
     """Return the message of a call and its end, in one frame: at most 16 kB."""
-    data = request.SerializeToString()
-    return frame(DATA, _END_STREAM, 1, struct.pack(">BI", 0, len(data)) + data)
+    return send_all([request])
+
+
+def send_all(requests: Iterable[Message]) -> bytes:
+    """Return the messages of a call and its end, in one frame: at most 16 kB."""
+    messages = [request.SerializeToString() for request in requests]
+    return frame(DATA, _END_STREAM, 1, b"".join(struct.pack(">BI", 0, len(data)) + data for data in messages))
 
 
 def send_part(claimed: int, sent: int) -> bytes:
     """Return the first bytes of a message that claims more."""
     return frame(DATA, 0, 1, struct.pack(">BI", 0, claimed) + bytes(sent))
+
+
+def take(count: int) -> bytes:
+    """Return what lets so many bytes more of the answer come."""
+    size = count.to_bytes(4, "big")
+    return frame(WINDOW_UPDATE, 0, 0, size) + frame(WINDOW_UPDATE, 0, 1, size)
 
 
 def frames(connection: socket.socket) -> Iterator[tuple[int, bytes]]:

@@ -131,6 +131,32 @@ def test_an_answer_that_its_client_does_not_take_is_held(tiny_model: Path) -> No
         wait_until(lambda: registry.held.taken == 0)
 
 
+def test_a_stream_that_its_client_does_not_read_is_ended_and_holds_one_answer(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.streams._LONGEST_WRITE_S", 0.5)
+    registry = ModelRegistry([tiny_model], CPU_CONFIG)
+    image = encode_jpeg(np.zeros((300, 300, 3), np.uint8))
+    request = pb.SegmentRequest(encoded=image, encoding=pb.CLASS_MAP_ENCODING_RAW)
+    item, answer_bytes = pb.SegmentStreamRequest(request=request), 300 * 300
+    held = len(image) + registry.models[0].info.geometry.cells(300, 300) * 3 * 8 + answer_bytes * 10
+    with running_server(registry) as server:
+        host, _, port = server.address.rpartition(":")
+        with socket.create_connection((host, int(port))) as client:
+            call = http2.begin("fcnseg.v1.SegmentationService/SegmentStream")
+            client.sendall(http2.greeting(window=0) + call + http2.send_all([item] * 4))
+            wait_until(lambda: registry.models[0].statistics.success.count == 4)
+            wait_until(lambda: registry.held.taken == held)
+            client.sendall(http2.take(2 * answer_bytes))
+            received = b""
+            for kind, payload in http2.frames(client):
+                received += payload if kind == http2.DATA else b""
+                if b"the client read no answer for 0.5 s" in payload:
+                    break
+            assert answer_bytes < len(received) < 2 * answer_bytes
+            wait_until(lambda: registry.held.taken == 0)
+
+
 def test_an_image_that_can_never_fit_is_the_clients_mistake(gated: GatedSegmenter, tiny_model: Path) -> None:
     request = pb.SegmentRequest(raw=pb.RawImage(height=300, width=300, rgb=bytes(270_000)))
     with serving(gated, tiny_model, max_memory=2 * 100_000) as stub, pytest.raises(grpc.RpcError) as caught:
