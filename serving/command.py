@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # A net's working memory is some hundred times its image: what one machine can hold, not what a file may contain.
 _MOST_IMAGE_BYTES, _MOST_PIXELS, _LONGEST_SIDE = 64 << 20, 2**25, 2**14
+_MOST = 2**31 - 1  # what clients are told of a limit fits into its field
 _KEPT_BYTES = 256 << 20
 _CONNECTIONS = ConnectionConfig()
 _SECTIONS = {
@@ -80,7 +81,7 @@ class _ServeCommand(SectionedCommand):
     "--max-queue",
     default=64,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, _MOST),
     help="Refuse images when so many of a model's are under way.",
 )
 @click.option(
@@ -108,14 +109,14 @@ class _ServeCommand(SectionedCommand):
     "--max-image-pixels",
     default=_MOST_PIXELS,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, _MOST),
     help="Refuse images of more pixels.",
 )
 @click.option(
     "--max-image-side",
     default=_LONGEST_SIDE,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, _MOST),
     help="Refuse images of more rows or columns.",
 )
 @threads_option()

@@ -67,6 +67,9 @@ class Size(click.ParamType[tuple[int, int]]):
         return int(match[1]), int(match[2])
 
 
+_MOST_BYTES = 2**62
+
+
 class Bytes(click.ParamType[int]):
     """A number of bytes, such as 8388608, 8MiB or 2GB.
 
@@ -89,6 +92,8 @@ class Bytes(click.ParamType[int]):
             self.fail(f"{value!r} is no number of bytes, such as 8388608, 8MiB or 2GB", param, ctx)
         if found < self._least:
             self.fail(f"{value} is too few bytes; give at least {self._least}", param, ctx)
+        if found > _MOST_BYTES:
+            self.fail(f"{value} is more bytes than there are; give at most {_MOST_BYTES}", param, ctx)
         return found
 
 
