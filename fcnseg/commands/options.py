@@ -68,6 +68,7 @@ class Size(click.ParamType[tuple[int, int]]):
 
 
 _MOST_BYTES = 2**62
+_MOST_THREADS = 1024  # onnxruntime starts as many as it is told to, deaf to signals meanwhile
 
 
 class Bytes(click.ParamType[int]):
@@ -106,7 +107,7 @@ def threads_option(untuned: str = "0") -> Callable[[_Command], _Command]:
     """Return the option --threads, told what it is where nothing was tuned."""
     return click.option(
         "--threads",
-        type=click.IntRange(min=0),
+        type=click.IntRange(0, _MOST_THREADS),
         help="CPU threads within an operator; 0 takes one per physical core, or CPU of a container that has fewer."
         f" [default: as tuned, else {untuned}]",
     )

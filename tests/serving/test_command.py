@@ -159,6 +159,7 @@ def test_http_port_in_use_is_one_line_and_exit_code_2(tiny_model: Path) -> None:
         (("--drain-delay", "1e9"), "--drain-delay is 1e+09 s; it must be from 0 to 86400"),
         (("--watch", "1e9"), "--watch is 1e+09 s; it must be from 0 to 86400"),
         (("--keepalive", "1e9"), "--keepalive is 1e+09; it must be from 1 to 2073600"),
+        (("--threads", "1025"), "Invalid value for '--threads': 1025 is not in the range 0<=x<=1024"),
         (("--max-queue", "9" * 20), "Invalid value for '--max-queue': 99999999999999999999 is not in the range 1<=x<="),
         (
             ("--max-image-pixels", "9" * 20),
