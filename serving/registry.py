@@ -74,7 +74,7 @@ class ModelRegistry:
         self._changing = threading.Lock()  # held for as long as models are opened and closed
         self._finding = threading.Lock()  # held for a moment
         self._closing = threading.Event()
-        self._models: tuple[ServedModel, ...] = ()
+        self._models: dict[str, dict[str, ServedModel]] = {}  # by name and version, in their order; never changed
         self._failed: dict[str, _Contents] = {}
         self._unopened: frozenset[str] = frozenset()
         try:
@@ -87,7 +87,7 @@ class ModelRegistry:
         errors = []
         for source in find_sources(self._paths, strict=strict):
             try:
-                self._swap((*self._models, self._open(source)))
+                self._swap((*self.models, self._open(source)))
             except Exception as error:
                 if strict:
                     raise
@@ -101,7 +101,7 @@ class ModelRegistry:
     @property
     def models(self) -> tuple[ServedModel, ...]:
         """All open models by name, then by ascending version."""
-        return self._models
+        return tuple(model for versions in self._models.values() for model in versions.values())
 
     @property
     def unopened(self) -> frozenset[str]:
@@ -123,20 +123,19 @@ class ModelRegistry:
             ModelNotFoundError: There is no such model; the message lists those there are.
         """
         models = self._models
-        names = list(dict.fromkeys(m.name for m in models))
-        if not name and len(names) != 1:
-            raise ModelNotFoundError(f"no model was named and there is not exactly one; {_there_are(names)}")
-        wanted = name or names[0]
-        versions = {m.version: m for m in models if m.name == wanted}  # ascending
-        if not versions:
-            raise ModelNotFoundError(f"no model {quote(name)} on this server; {_there_are(names)}")
+        if not name and len(models) != 1:
+            raise ModelNotFoundError(f"no model was named and there is not exactly one; {_there_are(models)}")
+        wanted = name or next(iter(models))
+        if wanted not in models:
+            raise ModelNotFoundError(f"no model {quote(name)} on this server; {_there_are(models)}")
+        versions = models[wanted]
         if version and version not in versions:
             raise ModelNotFoundError(f"no version {quote(version)} of model {wanted!r}; {_there_are(versions)}")
-        return versions[version or list(versions)[-1]]
+        return versions[version or next(reversed(versions))]
 
     def warm(self) -> None:
         """Run every model on its declared sizes, so that the first requests are as fast as the later ones."""
-        for model in self._models:
+        for model in self.models:
             model.batcher.warm(self._config.warm_sizes, self._closing.is_set)
 
     @contextmanager
@@ -192,7 +191,7 @@ class ModelRegistry:
         """
         with self._changing:
             self.find(name, version)
-            self._serve(name, [m for m in self._models if m.name == name and version and m.version != version])
+            self._serve(name, [m for m in self._versions_of(name) if version and m.version != version])
 
     def refresh(self) -> None:
         """Make all models what the paths hold now; what cannot be opened is logged once and stays as it was.
@@ -205,15 +204,16 @@ class ModelRegistry:
             except FcnsegError as error:
                 self._log_failure("", ((str(error), None),), error)
                 return
-            names = {source.name for source in sources} | {model.name for model in self._models}
-            self._failed = {name: contents for name, contents in self._failed.items() if name in names}
-            self._unopened &= names
-            for name in names:
+            there: dict[str, list[ModelSource]] = {name: [] for name in self._models}
+            for source in sources:
+                there.setdefault(source.name, []).append(source)
+            self._failed = {name: contents for name, contents in self._failed.items() if name in there}
+            self._unopened &= there.keys()
+            for name, found in there.items():
                 if self._closing.is_set():
                     return
-                found = [source for source in sources if source.name == name]
                 contents = tuple((source.version, stamp_of(source.path)) for source in found)
-                served = tuple((model.version, model.stamp) for model in self._models if model.name == name)
+                served = tuple((model.version, model.stamp) for model in self._versions_of(name))
                 if contents == served:
                     self._unopened -= {name}
                 if contents == served or contents == self._failed.get(name):
@@ -229,8 +229,11 @@ class ModelRegistry:
         """Stop the models' batchers; what waits is refused, and nothing more is opened."""
         self._closing.set()
         with self._changing:
-            for model in self._models:
+            for model in self.models:
                 model.batcher.close()
+
+    def _versions_of(self, name: str) -> list[ServedModel]:
+        return list(self._models.get(name, {}).values())
 
     def _sources_of(self, name: str) -> list[ModelSource]:
         found = [source for source in self.sources() if source.name == name]
@@ -246,7 +249,7 @@ class ModelRegistry:
             sources: Its versions.
             anew: Whether those that are open are opened again too.
         """
-        old = [model for model in self._models if model.name == name]
+        old = self._versions_of(name)
         open_files = {} if anew else {(model.version, model.stamp): model for model in old}
         versions: list[ServedModel] = []
         try:
@@ -270,16 +273,19 @@ class ModelRegistry:
 
     def _serve(self, name: str, versions: Sequence[ServedModel]) -> None:
         """Let open versions of a model take the place of those there are, which are closed when nothing uses them."""
-        old = [model for model in self._models if model.name == name]
-        self._swap((*(model for model in self._models if model.name != name), *versions))
+        old = self._versions_of(name)
+        self._swap((*(model for model in self.models if model.name != name), *versions))
         if [*versions] != old:
             numbers = ", ".join(model.version for model in versions)
             _log.info("model %r: %s", name, f"serving versions {numbers}" if versions else "no longer served")
         self._retire([model for model in old if model not in versions])
 
     def _swap(self, models: Sequence[ServedModel]) -> None:
+        by_name: dict[str, dict[str, ServedModel]] = {}
+        for model in sorted(models, key=lambda m: (m.name, int(m.version))):
+            by_name.setdefault(model.name, {})[model.version] = model
         with self._finding:
-            self._models = tuple(sorted(models, key=lambda m: (m.name, int(m.version))))
+            self._models = by_name
 
     @staticmethod
     def _retire(models: Sequence[ServedModel]) -> None:
