@@ -146,7 +146,7 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
         UsageError: It cannot be read, or a line is wrong; the message names both, and nothing that the line holds.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()  # editors put a mark that nobody sees before it
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"tokens file {path} cannot be read: {reason}; 'fcnseg token' makes its lines") from error

@@ -40,6 +40,12 @@ def test_lines_are_read_with_comments_and_limits(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_may_come_from_another_systems_editor(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.txt"
+    path.write_bytes(f"\ufeffcamera {HASHES[0]} rate=2\r\noperator {HASHES[1]} admin\r\n".encode())
+    assert read_tokens(path) == (Token("camera", HASHES[0], rate=2), Token("operator", HASHES[1], admin=True))
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
