@@ -17,17 +17,22 @@ COMMAND = "fcnseg.cli"
 _TRANSPORT = "grpc._cython.cygrpc"
 _UNDELIVERED = "ExecuteBatchError"  # which cygrpc has, and does not export
 _WORD = re.compile(r"[!#-~]+")
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class HumanFormatter(logging.Formatter):
-    """LEVEL LOGGER: MESSAGE FIELD=VALUE ... request_id=ID; values that are no single word are quoted."""
+    """LEVEL LOGGER: MESSAGE FIELD=VALUE ... request_id=ID; values that are no single word are quoted.
+
+    A message stays one line, and tells a terminal nothing: a file that cannot be opened may have a part in it.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
         """Write the line that a traceback may follow."""
-        return " ".join([super().formatMessage(record), *(f"{k}={_quote(v)}" for k, v in _read_fields(record).items())])
+        message = _NO_TEXT.sub(lambda found: ascii(found[0])[1:-1], super().formatMessage(record))
+        return " ".join([message, *(f"{k}={_quote(v)}" for k, v in _read_fields(record).items())])
 
 
 class JsonFormatter(logging.Formatter):

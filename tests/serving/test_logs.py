@@ -165,6 +165,15 @@ def test_what_is_no_single_word_is_quoted_for_people(
     assert failed.endswith(' request_id="say\\"cheese"')
 
 
+def test_a_message_is_one_line_that_tells_a_terminal_nothing(
+    written: Callable[[logging.Formatter], io.StringIO],
+) -> None:
+    human, machines = written(HumanFormatter()), written(JsonFormatter())
+    logging.getLogger("serving").warning("no model: %s", "ein \x1b[31mrötlicher\nINFO x: \u202eop")
+    assert human.getvalue() == "WARNING serving: no model: ein \\x1b[31mrötlicher\\nINFO x: \\u202eop\n"
+    assert lines(machines)[0]["message"] == "no model: ein \x1b[31mrötlicher\nINFO x: \u202eop"
+
+
 @pytest.mark.parametrize("given", ["", "x" * 65, "two words", 'a"b code=OK', " padded "])
 def test_an_id_that_is_none_is_replaced(
     tiny_model: Path, written: Callable[[logging.Formatter], io.StringIO], given: str
