@@ -6,6 +6,8 @@ from pathlib import Path
 
 from fcnseg import cgroup
 
+MOST_THREADS = 1024
+"""More than any machine is for: onnxruntime starts them all at once, and would take minutes for a hundred thousand."""
 _CPUS = Path("/sys/devices/system/cpu")
 
 

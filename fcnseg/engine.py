@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fcnseg.bound_run import Shape, open_copies, run_bound
 from fcnseg.capture_gate import GATE
-from fcnseg.cores import threads_beside, threads_for
+from fcnseg.cores import MOST_THREADS, threads_beside, threads_for
 from fcnseg.cuda_driver import device_count, split_device
 from fcnseg.cuda_graphs import CudaGraphs
 from fcnseg.errors import DeviceError, ModelFileError, UsageError
@@ -41,7 +41,7 @@ class EngineOptions:
     """How a session runs; none of it changes a class map on the CPU.
 
     Attributes:
-        threads: CPU threads within an operator; 0 takes one per physical core, or CPU of a container that
+        threads: CPU threads within an operator, up to 1024; 0 takes one per physical core, or CPU of a container that
             has fewer than its machine (`cores.threads_for`).
         runs: CPU runs at a time that share these threads, where they are told that others go on beside them.
         spinning: Whether idle CPU threads spin for a moment, which answers sooner and heats the machine.
@@ -118,7 +118,7 @@ class Engine:
     Raises:
         ModelFileError: The file is not a valid fcnseg model.
         DeviceError: The device is not there or cannot run the whole model; the engine never falls back to another.
-        UsageError: An option is for CUDA alone, and the device is not.
+        UsageError: An option is out of range, or for CUDA alone, and the device is not.
     """
 
     path: Path
@@ -152,6 +152,7 @@ class Engine:
         self._data = None if self.device == "cpu" else _map(path)
         self._with_confidence: onnxruntime.InferenceSession | None = None
         self._opening = threading.Lock()
+        self._closed = False
         self._graphs: CudaGraphs | None = None
         if options.cuda_graphs:
             self._graphs = CudaGraphs(path, self.device, options.cuda_graphs, self._open_recording)
@@ -191,6 +192,11 @@ class Engine:
 
         Returns:
             Class maps at the images' own size, heatmaps, and confidences if asked for.
+
+        Raises:
+            UsageError: The engine was closed.
+            DeviceError: The device is a GPU, and this process was forked from the one that opened the model.
+            ModelFileError: In a forked process: the file has become another model's.
         """
         session = (self._beside if beside else None) or self._session or self._open_again()
         outputs = self._graphs.run(images, confidence=confidence) if self._graphs else None
@@ -242,7 +248,8 @@ class Engine:
             return end_profiling(session, self.path), read_graph(graph)
 
     def close(self) -> None:
-        """Free what the model holds of its device, while nothing is recorded there; when the last run has ended."""
+        """Free what the model holds of its device, while nothing is recorded there; after the last run."""
+        self._closed = True
         with self._gate():
             self._graphs = None
             self._session = self._beside = self._with_confidence = None
@@ -274,9 +281,12 @@ class Engine:
         """Open the file in a forked process.
 
         Raises:
+            UsageError: The engine was closed.
             DeviceError: The device is a GPU, which a forked process cannot use.
             ModelFileError: The file is another one by now.
         """
+        if self._closed:
+            raise UsageError(f"model {self.path} was closed, and cannot be run; load it again")
         if self.device != "cpu":
             raise DeviceError(
                 f"device {self.device} cannot be used in a process forked from the one that opened the model; start"
@@ -354,6 +364,8 @@ def _require_fit(options: EngineOptions, device: str) -> None:
     Raises:
         UsageError: They do not.
     """
+    if not 0 <= options.threads <= MOST_THREADS:
+        raise UsageError(f"the number of threads is {options.threads}; it must be from 0 to {MOST_THREADS}")
     if options.runs < 1:
         raise UsageError(f"the number of runs at a time is {options.runs}; it must be at least 1")
     if options.cuda_graphs < 0:

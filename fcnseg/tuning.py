@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import onnxruntime
 from pydantic import Field, TypeAdapter, ValidationError
 
-from fcnseg.cores import physical_cores, usable_cores
+from fcnseg.cores import MOST_THREADS, physical_cores, usable_cores
 from fcnseg.cuda_driver import device_name
 from fcnseg.engine import PIPELINE_OPTIONS, EngineOptions
 from fcnseg.files import sha256_of, shown, write_text
@@ -35,7 +35,7 @@ class Settings:
         max_batch: Images in one run at most.
     """
 
-    threads: Annotated[int, Field(ge=0, le=1024)] | None = None
+    threads: Annotated[int, Field(ge=0, le=MOST_THREADS)] | None = None
     spinning: bool | None = None
     runners: Annotated[int, Field(ge=1, le=64)] | None = None
     max_batch: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -168,8 +168,7 @@ def tuned_settings(model: Path, device: str) -> Settings:
         model: The model file.
         device: `cpu` or `cuda:N`.
     """
-    path = tuning_path(model)
-    if not path.is_file() or not model.is_file():
+    if not model.is_file() or not (path := tuning_path(model)).is_file():
         return NOTHING_SAID
     try:
         with path.open("rb") as file:

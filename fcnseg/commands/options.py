@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from fcnseg.cores import MOST_THREADS
+
 if TYPE_CHECKING:
     from fcnseg.regions import Region, RegionQuery
 
@@ -68,7 +70,6 @@ class Size(click.ParamType[tuple[int, int]]):
 
 
 _MOST_BYTES = 2**62
-_MOST_THREADS = 1024  # onnxruntime starts as many as it is told to, deaf to signals meanwhile
 
 
 class Bytes(click.ParamType[int]):
@@ -107,7 +108,7 @@ def threads_option(untuned: str = "0") -> Callable[[_Command], _Command]:
     """Return the option --threads, told what it is where nothing was tuned."""
     return click.option(
         "--threads",
-        type=click.IntRange(0, _MOST_THREADS),
+        type=click.IntRange(0, MOST_THREADS),
         help="CPU threads within an operator; 0 takes one per physical core, or CPU of a container that has fewer."
         f" [default: as tuned, else {untuned}]",
     )

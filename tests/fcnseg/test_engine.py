@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fcnseg
 from fcnseg.engine import Engine, EngineOptions
 from fcnseg.errors import DeviceError, ModelFileError, UsageError
 from tests.gpu import GPUS, needs_gpu
@@ -15,8 +16,11 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "scenes-fcn8s.onnx"
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"missing\.onnx does not exist; make one with 'fcnseg heatmap'"):
         Engine(tmp_path / "missing.onnx", "cpu")
-    with pytest.raises(ModelFileError, match="is a folder"):
-        Engine(tmp_path, "cpu")
+    for folder in (tmp_path, Path(), Path("/")):
+        with pytest.raises(ModelFileError, match="is a folder"):
+            Engine(folder, "cpu")
+        with pytest.raises(ModelFileError, match="is a folder"):
+            fcnseg.load(folder, "cpu")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, world\n", bytes(range(256))])
@@ -69,6 +73,19 @@ def test_one_thread_cannot_be_shared_and_no_runs_are_refused(tiny_model: Path) -
     assert not Engine(tiny_model, "cpu", EngineOptions(threads=2)).shares_threads
     with pytest.raises(UsageError, match="the number of runs at a time is 0; it must be at least 1"):
         Engine(tiny_model, "cpu", EngineOptions(runs=0))
+
+
+@pytest.mark.parametrize("threads", [-1, 1025, 100_000])
+def test_threads_beyond_all_machines_are_refused(tiny_model: Path, threads: int) -> None:
+    with pytest.raises(UsageError, match=f"the number of threads is {threads}; it must be from 0 to 1024"):
+        Engine(tiny_model, "cpu", EngineOptions(threads=threads))
+
+
+def test_an_engine_that_was_closed_stays_closed(tiny_model: Path) -> None:
+    engine = Engine(tiny_model, "cpu", EngineOptions(threads=1))
+    engine.close()
+    with pytest.raises(UsageError, match=r"\.onnx was closed, and cannot be run; load it again"):
+        engine.run(np.zeros((1, 5, 6, 3), np.uint8))
 
 
 @needs_gpu
