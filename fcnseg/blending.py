@@ -147,6 +147,7 @@ def _following(spans: tuple[Span, ...], span: Span) -> int | None:
 
 
 def _confidence(scores: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The softmax probability of the highest of (K, ...) scores, times 255, rounded."""
-    levels: NDArray[np.float32] = np.rint(255 / np.exp(scores - scores.max(0)).sum(0))
-    return levels.astype(np.uint8)
+    """The softmax probability of the highest of (K, ...) scores, times 255, rounded; 0 where one is no number."""
+    with np.errstate(invalid="ignore"):
+        levels: NDArray[np.float32] = np.rint(255 / np.exp(scores - scores.max(0)).sum(0))
+    return np.nan_to_num(levels, copy=False).astype(np.uint8)

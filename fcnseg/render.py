@@ -117,17 +117,26 @@ def heatmap(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        scores: (h, w) float, one class of the image's `Segmentation.heatmap`.
+        scores: (h, w) float, one class of the image's `Segmentation.heatmap`; what is no number is drawn as the lowest.
         grid: The model's geometry, or a server's `HeatmapGrid`: where the cells lie.
         opacity: Share of the scores' colour, 0 to 1.
     """
-    values = resample_to_pixels(scores, grid, image.shape[0], image.shape[1])
+    values = resample_to_pixels(_finite(scores), grid, image.shape[0], image.shape[1])
     low, high = float(values.min()), float(values.max())
     spread = high - low or 1.0
     levels = ((values - low) * (255 / spread)).round().astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return _blend(grey.astype(np.uint8, copy=False), colours.astype(np.uint8, copy=False), opacity)
+
+
+def _finite(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return scores in which infinite ones are the highest and lowest of the others, and no numbers the lowest."""
+    known = np.isfinite(scores)
+    if known.all():
+        return scores
+    low, high = (scores[known].min(), scores[known].max()) if known.any() else (0, 0)
+    return np.nan_to_num(scores, nan=low, posinf=high, neginf=low)
 
 
 def _blend(below: NDArray[np.uint8], above: NDArray[np.uint8], opacity: float) -> NDArray[np.uint8]:

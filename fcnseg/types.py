@@ -242,7 +242,7 @@ class Segmentation:
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
-        """(K, h, w) float32 softmax over the classes at each heatmap cell."""
+        """(K, h, w) float32 softmax over the classes at each heatmap cell; 0 where one of the scores is no number."""
         return self._softmax(lambda: None)
 
     def probabilities_while(self, check: Callable[[], object]) -> NDArray[np.float32]:
@@ -259,8 +259,12 @@ class Segmentation:
         for first in range(0, height, rows):
             check()
             scores, powers = (array[:, first : first + rows] for array in (self.heatmap, found))
-            np.exp(scores - scores.max(axis=0), out=powers)
+            with np.errstate(invalid="ignore"):
+                np.exp(scores - scores.max(axis=0), out=powers)
             powers /= powers.sum(axis=0)
+            unknown = np.isnan(powers[0])  # then all classes' are
+            if unknown.any():
+                powers[:, unknown] = 0
         return found
 
     def strongest(self, count: int) -> tuple[ClassPeak, ...]:

@@ -74,3 +74,15 @@ def test_every_tile_counts_by_its_share_in_rows_and_in_columns(class_map_at: str
         np.testing.assert_allclose(found, down.T @ levels.reshape(shape) @ across, rtol=1e-5, atol=1e-3)
 
     check()
+
+
+def test_where_scores_are_no_numbers_the_confidence_is_0() -> None:
+    tiling = plan_tiles(INFO, 4, 64, 32)
+    blender = Blender(tiling, confidence=True)
+    (rows,), (columns, _) = tiling.rows, tiling.columns
+    scores = np.zeros((3, rows.valid.stop, columns.valid.stop), np.float32)
+    scores[0, :, :2] = np.nan
+    confidence = blender.blend(rows, columns, scores).confidence
+    assert confidence is not None
+    assert not confidence[:, :2].any()
+    assert (confidence[:, 6:] == 85).all()

@@ -117,3 +117,17 @@ def test_a_heatmap_of_equal_scores_is_drawn(value: float) -> None:
     )
     assert picture.shape == (9, 9, 3)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_no_numbers_leave_the_others_their_colours(value: float) -> None:
+    geometry = Geometry(plain_axis(8, 4.0), plain_axis(8, 4.0))
+    scores = np.linspace(0, 1, 30, dtype=np.float32).reshape(5, 6)
+    image = np.full((40, 48, 3), 90, np.uint8)
+    plain = render.heatmap(image, scores, geometry)
+    scores[0, 3:5] = value
+    picture = render.heatmap(image, scores, geometry)
+    assert np.array_equal(picture[16:], plain[16:])
+    extreme = plain[-1, -1] if value == np.inf else plain[0, 0]
+    assert np.array_equal(picture[4, 28], extreme)
+    assert len(np.unique(render.heatmap(image, np.full((5, 6), value, np.float32), geometry))) <= 3

@@ -141,6 +141,18 @@ def test_probabilities_are_computed_in_bands_between_which_a_check_may_end_them(
     np.testing.assert_allclose(found, exact / exact.sum(axis=0), atol=1e-6)
 
 
+@pytest.mark.parametrize("score", [np.nan, np.inf])
+def test_where_scores_are_no_numbers_no_class_is_probable_and_elsewhere_all_is_as_ever(score: float) -> None:
+    heatmap = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    plain = Segmentation(np.zeros((4, 5), np.uint8), heatmap.copy(), None, LABELS).probabilities
+    heatmap[1, 2, 3] = score
+    found = Segmentation(np.zeros((4, 5), np.uint8), heatmap, None, LABELS)
+    assert not found.probabilities[:, 2, 3].any()
+    plain[:, 2, 3] = 0
+    assert np.array_equal(found.probabilities, plain)
+    assert [peak.probability for peak in found.strongest(3)] == sorted(plain.max(axis=(1, 2)).tolist(), reverse=True)
+
+
 def test_the_strongest_classes_are_those_most_probable_anywhere() -> None:
     scores = np.array([[[9, 0, 0]], [[0, 0, 3]], [[0, 9, 0]]], np.float32)
     segmentation = Segmentation(np.zeros((1, 3), np.uint8), scores, None, LABELS)
