@@ -131,7 +131,7 @@ class Manifest:
             for image in images:
                 if (place := self._places.get(image)) is not None:
                     file.write(self._line_at(place))
-        self._file.close()
+            self._file.close()  # Windows replaces no file that is open
         self._file = self._path.open("a+b")
         self._places.clear()
         self._read_places()

@@ -1,7 +1,8 @@
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -409,3 +410,29 @@ def test_an_image_beyond_the_limits_gets_a_tiff_mask_window_by_window(segmenter:
     assert "use --format tiff" in str(result.error)
     (result,) = segment_folder(segmenter, tmp_path / "png", tmp_path / "third", options)
     assert isinstance(result.error, ImageError)
+
+
+def test_no_file_is_open_where_it_is_replaced(segmenter: Segmenter, tmp_path: Path) -> None:
+    """Windows would refuse."""
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        pytest.skip("looks at open files in /proc")
+    replaced: list[str] = []
+    found_open: list[str] = []
+
+    def look(event: str, arguments: tuple[object, ...]) -> None:
+        if event != "os.rename" or tmp_path not in Path(str(arguments[1])).parents:
+            return
+        replaced.append(Path(str(arguments[1])).name)
+        for descriptor in descriptors.iterdir():
+            with suppress(OSError):
+                if descriptor.readlink() in {Path(str(name)) for name in arguments[:2]}:
+                    found_open.append(str(arguments[1]))
+
+    sys.addaudithook(look)
+    write_noise(tmp_path / "in", 1)
+    options = FolderOptions(MaskFormat.COCO, overlay=True, regions=RegionQuery())
+    for _ in range(2):
+        list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", options))
+    assert {"000.json", "000.overlay.jpg", "manifest.jsonl", "report.html", "coco.json", "fcnseg.json"} <= set(replaced)
+    assert not found_open
