@@ -4,6 +4,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnseg.images import DEFAULT_LIMITS, require_within
+
 _CELL = 16
 _NOISE = 6
 
@@ -13,7 +15,11 @@ def sample_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
     Returns:
         (H, W, 3) uint8 RGB, the same for the same arguments.
+
+    Raises:
+        ImageTooLargeError: It is beyond what images may have.
     """
+    require_within(DEFAULT_LIMITS, height, width, "the image to measure with")
     rng = np.random.default_rng(seed)
     patches = rng.integers(0, 256, (-(-height // _CELL) + 1, -(-width // _CELL) + 1, 3), dtype=np.uint8)
     smooth = cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -50,6 +51,19 @@ class SectionedCommand(click.Command):
         for heading, records in listed.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
+
+
+class Output(click.Path):
+    """Where something is written: never the folder that one is in, which `Path` would take an empty name for."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read an option's or argument's text."""
+        if value == "":
+            self.fail("its name is empty; name a file or a folder", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Size(click.ParamType[tuple[int, int]]):

@@ -11,6 +11,7 @@ import click
 
 from fcnseg.commands.access import access_options, open_client
 from fcnseg.commands.options import (
+    Output,
     device_option,
     refuse_given,
     region_options,
@@ -41,7 +42,7 @@ _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored
 @click.command()
 @click.argument("model")
 @click.argument("source", metavar="INPUT")
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=Output())
 @click.option(
     "--format",
     "mask_format",

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner
 
 from fcnseg.commands.options import Bytes, SectionedCommand
+from fcnseg.commands.segment import segment
 
 
 @click.command(cls=SectionedCommand, sections={"host": "Address", "limit": "Limits"})
@@ -40,3 +43,10 @@ def limited(memory: int) -> None:
 )
 def test_bytes_are_told_in_any_unit(given: list[str], told: str) -> None:
     assert told in CliRunner().invoke(limited, given).output
+
+
+def test_an_empty_output_does_not_stand_for_the_folder_that_one_is_in(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    done = CliRunner().invoke(segment, [str(tiny_model), str(tmp_path), ""])
+    assert done.exit_code == 2
+    assert "Invalid value for 'OUTPUT': its name is empty; name a file or a folder" in done.output

@@ -6,6 +6,7 @@ from click.testing import CliRunner
 
 import fcnseg
 from fcnseg.commands.profile import profile as command
+from fcnseg.errors import ImageTooLargeError
 from fcnseg.profile import profile
 from fcnseg.sample_image import sample_image
 
@@ -46,3 +47,10 @@ def test_the_command_prints_shares_and_keeps_all_nodes(tmp_path: Path) -> None:
     content = json.loads(out.read_text())
     assert sum(node["ms"] for node in content["nodes"]) == pytest.approx(content["nodes_ms"])
     assert sum(group["share"] for group in content["groups"]) == pytest.approx(1)
+
+
+def test_a_size_beyond_all_images_is_refused_in_one_line() -> None:
+    with pytest.raises(
+        ImageTooLargeError, match=r"the image to measure with has 99999 x 99999 = \d+ pixels, more than"
+    ):
+        CliRunner().invoke(command, [str(GOLDEN), "--size", "99999x99999"], catch_exceptions=False)
