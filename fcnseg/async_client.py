@@ -5,13 +5,13 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from contextlib import suppress
 from itertools import islice
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import grpc
 from google.protobuf.wrappers_pb2 import Int32Value
 
 from fcnseg.access import Access
-from fcnseg.errors import RequestError
+from fcnseg.errors import RequestError, UsageError
 from fcnseg.exchange import (
     DEFAULT_IN_FLIGHT,
     DEFAULT_RETRIES,
@@ -45,6 +45,9 @@ class AsyncClient:
     (480, 640)
 
     Arguments and errors are those of `Client`. A task that is cancelled cancels its request.
+
+    Raises:
+        UsageError: As `Client`, or no event loop runs.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class AsyncClient:
     ) -> None:
         access = Access.of(tls, token, token_in_clear=token_in_clear)
         self._exchange = Exchange(server, timeout_s, retries, max_message_bytes, access)
+        loop = _running_loop()
         options = self._exchange.channel_options
         if access.tls is None:
             self._channel = grpc.aio.insecure_channel(server, options)
@@ -70,7 +74,16 @@ class AsyncClient:
         self._open_health: Callable[..., Awaitable[Int32Value]] = self._channel.unary_unary(
             CHECK, None, Int32Value.FromString
         )
+        self._loop = loop
         self._closed = False
+
+    def __repr__(self) -> str:
+        """Name the server, and no token."""
+        return f"AsyncClient({self._exchange.server!r})"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied."""
+        self._exchange.refuse_to_move()
 
     async def __aenter__(self) -> Self:
         return self
@@ -194,18 +207,26 @@ class AsyncClient:
 
     @property
     def _stub(self) -> SegmentationServiceStub:
-        self._exchange.require_open(closed=self._closed)
+        self._require_usable()
         return self._open_stub
 
     @property
     def _admin(self) -> ModelAdminServiceStub:
-        self._exchange.require_open(closed=self._closed)
+        self._require_usable()
         return self._open_admin
 
     @property
     def _health(self) -> Callable[..., Awaitable[Int32Value]]:
-        self._exchange.require_open(closed=self._closed)
+        self._require_usable()
         return self._open_health
+
+    def _require_usable(self) -> None:
+        self._exchange.require_open(closed=self._closed)
+        if _running_loop() is not self._loop:
+            raise UsageError(
+                f"the client of server {self._exchange.server} was made in another event loop; make one in each, such"
+                " as in the coroutine that asyncio.run is given"
+            )
 
 
 class _Stream:
@@ -307,6 +328,21 @@ class _Stream:
         if isinstance(answer, grpc.RpcError):
             raise self._exchange.failure(answer) from answer
         return answer
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop that runs.
+
+    Raises:
+        UsageError: There is none.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise UsageError(
+            "an AsyncClient is made where an event loop runs, such as in the coroutine that asyncio.run is given;"
+            " elsewhere use Client"
+        ) from error
 
 
 def _task_is_cancelled() -> bool:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import grpc
 from google.protobuf.wrappers_pb2 import Int32Value
@@ -82,6 +82,14 @@ class Client:
         self._open_admin = ModelAdminServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
         self._open_health: Callable[..., Int32Value] = self._channel.unary_unary(CHECK, None, Int32Value.FromString)
         self._closed = False
+
+    def __repr__(self) -> str:
+        """Name the server, and no token."""
+        return f"Client({self._exchange.server!r})"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied."""
+        self._exchange.refuse_to_move()
 
     def __enter__(self) -> Self:
         return self

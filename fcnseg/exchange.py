@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import grpc
 
@@ -267,6 +268,17 @@ class Exchange:
         """
         if closed:
             raise UsageError(f"the client of server {self.server} has been closed; make another")
+
+    def refuse_to_move(self) -> NoReturn:
+        """Refuse to bring a client to another process.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            f"the client of server {self.server} cannot be copied or sent to another process, since it is a connection;"
+            " make another there"
+        )
 
     def late(self) -> RequestError:
         """Return the error of a stream whose next answer does not come in time."""

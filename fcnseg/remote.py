@@ -12,6 +12,8 @@ from fcnseg.masks import Encoding
 from fcnseg.regions import Region
 from fcnseg.types import ClassArea, ClassInfo, ClassMap, Placement
 
+_MOST_NAMED = 5
+
 
 @dataclass(frozen=True)
 class Timings:
@@ -114,6 +116,17 @@ class RemoteSegmentation:
     batch_size: int = 1
     other_id: int | None = None
     runs: Mapping[int, bytes] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Say what it is of, in one line: the bytes and the arrays would fill screens."""
+        height, width = self.class_map.shape
+        largest = sorted(self.classes, key=lambda area: -area.pixels)[:_MOST_NAMED]
+        shares = [f"{area.name} {area.fraction:.1%}" for area in largest]
+        others = len(self.classes) - len(largest)
+        return (
+            f"<RemoteSegmentation of {height} x {width} pixels by {self.model_name} version {self.model_version}:"
+            f" {', '.join(shares) or 'no class'}{f' and {others} more' if others else ''}>"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,3 +247,10 @@ class RemoteModel:
     memory_limits: RemoteMemoryLimits
     warm_sizes: tuple[tuple[int, int], ...]
     cold_sizes: int
+
+    def __repr__(self) -> str:
+        """Say what it is, in one line: there may be thousands of classes."""
+        return (
+            f"<RemoteModel {self.name} version {self.version}: {self.variant} of {self.architecture},"
+            f" {len(self.classes)} classes, on {self.device}>"
+        )

@@ -1,4 +1,5 @@
 import asyncio
+import copy
 import gc
 import itertools
 import threading
@@ -331,3 +332,28 @@ async def test_closing_the_client_ends_what_is_under_way_and_it_takes_nothing_mo
     finally:
         gated.gate.set()
     await require_no_tasks()
+
+
+def test_a_client_is_made_and_used_in_one_event_loop(tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match="is made where an event loop runs"):
+        AsyncClient("127.0.0.1:1")
+
+    async def begin(address: str) -> AsyncClient:
+        client = AsyncClient(address)
+        await client.segment(IMAGE)
+        return client
+
+    async def go_on(client: AsyncClient) -> None:
+        for call in (client.segment(IMAGE), client.list_models(), anext(client.segment_stream([IMAGE]))):
+            with pytest.raises(UsageError, match=r"was made in another event loop; make one in each"):
+                await call
+
+    with running_server(tiny_model) as server:
+        asyncio.run(go_on(asyncio.run(begin(server.address))))
+
+
+async def test_a_client_is_told_by_its_address_and_cannot_be_copied() -> None:
+    async with AsyncClient("127.0.0.1:1", token="secret") as client:  # noqa: S106
+        assert repr(client) == "AsyncClient('127.0.0.1:1')"
+        with pytest.raises(UsageError, match="make another there"):
+            copy.deepcopy(client)

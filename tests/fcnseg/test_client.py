@@ -1,4 +1,5 @@
 import functools
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -420,6 +421,29 @@ def test_threads_share_a_client(both: RunningServer, tiny_model: Path) -> None:
         answers = list(pool.map(lambda image: client.segment(image, model="tiny"), photos))
     for image, answer in zip(photos, answers, strict=True):
         np.testing.assert_array_equal(answer.class_map, offline_model(tiny_model).segment(image).class_map)
+
+
+def test_answers_are_shown_in_one_line(tmp_path: Path) -> None:
+    many = write_tiny_model(tmp_path / "many.onnx", class_count=300)
+    twenty_classes = np.zeros((4, 40, 3), np.uint8)
+    twenty_classes[..., 0] = np.arange(40) // 2
+    with running_server(many) as server, Client(server.address) as client:
+        model = client.get_model()
+        (item,) = client.segment_stream([twenty_classes], confidence=True, overlay=True, encoding=Encoding.RAW)
+        none = client.segment(twenty_classes, classes=["200"])
+    names = [info.name for info in model.classes]
+    shares = ", ".join(f"{name} 5.0%" for name in names[:5])
+    shown = f"<RemoteSegmentation of 4 x 40 pixels by many version 1: {shares} and 15 more>"
+    assert repr(item) == f"StreamItem(id=0, segmentation={shown}, error=None)"
+    assert repr(none) == "<RemoteSegmentation of 4 x 40 pixels by many version 1: no class>"
+    assert repr(model) == "<RemoteModel many version 1: heatmap of tiny, 300 classes, on cpu>"
+
+
+def test_a_client_is_told_by_its_address_and_cannot_be_sent_elsewhere() -> None:
+    with Client("127.0.0.1:1", token="secret") as client:  # noqa: S106
+        assert repr(client) == "Client('127.0.0.1:1')"
+        with pytest.raises(UsageError, match="make another there"):
+            pickle.dumps(client)
 
 
 @pytest.mark.parametrize("retries", [-1, 5])
