@@ -397,7 +397,7 @@ class _Stream:
             for answer in call:
                 self._answers.put(answer)
         except grpc.RpcError as error:
-            end = error
+            end = error.with_traceback(None)  # it is the call itself, and would keep the stream and its images
         self._answers.put(end)
         self._asked.put(None)
 

@@ -1,7 +1,9 @@
+import gc
 import itertools
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +149,23 @@ def test_leaving_an_endless_stream_ends_it_and_its_threads(tiny_model: Path) -> 
         require_no_threads()
         assert taken <= 5 + 1 + 3
         assert client.segment(IMAGE).class_map.shape == (4, 6)
+
+
+def test_a_stream_that_was_left_lets_go_of_its_images_at_once(tiny_model: Path) -> None:
+    """Not when Python looks for cycles: they may be a camera's, which another is to open."""
+    images = (frame for frame in frames(100))
+    kept = weakref.ref(images)
+    gc.disable()
+    try:
+        with running_server(tiny_model) as server, Client(server.address) as client:
+            items = client.segment_stream(images)
+            del images
+            next(items)
+            items.close()
+            del items
+            wait_until(lambda: kept() is None)
+    finally:
+        gc.enable()
 
 
 def test_a_reader_that_pauses_holds_the_images_back(tiny_model: Path) -> None:
