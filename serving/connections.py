@@ -8,9 +8,9 @@ from fcnseg.errors import UsageError
 _LONGEST_S = 24 * 86400.0  # what fits into gRPC's milliseconds
 _MOST = 2**31 - 2  # what fits into gRPC's numbers, and is not none at all
 _COUNTS = {"max_streams", "max_connections"}
-# What a client may not undercut with pings of its own; gRPC's default of 5 minutes ends connections of honest clients.
 _MOST_PENDING = 10_000
-_SHORTEST_PING_INTERVAL_MS = 5000
+SHORTEST_PING_INTERVAL_MS = 5000
+"""What a client may not undercut with pings of its own; gRPC's default of 5 minutes ends connections of honest ones."""
 _FLAGS = {
     "keepalive_s": "--keepalive",
     "max_age_s": "--max-connection-age",
@@ -69,7 +69,7 @@ class ConnectionConfig:
             # The keepalive timeout alone closes nothing in gRPC 1.85: this one, of a minute by default, does.
             ("grpc.http2.ping_timeout_ms", _milliseconds(self.keepalive_timeout_s)),
             ("grpc.http2.max_pings_without_data", 0),  # else silence is pinged twice and then never again
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", _SHORTEST_PING_INTERVAL_MS),
+            ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_INTERVAL_MS),
             ("grpc.max_concurrent_streams", self.max_streams),
             # Else it refuses calls (UNAVAILABLE) of a client that keeps to the limit, by streams that are just ending.
             ("grpc.http.overload_protection", 0),

@@ -5,12 +5,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+_PING = bytes([0, 0, 8, 6, 0])  # RFC 9113: the length, the type, and no flag, which an answer has
+
 
 class Relay:
     """Takes connections at `address` and hands on what comes, until it is closed.
 
     Args:
         server: Where to, as HOST:PORT.
+
+    Attributes:
+        pings: How many pings clients have sent, each by itself.
     """
 
     def __init__(self, server: str) -> None:
@@ -18,6 +23,7 @@ class Relay:
         self._server = host, int(port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.pings = 0
         self._ends: list[socket.socket] = []
         self._silences: list[threading.Event] = []
         self._threads: list[threading.Thread] = []
@@ -61,6 +67,7 @@ class Relay:
     def _hand_on(self, source: socket.socket, sink: socket.socket, silence: threading.Event) -> None:
         with suppress(OSError):  # one side has gone
             while data := source.recv(1 << 16):
+                self.pings += data.startswith(_PING) and sink.getpeername() == self._server
                 if not silence.is_set():
                     sink.sendall(data)
             if not silence.is_set():

@@ -1,5 +1,6 @@
 """How a client's connections are made, kept and left."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,15 @@ from fcnseg import exchange
 from fcnseg.async_client import AsyncClient
 from fcnseg.client import Client
 from fcnseg.errors import ServerUnavailableError
-from serving.connections import ConnectionConfig
+from fcnseg.exchange import PING_AFTER_MS
+from serving import connections
 from serving.server import ServerConfig
+from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.name_server import name_server
 from tests.relay import relay_to
 from tests.running_server import running_server
 from tests.server_process import free_port
+from tests.waiting import wait_until
 
 IMAGE = np.full((4, 6, 3), (0, 0, 255), np.uint8)
 BLUE = [[2] * 6] * 4
@@ -62,9 +66,23 @@ def test_a_stream_whose_connection_falls_silent_is_told(tiny_model: Path) -> Non
             list(stream)
 
 
-def test_servers_of_ours_take_the_pings() -> None:
-    taken = dict(ConnectionConfig().channel_options)["grpc.http2.min_recv_ping_interval_without_data_ms"]
-    assert taken < exchange.PING_AFTER_MS
+@pytest.mark.usefixtures("soon")
+def test_servers_of_ours_take_the_pings_of_a_request_that_waits(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert connections.SHORTEST_PING_INTERVAL_MS < PING_AFTER_MS
+    monkeypatch.setattr(connections, "SHORTEST_PING_INTERVAL_MS", 100)
+    segmenter = GatedSegmenter(tiny_model)
+    with (
+        running_server(registry_of(segmenter, tiny_model)) as server,
+        relay_to(server.address) as relay,
+        Client(relay.address, retries=0) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(client.segment, IMAGE)
+        wait_until(lambda: relay.pings > 5 or waiting.done())
+        segmenter.gate.set()
+        assert waiting.result().class_map.tolist() == BLUE
 
 
 def test_a_server_that_has_moved_to_another_address_is_found_within_the_retries(tiny_model: Path) -> None:
