@@ -267,16 +267,21 @@ async def ask(address: str, clients: int, requests: list[bytes], at_least_s: flo
 
 def measure(told: dict[str, Any]) -> Point:
     """Time runs of one size in this process, which has done nothing else."""
-    segmenter = fcnseg.load(told["model"], "cpu", told["threads"], tuned=False)
     images = [photograph(*told["size"])] * told["batch"]
+    found: Point = {"seconds": statistics.median(run_times(told, images)), "peak_mib": peak_mib()}
+    if told["runs_profiled"]:
+        found["operators"] = profile(Path(told["model"]), np.stack(images), told["threads"], told["runs_profiled"])
+    return found
+
+
+def run_times(told: dict[str, Any], images: list[Pixels]) -> list[float]:
+    """Seconds of each run; the segmenter and its memory are gone afterwards."""
+    segmenter = fcnseg.load(told["model"], "cpu", told["threads"], tuned=False)
     segmenter.segment_batch(images)
     times = [seconds(lambda: segmenter.segment_batch(images))]
     while len(times) < LEAST_RUNS or sum(times) < told["seconds"]:
         times.append(seconds(lambda: segmenter.segment_batch(images)))
-    found = {"seconds": statistics.median(times), "peak_mib": peak_mib()}
-    if told["runs_profiled"]:
-        found["operators"] = profile(Path(told["model"]), np.stack(images), told["threads"], told["runs_profiled"])
-    return found
+    return times
 
 
 def _spread(points: list[Point], field: str) -> Spread:
