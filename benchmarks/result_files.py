@@ -64,11 +64,15 @@ class Result(_Strict):
         return next((table for table in self.tables if table.name == name), None)
 
 
+class NotAReportError(SystemExit):
+    """A file does not hold what `reporting.py` keeps; the message says where."""
+
+
 def read(path: Path) -> Result:
     """Read a report.
 
     Raises:
-        SystemExit: It is none.
+        NotAReportError: It is none.
     """
     try:
         return Result.model_validate_json(path.read_bytes())
@@ -76,4 +80,4 @@ def read(path: Path) -> Result:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         reason = f"{place}: {first['msg']}" if place else first["msg"]
-        raise SystemExit(f"{path} is not a benchmark's report ({reason}); run its benchmark again") from None
+        raise NotAReportError(f"{path} is not a benchmark's report ({reason}); run its benchmark again") from None

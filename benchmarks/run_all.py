@@ -21,7 +21,7 @@ from pathlib import Path
 
 from catalogue import BENCHMARKS
 from reporting import ROOT, commit
-from result_files import read
+from result_files import NotAReportError, read
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -29,10 +29,10 @@ RESULTS = HERE / "results"
 
 def is_measured(name: str, results: Path, now: str) -> bool:
     """Whether there are figures of the benchmark, as it runs by default, at a commit without changes."""
-    kept = results / f"{name}.json"
-    if not kept.exists():
+    try:
+        report = read(results / f"{name}.json")
+    except (FileNotFoundError, NotAReportError):
         return False
-    report = read(kept)
     return (
         bool(now) and "changes" not in now and (report.commit, report.command) == (now, f"python benchmarks/{name}.py")
     )

@@ -35,6 +35,8 @@ def test_figures_of_this_commit_by_the_default_command_are_not_measured_again(
         report = kept | {"commit": commit, "command": f"python benchmarks/tiling.py{options}"}
         (tmp_path / "tiling.json").write_text(json.dumps(report))
         assert run_all.is_measured("tiling", tmp_path, now) is measured
+    (tmp_path / "tiling.json").write_text("{}")
+    assert not run_all.is_measured("tiling", tmp_path, "abc1234")
 
 
 def test_every_benchmark_is_in_the_catalogue_and_has_a_file(run_all: ModuleType) -> None:
