@@ -183,8 +183,8 @@ class Benchmark:
                     "bare": lambda case=case: bare_call(case.request),
                     "server": lambda case=case: call(case.request),
                 }
-                rounds = max(1, round(self.rounds * self.seconds / TURN_S))
-                found = in_turns(sides, rounds, TURN_S)
+                turn = min(TURN_S, self.seconds)
+                found = in_turns(sides, round(self.rounds * self.seconds / turn), turn)
                 runs, bare, waits = ([second * 1000 for second in side.values] for side in found.values())
                 more, more_than_bare = (
                     [wait - least for wait, least in zip(waits, side, strict=True)] for side in (runs, bare)
