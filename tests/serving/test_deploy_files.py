@@ -108,6 +108,14 @@ def test_stages_are_there_before_they_are_used() -> None:
         assert service["fcnseg"]["build"]["target"] in seen
 
 
+def test_images_of_others_are_of_one_version() -> None:
+    named = [service["image"] for service in files.compose().values() if "build" not in service]
+    named += [default.replace("PYTHON=", "python:") for default in files.following("ARG")]
+    assert len(named) == 3
+    for image in named:
+        assert re.search(r":v?\d+\.\d+\.\d+(-[\w-]+)?$", image), image
+
+
 def test_the_image_is_built_of_all_that_the_wheel_needs_and_of_nothing_else() -> None:
     copied = {word for rest in files.following("COPY") if "--from" not in rest for word in rest.split()[:-1]}
     wanted = {"pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]}
@@ -125,8 +133,8 @@ def test_what_pip_installs_into_the_image_is_what_the_project_names() -> None:
     ours = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
     named = [Requirement(text) for text in re.findall(r'"(onnxruntime[^"]*)"', runs)]
     assert {r.name: r.specifier for r in named} == {name: ours[name] for name in ("onnxruntime", "onnxruntime-gpu")}
-    (version,) = re.findall(r"python:([\d.]+)|PYTHON=([\d.]+)", " ".join(files.following("ARG")))
-    assert f"Programming Language :: Python :: {''.join(version)}" in project["classifiers"]
+    (version,) = re.findall(r"PYTHON=(\d+\.\d+)\.", " ".join(files.following("ARG")))
+    assert f"Programming Language :: Python :: {version}" in project["classifiers"]
 
 
 def test_the_extras_of_onnxruntime_gpu_exist() -> None:
