@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from fcnseg.errors import UsageError
 from fcnseg.files import write_text
-from fcnseg.types import Rgb, closest
+from fcnseg.types import closest
 
 Variant: TypeAlias = Literal["fcn32s", "fcn16s", "fcn8s"]
 TailChoice: TypeAlias = Literal["auto", "fc", "gap"]
@@ -22,10 +22,14 @@ ClassWeights: TypeAlias = Literal["none", "median", "sqrt-median"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 
+LARGEST_SEED = 2**32 - 1
+"""Of numpy's generator, which Lightning seeds with the others, or with 0 where it cannot."""
+
 _Count: TypeAlias = Annotated[int, Field(ge=1)]
 _Pixels: TypeAlias = Annotated[int, Field(ge=32)]
 _Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 _NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 _Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -92,8 +96,8 @@ class TrainConfig:
     start: str | None = None
     pretrained: bool = True
     weights: str | None = None
-    mean: Rgb | None = None
-    std: Rgb | None = None
+    mean: tuple[_Finite, _Finite, _Finite] | None = None
+    std: tuple[_Positive, _Positive, _Positive] | None = None
     input_size: tuple[_Count, _Count] | None = None
     recipe: RecipeName = "modern"
     epochs: _Count = 20
@@ -106,7 +110,7 @@ class TrainConfig:
     lr: _Positive = 1e-2
     backbone_lr_factor: _NotNegative = 0.07
     bias_lr_factor: _NotNegative = 1.0
-    momentum: _Share = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: _NotNegative = 1e-2
     schedule: Schedule = "cosine"
     warmup: _Share = 0.1
@@ -117,7 +121,7 @@ class TrainConfig:
     lovasz: _NotNegative = 0.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     freeze_statistics: bool = True
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
     workers: Annotated[int, Field(ge=0)] | None = None
     device: Device = "auto"
     precision: Precision = "auto"

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from typing_extensions import override
 
 from fcnseg.allocator import keep_freed_memory
-from fcnseg.files import write_text
+from fcnseg.files import remove_halves, write_text
 from training.augment import TrainingCrops, WholeImages
 from training.averaging import MovingAverage
 from training.config import Precision, TrainConfig, write_config
@@ -31,7 +31,7 @@ from training.divergence import DivergenceWatch
 from training.environment import describe_environment
 from training.model import SegmentationModel
 from training.progress import TrainingProgress
-from training.run import CONFIG, ENVIRONMENT, LAST, TENSORBOARD, RunRecord, read_checkpoint
+from training.run import CONFIG, ENVIRONMENT, LAST, SAMPLES, TENSORBOARD, RunRecord, read_checkpoint
 from training.run_writer import RunWriter
 from training.task import SegmentationTask, ignore_value
 
@@ -71,6 +71,7 @@ def fit(
     Raises:
         DeviceError: The device asked for is not there, or does not train in the precision asked for.
         UsageError: The training diverges: a loss is no number. The epochs before are kept.
+        OSError: An epoch cannot be kept, as on a full disk. The epochs before are kept.
         KeyboardInterrupt: The run was interrupted; the last checkpoint is that of the last finished epoch, or holds the
             weights of that moment where there is none.
         SystemExit: As for an interrupt, by SIGTERM.
@@ -81,6 +82,8 @@ def fit(
     record = RunRecord(
         config, dataset.label_map, model.mean, model.std, data_fingerprint, model.classifier_classes, images=images
     )
+    for place in (folder, folder / SAMPLES):
+        remove_halves(place)  # of a run that was killed while it wrote
     environment = describe_environment(device)
     if resume:
         begun = json.loads((folder / ENVIRONMENT).read_text("utf-8"))

@@ -1,10 +1,11 @@
 """What a run leaves in its folder as its epochs end; `training.run` says what that is."""
 
+import contextlib
 import csv
 import dataclasses
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +63,17 @@ class RunWriter(Callback):
         pl_module.record = dataclasses.replace(pl_module.record, epoch=epoch, metrics=metrics, class_iou=class_iou)
         seconds = round(time.perf_counter() - self._begun, 2)
         self._rows.append({"epoch": epoch, "loss": pl_module.running_loss.mean(), **metrics, "seconds": seconds})
-        write_text(self._folder / METRICS, _to_csv(self._rows))
-        draw_curves(self._rows, self._folder / CURVES)
-        _log(trainer, pl_module, scores)
         is_best = not self.best or metrics["mean_iou"] > self.best["mean_iou"]
         if is_best:
             self.best = metrics
-        with replacing(self._folder / LAST) as temporary:
-            trainer.save_checkpoint(temporary, weights_only=False)
-            if is_best:  # before last.ckpt says so: a run that is killed in between does the epoch again
-                _keep_weights(temporary, self._folder / BEST)
+        with self._explained(epoch):
+            write_text(self._folder / METRICS, _to_csv(self._rows))
+            draw_curves(self._rows, self._folder / CURVES)
+            _log(trainer, pl_module, scores)
+            with replacing(self._folder / LAST) as temporary:
+                trainer.save_checkpoint(temporary, weights_only=False)
+                if is_best:  # before last.ckpt says so: a run that is killed in between does the epoch again
+                    _keep_weights(temporary, self._folder / BEST)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -91,6 +93,17 @@ class RunWriter(Callback):
         if interrupted and not self._rows:
             with replacing(self._folder / LAST) as temporary:
                 trainer.save_checkpoint(temporary, weights_only=False)
+
+    @contextlib.contextmanager
+    def _explained(self, epoch: int) -> Iterator[None]:
+        """Tell in one line that an epoch cannot be kept."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # the latter is PyTorch's, where a file cannot be written
+            reason = " ".join(str(error).split())[:150]
+            raise OSError(
+                f"epoch {epoch} cannot be kept in {self._folder} ({reason}); make room there, and go on by --resume"
+            ) from error
 
     def _is_shown(self, trainer: Trainer) -> bool:
         epoch = trainer.current_epoch + 1

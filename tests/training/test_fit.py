@@ -332,6 +332,7 @@ def test_a_killed_run_that_is_resumed_ends_with_the_weights_that_it_would_have_h
     with training_process([*options, "-o", str(run), "--resume"]) as process:
         wait_for_epoch(process, 2)
         process.kill()
+    (run / ".last.0123abcd.part.ckpt").write_bytes(b"what it was writing")
     (tmp_path / "weights.pth").unlink()
     shutil.copytree(scenes, moved)
     begun = {**json.loads((run / "environment.json").read_text()), "system": "of the first epochs"}
@@ -340,6 +341,7 @@ def test_a_killed_run_that_is_resumed_ends_with_the_weights_that_it_would_have_h
     resumed = CliRunner().invoke(train, [str(moved), *options[1:], "--device", "cpu", "-o", str(run), "--resume"])
     assert resumed.exit_code == 0, resumed.output
     assert f"going on behind epoch {kept}" in resumed.stderr
+    assert not list(run.rglob(".*.part*"))
     expected, found = (weights_of(folder / "last.ckpt") for folder in (tmp_path / "straight", run))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     rows, others = read_rows(run), read_rows(tmp_path / "straight")
@@ -438,6 +440,44 @@ def test_an_interrupted_run_ends_cleanly_and_leaves_a_usable_checkpoint(
     last = open_run(run / "last.ckpt").record
     assert last.epoch >= 1
     assert set(last.metrics) == set(open_run(run).record.metrics) == METRICS
+
+
+def test_an_epoch_that_cannot_be_kept_is_told_in_one_line(scenes: Path, tmp_path: Path) -> None:
+    """As on a full disk: files of more than a megabyte, which checkpoints are, cannot be written."""
+    run = tmp_path / "run"
+    options = ["--epochs", "1", "--crop", "64", "--device", "cpu", "-o", str(run)]
+    command = [sys.executable, "-m", "fcnseg", "train", *train_arguments(scenes, tmp_path), *options]
+    limited = ["bash", "-c", 'ulimit -f 1024; exec "$@"', "bash", *command]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False, timeout=_LONGEST_S)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"fcnseg: error: epoch 1 cannot be kept in {run} ([Errno 27] File too large); make room"), (
+        line
+    )
+    assert line.endswith("by --resume")
+    assert not [path.name for path in run.iterdir() if "ckpt" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("seed", str(2**32), "4294967296 is not in the range 0<=x<=4294967295"),
+        ("momentum", "1", "1.0 is not in the range 0<=x<1"),
+        ("mean", "nan", "'nan' is neither one number nor three"),
+        ("std", "1,inf,1", "'1,inf,1' is neither one number nor three"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with_are_refused(
+    scenes: Path, tmp_path: Path, option: str, value: str, told: str
+) -> None:
+    arguments = [*train_arguments(scenes, tmp_path), f"--{option}", value, "-o", str(tmp_path / "run")]
+    result = CliRunner().invoke(train, arguments)
+    assert (result.exit_code, told in result.output) == (2, True), result.output
+    number = [float(part) for part in value.split(",")]
+    both = {"mean": HALVES, "std": HALVES} if option in {"mean", "std"} else {}
+    values = {"data": "d", "backbone": "b", **both, option: (number * 3)[:3] if both else number[0]}
+    with pytest.raises(UsageError, match=option):
+        from_plain(values)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Options that more than one command of the training package takes."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,7 +65,7 @@ def read_channels(_context: click.Context, parameter: click.Parameter, value: st
         numbers = []
     if len(numbers) == 1:
         numbers *= 3
-    if len(numbers) != 3:
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
         raise click.BadParameter(f"{value!r} is neither one number nor three with commas, such as 0.485,0.456,0.406")
     if parameter.name == "std" and min(numbers) <= 0:
         raise click.BadParameter(f"{value!r} must be above 0")

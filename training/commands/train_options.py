@@ -67,7 +67,7 @@ def _options() -> list[Callable[[Any], Any]]:
         _number("lr", _POSITIVE, "Peak learning rate of the new layers."),
         _number("backbone_lr_factor", _NOT_NEGATIVE, "What it is multiplied by for pretrained layers."),
         _number("bias_lr_factor", _NOT_NEGATIVE, "What it is multiplied by for biases."),
-        _number("momentum", _SHARE, "Of sgd."),
+        _number("momentum", click.FloatRange(min=0, max=1, max_open=True), "Of sgd."),
         _number("weight_decay", _NOT_NEGATIVE, "On weights; biases and normalisation layers have none."),
         _choice("schedule", config.Schedule, "How the rate falls from its peak."),
         _number("warmup", _SHARE, "Share of the steps over which the rate climbs to its peak."),
@@ -78,7 +78,7 @@ def _options() -> list[Callable[[Any], Any]]:
         _number("lovasz", _NOT_NEGATIVE, "Weight of the Lovász-softmax loss beside the cross-entropy; slow."),
         _number("ema", _SHARE, "Decay of the weights' moving average, which is validated and kept; 0 for none."),
         _flag("freeze_statistics", "Keep BatchNorm's means and variances as the classifier has them."),
-        _number("seed", click.IntRange(min=0), "Of everything random."),
+        _number("seed", click.IntRange(min=0, max=config.LARGEST_SEED), "Of everything random."),
         click.option(
             "--workers",
             type=click.IntRange(min=0),
