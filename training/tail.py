@@ -16,6 +16,7 @@ from fcnseg.errors import ArchitectureError
 from training.tracing import blank_image, called_module, fake_tensors
 
 _Role = Literal["linear", "pool", "flatten", "norm", "other"]
+_REDUCTIONS = {"mean", "amax"}
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -26,7 +27,7 @@ class Tail:
     Attributes:
         features: The node whose value is the last feature map, (N, C, H, W).
         feature_size: (H, W) of that map at the native size.
-        pool: The pooling node, or None; its input is `features`, or a reshaping or a first mean of it.
+        pool: The pooling node, or None; its input is `features`, or a reshaping or a first reduction of it.
         pools_maximum: Whether the pooling takes maxima, not means.
         grid_size: (p, q) of the map that is flattened: the pooled grid, (1, 1) for global pooling.
         flatten: The nodes that drop the spatial axes.
@@ -96,7 +97,7 @@ def find_tail(traced: fx.GraphModule) -> Tail:
         seen.append(_describe(traced, node))
         node = sources[0]
     if found["pool"] and len(node.meta["shape"]) == 3:
-        node = node.all_input_nodes[0]  # a mean in two steps
+        node = node.all_input_nodes[0]  # a mean or maximum in two steps
     shape = node.meta["shape"]
     if shape is None or len(shape) != 4:
         chain = " <- ".join([*seen, _describe(traced, node)])
@@ -126,7 +127,7 @@ def _role(traced: fx.GraphModule, node: fx.Node, source: fx.Node) -> _Role | Non
     role: _Role | None = None
     if isinstance(module, nn.Linear) and len(after) == 2:
         role = "linear"
-    elif _is_pool(traced, node, before, after) or _is_second_mean(node, source):
+    elif _is_pool(traced, node, before, after) or _is_second_reduction(traced, node, source):
         role = "pool"
     elif len(before) > len(after) and math.prod(before) == math.prod(after):
         role = "flatten"
@@ -166,7 +167,7 @@ def _is_pool(traced: fx.GraphModule, node: fx.Node, before: tuple[int, ...], aft
         return False
     if name in {"avg_pool2d", "avgpool2d"}:
         return _covers(traced, node, before[2:])
-    return name == "mean" or ("pool" in name and "max" not in name)
+    return name in _REDUCTIONS or ("pool" in name and "max" not in name)
 
 
 def _covers(traced: fx.GraphModule, pool: fx.Node, size: tuple[int, ...]) -> bool:
@@ -181,10 +182,11 @@ def _covers(traced: fx.GraphModule, pool: fx.Node, size: tuple[int, ...]) -> boo
     return bool(kernel == size and padding == (0, 0))
 
 
-def _is_second_mean(node: fx.Node, source: fx.Node) -> bool:
-    """Whether a node averages what a map's first mean, or its reshaping to (N, C, H * W), left."""
+def _is_second_reduction(traced: fx.GraphModule, node: fx.Node, source: fx.Node) -> bool:
+    """Whether a node reduces what a map's first reduction of its kind, or its reshaping to (N, C, H * W), left."""
     before, after = source.meta["shape"], node.meta["shape"]
-    if getattr(node.target, "__name__", node.target) != "mean" or len(before) != 3 or after[:2] != before[:2]:
+    name, first = _name(traced, node), _name(traced, source)
+    if name not in _REDUCTIONS or len(before) != 3 or after[:2] != before[:2] or first in _REDUCTIONS - {name}:
         return False
     inputs = [n.meta["shape"] for n in _tensor_inputs(source)]
     return len(after) == 2 and len(inputs) == 1 and len(inputs[0]) == 4 and inputs[0][:2] == before[:2]

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -160,7 +161,38 @@ def trace_layers(model: nn.Module, image_shape: tuple[int, int, int, int]) -> fx
         raise ArchitectureError(
             f"{type(model).__name__} cannot be traced by torch.fx ({reason}); its forward must not branch on values"
         ) from error
+    _take_maxima_alone(graph)
     return fx.GraphModule(model, graph, class_name=type(model).__name__)
+
+
+def _take_maxima_alone(graph: fx.Graph) -> None:
+    """Let a maximum along an axis whose places nobody asks for be an amax, which is one value and not a pair."""
+    for node in list(graph.nodes):
+        if node.target not in {torch.max, "max"} or not isinstance(axis := _argument_of(node, 1, "dim"), int):
+            continue
+        if not all(_takes_values(user) for user in node.users):
+            continue
+        arguments = (
+            node.args[0] if node.args else node.kwargs["input"],
+            axis,
+            _argument_of(node, 2, "keepdim") or False,
+        )
+        with graph.inserting_before(node):
+            values = graph.call_function(torch.amax, arguments)
+        values.meta = dict(node.meta)
+        for user in list(node.users):
+            user.replace_all_uses_with(values)
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def _argument_of(node: fx.Node, index: int, name: str) -> Any:
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name)
+
+
+def _takes_values(user: fx.Node) -> bool:
+    """Whether a node takes the first of a pair of values and places."""
+    return user.target in {operator.getitem, getattr} and user.args[1] in (0, "values")
 
 
 def input_channels(model: nn.Module, input_size: tuple[int, int]) -> int:

@@ -218,3 +218,35 @@ def test_weights_of_another_net_below_a_prefix_are_refused(tmp_path: Path) -> No
     weights = save_lenet(tmp_path, ["model."], **{"model.more.weight": torch.ones(2)})
     with pytest.raises(WeightsError, match="1 unexpected, first more.weight"):
         load_classifier(f"{tmp_path / 'own.py'}:net", weights=weights, input_size=(32, 36))
+
+
+GLOBAL_MAXIMA: dict[str, Callable[[Tensor], Tensor]] = {
+    "amax": lambda x: x.amax((2, 3)),
+    "amax that keeps axes": lambda x: torch.amax(x, (-2, -1), keepdim=True).flatten(1),
+    "amax in two steps": lambda x: x.amax(3).amax(2),
+    "amax of a flat map": lambda x: x.flatten(2).amax(-1),
+    "max in two steps": lambda x: x.max(3)[0].max(dim=2)[0],
+    "max of a flat map": lambda x: torch.max(x.flatten(2), 2).values,
+    "max of a view": lambda x: torch.max(x.view(x.size(0), x.size(1), -1), dim=-1)[0],
+    "adaptive": lambda x: F.adaptive_max_pool2d(x, 1).flatten(1),
+}
+
+
+@pytest.mark.parametrize("pool", GLOBAL_MAXIMA)
+def test_a_global_maximum_however_written_becomes_a_window(pool: str) -> None:
+    found = check(lambda x, score: score(GLOBAL_MAXIMA[pool](x)))
+    assert found.certificate.identity == "window"
+    assert found.net(torch.zeros(1, 3, 72, 80)).shape == (1, CLASSES, 2, 3)
+
+
+def test_a_mean_of_maxima_is_no_pooling_of_one_kind() -> None:
+    with pytest.raises(ArchitectureError, match="no tail that can become convolutional"):
+        check(lambda x, score: score(x.amax(3).mean(2)))
+
+
+def test_a_maximum_whose_place_is_asked_for_stays() -> None:
+    def head(x: Tensor, score: nn.Module) -> Tensor:
+        values, places = x.max(1, keepdim=True)
+        return score((x * values + 0 * places).mean((2, 3)))
+
+    assert check(head).certificate.identity == "cam"
