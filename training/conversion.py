@@ -172,9 +172,11 @@ def dense_trunk(model: nn.Module, input_size: tuple[int, int], rule: Rule) -> Tr
         _require_channels(traced, node, tail)
         _set_module(traced, str(node.target), _channelwise(traced.get_submodule(str(node.target))))
     for node in tail.others:
-        other = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        other = called_module(traced, node)
         if isinstance(other, (nn.Softmax, nn.LogSoftmax)):
             _set_module(traced, str(node.target), type(other)(dim=1))  # it may have been the last axis
+        elif other is None:
+            _take_channels(node)
     output = next(n for n in traced.graph.nodes if n.op == "output")
     if isinstance(output.args[0], (tuple, list)):
         output.args = (output.args[0][0],)
@@ -280,6 +282,15 @@ def _channelwise(norm: nn.Module) -> nn.Module:
         raise ArchitectureError(f"{type(norm).__name__} in the classifier's tail has no channel-wise form")
     dense.load_state_dict(norm.state_dict(), assign=True)
     return dense.train(norm.training)
+
+
+def _take_channels(node: fx.Node) -> None:
+    """Let a function over the last axis of (N, C) work on the channels of (N, C, h, w)."""
+    place = {"softmax": 1, "log_softmax": 1, "normalize": 2}.get(getattr(node.target, "__name__", str(node.target)))
+    if place is not None and len(node.args) > place and node.args[place] == -1:
+        node.update_arg(place, 1)
+    elif place is not None and node.kwargs.get("dim") == -1:
+        node.update_kwarg("dim", 1)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -250,3 +250,19 @@ def test_a_maximum_whose_place_is_asked_for_stays() -> None:
         return score((x * values + 0 * places).mean((2, 3)))
 
     assert check(head).certificate.identity == "cam"
+
+
+LAST_STEPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "log_softmax, by name": lambda x: F.log_softmax(x, dim=-1),
+    "softmax, by place": lambda x: torch.softmax(x, -1),
+    "softmax, a method": lambda x: x.softmax(-1),
+    "softmax over the channels": lambda x: x.softmax(1),
+    "normalize, by place": lambda x: F.normalize(x, 2.0, -1),
+    "normalize": F.normalize,
+}
+
+
+@pytest.mark.parametrize("step", LAST_STEPS)
+def test_a_function_of_the_logits_becomes_one_of_every_cells(step: str) -> None:
+    found = check(lambda x, score: LAST_STEPS[step](score(x.mean((2, 3)))))
+    assert found.certificate.identity == "window"
