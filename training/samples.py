@@ -54,7 +54,10 @@ def size_fault(sample: Sample, image: NDArray[np.uint8], mask: NDArray[np.uint8]
     """Tell how the sizes of an image and its mask differ, and the remedy; None where they do not."""
     if mask.shape == image.shape[:2]:
         return None
-    return (
+    sizes = (
         f"mask {sample.mask} is {mask.shape[1]}x{mask.shape[0]} but its image {sample.image.name} is"
-        f" {image.shape[1]}x{image.shape[0]}; give both one size"
+        f" {image.shape[1]}x{image.shape[0]}"
     )
+    if mask.shape == images.read(sample.image, upright=False).shape[:2]:
+        return f"{sizes} as its EXIF orientation turns it; turn the mask too, or store the image as it is to be seen"
+    return f"{sizes}; give both one size"

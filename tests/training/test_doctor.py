@@ -115,6 +115,20 @@ def test_a_mask_that_cannot_be_read_is_named(data: Path, length: int) -> None:
     assert str(path) in message
 
 
+def test_a_mask_that_is_not_turned_with_its_image_is_told(data: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with Image.open(data / "images" / "c.png") as image:
+        image.load()
+        image.save(data / "images" / "c.png", exif=turned)
+    (message,) = only(data, "sizes differ", "val")
+    path = data / "masks" / "c.png"
+    assert message == (
+        f"mask {path} is 64x48 but its image c.png is 48x64 as its EXIF orientation turns it; turn the mask too, or"
+        " store the image as it is to be seen"
+    )
+
+
 def test_a_mask_of_another_size_is_told_with_both_sizes(data: Path) -> None:
     path = save(data / "masks" / "c.png", some_ids(size=(24, 32)))
     (message,) = only(data, "sizes differ", "val")
