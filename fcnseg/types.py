@@ -103,6 +103,10 @@ class LabelMap:
             found.setdefault(str(info.id), info)
         return found
 
+    def knows(self, name_or_id: str) -> bool:
+        """Tell whether `find` finds a class."""
+        return name_or_id.strip().casefold() in self._by_name_or_id
+
     def find(self, name_or_id: str) -> ClassInfo:
         """Return the class with this name (any case), or else with this decimal id.
 

@@ -16,7 +16,7 @@ from serving import converters
 from serving.batcher import Executed
 from serving.drain import CallCounter
 from serving.errors import InvalidFieldError
-from serving.extras import names_classes, read_extras, require_drawable, write_extras
+from serving.extras import read_extras, reads_at_once, require_drawable, write_extras
 from serving.handlers import deadline_of, held_by
 from serving.patience import Patience
 from serving.pipeline import Demands, Pipeline
@@ -105,10 +105,11 @@ class SegmentationServicer(SegmentationServiceServicer):
         turn: Turn | None,
     ) -> None:
         encoding = converters.read_encoding(request)
-        if names_classes(request):  # an unknown name is compared with all others
-            wanted = await self._pipeline.in_thread(read_extras, request, model.info.label_map)
+        label_map = model.info.label_map
+        if reads_at_once(request, label_map):
+            wanted = read_extras(request, label_map)
         else:
-            wanted = read_extras(request, model.info.label_map)
+            wanted = await self._pipeline.in_thread(read_extras, request, label_map)
 
         def require_size(height: int, width: int) -> None:
             converters.require_encodable(encoding, height, width)

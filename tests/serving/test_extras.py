@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 import fcnseg
 from fcnseg.client import Client
 from fcnseg.regions import RegionQuery, find_regions
+from fcnseg.types import LabelMap
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.errors import OverloadedError
+from serving.extras import reads_at_once
 from serving.registry import ModelRegistry
 from tests.image_folders import noise
 from tests.running_server import CPU_CONFIG, running_server
@@ -107,6 +109,28 @@ def test_the_limit_and_the_threshold_are_obeyed(client: Client) -> None:
     large = client.segment(image, regions=RegionQuery(threshold=0.6, limit=1000, min_pixels=30)).regions
     assert large == tuple(region for region in everything if region.pixels >= 30)
     assert 0 < len(large) < len(everything)
+
+
+@pytest.mark.parametrize("field", ["classes", "heatmap_classes", "regions"])
+@pytest.mark.parametrize(
+    ("names", "at_once"),
+    [
+        ([], True),
+        (["class 7", " CLASS 8", "9"], True),
+        (["class 7", "clas 8"], False),
+        (["class 7" + " " * 200], False),
+        ([f"class {k}" for k in range(100)], True),
+        ([f"class {k}" for k in range(101)], False),
+    ],
+    ids=["none", "known", "unknown", "long", "few", "many"],
+)
+def test_a_few_names_that_are_known_are_read_without_waiting_for_a_thread(
+    field: str, names: list[str], *, at_once: bool
+) -> None:
+    label_map = LabelMap.from_names([f"class {k}" for k in range(300)])
+    request = pb.SegmentRequest()
+    (request.regions.classes if field == "regions" else getattr(request, field)).extend(names)
+    assert reads_at_once(request, label_map) is at_once
 
 
 def test_what_answers_take_to_write_is_expected_of_those_with_the_same_extras_alone(tiny_model: Path) -> None:
