@@ -30,7 +30,8 @@ class Admission:
         self.memory = memory
         self._lock = threading.RLock()
         self._count = 0
-        self._sizes: Counter[int] = Counter()  # padded pixels of the images under way, and how many have so many
+        # Padded pixels of the images under way with their answers' extras, and how many have the same.
+        self._kinds: Counter[tuple[int, frozenset[str]]] = Counter()
         # From the end of a run to the end of its answer, by what that holds beside the class map.
         self._finishing: defaultdict[frozenset[str], PaceBySize] = defaultdict(PaceBySize)
 
@@ -88,7 +89,7 @@ class Admission:
         Those who are refused at one moment would else all come back at another.
         """
         with self._lock:
-            ahead = sum(self.batcher.pace.seconds(size) * count for size, count in self._sizes.items())
+            ahead = sum(self.batcher.pace.seconds(size) * count for (size, _), count in self._kinds.items())
         half = max(least, ahead / self.batcher.config.runners / 2)
         return min(_LONGEST_RETRY_S, half * random.uniform(1, _SPREAD))  # noqa: S311 - it keeps no secret
 
@@ -100,24 +101,27 @@ class Admission:
         """
         with self._lock:
             seconds, config = self.batcher.pace.cautious_seconds, self.batcher.config
-            ahead = sum(seconds(size) * count for size, count in self._sizes.items()) / config.runners
+            ahead = sum(seconds(size) * count for (size, _), count in self._kinds.items()) / config.runners
             # Its batch may be as large as what waits; an idle model takes whatever comes, or it would never learn.
             own = seconds(pixels) * min(config.max_batch, self._count)
-            expected = config.max_delay_s + ahead + own + self._finishing[extras].cautious_seconds(pixels)
-            if self._sizes and patience_s is not None and expected > patience_s:
+            expected = config.max_delay_s + ahead + own
+            # So it does of answers with the same extras: one that took long to write is not to keep out all the others.
+            if any(others == extras for _, others in self._kinds):
+                expected += self._finishing[extras].cautious_seconds(pixels)
+            if self._kinds and patience_s is not None and expected > patience_s:
                 raise OverloadedError(
                     f"the answer would take about {expected * 1000:.0f} ms and the deadline leaves"
                     f" {max(0.0, patience_s) * 1000:.0f} ms; ask again later or allow more time",
                     self.retry_after_s(),
                     Reason.DEADLINE,
                 )
-            self._sizes[pixels] += 1
+            self._kinds[pixels, extras] += 1
 
-    def end_run(self, pixels: int) -> None:
-        """Count an image of so many padded pixels as under way no more."""
+    def end_run(self, pixels: int, extras: frozenset[str]) -> None:
+        """Count an image of so many padded pixels, for an answer with some extras, as under way no more."""
         with self._lock:
             self._count -= 1
-            self._sizes -= Counter({pixels: 1})
+            self._kinds -= Counter({(pixels, extras): 1})
 
     def finished(self, pixels: int, seconds: float, extras: frozenset[str]) -> None:
         """Take in how long an answer with some extras, to an image of so many padded pixels, took after its run."""
@@ -176,7 +180,7 @@ class Ticket:
         """Note that the image's run has ended: it is under way no more, though its answer is not written."""
         if self._ran_at is None:
             self._ran_at = time.monotonic()
-            self._admission.end_run(self._pixels)
+            self._admission.end_run(self._pixels, self._extras)
 
     def wrote(self) -> None:
         """Note that the answer is written, and took as long as others like it may."""

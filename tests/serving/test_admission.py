@@ -230,6 +230,20 @@ def test_what_large_answers_take_to_write_is_not_held_against_small_ones(batcher
             third.reserve(480, 640, 1, 1.0)  # four runs, and what its size takes to write
 
 
+def test_extras_that_took_long_once_keep_out_no_others_like_them_while_none_is_under_way(batcher: Batcher) -> None:
+    """Else they would never be seen to take less, as long as there is something else to do."""
+    admission, regions = Admission(batcher, MemoryBudget(10**6)), frozenset({"regions"})
+    batcher.pace.add(16, 1, 0.01)
+    admission.finished(16, 60.0, regions)
+    with closing(admission.enter()) as plain, closing(admission.enter()) as first, closing(admission.enter()) as second:
+        plain.reserve(4, 4, 1, None)
+        first.reserve(4, 4, 1, 1.0, regions)
+        with pytest.raises(OverloadedError, match="would take about 60040 ms"):
+            second.reserve(4, 4, 1, 1.0, regions)
+        first.ran()
+        second.reserve(4, 4, 1, 1.0, regions)
+
+
 def test_an_image_is_paced_by_those_of_its_size_or_by_the_least_it_can_take() -> None:
     pace = PaceBySize()
     assert pace.seconds(100) == pace.cautious_seconds(100) == 0

@@ -141,7 +141,7 @@ def test_what_answers_take_to_write_is_expected_of_those_with_the_same_extras_al
     def expected_ms(*extras: str) -> float:
         """Return how long the server expects to write an answer."""
         with closing(model.admission.enter()) as first, closing(model.admission.enter()) as second:
-            first.reserve(600, 600, 0, None)
+            first.reserve(600, 600, 0, None, frozenset(extras))
             with pytest.raises(OverloadedError) as caught:
                 second.reserve(600, 600, 0, 0, frozenset(extras))
         whole = re.search(r"would take about (\d+) ms", str(caught.value))
