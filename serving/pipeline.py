@@ -39,6 +39,7 @@ class Demands:
 
     Attributes:
         confidence: Whether the confidence map is wanted.
+        heatmaps: Of how many classes heatmaps are written.
         regions: Whether regions are searched for.
         extras: What is written beside the class map, by names: answers with the same take about as long.
         instant: Whether writing takes no time worth a thread for an image that is not large.
@@ -47,6 +48,7 @@ class Demands:
     """
 
     confidence: bool = False
+    heatmaps: int = 0
     regions: bool = False
     extras: frozenset[str] = frozenset()
     instant: bool = False
@@ -175,6 +177,8 @@ class Pipeline:
         model: ServedModel,
         sources: Sequence[Source],
         held: ExitStack,
+        *,
+        demands: Demands = Demands(),
         deadline: float = math.inf,
         turn: Turn | None = None,
     ) -> list[Ticket]:
@@ -184,6 +188,7 @@ class Pipeline:
             model: The model.
             sources: The images.
             held: Takes what they hold, as for `answer`; what is done for one when it is closed keeps its part.
+            demands: What each answer takes.
             deadline: When the answer is of no use any more.
             turn: The request's turn in a stream.
 
@@ -197,7 +202,7 @@ class Pipeline:
         began, total = time.monotonic(), model.admission.memory.total
         if (call := current_call.get()) is not None:
             call.reached(model.name, model.version)
-        byte_counts = await self.in_thread(self._bytes_of, model, sources)
+        byte_counts = await self.in_thread(self._bytes_of, model, sources, demands)
         if (needed := sum(byte_counts)) > total:
             raise InvalidFieldError(
                 sources[0].field,
@@ -218,8 +223,8 @@ class Pipeline:
                 model.statistics.failed(time.monotonic() - began, error)
             raise
 
-    def _bytes_of(self, model: ServedModel, sources: Sequence[Source]) -> list[int]:
-        return [source.byte_count + _held_bytes(model, *source.open(self.limits), Demands()) for source in sources]
+    def _bytes_of(self, model: ServedModel, sources: Sequence[Source], demands: Demands) -> list[int]:
+        return [source.byte_count + _held_bytes(model, *source.open(self.limits), demands) for source in sources]
 
     async def in_thread(self, work: Callable[..., _Answer], *arguments: Any) -> _Answer:
         """Do work in one of the threads for decoding and writing."""
@@ -295,5 +300,6 @@ def _held_bytes(model: ServedModel, height: int, width: int, demands: Demands) -
     """Return what an image holds beside its message from its decoding to its answer, in bytes."""
     label_map = model.info.label_map
     cells = model.info.geometry.cells(height, width)
-    byte_count = answer_bytes(label_map, height * width, cells * len(label_map))
+    # A heatmap that is answered is held in the message too, and as that is sent.
+    byte_count = answer_bytes(label_map, height * width, cells * (len(label_map) + 2 * demands.heatmaps))
     return byte_count + search_bytes(height, width, cells) if demands.regions else byte_count

@@ -129,6 +129,7 @@ class SegmentationServicer(SegmentationServiceServicer):
             held,
             demands=Demands(
                 confidence=wanted.confidence,
+                heatmaps=len(wanted.heatmaps),
                 regions=wanted.regions is not None,
                 extras=wanted.names,
                 instant=encoding is Encoding.RAW and not wanted.names,

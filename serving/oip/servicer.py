@@ -31,7 +31,7 @@ from serving.oip.descriptions import (
     write_statistics,
 )
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceServicer
-from serving.oip.outputs import CLASS_MAP, CONFIDENCE, Written, read_outputs, write_outputs, write_response
+from serving.oip.outputs import CLASS_MAP, CONFIDENCE, HEATMAP, Written, read_outputs, write_outputs, write_response
 from serving.oip.tensors import read_sources, reads_at_once
 from serving.patience import Patience
 from serving.pipeline import Demands, Pipeline
@@ -211,6 +211,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         wanted = frozenset(output.name for output in outputs)
         demands = Demands(
             confidence=CONFIDENCE in wanted,
+            heatmaps=len(model.info.label_map) if HEATMAP in wanted else 0,
             extras=wanted - {CLASS_MAP},
             instant=all(output.encoding is Encoding.RAW for output in outputs),
         )
@@ -231,7 +232,9 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         if len(sources) == 1:
             write_response(response, request, model, outputs, [await answer(sources[0])])
             return
-        tickets = await self._pipeline.enter_together(model, sources, held, deadline, turn)
+        tickets = await self._pipeline.enter_together(
+            model, sources, held, demands=demands, deadline=deadline, turn=turn
+        )
 
         async def answer_one(source: Source, ticket: Ticket) -> Written:
             with image_span():

@@ -98,6 +98,25 @@ def test_typed_pixels_are_held_at_what_the_message_makes_of_them(tiny_model: Pat
     assert taken[1] - taken[0] == 16 * pixels.size  # protobuf's array of four bytes each, up to four times
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_heatmap_is_held_in_its_message_and_as_that_is_sent(tiny_model: Path, count: int) -> None:
+    segmenter = GatedSegmenter(tiny_model)
+    registry = registry_of(segmenter, tiny_model)
+    taken = []
+    with running_server(registry) as server, grpc.insecure_channel(server.address) as channel:
+        for output in ("class_map", "heatmap"):
+            segmenter.gate.clear()
+            call = GRPCInferenceServiceStub(channel).ModelInfer.future(ask(PIXELS[:count], output), timeout=20)
+            wait_until(lambda: sum(map(len, segmenter.batches)) == count)
+            taken.append(registry.held.taken)
+            segmenter.gate.set()
+            call.result(timeout=10)
+            wait_until(lambda: registry.held.taken == 0)
+            segmenter.batches.clear()
+    cells = registry.models[0].info.geometry.cells(*PIXELS.shape[1:3])
+    assert taken[1] - taken[0] == 2 * 8 * 3 * cells * count
+
+
 def test_typed_files_are_answered_as_raw_ones(stub: Any, tiny_model: Path) -> None:
     files = [png(image) for image in PIXELS]
     typed = pb.ModelInferRequest()  # the only model needs no name

@@ -99,22 +99,32 @@ def test_images_that_fill_the_memory_keep_others_out_until_they_are_answered(
         assert "of 8000000 bytes and this one needs" in message
 
 
-def test_the_memory_of_a_search_for_regions_is_taken_with_the_images(gated: GatedSegmenter, tiny_model: Path) -> None:
+@pytest.mark.parametrize(
+    ("extras", "more"),
+    [
+        (pb.SegmentRequest(regions=pb.RegionQuery()), search_bytes(40, 20, 200)),
+        (pb.SegmentRequest(heatmap_classes=["red", "blue"]), 2 * 200 * 8 * 2),  # in the message, and as that is sent
+    ],
+    ids=["regions", "heatmaps"],
+)
+def test_the_memory_of_extras_is_taken_with_the_images(
+    gated: GatedSegmenter, tiny_model: Path, extras: pb.SegmentRequest, more: int
+) -> None:
     registry = registry_of(gated, tiny_model)
     taken = []
     with running_server(registry) as server, grpc.insecure_channel(server.address) as channel:
         stub = SegmentationServiceStub(channel)  # type: ignore[no-untyped-call] # generated
-        for regions in (None, pb.RegionQuery()):
+        for request in (pb.SegmentRequest(), extras):
             gated.gate.clear()
-            request = pb.SegmentRequest(raw=pb.RawImage(height=40, width=20, rgb=bytes(2400)), regions=regions)
+            request.raw.MergeFrom(pb.RawImage(height=40, width=20, rgb=bytes(2400)))
             call = stub.Segment.future(request, timeout=20)
             assert gated.begun.acquire(timeout=10)
-            taken.append(registry.held.taken - request.ByteSize())
+            taken.append(registry.held.taken)
             gated.gate.set()
             call.result()
             wait_until(lambda: registry.held.taken == 0)
-    plain, searched = taken
-    assert searched - plain == pytest.approx(search_bytes(40, 20, 200), abs=10)  # the messages' own few bytes
+    plain, extended = taken
+    assert extended - plain == more
 
 
 def test_an_answer_that_its_client_does_not_take_is_held(tiny_model: Path) -> None:
