@@ -19,7 +19,7 @@ from serving.drift import Drift
 from serving.errors import StoppingError, quote
 from serving.file_stamp import FileStamp, stamp_of
 from serving.memory import MemoryBudget, machine_memory
-from serving.repository import ModelSource, find_sources
+from serving.repository import Faults, ModelSource, find_sources
 from serving.served_model import DEFAULT_CONFIG, ModelConfig, ServedModel, Users
 from serving.statistics import Statistics
 
@@ -84,8 +84,13 @@ class ModelRegistry:
             raise
 
     def _open_all(self, *, strict: bool) -> None:
-        errors = []
-        for source in find_sources(self._paths, strict=strict):
+        faults: Faults = {}
+        sources = find_sources(self._paths, None if strict else faults)
+        errors: list[Exception] = [*faults.values()]
+        self._unopened |= faults.keys()
+        for name, fault in faults.items():
+            _log.warning("model %r is not served: %s", name, fault)
+        for source in sources:
             try:
                 self._swap((*self.models, self._open(source)))
             except Exception as error:
@@ -109,8 +114,8 @@ class ModelRegistry:
         return self._unopened
 
     def sources(self) -> list[ModelSource]:
-        """Return the models that the paths stand for now, open or not."""
-        return find_sources(self._paths, strict=False)
+        """Return the models that the paths stand for now, open or not, but for those whose folders cannot be read."""
+        return find_sources(self._paths, {})
 
     def find(self, name: str, version: str) -> ServedModel:
         """Return an open model.
@@ -199,16 +204,21 @@ class ModelRegistry:
         Nothing is raised: whoever looks now and then must look again, whatever a file does to the runtime.
         """
         with self._changing:
+            faults: Faults = {}
             try:
-                sources = self.sources()
+                sources = find_sources(self._paths, faults)
             except FcnsegError as error:
                 self._log_failure("", ((str(error), None),), error)
                 return
             there: dict[str, list[ModelSource]] = {name: [] for name in self._models}
             for source in sources:
                 there.setdefault(source.name, []).append(source)
-            self._failed = {name: contents for name, contents in self._failed.items() if name in there}
-            self._unopened &= there.keys()
+            known = there.keys() | faults.keys()
+            self._failed = {name: contents for name, contents in self._failed.items() if name in known}
+            self._unopened = self._unopened & known | faults.keys()
+            for name, fault in faults.items():
+                there.pop(name, None)
+                self._log_failure(name, ((str(fault), None),), fault)
             for name, found in there.items():
                 if self._closing.is_set():
                     return
@@ -236,7 +246,11 @@ class ModelRegistry:
         return list(self._models.get(name, {}).values())
 
     def _sources_of(self, name: str) -> list[ModelSource]:
-        found = [source for source in self.sources() if source.name == name]
+        faults: Faults = {}
+        sources = find_sources(self._paths, faults)
+        if name in faults:
+            raise faults[name]
+        found = [source for source in sources if source.name == name]
         if not found:
             raise ModelNotFoundError(f"no model {quote(name)} in the repository")
         return found

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from fcnseg.errors import ModelFileError, UsageError
 from fcnseg.files import shown
@@ -27,36 +29,44 @@ class ModelSource:
     path: Path
 
 
-def find_sources(paths: Sequence[Path], *, strict: bool = True) -> list[ModelSource]:
+Faults: TypeAlias = dict[str, ModelFileError]
+"""What is wrong with the folders of models in repositories, by the models' names."""
+
+
+def find_sources(paths: Sequence[Path], faults: Faults | None = None) -> list[ModelSource]:
     """Return the models that paths stand for.
 
     Args:
         paths: Model files, whose name is the file's stem and whose version is 1, and repositories, which are folders
             of NAME/VERSION/model.onnx (Triton's layout).
-        strict: Whether a model's folder without a version is an error, and not one that is being filled.
+        faults: Takes what is wrong with models' folders, of which one without a version is being filled; None lets all
+            that be raised.
 
     Raises:
         ModelFileError: A path does not exist or cannot be read, or a repository or a model in it is empty, or has a
             name that is no text.
         UsageError: Two paths stand for the same model and version.
     """
-    try:
-        found = _find_sources(paths, strict=strict)
-    except OSError as error:
-        place = shown(Path(str(error.filename)))
-        raise ModelFileError(f"{place} cannot be looked at: {error.strerror}; let the server read it") from error
-    for source in found:
-        if not source.name.isprintable():
-            raise ModelFileError(f"the name of model {shown(source.path)} is no line of text; rename it")
+    with _faults_told():
+        found = _find_sources(paths, faults)
     return sorted(found, key=lambda source: (source.name, int(source.version)))
 
 
-def _find_sources(paths: Sequence[Path], *, strict: bool) -> list[ModelSource]:
+@contextmanager
+def _faults_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        place = shown(Path(str(error.filename)))
+        raise ModelFileError(f"{place} cannot be looked at: {error.strerror}; let the server read it") from error
+
+
+def _find_sources(paths: Sequence[Path], faults: Faults | None) -> list[ModelSource]:
     sources: dict[tuple[str, str], ModelSource] = {}
     for path in paths:
         if not path.exists():
             raise ModelFileError(f"model file {path} does not exist; make one with 'fcnseg heatmap' or 'fcnseg export'")
-        for source in _sources_in(path, strict=strict) if path.is_dir() else [ModelSource(path.stem, "1", path)]:
+        for source in _sources_in(path, faults) if path.is_dir() else [_source(path.stem, "1", path)]:
             other = sources.setdefault((source.name, source.version), source)
             if other is not source:
                 raise UsageError(
@@ -66,18 +76,31 @@ def _find_sources(paths: Sequence[Path], *, strict: bool) -> list[ModelSource]:
     return list(sources.values())
 
 
-def _sources_in(repository: Path, *, strict: bool) -> Iterator[ModelSource]:
+def _source(name: str, version: str, path: Path) -> ModelSource:
+    if not name.isprintable():
+        raise ModelFileError(f"the name of model {shown(path)} is no line of text; rename it")
+    return ModelSource(name, version, path)
+
+
+def _sources_in(repository: Path, faults: Faults | None) -> Iterator[ModelSource]:
     folders = [folder for folder in _list(repository) if folder.is_dir() and not _is_systems(folder.name)]
     if not folders:
         raise ModelFileError(f"model repository {repository} is empty; its layout is NAME/VERSION/{_FILE_NAME}")
     for folder in folders:
-        versions = [v for v in _list(folder) if _VERSION.fullmatch(v.name) and (v / _FILE_NAME).is_file()]
-        if strict and not versions:
+        try:
+            with _faults_told():
+                versions = [v for v in _list(folder) if _VERSION.fullmatch(v.name) and (v / _FILE_NAME).is_file()]
+            found = [_source(folder.name, v.name, v / _FILE_NAME) for v in versions]
+        except ModelFileError as error:
+            if faults is None:
+                raise
+            faults[folder.name] = error
+            continue
+        if faults is None and not found:
             raise ModelFileError(
                 f"{folder} in model repository {repository} holds no version; put the model at {folder}/1/{_FILE_NAME}"
             )
-        for version in sorted(versions, key=lambda v: int(v.name)):
-            yield ModelSource(folder.name, version.name, version / _FILE_NAME)
+        yield from found
 
 
 def _is_systems(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Models that change while they are served."""
 
 import logging
+import os
 import shutil
 import threading
 import time
@@ -194,6 +195,48 @@ def test_a_folder_that_is_being_filled_concerns_only_itself(repository: Path) ->
     registry.load("cat")
     assert licence(registry) == "second"
     assert [source.name for source in registry.sources()] == ["cat", "cat"]
+    registry.close()
+
+
+def test_a_folder_with_a_fault_concerns_only_its_model(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    registry = ModelRegistry([repository], CPU_CONFIG)
+    put(repository, 2, "second")
+    write_tiny_model(repository / "two\nlines" / "1" / "model.onnx")
+    for _ in range(2):
+        registry.refresh()
+    assert licence(registry) == "second"
+    assert registry.unopened == {"two\nlines"}
+    assert caplog.text.count("is no line of text; rename it") == 1
+    with pytest.raises(ModelFileError, match="is no line of text; rename it"):
+        registry.load("two\nlines")
+    put(repository, 3, "third")
+    registry.load("cat")
+    assert licence(registry) == "third"
+    registry.close()
+    again = ModelRegistry([repository], CPU_CONFIG, strict=False)
+    assert ([model.version for model in again.models], again.unopened) == (["1", "2", "3"], {"two\nlines"})
+    again.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
+@pytest.mark.parametrize("closed", ["cat", "cat/1"])
+def test_a_model_whose_folder_may_no_longer_be_read_goes_on(
+    repository: Path, closed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.parent.chmod(0o755)
+    monkeypatch.chdir(repository.parent)  # whose own parents are root's alone
+    write_tiny_model(repository / "dog" / "1" / "model.onnx")
+    registry = ModelRegistry([Path("repository")], CPU_CONFIG)
+    first = registry.find("cat", "1")
+    (repository / closed).chmod(0o700)
+    (repository / "dog").rename(repository.parent / "away")
+    os.seteuid(65534)
+    try:
+        registry.refresh()
+    finally:
+        os.seteuid(0)
+    assert registry.models == (first,)
+    assert registry.unopened == {"cat"}
     registry.close()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fcnseg.errors import ModelFileError, UsageError
-from serving.repository import ModelSource, find_sources
+from serving.repository import Faults, ModelSource, find_sources
 from tests.tiny_model import write_tiny_model
 
 
@@ -51,14 +51,29 @@ def test_a_name_that_is_no_line_of_text_is_refused(repository: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
-def test_a_folder_that_may_not_be_read_is_told(repository: Path) -> None:
-    (repository / "cat" / "2").chmod(0o700)
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("cat", "folder repository/cat cannot be read: Permission denied; let the server read it"),
+        ("cat/2", "repository/cat/2/model.onnx cannot be looked at: Permission denied; let the server read it"),
+    ],
+)
+def test_a_folder_that_may_not_be_read_is_told_or_left_out(
+    repository: Path, folder: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / folder).chmod(0o700)
+    repository.parent.chmod(0o755)
+    monkeypatch.chdir(repository.parent)  # whose own parents are root's alone
+    faults: Faults = {}
     os.seteuid(65534)
     try:
-        with pytest.raises(ModelFileError, match="cannot be looked at: Permission denied; let the server read it"):
-            find_sources([repository])
+        with pytest.raises(ModelFileError, match=f"^{words}$"):
+            find_sources([Path("repository")])
+        found = find_sources([Path("repository")], faults)
     finally:
         os.seteuid(0)
+    assert [(source.name, source.version) for source in found] == [("dog", "3")]
+    assert {name: str(error) for name, error in faults.items()} == {"cat": words}
 
 
 def test_empty_repository_tells_its_layout(tmp_path: Path) -> None:
@@ -86,7 +101,7 @@ def test_a_repository_may_change_while_it_is_looked_at(repository: Path) -> None
     changing.start()
     try:
         for _ in range(300):
-            assert {source.name for source in find_sources([repository], strict=False)} == {"cat", "dog"}
+            assert {source.name for source in find_sources([repository], {})} == {"cat", "dog"}
     finally:
         ended.set()
         changing.join()
