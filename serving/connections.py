@@ -26,7 +26,8 @@ class ConnectionConfig:
 
     Attributes:
         keepalive_s: Seconds of silence after which a client is pinged: one that is gone holds nothing for long.
-        keepalive_timeout_s: Seconds that its answer may take before the connection is closed.
+        keepalive_timeout_s: Seconds that its answer may take before the connection is closed, and the first word of one
+            that has just connected.
         max_age_s: Seconds after which a connection is ended as soon as its requests are answered, give or take a tenth;
             a client connects anew, and a balancer of connections places it anew. 0 for no end.
         max_age_grace_s: Seconds that requests and streams may still take then. 0 for no end.
@@ -68,6 +69,7 @@ class ConnectionConfig:
             ("grpc.keepalive_permit_without_calls", 1),
             # The keepalive timeout alone closes nothing in gRPC 1.85: this one, of a minute by default, does.
             ("grpc.http2.ping_timeout_ms", _milliseconds(self.keepalive_timeout_s)),
+            ("grpc.server_handshake_timeout_ms", _milliseconds(self.keepalive_timeout_s)),
             ("grpc.http2.max_pings_without_data", 0),  # else silence is pinged twice and then never again
             ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_INTERVAL_MS),
             ("grpc.max_concurrent_streams", self.max_streams),

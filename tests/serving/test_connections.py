@@ -38,6 +38,18 @@ def test_a_client_that_answers_no_ping_is_dropped(tiny_model: Path) -> None:
             assert 1 < time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize("greeting", [b"", PREFACE[:10], PREFACE])
+def test_a_client_that_does_not_greet_is_dropped(tiny_model: Path, greeting: bytes) -> None:
+    """It would keep others out, of whom there may be so many."""
+    config = ServerConfig(connections=ConnectionConfig(keepalive_timeout_s=1))
+    with running_server(tiny_model, config) as server:
+        host, port = server.address.split(":")
+        with socket.create_connection((host, int(port)), timeout=45) as silent:
+            silent.sendall(greeting)
+            while silent.recv(4096):
+                pass
+
+
 def test_an_old_connection_ends_when_its_request_is_answered_and_the_next_gets_a_new_one(tiny_model: Path) -> None:
     segmenter = GatedSegmenter(tiny_model)
     config = ServerConfig(connections=ConnectionConfig(max_age_s=0.5))
