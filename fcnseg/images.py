@@ -16,14 +16,11 @@ What every caller may rely on (docs/images.md has it as a table):
   asked for; of a file with several frames the first is taken.
 - Alpha and transparency are dropped, not blended, because training reads images so: the stored colours stay as they
   are, and no background is invented. Colour profiles and PNG's gamma are not applied, for the same reason.
-- 16-bit samples keep their high byte, as libpng does for 16-bit colour (12-bit TIFF: the high 8 of the 12 bits).
-  32-bit and float samples have no agreed white: it is the first of 1 (float only), 255, 65535 and 2^32 - 1 that no
-  sample exceeds, and black is 0.
+- Samples of more than 8 bits are brought to 0..255 as `sample_depth` says.
 """
 
 import io
 import logging
-import math
 import re
 import stat
 import struct
@@ -51,6 +48,7 @@ from fcnseg.files import shown
 from fcnseg.header_stream import HeaderStream
 from fcnseg.jpeg_scans import MOST_SCANS, has_too_many_scans
 from fcnseg.png_chunks import without_unused_chunks
+from fcnseg.sample_depth import to_8_bits
 from fcnseg.tiff_directory import MOST_NUMBERS, has_huge_entries
 from fcnseg.tiff_planes import TiffFile
 
@@ -84,7 +82,6 @@ _TILE_TO_IMAGE = 4
 _SCANS_A_PART = 10
 _SAMPLE_FORMAT_TAG = 339
 _WHITE_IS_ZERO = 0
-_SAMPLES_AT_ONCE = 1 << 16
 
 getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # silent: what fails becomes an ImageError; OpenCV 5 moved it
 # What Pillow warns of (damaged EXIF above all) either does no harm to the pixels or ends in an ImageError. A filter
@@ -456,40 +453,6 @@ def _sample_bits(header: ImageFile) -> int:
         return 32
     bits = header.tag_v2.get(_BITS_PER_SAMPLE_TAG, (16,)) if isinstance(header, TiffImageFile) else (16,)
     return int(bits[0])
-
-
-def to_8_bits(samples: NDArray[np.generic], bits: int, largest: float | None = None) -> NDArray[np.uint8]:
-    """Bring samples of more than 8 bits to 0..255 by the rules of the module's docstring.
-
-    Args:
-        samples: Integers or floats, of any shape.
-        bits: Bits of a sample.
-        largest: The largest finite sample of the image, where `samples` are a part of it.
-    """
-    if bits < 32:
-        return (samples.astype(np.uint16) >> (bits - 8)).astype(np.uint8)
-    whites = (255, 65535, 2**32 - 1) if np.issubdtype(samples.dtype, np.integer) else (1, 255, 65535, 2**32 - 1)
-    largest = largest_sample(samples) if largest is None else largest
-    white = next((white for white in whites if largest <= white), largest)
-    grey = np.empty(samples.shape, np.uint8)
-    for band in _bands(samples):
-        grey[band] = np.clip(_finite(samples[band]) * (255 / white), 0, 255)
-    return grey
-
-
-def largest_sample(samples: NDArray[np.generic]) -> float:
-    """Return the largest sample, infinite ones and NaN being 0."""
-    return max(float(_finite(samples[band]).max()) for band in _bands(samples))
-
-
-def _bands(samples: NDArray[np.generic]) -> list[slice]:
-    """Cut samples into some rows at a time: the arithmetic takes several times their memory."""
-    step = max(1, _SAMPLES_AT_ONCE // max(1, math.prod(samples.shape[1:])))
-    return [slice(top, top + step) for top in range(0, samples.shape[0], step)]
-
-
-def _finite(samples: NDArray[np.generic]) -> NDArray[np.float64]:
-    return np.nan_to_num(samples.astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 def _refused(name: str, error: Exception, compression: str = "") -> ImageError:

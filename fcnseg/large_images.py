@@ -20,6 +20,7 @@ from fcnseg.errors import ImageError, ImageTooLargeError
 from fcnseg.gdal import CACHE_BYTES, gdal_environment, gdal_errors_become, import_rasterio
 from fcnseg.images import DEFAULT_LIMITS, ImageLimits
 from fcnseg.jpeg_blocks import JpegBlocks
+from fcnseg.sample_depth import largest_sample
 from fcnseg.tiff_samples import Pixels, Samples, Tags, conversion, holds_jpeg_of_ycbcr
 from fcnseg.windows import ArrayImage, Windowed
 
@@ -149,7 +150,7 @@ def _stored_reader(path: Path, tags: Tags, dataset: Any) -> Callable[[slice, sli
 
     def find_largest() -> float:
         windows = (window.toranges() for _, window in dataset.block_windows(1))
-        return max(images.largest_sample(read(slice(*rows), slice(*columns))[:, :, 0]) for rows, columns in windows)
+        return max(largest_sample(read(slice(*rows), slice(*columns))[:, :, 0]) for rows, columns in windows)
 
     dtype = np.dtype(dataset.dtypes[0])
     to_rgb = conversion(tags, dtype, dataset.count, find_largest)

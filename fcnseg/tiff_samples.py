@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import (
     PLANAR_CONFIGURATION,
 )
 
-from fcnseg import images
+from fcnseg.sample_depth import to_8_bits
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
 _JPEG = 7
@@ -71,9 +71,9 @@ def _from_grey(dtype: np.dtype[Any], bits: int, find_largest: Callable[[], float
         step = np.uint8(255 // (2**bits - 1))
         return lambda samples: _grey(flipped ^ (samples[:, :, :1].view(np.uint8) * step))
     if dtype == np.uint16:
-        return lambda samples: _grey(flipped ^ images.to_8_bits(samples[:, :, :1], bits))
+        return lambda samples: _grey(flipped ^ to_8_bits(samples[:, :, :1], bits))
     largest = find_largest()
-    return lambda samples: _grey(flipped ^ images.to_8_bits(samples[:, :, :1], 32, largest))
+    return lambda samples: _grey(flipped ^ to_8_bits(samples[:, :, :1], 32, largest))
 
 
 def _high_bytes(samples: Samples, bits: int) -> NDArray[np.uint8]:
