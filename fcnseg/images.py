@@ -45,6 +45,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from fcnseg.avif import coded_size
 from fcnseg.errors import ImageError, ImageTooLargeError
 from fcnseg.files import shown
+from fcnseg.geotiff import NOWHERE, read_geo_tags
 from fcnseg.header_stream import HeaderStream
 from fcnseg.jpeg_scans import MOST_SCANS, has_too_many_scans
 from fcnseg.png_chunks import without_unused_chunks
@@ -135,6 +136,9 @@ class EncodedImage:
         limits: What is refused.
         upright: Whether to turn the image as its orientation says, or leave the pixels as they are stored.
 
+    Attributes:
+        geo_tags: Where on earth the decoded pixels lie, of a GeoTIFF; nothing where decoding turns them.
+
     Raises:
         ImageTooLargeError: There are more bytes, pixels, rows or columns than the limits allow.
         ImageError: The format is not accepted, or the header is damaged or cut short.
@@ -148,6 +152,7 @@ class EncodedImage:
             data = without_unused_chunks(data)
         self._data = data
         self._upright = upright
+        self.geo_tags = NOWHERE
         self._stream = HeaderStream(data, is_jpeg=data.startswith(_JPEG))
         self._header = _read_header(self._stream, data, limits)
         width, height = self._header.size
@@ -162,6 +167,8 @@ class EncodedImage:
                 _require_few_scans(data, self._stream.tell())
             case TiffImageFile():
                 _require_usual_tiles(self._header, data)
+                if not (upright and _orientation(self._header) in range(2, 9)):
+                    self.geo_tags = read_geo_tags(self._header.tag_v2)
 
     @property
     def size(self) -> tuple[int, int]:

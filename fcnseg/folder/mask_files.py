@@ -12,6 +12,7 @@ from PIL import Image, TiffImagePlugin
 
 from fcnseg import masks, rle
 from fcnseg.errors import MaskError, UsageError
+from fcnseg.geotiff import NOWHERE, GeoTags, tiff_info
 from fcnseg.masks import Encoding
 from fcnseg.regions import Box
 from fcnseg.types import ClassMap, LabelMap
@@ -20,7 +21,7 @@ _COMPRESSION = "tiff_adobe_deflate"
 
 
 class MaskFormat(StrEnum):
-    """How a mask is stored; equal class maps give equal bytes.
+    """How a mask is stored; equal class maps (and with TIFF, equal places on earth) give equal bytes.
 
     PNG: 8-bit indexed with the classes' colours, 16-bit greyscale beyond 256 classes.
     TIFF: Likewise, compressed by deflate.
@@ -56,7 +57,9 @@ class MaskFormat(StrEnum):
 _SUFFIXES = {MaskFormat.PNG: ".png", MaskFormat.TIFF: ".tif", MaskFormat.NPY: ".npy", MaskFormat.COCO: ".json"}
 
 
-def encode(class_map: ClassMap, mask_format: MaskFormat, label_map: LabelMap, name: str) -> bytes:
+def encode(
+    class_map: ClassMap, mask_format: MaskFormat, label_map: LabelMap, name: str, geo_tags: GeoTags = NOWHERE
+) -> bytes:
     """Write a class map as a file's bytes.
 
     Args:
@@ -64,6 +67,7 @@ def encode(class_map: ClassMap, mask_format: MaskFormat, label_map: LabelMap, na
         mask_format: How.
         label_map: Gives names and colours.
         name: The image's name, which COCO's files tell.
+        geo_tags: Where on earth it lies, which TIFF files tell.
 
     Raises:
         MaskError: COCO's run lengths cannot hold it.
@@ -72,7 +76,7 @@ def encode(class_map: ClassMap, mask_format: MaskFormat, label_map: LabelMap, na
         case MaskFormat.PNG:
             return masks.encode(class_map, Encoding.PNG, label_map)
         case MaskFormat.TIFF:
-            return _encode_tiff(class_map, label_map)
+            return _encode_tiff(class_map, label_map, geo_tags)
         case MaskFormat.NPY:
             file = io.BytesIO()
             np.save(file, np.ascontiguousarray(class_map), allow_pickle=False)
@@ -106,12 +110,12 @@ def _ids(values: NDArray[np.generic], label_map: LabelMap) -> ClassMap:
     return cast("ClassMap", values.astype(label_map.id_dtype))
 
 
-def _encode_tiff(class_map: ClassMap, label_map: LabelMap) -> bytes:
+def _encode_tiff(class_map: ClassMap, label_map: LabelMap, geo_tags: GeoTags) -> bytes:
     picture = Image.fromarray(np.ascontiguousarray(class_map))
     if class_map.dtype == np.uint8:
         picture.putpalette(label_map.palette[:256].tobytes())
     file = io.BytesIO()
-    picture.save(file, "TIFF", compression=_COMPRESSION)
+    picture.save(file, "TIFF", compression=_COMPRESSION, tiffinfo=tiff_info(geo_tags))
     return file.getvalue()
 
 

@@ -1,7 +1,7 @@
 """The model of a job: what it is given, and what it answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fcnseg.errors import ImageError, ImageTooLargeError
 from fcnseg.folder.answers import Answer, WrittenAnswer
+from fcnseg.geotiff import GeoTags
 from fcnseg.types import LabelMap
 
 
@@ -24,6 +25,7 @@ class Loaded:
         data: The file's bytes, where a server is to have them.
         too_large: Why it is not read whole, where it is to be read in windows.
         error: Why it cannot be read.
+        geo_tags: Where on earth its pixels lie, of a GeoTIFF.
         size_bytes: The file's size.
         modified_ns: When the file was last written, as `os.stat` tells it.
         held: Bytes that it holds of the job's memory.
@@ -36,6 +38,7 @@ class Loaded:
     data: bytes | None = None
     too_large: ImageTooLargeError | None = None
     error: ImageError | None = None
+    geo_tags: GeoTags = field(default_factory=dict)
     size_bytes: int | None = None
     modified_ns: int | None = None
     held: int = 0

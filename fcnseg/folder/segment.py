@@ -290,6 +290,7 @@ class _Worker:
                 loaded.image = encoded.decode()
             if self._model.remote and self._options.upright:
                 loaded.data = data
+            loaded.geo_tags = encoded.geo_tags
         except ImageError as error:
             if not taken:
                 self._memory.take(turn, 0)
@@ -358,9 +359,11 @@ class _Worker:
         if answer.confidence is not None:
             written.append(confidence_path(mask))
             write_bytes(written[-1], masks.encode(answer.confidence, Encoding.PNG, None))
-        data = answer.png if self._plan.mask_format is MaskFormat.PNG else None
         # Last, so that a mask that is there says that the image is done.
-        write_bytes(mask, data or mask_files.encode(class_map, self._plan.mask_format, label_map, item.name))
+        data = answer.png if self._plan.mask_format is MaskFormat.PNG else None
+        if data is None:
+            data = mask_files.encode(class_map, self._plan.mask_format, label_map, item.name, loaded.geo_tags)
+        write_bytes(mask, data)
         spent = {"encode": (time.perf_counter() - began) * 1000}
         row = Row(
             image=item.name,

@@ -1,5 +1,7 @@
+import struct
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 import fcnseg
 from fcnseg import masks
@@ -18,6 +20,7 @@ from fcnseg.folder import FolderOptions, LocalModel, MaskFormat, mask_files, seg
 from fcnseg.folder.answers import LocalAnswer
 from fcnseg.folder.local_model import open_model
 from fcnseg.folder.models import Loaded
+from fcnseg.geotiff import read_geo_tags, tiff_info
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
 from fcnseg.regions import RegionQuery, find_regions
@@ -410,6 +413,51 @@ def test_an_image_beyond_the_limits_gets_a_tiff_mask_window_by_window(segmenter:
     assert "use --format tiff" in str(result.error)
     (result,) = segment_folder(segmenter, tmp_path / "png", tmp_path / "third", options)
     assert isinstance(result.error, ImageError)
+
+
+def test_a_mask_lies_on_earth_where_its_image_does(segmenter: Segmenter, tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="pip install 'fcnseg[large]'")
+    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(0.5, 0, 412000, 0, -0.5, 5654000)}
+    pixels = noise(30, 40)
+    (tmp_path / "in").mkdir()
+    size = {"driver": "GTiff", "height": 30, "width": 40, "count": 3, "dtype": "uint8", "photometric": "rgb"}
+    with rasterio.open(tmp_path / "in" / "a.tif", "w", **size, **place) as file:
+        file.write(np.moveaxis(pixels, 2, 0))
+    with TiffImagePlugin.TiffImageFile(tmp_path / "in" / "a.tif") as plain:
+        tags = tiff_info(read_geo_tags(plain.tag_v2))
+        tags[274] = 6
+        plain.save(tmp_path / "in" / "turned.tif", tiffinfo=tags)
+    options = FolderOptions(mask_format=MaskFormat.TIFF)
+    assert all(done.error is None for done in segment_folder(segmenter, tmp_path / "in", tmp_path / "out", options))
+    with rasterio.open(tmp_path / "out" / "a.tif") as mask:
+        assert mask.crs == rasterio.CRS.from_string(place["crs"])
+        assert mask.transform == place["transform"]
+        assert np.array_equal(mask.read(1), segmenter.segment(pixels).class_map)
+    with warnings.catch_warnings(action="ignore"), rasterio.open(tmp_path / "out" / "turned.tif") as mask:
+        assert mask.crs is None
+        assert mask.transform.is_identity
+    stored = FolderOptions(mask_format=MaskFormat.TIFF, upright=False)
+    list(segment_folder(segmenter, tmp_path / "in", tmp_path / "stored", stored))
+    masks = [(tmp_path / "stored" / name).read_bytes() for name in ("a.tif", "turned.tif")]
+    assert masks[0] == masks[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"), [(2, b"EPSG"), (12, b"\xff" * 64), (3, b"\1\0" * 40000)], ids=["text", "floats", "huge"]
+)
+def test_damaged_tags_of_a_place_on_earth_cost_the_place_alone(
+    segmenter: Segmenter, tmp_path: Path, kind: int, values: bytes
+) -> None:
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    directory.tagtype[34735] = kind
+    directory[34735] = values.decode("latin-1") if kind == 2 else struct.unpack(f"<{len(values) // 2}H", values)
+    (tmp_path / "in").mkdir()
+    picture = Image.fromarray(noise(10, 12))
+    picture.save(tmp_path / "in" / "a.tif", tiffinfo=directory)
+    picture.save(tmp_path / "in" / "plain.tif")
+    options = FolderOptions(mask_format=MaskFormat.TIFF)
+    assert all(done.error is None for done in segment_folder(segmenter, tmp_path / "in", tmp_path / "out", options))
+    assert (tmp_path / "out" / "a.tif").read_bytes() == (tmp_path / "out" / "plain.tif").read_bytes()
 
 
 def test_no_file_is_open_where_it_is_replaced(segmenter: Segmenter, tmp_path: Path) -> None:
