@@ -36,9 +36,15 @@ class Access:
 
     @classmethod
     def of(cls, tls: bool | ClientTls, token: str | None, *, token_in_clear: bool) -> "Access":  # noqa: FBT001 - as in Client
-        """Return what a client's arguments mean; True stands for TLS with the public authorities."""
+        """Return what a client's arguments mean; True stands for TLS with the public authorities.
+
+        Raises:
+            UsageError: `tls` is neither, such as a path, or the token is none.
+        """
         if isinstance(tls, bool):
             return cls(ClientTls() if tls else None, token, token_in_clear)
+        if not isinstance(tls, ClientTls):
+            raise UsageError(f"tls is {tls!r}; give True, or ClientTls with the file of the authorities to trust")
         return cls(tls, token, token_in_clear)
 
     @property
@@ -48,7 +54,7 @@ class Access:
 
     @property
     def stays_here(self) -> bool:
-        """Whether there is a token that must not leave this machine: not to a proxy either, which gRPC would ask."""
+        """Whether there is a token that must not leave this machine."""
         return self.token is not None and self.tls is None and not self.token_in_clear
 
     def require_private(self, host: str) -> None:

@@ -128,7 +128,8 @@ class Exchange:
             ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),  # the one above alone closes nothing in gRPC 1.85
             ("grpc.http2.max_pings_without_data", 0),  # else silence is pinged twice and then never again
         ]
-        if self.access.stays_here or all(map(is_loopback, read_hosts(self.server))):
+        # A proxy has a loopback address of its own, and may not see a token that must not leave this machine.
+        if all(map(is_loopback, read_hosts(self.server))):
             options.append(("grpc.enable_http_proxy", 0))
         # Each request to the next of the servers that the address stands for, of those that can be reached.
         config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}

@@ -64,7 +64,7 @@ class SegmentQuery:
     """What is wanted of an image; `Client.segment` documents the fields.
 
     Raises:
-        UsageError: Classes are given as one text.
+        UsageError: Classes are given as one text, or there is no such encoding.
     """
 
     model: str
@@ -77,6 +77,8 @@ class SegmentQuery:
     classes: Sequence[str]
 
     def __post_init__(self) -> None:
+        if self.encoding not in set(Encoding):
+            raise UsageError(f"there is no encoding {self.encoding!r}; there are {', '.join(Encoding)}")
         for name, value in (("heatmaps", self.heatmaps), ("classes", self.classes)):
             if isinstance(value, str):
                 raise UsageError(f"{name} is the text {value!r}; give a list of names, such as [{value!r}]")

@@ -92,7 +92,7 @@ def test_a_token_in_clear_takes_no_way_over_a_proxy(
     with Client(address, token=TOKEN, retries=0) as client:
         client.segment(IMAGE)
     assert shown == [f"Bearer {TOKEN}"]
-    with Client(address, retries=0) as client, pytest.raises(ServerUnavailableError):
+    with Client(f"dns:///{address}", retries=0) as client, pytest.raises(ServerUnavailableError):
         client.segment(IMAGE)  # it asks the proxy, which is not there
 
 

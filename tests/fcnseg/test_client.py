@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -412,6 +412,19 @@ def test_a_name_that_is_no_text_is_refused_in_one_line(asked: dict[str, Any]) ->
 def test_one_text_is_no_list_of_classes() -> None:
     with Client("127.0.0.1:1") as client, pytest.raises(UsageError, match=r"give a list of names, such as \['red'\]"):
         client.segment(IMAGE, classes="red")
+
+
+def test_an_encoding_that_is_none_is_refused_before_it_is_sent() -> None:
+    with (
+        Client("127.0.0.1:1") as client,
+        pytest.raises(UsageError, match="no encoding 'jpeg'; there are raw, zstd, png, coco_rle"),
+    ):
+        client.segment(IMAGE, encoding=cast("Encoding", "jpeg"))
+
+
+def test_a_path_is_no_tls() -> None:
+    with pytest.raises(UsageError, match=r"tls is 'ca.pem'; give True, or ClientTls"):
+        Client("127.0.0.1:1", tls=cast("bool", "ca.pem"))
 
 
 def test_threads_share_a_client(both: RunningServer, tiny_model: Path) -> None:
