@@ -47,8 +47,8 @@ MICROSECONDS = {
 }
 """Columns, and what the program calls them."""
 COLUMNS = ("callers", "session.run, ms", "images/s", "ratio", *MICROSECONDS)
-WINDOWS = 3
-"""The program measures so many times, and averages them."""
+WINDOWS, REQUESTS = 3, 4
+"""The program measures so many times, and averages them; each time at least so many requests of a caller."""
 
 
 def fetch_program() -> Path:
@@ -72,13 +72,13 @@ def fetch_program() -> Path:
     return program
 
 
-def measure(program: Path, address: str, model: str, callers: int, seconds: float) -> dict[str, float]:
-    """Let so many callers ask for a while, and return what the program found, by its names."""
+def measure(program: Path, address: str, model: str, callers: int, window_s: float) -> dict[str, float]:
+    """Let so many callers ask for `WINDOWS` times so long, and return what the program found, by its names."""
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.csv"
         command: list[str | Path] = [program, "-m", model, "-u", address, "-i", "grpc", "-f", table]
         command += ["--shape", f"image:{HEIGHT},{WIDTH},3", "--input-data", "random"]
-        command += ["--concurrency-range", str(callers), "-p", str(round(seconds / WINDOWS * 1000))]
+        command += ["--concurrency-range", str(callers), "-p", str(round(1000 * window_s))]
         command += ["--stability-percentage", "999", "--max-trials", str(WINDOWS)]
         libraries = os.pathsep.join(filter(None, [str(CACHE), os.environ.get("LD_LIBRARY_PATH")]))
         ran = subprocess.run(
@@ -111,10 +111,12 @@ def main() -> None:
         for callers in arguments.callers:
             frames, found = [], []
             for _ in range(arguments.rounds):
-                times, row = loop.around(
-                    arguments.seconds,
-                    lambda _: measure(program, address, arguments.model.stem, callers, arguments.seconds),  # noqa: B023
-                )
+
+                def ask(frame: float, callers: int = callers) -> dict[str, float]:
+                    window_s = max(arguments.seconds / WINDOWS, REQUESTS * callers * frame)
+                    return measure(program, address, arguments.model.stem, callers, window_s)
+
+                times, row = loop.around(arguments.seconds, ask)
                 frames.append(statistics.fmean(times) * 1000)
                 found.append(row)
             rates = [row["Inferences/Second"] for row in found]
