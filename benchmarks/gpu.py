@@ -211,7 +211,7 @@ class Section:
 
     def __init__(self, name: str, plan: Plan, device: str, folder: Path, end: float) -> None:
         self.name, self.plan, self.device, self.folder, self.end = name, plan, device, folder, end
-        self.masks: dict[str, NDArray[np.uint8]] = {}
+        self.masks: dict[str, NDArray[np.generic]] = {}
 
     def run(self) -> None:
         torch.manual_seed(0)
@@ -417,7 +417,7 @@ class Section:
         ms = sum(kernel.ms for kernel in kernel_times(way, KERNEL_RUNS)) / count
         self.row(case, f"{name}, kernels alone", ms, unit="ms/image")
 
-    def difference(self, case: str, found: NDArray[np.uint8]) -> str:
+    def difference(self, case: str, found: NDArray[np.generic]) -> str:
         """How far masks differ from those that were first found of a case, in words; nothing where they do not.
 
         Raises:
@@ -473,7 +473,8 @@ class Section:
 
         def on_device(when: str) -> None:
             files = Files(paths, self.device, self.folder)
-            ways = {way: way(precision, batch, channels_last=True) for way in (files.bound, files.recorded)}
+            made = {"as it is": files.bound, "recorded": files.recorded}
+            ways = {name: way(precision, batch, channels_last=True) for name, way in made.items()}
             found = in_turns(ways, ROUNDS, 4 * self.plan.seconds / ROUNDS)
             rates = (Spread.of(8 / taken for taken in spread.values) for spread in found.values())
             best = max(rates, key=lambda rate: rate.median)
