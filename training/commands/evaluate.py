@@ -65,7 +65,13 @@ def _read_scales(_context: click.Context, _parameter: click.Parameter, value: st
 @click.option(
     "--flip", is_flag=True, help="Average with the mirrored image too. Not what is served; doubles the runs of the net."
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to run; auto takes a GPU where there is one.",
+)
 def evaluate(
     *,
     model: Path,

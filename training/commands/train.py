@@ -62,7 +62,7 @@ def train(
       PASCAL VOC       JPEGImages/ SegmentationClass/ ImageSets/Segmentation/
       Cityscapes       leftImg8bit/ gtFine/
       COCO             annotations/instances_train.json instances_val.json and
-                       images; also CVAT's and Label Studio's COCO exports
+                       images; also CVAT's, Label Studio's and Roboflow's exports
 
     Masks are PNGs of ids, of palette indices, or of RGB colours; classes.json, or CVAT's labelmap.txt, says what they
     mean, where the layout does not.
