@@ -72,6 +72,7 @@ clean:  ## Remove environments, builds and what the quickstart left
 	$(PYTHON) -m venv .venv
 
 .venv/installed-quickstart: pyproject.toml | .venv/bin/python
+	@echo "installing into .venv: about 6 GB, some minutes, silently"
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[quickstart]'
 	touch $@
 
