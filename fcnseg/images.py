@@ -25,9 +25,11 @@ import re
 import stat
 import struct
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -166,7 +168,8 @@ class EncodedImage:
             case JpegImageFile():
                 _require_few_scans(data, self._stream.tell())
             case TiffImageFile():
-                _require_usual_tiles(self._header, data)
+                require_usual_tiles(height, width, self._header.tag_v2)
+                _require_few_scans_in_parts(self._header, data)
                 if not (upright and _orientation(self._header) in range(2, 9)):
                     self.geo_tags = read_geo_tags(self._header.tag_v2)
 
@@ -232,14 +235,27 @@ def _require_few_scans(data: bytes, start: int) -> None:
         raise ImageError(f"the JPEG image has more than {MOST_SCANS} scans; store it again")
 
 
-def _require_usual_tiles(header: TiffImageFile, data: bytes) -> None:
-    """Check that a TIFF's tiles, of which a decoder allocates one, are not far larger than the image."""
-    tags = header.tag_v2
-    width, height = tags.get(_TILE_WIDTH_TAG, 0), tags.get(_TILE_LENGTH_TAG, 0)
-    if width * height > max(header.width * header.height, _USUAL_TILE) * _TILE_TO_IMAGE:
+def require_usual_tiles(height: int, width: int, tags: Mapping[int, Any]) -> None:
+    """Check that a TIFF's tiles, of which a decoder allocates one, are not far larger than the image.
+
+    Args:
+        height: Its rows.
+        width: Its columns.
+        tags: Its tags by their numbers, as Pillow reads them.
+
+    Raises:
+        ImageError: They are.
+    """
+    tile_width, tile_height = tags.get(_TILE_WIDTH_TAG, 0), tags.get(_TILE_LENGTH_TAG, 0)
+    if tile_width * tile_height > max(width * height, _USUAL_TILE) * _TILE_TO_IMAGE:
         raise ImageError(
-            f"the TIFF image of {header.width} x {header.height} pixels has tiles of {width} x {height}; store it again"
+            f"the TIFF image of {width} x {height} pixels has tiles of {tile_width} x {tile_height}; store it again"
         )
+
+
+def _require_few_scans_in_parts(header: TiffImageFile, data: bytes) -> None:
+    """Check that the tiles or strips of a TIFF do not make a decoder pass over them again and again."""
+    tags = header.tag_v2
     if header.info.get("compression") in {"jpeg", "tiff_jpeg"}:
         parts = max(len(tags.get(tag, ())) for tag in (_STRIP_OFFSETS_TAG, _TILE_OFFSETS_TAG))
         most = MOST_SCANS + _SCANS_A_PART * parts

@@ -64,6 +64,10 @@ def open_windowed(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[
             raise _not_in_windows(path, str(error).partition("; ")[0]) from None
         yield image
         return
+    try:
+        images.require_usual_tiles(tags[IMAGELENGTH], tags[IMAGEWIDTH], tags)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
     rasterio = import_rasterio(ImageTooLargeError, f"{path} is too large to be read whole, and not read in windows")
     # GDAL would make RGBA of CMYK and LAB by rules of its own; the prefix gives their samples as they are.
     name = f"GTIFF_RAW:{path.absolute()}"

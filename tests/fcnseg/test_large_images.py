@@ -1,4 +1,5 @@
 import io
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -148,6 +149,17 @@ def test_what_pillow_cannot_decode_is_read_in_windows_all_the_same(tmp_path: Pat
     with pytest.raises(ImageError):
         images.read(path)
     check_windows(path, np.ascontiguousarray(np.moveaxis(bands, 0, 2)))
+
+
+def test_tiles_far_larger_than_the_image_are_refused_before_one_is_allocated(tmp_path: Path) -> None:
+    path = write(tmp_path / "image.tif", samples(3), photometric="rgb", **TILED)
+    data = path.read_bytes()
+    width = struct.pack("<HHI", 322, 3, 1) + struct.pack("<I", 32)
+    assert width in data
+    path.write_bytes(data.replace(width, struct.pack("<HHII", 322, 4, 1, 400_000_000)))
+    refused = r"image\.tif: the TIFF image of 101 x 75 pixels has tiles of 400000000 x 16; store it again"
+    with pytest.raises(ImageError, match=refused), open_windowed(path, WINDOWED):
+        pass
 
 
 @settings(max_examples=25)
