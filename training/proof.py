@@ -11,6 +11,7 @@ from fcnseg.errors import ArchitectureError
 from training.device import exact_products
 from training.net_grid import NetGrid
 from training.photographs import PHOTOGRAPHS, photographs
+from training.refusal import refuse_answer
 from training.tracing import input_channels
 
 _NOISE_IMAGES = 2
@@ -137,7 +138,7 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
         output = model(images)
     logits = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise ArchitectureError("the classifier must answer with one (N, K) tensor of logits")
+        refuse_answer(list(logits.shape) if isinstance(logits, Tensor) else type(output).__name__)
     return logits
 
 

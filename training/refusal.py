@@ -1,5 +1,8 @@
 """Which nets cannot become heatmap nets, and why."""
 
+from collections.abc import Sequence
+from typing import NoReturn
+
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -55,10 +58,28 @@ def refuse_transformers(model: nn.Module) -> None:
                 " one image size, so it cannot slide over larger images; choose a convolutional classifier"
             )
     for name, module in model.named_modules():
-        if isinstance(module, ShiftedWindowAttention):
-            continue  # its windows tile a map of any size
+        if isinstance(module, ShiftedWindowAttention) or not any(True for _ in module.parameters()):
+            continue  # windows that tile a map of any size; a place that attention was not put into
         if isinstance(module, nn.MultiheadAttention) or "Attention" in type(module).__name__:
             raise ArchitectureError(
                 f"{type(model).__name__} is a transformer: {name} attends over a partition of one image size, so it"
                 " cannot slide over larger images; choose a convolutional classifier"
             )
+
+
+def refuse_answer(answer: Sequence[int] | str) -> NoReturn:
+    """Refuse a net that does not answer with logits.
+
+    Args:
+        answer: Its answer's shape, or what it is instead of a tensor.
+
+    Raises:
+        ArchitectureError: Always.
+    """
+    if isinstance(answer, str):
+        told = answer
+    else:
+        told = f"a tensor of {' x '.join(map(str, answer))}"
+        if len(answer) == 4:
+            told += ", as segmentation nets do, which need no conversion"
+    raise ArchitectureError(f"a classifier answers with one (N, K) tensor of logits; this net's answer is {told}")

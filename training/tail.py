@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, fx, nn
 
 from fcnseg.errors import ArchitectureError
+from training.refusal import refuse_answer
 from training.tracing import blank_image, called_module, fake_tensors
 
 _Role = Literal["linear", "pool", "flatten", "norm", "other"]
@@ -147,8 +148,10 @@ def _logits(traced: fx.GraphModule) -> fx.Node:
     value = output.args[0]
     if isinstance(value, (tuple, list)) and value:
         value = value[0]  # auxiliary heads follow the main one
-    if not isinstance(value, fx.Node) or value.meta["shape"] is None or len(value.meta["shape"]) != 2:
-        raise ArchitectureError("the classifier must answer with one (N, K) tensor of logits")
+    if not isinstance(value, fx.Node) or value.meta["shape"] is None:
+        refuse_answer("no tensor")
+    if len(value.meta["shape"]) != 2:
+        refuse_answer(list(value.meta["shape"]))
     return value
 
 

@@ -193,6 +193,22 @@ def test_a_script_is_refused_with_the_reason() -> None:
         convolutionalize(torch.jit.script(seeded(LeNet)), (32, 36))
 
 
+class Attention(nn.Identity):
+    """As decoders have where attention was not asked for."""
+
+
+@pytest.mark.parametrize(
+    ("net", "told"),
+    [
+        (nn.Sequential(conv(3, 8), Attention()), r"is a tensor of 1 x 8 x 32 x 36, as segmentation nets do"),
+        (nn.Sequential(conv(3, 8), nn.Flatten(2)), r"is a tensor of 1 x 8 x 1152$"),
+    ],
+)
+def test_a_net_that_answers_with_no_logits_is_told_what_it_answers_with(net: nn.Module, told: str) -> None:
+    with pytest.raises(ArchitectureError, match=told):
+        convolutionalize(net, (32, 36))
+
+
 def save_lenet(folder: Path, prefixes: list[str], **others: Tensor) -> Path:
     state = {prefix + name: value for prefix in prefixes for name, value in seeded(LeNet).state_dict().items()}
     torch.save({"state_dict": {**state, **others}, "epoch": 3}, folder / "weights.ckpt")
