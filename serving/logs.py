@@ -21,13 +21,13 @@ _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 
 
 class HumanFormatter(logging.Formatter):
-    """LEVEL LOGGER: MESSAGE FIELD=VALUE ... request_id=ID; values that are no single word are quoted.
+    """TIME LEVEL LOGGER: MESSAGE FIELD=VALUE ... request_id=ID; values that are no single word are quoted.
 
     A message stays one line, and tells a terminal nothing: a file that cannot be opened may have a part in it.
     """
 
     def __init__(self) -> None:
-        super().__init__("%(levelname)s %(name)s: %(message)s")
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
         """Write the line that a traceback may follow."""

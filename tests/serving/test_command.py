@@ -25,6 +25,7 @@ from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from tests.server_process import free_port
 from tests.tiny_model import write_tiny_model
+from tests.untimed import untimed
 from tests.waiting import wait_until
 
 BLUE = pb.SegmentRequest(raw=pb.RawImage(height=4, width=6, rgb=bytes([0, 0, 255]) * 24))
@@ -61,7 +62,7 @@ def test_serves_until_a_signal_and_exits_with_0(tmp_path: Path, number: signal.S
             assert process.wait(20) == 0
         assert process.stdout.read() == ""
         assert process.stderr is not None
-        request, stopping = process.stderr.read().splitlines()
+        request, stopping = map(untimed, process.stderr.read().splitlines())
         assert request.startswith(
             "INFO serving.calls: call ended method=fcnseg.v1.SegmentationService/Segment code=OK model=cat/1 "
         )

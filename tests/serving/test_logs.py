@@ -23,6 +23,7 @@ from tests import http2
 from tests.running_server import running_server
 from tests.server_process import free_port, server_process
 from tests.tiny_model import write_tiny_model
+from tests.untimed import untimed
 from tests.waiting import wait_until
 
 RED = pb.SegmentRequest(raw=pb.RawImage(height=4, width=6, rgb=bytes((255, 0, 0)) * 24))
@@ -143,6 +144,7 @@ def test_a_fault_is_logged_whole_with_the_requests_id(
     assert fault["exception"].startswith("Traceback")
     assert [fault["request_id"], request["request_id"], returned_id(call)] == ["why?"] * 3
     first, *_, last = human.getvalue().splitlines()
+    first, last = untimed(first), untimed(last)
     assert first == "ERROR serving.statuses: /fcnseg.v1.SegmentationService/Segment failed request_id=why?"
     assert last.startswith(
         "INFO serving.calls: call ended method=fcnseg.v1.SegmentationService/Segment code=INTERNAL model=moody/1"
@@ -170,7 +172,7 @@ def test_a_message_is_one_line_that_tells_a_terminal_nothing(
 ) -> None:
     human, machines = written(HumanFormatter()), written(JsonFormatter())
     logging.getLogger("serving").warning("no model: %s", "ein \x1b[31mrötlicher\nINFO x: \u202eop")
-    assert human.getvalue() == "WARNING serving: no model: ein \\x1b[31mrötlicher\\nINFO x: \\u202eop\n"
+    assert untimed(human.getvalue()) == "WARNING serving: no model: ein \\x1b[31mrötlicher\\nINFO x: \\u202eop\n"
     assert lines(machines)[0]["message"] == "no model: ein \x1b[31mrötlicher\nINFO x: \u202eop"
 
 

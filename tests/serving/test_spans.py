@@ -39,6 +39,7 @@ from serving.spans import CallTracer, open_tracer
 from tests.running_server import RunningServer, running_server
 from tests.server_process import free_port, server_process
 from tests.tiny_model import write_tiny_model
+from tests.untimed import untimed
 from tests.waiting import wait_until
 
 IMAGE = np.full((4, 6, 3), (255, 0, 0), np.uint8)
@@ -341,7 +342,7 @@ def test_a_receiver_that_is_not_there_costs_one_line_and_no_request(tiny_model: 
         server.begin_stop()
         assert server.wait_stopped() == 0
     (line,) = log.read_text().splitlines()
-    assert line.startswith("WARNING serving.spans: spans may be lost, told once in 5 minutes: ")
+    assert untimed(line).startswith("WARNING serving.spans: spans may be lost, told once in 5 minutes: ")
     assert endpoint.removeprefix("http://") in line
 
 
