@@ -100,7 +100,7 @@ class RunWriter(Callback):
         try:
             yield
         except (OSError, RuntimeError) as error:  # the latter is PyTorch's, where a file cannot be written
-            reason = " ".join(str(error).split())[:150]
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:150]
             raise OSError(
                 f"epoch {epoch} cannot be kept in {self._folder} ({reason}); make room there, and go on by --resume"
             ) from error
