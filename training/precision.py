@@ -29,6 +29,7 @@ from training.samples import Sample, read_image
 from training.tensor_cores import fit_tensor_cores
 
 FilePrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
+_QUANTISED = ["Conv", "Relu", "Clip", "Add", "MaxPool", "Concat"]
 _FIRST = 3
 _PERCENTILE = 99.99
 _TIMED_RUNS = 15
@@ -58,11 +59,12 @@ def halve(rounded: SegmentationModel) -> SegmentationModel:
 
 
 def quantise(path: Path, images: Images) -> onnx.ModelProto:
-    """Return the graph of a model file with convolutions of 8-bit integers.
+    """Return the graph of a model file whose convolutions, and what lies between them, compute with 8-bit integers.
 
     Weights are scaled for each channel, and kept within 7 bits: processors without VNNI add pairs of products in 16
-    bits, which would overflow (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). The
-    first convolutions, which see the image, and those that score stay in 32 bits: they are few, and cost most accuracy.
+    bits, which would overflow (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). What
+    lies between convolutions would else turn all values into floats and back. The first convolutions, which see the
+    image, and those that score stay in 32 bits: they are few, and cost most accuracy.
 
     Args:
         path: The model file, in 32 bits.
@@ -73,19 +75,28 @@ def quantise(path: Path, images: Images) -> onnx.ModelProto:
     """
     if not len(images):
         raise UsageError("there are no images to calibrate 8-bit integers with; name a data set that has some")
-    source = onnx.load(path)
-    convolutions = [node for node in source.graph.node if node.op_type == "Conv"]
-    scoring = [node for node in convolutions if ".scores." in node.input[1]]
     with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder, quiet():
         target = Path(folder) / "int8.onnx"
         quantize_static(
-            str(path), str(target), _Calibration(images), QuantFormat.QDQ, ["Conv"], per_channel=True,
+            str(path), str(target), _Calibration(images), QuantFormat.QDQ, _QUANTISED, per_channel=True,
             reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            nodes_to_exclude=[node.name for node in (*convolutions[:_FIRST], *scoring)],
-            calibrate_method=CalibrationMethod.Percentile,
+            nodes_to_exclude=_kept_in_floats(onnx.load(path).graph), calibrate_method=CalibrationMethod.Percentile,
             extra_options={"CalibPercentile": _PERCENTILE, "CalibStridedMinMax": 1},
         )  # fmt: skip
         return onnx.load(target)
+
+
+def _kept_in_floats(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes to the last of the first convolutions, and of those that score with all that follows them."""
+    nodes = list(graph.node)
+    convolutions = [i for i, node in enumerate(nodes) if node.op_type == "Conv"]
+    kept = [node.name for node in nodes[: max(convolutions[:_FIRST], default=-1) + 1]]
+    scored: set[str] = set()
+    for node in nodes:
+        if scored.intersection(node.input) or (node.op_type == "Conv" and ".scores." in node.input[1]):
+            kept.append(node.name)
+            scored.update(node.output)
+    return kept
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc] # it has no types

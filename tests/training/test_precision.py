@@ -75,6 +75,19 @@ def test_weights_lie_in_the_file_as_they_are_computed_with(files: dict[str, Path
     assert files["fp16"].stat().st_size < files["fp32"].stat().st_size
 
 
+def test_values_between_convolutions_of_8_bits_stay_so(files: dict[str, Path]) -> None:
+    """ReLU becomes the bound of its layer's range, and what is added is added as integers."""
+    fp32, int8 = (list(onnx.load(files[name]).graph.node) for name in ("fp32", "int8"))
+    third = [i for i, node in enumerate(fp32) if node.op_type == "Conv"][2]
+    floats = {node.name for node in fp32[:third]}
+    bounded = [{node.name for node in nodes if node.op_type == "Relu"} - floats for nodes in (fp32, int8)]
+    assert bounded[0]
+    assert not bounded[1]
+    reads = {name: node.op_type for node in int8 for name in node.output}
+    added = [[reads.get(name) for name in node.input] for node in int8 if node.op_type == "Add"]
+    assert added.count(["DequantizeLinear"] * 2) == 1
+
+
 def test_the_file_tells_its_precision_and_its_proof(files: dict[str, Path]) -> None:
     infos: dict[str, ModelInfo] = {name: read_model_info(path) for name, path in files.items()}
     assert {name: info.precision for name, info in infos.items()} == {name: name for name in files}
