@@ -17,9 +17,11 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx
 from loop import HEIGHT, WIDTH, photograph
 from nets import build
+from onnx import TensorProto, numpy_helper
 from reporting import Report, Spread, add_json_option, in_turns
 from session import open_session
 
@@ -47,6 +49,22 @@ def times(file: Path, quantised: Path, arguments: argparse.Namespace) -> tuple[S
 def quantise_into(folder: Path, file: Path, images: Images) -> Path:
     path = folder / f"{file.stem}-int8.onnx"
     onnx.save(quantise(file, images), path)
+    return path
+
+
+def in_floats(file: Path, folder: Path) -> Path:
+    """A file whose weights lie in it as 32-bit floats, as what is quantised has them, with `--store fp16` undone."""
+    model = onnx.load(file)
+    halves = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+    casts = [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in halves]
+    for node in casts:
+        values = numpy_helper.to_array(halves[node.input[0]]).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
+        model.graph.node.remove(node)
+    for name in {node.input[0] for node in casts}:
+        model.graph.initializer.remove(halves[name])
+    path = folder / file.name
+    onnx.save(model, path)
     return path
 
 
@@ -78,7 +96,8 @@ def main() -> None:
     table = report.table("int8", f"Milliseconds of session.run, {WIDTH}x{HEIGHT}", COLUMNS, note)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for file, data in arguments.trained:
+        for given, data in arguments.trained:
+            file = in_floats(given, folder)
             quantised, record = compare_on(data, file, folder)
             ious = [record.fp32_mean_iou, record.mean_iou, record.fp32_mean_iou - record.mean_iou]
             name = f"{file.stem}: {read_model_info(file).architecture}"
