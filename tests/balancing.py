@@ -2,7 +2,8 @@
 
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import pytest
 
 from fcnseg.client import Client
 from tests.scraping import scrape
@@ -17,6 +19,9 @@ from tests.server_process import ServerProcess, free_port
 from tests.waiting import wait_until
 
 DRAIN_S = 1.0
+LOADS = pytest.mark.parametrize(
+    ("clients", "rounds"), [(4, 1), pytest.param(16, 5, marks=pytest.mark.slow)], ids=["once", "again and again"]
+)
 COLOURS = {0: (255, 0, 0), 1: (0, 255, 0), 2: (0, 0, 255)}
 
 
@@ -109,3 +114,29 @@ def two_places(model: Path) -> Iterator[list[Place]]:
         for place in places:
             if place.server is not None:
                 place.server.kill()
+
+
+def replace_every_server(
+    address: str, places: list[Place], clients: int, rounds: int, replace: Callable[[Place], None] = Place.replace
+) -> None:
+    """Replace every server behind a balancer some times, while clients ask; no request may fail.
+
+    Args:
+        address: The balancer's.
+        places: The servers'.
+        clients: How many ask.
+        rounds: How often each is replaced.
+        replace: Replaces the server of a place.
+    """
+    began = time.monotonic()
+    with Load(address, clients) as load:
+        for place in places:
+            place.wait_until_asked()
+        for _ in range(rounds):
+            for place in places:
+                replace(place)
+                place.wait_until_asked()
+    seconds = time.monotonic() - began
+    print(f"{load.answered} images answered, {len(load.failures)} requests failed, in {seconds:.0f} s")  # noqa: T201
+    assert load.failures == []
+    assert load.answered >= 2 * (1 + rounds)  # each process answered

@@ -1,8 +1,8 @@
 """What each operator that PyTorch dispatches does to the grid of a map.
 
 A rule takes what is known of its first map and the operator's arguments, and returns the grid of its output; None where
-the output is pooled over the whole map. Operators without a rule work cell by cell where
-they leave a map its size; where they do not, nothing is known of what their output sees.
+the output is pooled over the whole map. Operators without a rule work cell by cell where they leave a map its size;
+where they do not, nothing is known of what their output sees.
 """
 
 import math

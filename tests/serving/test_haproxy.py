@@ -1,15 +1,12 @@
 """HAProxy, by the configuration in deploy/, over two server processes that are replaced under load."""
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from fcnseg.client import Client
-from tests.balancing import Load, Place, two_places
+from tests.balancing import LOADS, Place, replace_every_server, two_places
 from tests.debian import needs, output_of, running
 from tests.deploy_files import DEPLOY
 from tests.server_process import free_port
@@ -55,21 +52,9 @@ def test_a_server_drains_for_longer_than_haproxy_takes_to_see_it() -> None:
     assert int(drain) > int(inter) * int(fall)
 
 
-@pytest.mark.parametrize(
-    ("clients", "rounds"), [(4, 1), pytest.param(16, 5, marks=pytest.mark.slow)], ids=["once", "again and again"]
-)
+@LOADS
 def test_no_request_fails_while_every_server_is_replaced(
     tiny_model: Path, tmp_path: Path, clients: int, rounds: int
 ) -> None:
-    began = time.monotonic()
-    with balanced(tiny_model, tmp_path) as (address, places), Load(address, clients) as load:
-        for place in places:
-            place.wait_until_asked()
-        for _ in range(rounds):
-            for place in places:
-                place.replace()
-                place.wait_until_asked()
-    seconds = time.monotonic() - began
-    print(f"{load.answered} images answered, {len(load.failures)} requests failed, in {seconds:.0f} s")  # noqa: T201
-    assert load.failures == []
-    assert load.answered >= 2 * (1 + rounds)  # each process answered
+    with balanced(tiny_model, tmp_path) as (address, places):
+        replace_every_server(address, places, clients, rounds)

@@ -9,10 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from fcnseg.client import Client
-from tests.balancing import Load, Place, two_places
+from tests.balancing import LOADS, Place, replace_every_server, two_places
 from tests.debian import needs, output_of, running
 from tests.deploy_files import DEPLOY
 from tests.server_process import free_port
@@ -90,21 +88,15 @@ def test_nginx_takes_the_configuration_without_a_warning(tmp_path: Path) -> None
     assert "[warn]" not in told
 
 
-@pytest.mark.parametrize(
-    ("clients", "rounds"), [(4, 1), pytest.param(16, 5, marks=pytest.mark.slow)], ids=["once", "again and again"]
-)
+@LOADS
 def test_no_request_fails_while_every_server_is_taken_out_and_replaced(
     tiny_model: Path, tmp_path: Path, clients: int, rounds: int
 ) -> None:
-    with balanced(tiny_model, tmp_path) as (nginx, places), Load(nginx.address, clients) as load:
-        for place in places:
-            place.wait_until_asked()
-        for _ in range(rounds):
-            for place in places:
-                nginx.take_out(place)
-                place.replace()
-                nginx.take_back()
-                place.wait_until_asked()
-    print(f"{load.answered} images answered, {len(load.failures)} requests failed")  # noqa: T201
-    assert load.failures == []
-    assert load.answered >= 2 * (1 + rounds)  # each process answered
+    with balanced(tiny_model, tmp_path) as (nginx, places):
+
+        def replace(place: Place) -> None:
+            nginx.take_out(place)
+            place.replace()
+            nginx.take_back()
+
+        replace_every_server(nginx.address, places, clients, rounds, replace)
