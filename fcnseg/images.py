@@ -398,7 +398,8 @@ def _decode_with_opencv(header: ImageFile, stream: io.BytesIO, data: bytes) -> N
     """Decode what OpenCV is trusted with; None where Pillow is to decode."""
     if header.format == "JPEG":
         # Pillow has stopped reading at the start of the scan, behind any thumbnail with a marker of its own.
-        trusted = header.mode in {"L", "RGB"} and data.find(_END_OF_IMAGE, stream.tell()) >= 0
+        # Looked for from the end, near which it lies: a search through all of the data would keep Python's lock.
+        trusted = header.mode in {"L", "RGB"} and data.rfind(_END_OF_IMAGE, stream.tell()) >= 0
     else:
         kinds = {"WEBP": {"RGB", "RGBA", "RGBX"}, "AVIF": {"L", "RGB"}}.get(header.format or "", set())
         trusted = header.mode in kinds and not getattr(header, "is_animated", False)

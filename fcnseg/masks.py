@@ -1,6 +1,7 @@
 """Class maps as bytes and back: the one place where masks are encoded, so that equal maps are equal bytes."""
 
 import io
+import threading
 import zlib
 from enum import StrEnum
 from pathlib import Path
@@ -46,7 +47,7 @@ def encode(class_map: ClassMap, encoding: Encoding, label_map: LabelMap | None) 
         case Encoding.RAW:
             return _to_little_endian(class_map)
         case Encoding.ZSTD:
-            return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(_to_little_endian(class_map))
+            return _compressor().compress(_to_little_endian(class_map))
         case Encoding.PNG:
             return _encode_png(class_map, label_map)
         case Encoding.COCO_RLE:
@@ -107,6 +108,17 @@ def read_ids(source: str | Path | bytes) -> ClassMap:
         return _decode_png(data, expected=None)
     except MaskError as error:
         raise MaskError(f"{source}: {error}") from error
+
+
+_local = threading.local()
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    """Return the thread's own: one cannot be shared, and each takes memory of its own at first."""
+    if not hasattr(_local, "compressor"):
+        _local.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+    compressor: zstandard.ZstdCompressor = _local.compressor
+    return compressor
 
 
 def _to_little_endian(class_map: ClassMap) -> bytes:
