@@ -17,6 +17,8 @@ from fcnseg.model_file import OUTPUTS
 Arrays: TypeAlias = Sequence[NDArray[Any]]
 Copies: TypeAlias = CudaCopies | None
 """What copies to and from a device; None leaves it to onnxruntime."""
+Images: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+"""A batch: (N, H, W, 3) uint8 RGB, or N images (H, W, 3) of one size, which need not lie together."""
 Shape: TypeAlias = tuple[int, int, int]
 """N, H and W."""
 _DTYPES = {f"tensor({name})": np.dtype(kind) for name, kind in (("uint8", "u1"), ("uint16", "u2"), ("float", "f4"))}
@@ -87,7 +89,7 @@ class BoundRun:
             if share > _MOST_APART:
                 raise DeviceError(f"a replay's {name} is another than a run's in {share:.1%} of its elements")
 
-    def fill(self, images: NDArray[np.uint8]) -> None:
+    def fill(self, images: Images) -> None:
         """Copy images of the run's shape to the device."""
         _write(images, self._image, self._copies)
 
@@ -97,14 +99,14 @@ class BoundRun:
 
     def read(self) -> Arrays:
         """Copy the outputs from the device to new arrays."""
-        return [_read(value, self._copies) for value in self.outputs]
+        return _read(self.outputs, self._copies)
 
 
 def run_bound(
     session: onnxruntime.InferenceSession,
     device: str,
     copies: Copies,
-    images: NDArray[np.uint8],
+    images: Images,
     outputs: Sequence[str],
 ) -> Arrays:
     """Run a session once, as `session.run` does, but that copies do not wait for the runs of other threads.
@@ -113,21 +115,21 @@ def run_bound(
         session: The session; `image` is its one input.
         device: `cuda:N` or `cpu`, as the session's.
         copies: To and from the device.
-        images: (N, H, W, 3) uint8 RGB.
+        images: The batch.
         outputs: Which outputs are wanted, by name.
 
     Returns:
         The outputs, as new arrays.
     """
     place = split_device(device)
-    image = onnxruntime.OrtValue.ortvalue_from_shape_and_type(images.shape, np.uint8, *place)
+    image = onnxruntime.OrtValue.ortvalue_from_shape_and_type((len(images), *images[0].shape), np.uint8, *place)
     _write(images, image, copies)
     binding = session.io_binding()
     binding.bind_ortvalue_input("image", image)
     for name in outputs:
         binding.bind_output(name, *place)
     session.run_with_iobinding(binding)
-    return [_read(value, copies) for value in binding.get_outputs()]
+    return _read(binding.get_outputs(), copies)
 
 
 @cache
@@ -157,27 +159,26 @@ def prove_copies(copies: CudaCopies, device: str) -> None:
     """
     pattern = np.resize(np.arange(_PATTERN, dtype=np.uint8), _PROOF_BYTES)
     value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(pattern.shape, np.uint8, *split_device(device))
-    copies.upload(pattern, value.data_ptr())
+    copies.upload([pattern], value.data_ptr())
     if not np.array_equal(value.numpy(), pattern):
         raise DeviceError("what was copied to the device is not there")
     value.update_inplace(pattern[::-1].copy())
-    if not np.array_equal(copies.download(value.data_ptr(), pattern.shape, pattern.dtype), pattern[::-1]):
+    (found,) = copies.download([(value.data_ptr(), pattern.shape, pattern.dtype)])
+    if not np.array_equal(found, pattern[::-1]):
         raise DeviceError("what was copied from the device is not what is there")
 
 
-def _write(images: NDArray[np.uint8], value: onnxruntime.OrtValue, copies: Copies) -> None:
-    contiguous = np.ascontiguousarray(images)  # strides are not looked at
+def _write(images: Images, value: onnxruntime.OrtValue, copies: Copies) -> None:
     if copies is None:
-        value.update_inplace(contiguous)
+        value.update_inplace(np.ascontiguousarray(images))  # strides are not looked at
     else:
-        copies.upload(contiguous, value.data_ptr())
+        copies.upload([np.ascontiguousarray(image) for image in images], value.data_ptr())
 
 
-def _read(value: onnxruntime.OrtValue, copies: Copies) -> NDArray[Any]:
+def _read(values: Sequence[onnxruntime.OrtValue], copies: Copies) -> Arrays:
     if copies is None:
-        found: NDArray[Any] = value.numpy().copy()  # on the CPU it is the memory itself
-        return found
-    return copies.download(value.data_ptr(), tuple(value.shape()), _DTYPES[value.data_type()])
+        return [value.numpy().copy() for value in values]  # on the CPU it is the memory itself
+    return copies.download([(value.data_ptr(), tuple(value.shape()), _DTYPES[value.data_type()]) for value in values])
 
 
 def _run_options(graph: int) -> onnxruntime.RunOptions:

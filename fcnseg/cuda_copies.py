@@ -7,22 +7,30 @@ their own.
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeAlias
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg.cuda_driver import open_driver
 from fcnseg.errors import DeviceError
 
+DeviceArray: TypeAlias = tuple[int, tuple[int, ...], np.dtype[Any]]
+"""An array in device memory: its address, shape and dtype."""
+_Bytes: TypeAlias = NDArray[np.uint8]
 _LANE_BYTES = 16 << 20
 _PORTABLE, _NON_BLOCKING = 1, 1  # CU_MEMHOSTALLOC_PORTABLE, CU_STREAM_NON_BLOCKING
 
 
 class CudaCopies:
     """Copies to and from one device's memory; threads may share it, and each copies at the same time as others.
+
+    While other threads want Python's lock, to take it again once it was let go takes longer than most of what is done
+    here. It is let go where the device is waited for, and for a copy of as many bytes as can be had by one call.
 
     Args:
         number: The device's.
@@ -32,40 +40,41 @@ class CudaCopies:
     """
 
     def __init__(self, number: int) -> None:
-        driver = open_driver()
-        if driver is None:
+        driver, prompt = open_driver(), open_driver(ctypes.PyDLL)
+        if driver is None or prompt is None:
             raise DeviceError("the NVIDIA driver cannot be opened")
-        self._driver = driver
+        self._driver, self._prompt = driver, prompt
         self._context = ctypes.c_void_p()
         device = ctypes.c_int()
-        self._ask("cuDeviceGet", ctypes.byref(device), ctypes.c_int(number))
+        self._wait("cuDeviceGet", ctypes.byref(device), ctypes.c_int(number))
         # The context that onnxruntime uses as well; it stays for as long as the process does, and so do the lanes.
-        self._ask("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        self._wait("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
         self._free: list[_Lane] = []
         self._changing = threading.Lock()
 
-    def upload(self, source: NDArray[Any], address: int) -> None:
-        """Copy a contiguous array to device memory of its size, and return when it is there."""
-        data = source.reshape(-1).view(np.uint8)
+    def upload(self, sources: Sequence[NDArray[Any]], address: int) -> None:
+        """Copy contiguous arrays to device memory, one behind the other, and return when they are there."""
+        ends = accumulate((source.nbytes for source in sources), initial=address)
         with self._lane() as lane:
-            for start in range(0, data.size, _LANE_BYTES):
-                part = data[start : start + _LANE_BYTES]
-                np.copyto(lane.memory[: part.size], part)
-                target = ctypes.c_uint64(address + start)
-                self._ask("cuMemcpyHtoDAsync_v2", target, lane.address, ctypes.c_size_t(part.size), lane.stream)
-                self._ask("cuStreamSynchronize", lane.stream)
+            for load in _loads(zip(ends, map(_bytes_of, sources), strict=False)):
+                count = lane.gather([part for _, part in load])
+                target = ctypes.c_uint64(load[0][0])
+                self._ask("cuMemcpyHtoDAsync_v2", target, lane.address, ctypes.c_size_t(count), lane.stream)
+                self._wait("cuStreamSynchronize", lane.stream)
 
-    def download(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return what lies in device memory, as a new array."""
-        found = np.empty(shape, dtype)
-        data = found.reshape(-1).view(np.uint8)
+    def download(self, sources: Sequence[DeviceArray]) -> list[NDArray[Any]]:
+        """Return what lies in device memory, as new arrays."""
+        found = [np.empty(shape, dtype) for _, shape, dtype in sources]
+        addresses = (address for address, _, _ in sources)
         with self._lane() as lane:
-            for start in range(0, data.size, _LANE_BYTES):
-                part = data[start : start + _LANE_BYTES]
-                source = ctypes.c_uint64(address + start)
-                self._ask("cuMemcpyDtoHAsync_v2", lane.address, source, ctypes.c_size_t(part.size), lane.stream)
-                self._ask("cuStreamSynchronize", lane.stream)
-                np.copyto(part, lane.memory[: part.size])
+            for load in _loads(zip(addresses, map(_bytes_of, found), strict=True)):
+                at = 0
+                for address, part in load:
+                    place, source = ctypes.c_void_p(lane.address + at), ctypes.c_uint64(address)
+                    self._ask("cuMemcpyDtoHAsync_v2", place, source, ctypes.c_size_t(part.size), lane.stream)
+                    at += part.size
+                self._wait("cuStreamSynchronize", lane.stream)
+                lane.scatter([part for _, part in load])
         return found
 
     @contextmanager
@@ -83,20 +92,65 @@ class CudaCopies:
 
     def _open_lane(self) -> "_Lane":
         stream, address = ctypes.c_void_p(), ctypes.c_void_p()
-        self._ask("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
-        size, portable = ctypes.c_size_t(_LANE_BYTES), ctypes.c_uint(_PORTABLE)
-        self._ask("cuMemHostAlloc", ctypes.byref(address), size, portable)
-        memory = np.ctypeslib.as_array((ctypes.c_uint8 * _LANE_BYTES).from_address(address.value or 0))
-        return _Lane(address, memory, stream)
+        self._wait("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
+        self._wait("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(_LANE_BYTES), ctypes.c_uint(_PORTABLE))
+        return _Lane(address.value or 0, stream)
 
     def _ask(self, function: str, *arguments: object) -> None:
-        code = getattr(self._driver, function)(*arguments)  # without Python's lock, as all that ctypes calls
-        if code:
-            raise DeviceError(f"the NVIDIA driver's {function} failed with code {code}")
+        """Ask the driver for what is done at once, with Python's lock."""
+        _require(getattr(self._prompt, function)(*arguments), function)
+
+    def _wait(self, function: str, *arguments: object) -> None:
+        """Ask the driver for what takes its time, without Python's lock."""
+        _require(getattr(self._driver, function)(*arguments), function)
 
 
 class _Lane:
     """Pinned memory, and the stream that its copies go by."""
 
-    def __init__(self, address: ctypes.c_void_p, memory: NDArray[np.uint8], stream: ctypes.c_void_p) -> None:
-        self.address, self.memory, self.stream = address, memory, stream
+    def __init__(self, address: int, stream: ctypes.c_void_p) -> None:
+        self.address, self.stream = address, stream
+        self._memory = np.ctypeslib.as_array((ctypes.c_uint8 * _LANE_BYTES).from_address(address))
+
+    def gather(self, parts: Sequence[_Bytes]) -> int:
+        """Lay parts one behind the other at the beginning, and return how many bytes they are."""
+        count = sum(part.size for part in parts)
+        if len(parts) == 1:
+            np.copyto(self._memory[:count], parts[0])
+        else:
+            cv2.hconcat([part[None] for part in parts], self._memory[None, :count])  # one call for all of them
+        return count
+
+    def scatter(self, parts: Sequence[_Bytes]) -> None:
+        """Copy what lies at the beginning to parts, one behind the other."""
+        at = 0
+        for part in parts:
+            np.copyto(part, self._memory[at : at + part.size])
+            at += part.size
+
+
+def _bytes_of(array: NDArray[Any]) -> _Bytes:
+    return array.reshape(-1).view(np.uint8)
+
+
+def _loads(arrays: Iterable[tuple[int, _Bytes]]) -> Iterator[list[tuple[int, _Bytes]]]:
+    """Cut arrays, each with its address, into parts, and put together as many as a lane holds."""
+    load: list[tuple[int, _Bytes]] = []
+    room = _LANE_BYTES
+    for address, data in arrays:
+        start = 0
+        while start < data.size:
+            part = data[start : start + room]
+            load.append((address + start, part))
+            start += part.size
+            room -= part.size
+            if room == 0:
+                yield load
+                load, room = [], _LANE_BYTES
+    if load:
+        yield load
+
+
+def _require(code: int, function: str) -> None:
+    if code:
+        raise DeviceError(f"the NVIDIA driver's {function} failed with code {code}")

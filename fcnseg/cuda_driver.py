@@ -5,11 +5,16 @@ import ctypes
 _LONGEST_NAME = 256
 
 
-def open_driver() -> ctypes.CDLL | None:
-    """Return the driver, ready to be asked; None where there is none."""
+def open_driver(kind: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL | None:
+    """Return the driver, ready to be asked; None where there is none.
+
+    Args:
+        kind: `ctypes.PyDLL` for one whose functions keep Python's lock: to take it again, while others want it, takes
+            longer than they do, but for those that wait.
+    """
     for name in ("libcuda.so.1", "nvcuda.dll"):
         try:
-            driver = ctypes.CDLL(name)
+            driver = kind(name)
         except OSError:
             continue
         if driver.cuInit(0) == 0:

@@ -16,11 +16,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeAlias
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
-from fcnseg.bound_run import Arrays, BoundRun, Copies, Shape, open_copies
+from fcnseg.bound_run import Arrays, BoundRun, Copies, Images, Shape, open_copies
 from fcnseg.capture_gate import GATE
 from fcnseg.errors import DeviceError
 from fcnseg.model_file import OUTPUTS
@@ -81,19 +79,19 @@ class CudaGraphs:
             self._record(session, key)
             del session  # frees device memory, which is to be done within the gate
 
-    def run(self, images: NDArray[np.uint8], *, confidence: bool) -> Arrays | None:
+    def run(self, images: Images, *, confidence: bool) -> Arrays | None:
         """Answer by the recorded run of the images' shape.
 
         Args:
-            images: (N, H, W, 3) uint8 RGB.
+            images: The batch.
             confidence: Whether to compute confidences too.
 
         Returns:
             Class maps, heatmaps and, if asked for, confidences, as new arrays; None where the shape has no recording
             and gets none now.
         """
-        count, height, width, _ = images.shape
-        key = ((count, height, width), confidence)
+        height, width, _ = images[0].shape
+        key = ((len(images), height, width), confidence)
         if self._is_due(key):
             try:
                 self._keep(key)
@@ -138,7 +136,7 @@ class CudaGraphs:
                     self._kept[key] = recorded
                     del self._seen[key]
 
-    def _replay(self, key: _Key, images: NDArray[np.uint8]) -> Arrays | None:
+    def _replay(self, key: _Key, images: Images) -> Arrays | None:
         with self._changing:
             recorded = self._kept.get(key)
             if recorded is None:
@@ -188,7 +186,7 @@ class _RecordedRun:
         for number in range(_SETS):
             self._free.put(BoundRun(session, device, copies, shape, outputs, number))
 
-    def run(self, images: NDArray[np.uint8], thread: Executor) -> Arrays:
+    def run(self, images: Images, thread: Executor) -> Arrays:
         """Fill a set of buffers, replay its run in the thread that recorded it, and copy the answers out."""
         buffers = self._free.get()
         try:

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from fcnseg.bound_run import Shape, open_copies, run_bound
+from fcnseg.bound_run import Images, Shape, open_copies, run_bound
 from fcnseg.capture_gate import GATE
 from fcnseg.cores import MOST_THREADS, threads_beside, threads_for
 from fcnseg.cuda_driver import device_count, split_device
@@ -182,11 +182,11 @@ class Engine:
         """Whether a run that is alone has more threads than one that goes on beside others."""
         return self._beside is not None
 
-    def run(self, images: NDArray[np.uint8], *, confidence: bool = False, beside: bool = False) -> EngineOutput:
+    def run(self, images: Images, *, confidence: bool = False, beside: bool = False) -> EngineOutput:
         """Segment a batch of images of one size.
 
         Args:
-            images: (N, H, W, 3) uint8 RGB, N, H and W at least 1.
+            images: (N, H, W, 3) uint8 RGB, or N such images; N, H and W at least 1.
             confidence: Whether to compute the confidence map too.
             beside: Whether other runs go on meanwhile, and threads are to be left to them (`options.runs`).
 
@@ -204,7 +204,8 @@ class Engine:
             names = OUTPUTS if confidence else OUTPUTS[:2]
             if self.device == "cpu":
                 asked = {"with_confidence": np.array(confidence)} if confidence else {}
-                outputs = session.run(names, {"image": images, **asked})
+                batch = images if isinstance(images, np.ndarray) else np.stack(images)
+                outputs = session.run(names, {"image": batch, **asked})
             else:
                 session = self._confident_session() if confidence else session
                 with self._gate():

@@ -75,21 +75,45 @@ class Segmenter:
         shapes = {self.canonical_shape(image) for image in images}
         if len(shapes) != 1:
             raise ValueError(f"a batch needs images of one canonical shape; got {sorted(shapes)}")
-        (shape,) = shapes
-        if self.device == "cpu" and len({image.shape for image in images}) == 1:
-            shape = (images[0].shape[0], images[0].shape[1])
-        padded = [_edge_pad(image, shape) for image in images]
-        batch = np.stack(padded) if len(padded) > 1 else padded[0][None]
-        output = self.engine.run(batch, confidence=confidence, beside=beside)
+        answers = self.segment_prepared(
+            images, [_size(image) for image in images], confidence=confidence, beside=beside
+        )
+        # What is kept of one image must not keep the others.
+        return answers if len(answers) == 1 else [_copy(answer) for answer in answers]
+
+    def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return an image as it is given to a run: on a GPU padded to its canonical shape, on the CPU itself."""
+        return image if self.device == "cpu" else _edge_pad(image, self.canonical_shape(image))
+
+    def segment_prepared(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        sizes: Sequence[tuple[int, int]],
+        *,
+        confidence: bool = False,
+        beside: bool = False,
+    ) -> list[Segmentation]:
+        """Segment images that were prepared, maybe each in a thread of its own; otherwise as `segment_batch`.
+
+        Args:
+            images: Of one canonical shape, as `prepare` returns them, or as they are.
+            sizes: The (height, width) of each before.
+            confidence: As for `segment_batch`.
+            beside: Likewise.
+
+        Returns:
+            Answers that are views: each keeps the arrays of all.
+        """
+        batch = images
+        if self.device != "cpu" or len({image.shape for image in images}) > 1:
+            shape = self.canonical_shape(images[0])
+            batch = [_edge_pad(image, shape) for image in images]
+        output = self.engine.run(batch[0][None] if len(batch) == 1 else batch, confidence=confidence, beside=beside)
         answers = []
-        for i, image in enumerate(images):
-            height, width = image.shape[:2]
-            class_map, heatmap = output.class_map[i, :height, :width], output.heatmap[i]
+        for i, (height, width) in enumerate(sizes):
             confidence_map = None if output.confidence is None else output.confidence[i, :height, :width]
-            if len(images) > 1:  # what is kept of one image must not keep the others
-                class_map, heatmap = class_map.copy(), heatmap.copy()
-                confidence_map = None if confidence_map is None else confidence_map.copy()
-            answers.append(Segmentation(class_map, heatmap, confidence_map, self.info.label_map))
+            class_map = output.class_map[i, :height, :width]
+            answers.append(Segmentation(class_map, output.heatmap[i], confidence_map, self.info.label_map))
         return answers
 
     def canonical_shape(self, image: NDArray[np.uint8]) -> tuple[int, int]:
@@ -134,6 +158,15 @@ def load(
         found = replace(found, threads=None)
     settings = Settings(threads=threads).over(found)
     return Segmenter(Engine(path, device, settings.engine_options(options or defaults)), found)
+
+
+def _size(image: NDArray[np.uint8]) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]
+
+
+def _copy(answer: Segmentation) -> Segmentation:
+    confidence = None if answer.confidence is None else answer.confidence.copy()
+    return replace(answer, class_map=answer.class_map.copy(), heatmap=answer.heatmap.copy(), confidence=confidence)
 
 
 def _edge_pad(image: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:

@@ -86,6 +86,7 @@ class Executed:
 @dataclass(eq=False)
 class _Job:
     image: NDArray[np.uint8]
+    size: tuple[int, int]
     confidence: bool
     padded: tuple[int, int]
     deadline: float
@@ -206,7 +207,7 @@ class Batcher:
     def _warm_by(self, image: NDArray[np.uint8], count: int, *, beside: bool) -> float:
         began = time.monotonic()
         try:
-            self._segmenter.segment_batch([image] * count, beside=beside)
+            self._segmenter.segment_prepared([image] * count, [image.shape[:2]] * count, beside=beside)
         except FcnsegError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
@@ -218,13 +219,23 @@ class Batcher:
             ) from error
         return time.monotonic() - began
 
+    def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return an image as it is best submitted (`Segmenter.prepare`); in a thread that is not one of the model's."""
+        return self._segmenter.prepare(image)
+
     def submit(
-        self, image: NDArray[np.uint8], *, confidence: bool = False, deadline: float = math.inf
+        self,
+        image: NDArray[np.uint8],
+        size: tuple[int, int] | None = None,
+        *,
+        confidence: bool = False,
+        deadline: float = math.inf,
     ) -> Future[Executed]:
         """Let an image wait for its turn.
 
         Args:
             image: (H, W, 3) uint8 RGB; `run_bytes` of it must fit into the memory there is.
+            size: Its (height, width), where `prepare` has padded it.
             confidence: Whether to compute the confidence map too.
             deadline: When the answer is of no use any more, on the monotonic clock.
 
@@ -235,7 +246,7 @@ class Batcher:
         Raises:
             StoppingError: The model is being closed.
         """
-        job = _Job(image, confidence, self._padded(image), deadline)
+        job = _Job(image, size or (image.shape[0], image.shape[1]), confidence, self._padded(image), deadline)
         with self._changed:
             if self._closing:
                 raise StoppingError("the model is being closed; ask again")
@@ -361,8 +372,11 @@ class Batcher:
         size, pixels, beside = len(jobs), jobs[0].pixels, self._beside
         began = time.monotonic()
         try:
-            answers = self._segmenter.segment_batch(
-                [job.image for job in jobs], confidence=jobs[0].confidence, beside=beside
+            answers = self._segmenter.segment_prepared(
+                [job.image for job in jobs],
+                [job.size for job in jobs],
+                confidence=jobs[0].confidence,
+                beside=beside,
             )
         except Exception as error:  # noqa: BLE001 - onnxruntime's have no base; they belong to the callers
             if size == 1:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from serving.calls import current_call, ran_out
 from serving.errors import InvalidFieldError, OverloadedError, TooLateError
 from serving.image_sources import Source
 from serving.patience import Patience
+from serving.relay import Relay
 from serving.served_model import ServedModel
 from serving.statistics import Stages
 from serving.streams import Turn
@@ -134,43 +136,43 @@ class Pipeline:
         turn: Turn | None,
         given: Ticket | None,
     ) -> tuple[_Answer, Stages]:
-        """Answer one image if there is room for it."""
+        """Answer one image if there is room for it; the event loop is woken when its stages are done, not between."""
         arrived = time.monotonic()
         ticket = given or model.admission.enter()
         paid = given is not None
         patience = Patience(deadline)
+        context = copy_context()  # of the current call, for one stage after another
+        read = partial(self._read, model, source, ticket, demands, deadline, paid)
+        passage = _Passage(model, ticket, demands.confidence, deadline, turn)
+
+        def write_in_thread(executed: Executed) -> Future[_Answer]:
+            return self._submit(context, write, passage.image, passage.ran(executed), patience)
+
         try:
-            if source.instant:
-                image = self._read(model, source, ticket, demands, deadline, paid)
+            # What is to come is referred to by the ticket alone: its failure refers to this frame.
+            if source.instant and (model.device == "cpu" or source.byte_count <= _INSTANT_BYTES):
+                passage.take(read())
+                ticket.work = passage.run()
             else:
-                ticket.work = self._submit(self._read, model, source, ticket, demands, deadline, paid)
-                image = await asyncio.wrap_future(ticket.work)
-            decoded = time.monotonic()
-            if turn is not None:
-                turn.let_in.set()
-            if (call := current_call.get()) is not None:
-                call.decoded(image.shape[0], image.shape[1])
-            ticket.work = model.batcher.submit(image, confidence=demands.confidence, deadline=deadline)
-            executed: Executed = await asyncio.wrap_future(ticket.work)
-            ticket.ran()
-            ran = time.monotonic()
-            if demands.instant and _is_small(executed):
-                answer = write(image, executed, patience)
+                ticket.work = Relay(self._submit(context, lambda: passage.take(read())), passage.run)
+            if not demands.instant:
+                ticket.work = Relay(ticket.work, write_in_thread)
+                answer: _Answer = await asyncio.wrap_future(ticket.work)
             else:
-                ticket.work = self._submit(write, image, executed, patience)
-                answer = await asyncio.wrap_future(ticket.work)
+                executed: Executed = await asyncio.wrap_future(ticket.work)
+                if _is_small(executed):
+                    answer = write(passage.image, passage.ran(executed), patience)
+                else:
+                    ticket.work = write_in_thread(executed)
+                    answer = await asyncio.wrap_future(ticket.work)
             ticket.wrote()
-            written = time.monotonic()
         except OverloadedError:
             if not paid:
                 ticket.close()  # at once: an image of a stream tries again, and is not to stand in its own way
             raise
         finally:
             _let_go(ticket, None if paid else held, patience)
-        stages = Stages(
-            arrived, written, decoded - arrived, executed.queue_s, executed.infer_s, written - ran, executed.batch_size
-        )
-        return answer, stages
+        return answer, passage.stages(arrived, time.monotonic())
 
     async def enter_together(
         self,
@@ -228,15 +230,15 @@ class Pipeline:
 
     async def in_thread(self, work: Callable[..., _Answer], *arguments: Any) -> _Answer:
         """Do work in one of the threads for decoding and writing."""
-        return await asyncio.wrap_future(self._submit(work, *arguments))
+        return await asyncio.wrap_future(self._submit(copy_context(), work, *arguments))
 
     def close(self) -> None:
         """Drop what waits for a thread."""
         self._codecs.shutdown(wait=False, cancel_futures=True)
 
-    def _submit(self, work: Callable[..., _Answer], *arguments: Any) -> Future[_Answer]:
-        """Let a thread do work for the current call."""
-        return self._codecs.submit(copy_context().run, work, *arguments)
+    def _submit(self, context: Context, work: Callable[..., _Answer], *arguments: Any) -> Future[_Answer]:
+        """Let a thread do work in a context in which no other does meanwhile."""
+        return self._codecs.submit(context.run, work, *arguments)
 
     def _read(
         self,
@@ -263,6 +265,73 @@ class Pipeline:
         patience_s = None if deadline == math.inf else deadline - time.monotonic()
         ticket.reserve(height, width, 0 if paid else needed, patience_s, demands.extras)
         return source.decode()
+
+
+class _Passage:
+    """One image on its way from thread to thread.
+
+    Args:
+        model: The model.
+        ticket: The image's.
+        confidence: Whether the confidence map is wanted.
+        deadline: When the answer is of no use any more, on the monotonic clock.
+        turn: Its turn in a stream, where it is one's.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, once it was taken.
+    """
+
+    image: NDArray[np.uint8]
+    _prepared: NDArray[np.uint8]
+    _decoded: float
+    _ran: float
+    _executed: Executed
+
+    def __init__(
+        self,
+        model: ServedModel,
+        ticket: Ticket,
+        confidence: bool,  # noqa: FBT001 - as for `Demands`
+        deadline: float,
+        turn: Turn | None,
+    ) -> None:
+        self._model, self._ticket, self._turn = model, ticket, turn
+        self._confidence, self._deadline = confidence, deadline
+
+    def take(self, image: NDArray[np.uint8]) -> None:
+        """Take in the image, which was decoded, and prepare it for its run."""
+        height, width, _ = image.shape
+        self._prepared = self._model.batcher.prepare(image)
+        self.image = self._prepared[:height, :width]  # so that what it was prepared from is held no longer
+        self._decoded = time.monotonic()
+        if self._turn is not None:
+            self._turn.enter()
+        if (call := current_call.get()) is not None:
+            call.decoded(height, width)
+
+    def run(self, _taken: None = None) -> Future[Executed]:
+        """Let the image wait for its run."""
+        height, width, _ = self.image.shape
+        return self._model.batcher.submit(
+            self._prepared, (height, width), confidence=self._confidence, deadline=self._deadline
+        )
+
+    def ran(self, executed: Executed) -> Executed:
+        """Take in what the run gave, and return it."""
+        self._ticket.ran()
+        self._ran, self._executed = time.monotonic(), executed
+        return executed
+
+    def stages(self, arrived: float, written: float) -> Stages:
+        """Return what the stages took, all of which are done.
+
+        Args:
+            arrived: When the image came, on the monotonic clock.
+            written: When its answer was written.
+        """
+        executed = self._executed
+        decode_s, encode_s = self._decoded - arrived, written - self._ran
+        return Stages(arrived, written, decode_s, executed.queue_s, executed.infer_s, encode_s, executed.batch_size)
 
 
 async def _when_there_is_room(attempt: Callable[[], Awaitable[_Answer]], deadline: float, turn: Turn | None) -> _Answer:
@@ -300,6 +369,8 @@ def _held_bytes(model: ServedModel, height: int, width: int, demands: Demands) -
     """Return what an image holds beside its message from its decoding to its answer, in bytes."""
     label_map = model.info.label_map
     cells = model.info.geometry.cells(height, width)
+    # On a GPU the image and what is computed of it are padded (`Batcher.prepare`).
+    pixels = height * width if model.device == "cpu" else model.batcher.padded_pixels(height, width)
     # A heatmap that is answered is held in the message too, and as that is sent.
-    byte_count = answer_bytes(label_map, height * width, cells * (len(label_map) + 2 * demands.heatmaps))
+    byte_count = answer_bytes(label_map, pixels, cells * (len(label_map) + 2 * demands.heatmaps))
     return byte_count + search_bytes(height, width, cells) if demands.regions else byte_count

@@ -41,6 +41,11 @@ class Turn:
     def __init__(self) -> None:
         self.let_in = asyncio.Event()
         self.held = ExitStack()
+        self._loop = asyncio.get_running_loop()
+
+    def enter(self) -> None:
+        """Note in any thread that there is room."""
+        self._loop.call_soon_threadsafe(self.let_in.set)
 
 
 class _Reader(Generic[_Request]):

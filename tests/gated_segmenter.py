@@ -32,15 +32,20 @@ class GatedSegmenter(Segmenter):
         self.ways: list[bool] = []
         self.gate = threading.Event()
 
-    def segment_batch(
-        self, images: Sequence[NDArray[np.uint8]], *, confidence: bool = False, beside: bool = False
+    def segment_prepared(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        sizes: Sequence[tuple[int, int]],
+        *,
+        confidence: bool = False,
+        beside: bool = False,
     ) -> list[Segmentation]:
         """Segment a batch when the gate is open."""
         self.batches.append(list(images))
         self.ways.append(beside)
         self.begun.release()
         self.wait()
-        return super().segment_batch(images, confidence=confidence, beside=beside)
+        return super().segment_prepared(images, sizes, confidence=confidence, beside=beside)
 
     def wait(self) -> None:
         """Wait for the gate."""

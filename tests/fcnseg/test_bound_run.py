@@ -32,5 +32,6 @@ def test_what_was_copied_to_a_gpu_comes_back(count: int) -> None:
     copies = CudaCopies(0)
     memory = onnxruntime.OrtValue.ortvalue_from_shape_and_type([max(1, count)], np.uint8, "cuda", 0)
     source = np.random.default_rng(0).integers(0, 256, count, np.uint8)
-    copies.upload(source, memory.data_ptr())
-    np.testing.assert_array_equal(copies.download(memory.data_ptr(), (count,), np.dtype(np.uint8)), source)
+    copies.upload([source], memory.data_ptr())
+    (found,) = copies.download([(memory.data_ptr(), (count,), np.dtype(np.uint8))])
+    np.testing.assert_array_equal(found, source)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fcnseg import cuda_copies
 from fcnseg.bound_run import open_copies, prove_copies
@@ -25,8 +27,8 @@ class Driver:
         self.codes: dict[str, int] = {}
         self.streams = 0
         self.loses: str | None = None  # a copy that is waited for and not done
-        self.in_order = True  # whether every copy was waited for before the next of its stream
-        self.waiting: set[int | None] = set()
+        self.in_order = True  # whether every copy was waited for before its part of pinned memory was used again
+        self.waiting: dict[int | None, list[range]] = {}
         self._memory: list[ctypes.Array[ctypes.c_char]] = []
 
     def __getattr__(self, name: str) -> Callable[..., int]:
@@ -43,12 +45,15 @@ class Driver:
                 self._memory.append(ctypes.create_string_buffer(size.value))
                 address._obj.value = ctypes.addressof(self._memory[-1])
             case "cuMemcpyHtoDAsync_v2" | "cuMemcpyDtoHAsync_v2", (target, source, size, stream):
-                self.in_order &= stream.value not in self.waiting
-                self.waiting.add(stream.value)
+                pinned = _at(target if name == "cuMemcpyDtoHAsync_v2" else source)
+                part = range(pinned, pinned + size.value)
+                others = self.waiting.setdefault(stream.value, [])
+                self.in_order &= all(part.stop <= other.start or other.stop <= part.start for other in others)
+                others.append(part)
                 if name != self.loses:
-                    ctypes.memmove(target.value, source.value, size.value)
+                    ctypes.memmove(_at(target), _at(source), size.value)
             case "cuStreamSynchronize", (stream,):
-                self.waiting.discard(stream.value)
+                self.waiting.pop(stream.value, None)
             case "cuDeviceGet" | "cuDevicePrimaryCtxRetain" | "cuCtxSetCurrent", _:
                 pass
             case _:
@@ -56,11 +61,20 @@ class Driver:
         return 0
 
 
+def _at(address: Any) -> int:
+    """Return an address, given as a number or as ctypes has it."""
+    return address if isinstance(address, int) else address.value
+
+
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    return prepared(monkeypatch)
+
+
+def prepared(patch: pytest.MonkeyPatch) -> Driver:
     driver = Driver()
-    monkeypatch.setattr(cuda_copies, "open_driver", lambda: driver)
-    monkeypatch.setattr(cuda_copies, "_LANE_BYTES", LANE_BYTES)
+    patch.setattr(cuda_copies, "open_driver", lambda *_: driver)
+    patch.setattr(cuda_copies, "_LANE_BYTES", LANE_BYTES)
     return driver
 
 
@@ -70,11 +84,29 @@ def test_what_goes_to_the_device_comes_back(driver: Driver, shape: tuple[int, ..
     copies = CudaCopies(0)
     source = (np.random.default_rng(0).random(shape) * 255).astype(dtype)
     memory = np.zeros_like(source)
-    copies.upload(source, memory.ctypes.data)
+    copies.upload([source], memory.ctypes.data)
     np.testing.assert_array_equal(memory, source)
-    np.testing.assert_array_equal(copies.download(memory.ctypes.data, shape, np.dtype(dtype)), source)
+    (found,) = copies.download([(memory.ctypes.data, shape, np.dtype(dtype))])
+    np.testing.assert_array_equal(found, source)
     assert driver.in_order
     assert not driver.waiting
+
+
+@given(sizes=st.lists(st.integers(0, 3 * LANE_BYTES), max_size=6))
+def test_arrays_go_to_the_device_one_behind_the_other_and_come_back_each(sizes: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        driver = prepared(patch)
+        copies = CudaCopies(0)
+        sources = [np.random.default_rng(i).integers(0, 256, size, np.uint8) for i, size in enumerate(sizes)]
+        memory = np.zeros(sum(sizes), np.uint8)
+        copies.upload(sources, memory.ctypes.data)
+        np.testing.assert_array_equal(memory, np.concatenate([memory[:0], *sources]))
+        places = np.cumsum([0, *sizes])[:-1] + memory.ctypes.data
+        found = copies.download([(int(a), (size,), memory.dtype) for a, size in zip(places, sizes, strict=True)])
+        for came, went in zip(found, sources, strict=True):
+            np.testing.assert_array_equal(came, went)
+        assert driver.in_order
+        assert not driver.waiting
 
 
 def test_threads_copy_at_a_time_and_lanes_are_used_again(driver: Driver) -> None:
@@ -85,8 +117,9 @@ def test_threads_copy_at_a_time_and_lanes_are_used_again(driver: Driver) -> None
         source = np.random.default_rng(seed).integers(0, 256, 5000, np.uint8)
         memory = np.zeros_like(source)
         for _ in range(20):
-            copies.upload(source, memory.ctypes.data)
-            np.testing.assert_array_equal(copies.download(memory.ctypes.data, (5000,), source.dtype), source)
+            copies.upload([source], memory.ctypes.data)
+            (found,) = copies.download([(memory.ctypes.data, (5000,), source.dtype)])
+            np.testing.assert_array_equal(found, source)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
@@ -100,7 +133,7 @@ def test_a_copy_that_fails_is_told_of_and_keeps_its_lane(driver: Driver) -> None
     driver.codes["cuMemcpyHtoDAsync_v2"] = 700
     for _ in range(3):
         with pytest.raises(DeviceError, match="the NVIDIA driver's cuMemcpyHtoDAsync_v2 failed with code 700"):
-            copies.upload(memory, memory.ctypes.data)
+            copies.upload([memory], memory.ctypes.data)
     assert driver.streams == 1
 
 
@@ -126,6 +159,6 @@ def test_without_a_driver_or_a_device_it_says_so(driver: Driver, monkeypatch: py
     driver.codes["cuDeviceGet"] = 101
     with pytest.raises(DeviceError, match="cuDeviceGet failed with code 101"):
         CudaCopies(3)
-    monkeypatch.setattr(cuda_copies, "open_driver", lambda: None)
+    monkeypatch.setattr(cuda_copies, "open_driver", lambda *_: None)
     with pytest.raises(DeviceError, match="the NVIDIA driver cannot be opened"):
         CudaCopies(0)

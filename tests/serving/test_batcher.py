@@ -368,13 +368,18 @@ def test_a_batch_is_no_larger_than_the_memory_for_runs(gated: GatedSegmenter) ->
 
 def test_the_first_run_of_a_size_that_is_warmed_does_not_tell_the_pace(tiny_model: Path) -> None:
     class ColdSegmenter(Segmenter):
-        def segment_batch(
-            self, images: Sequence[NDArray[np.uint8]], *, confidence: bool = False, beside: bool = False
+        def segment_prepared(
+            self,
+            images: Sequence[NDArray[np.uint8]],
+            sizes: Sequence[tuple[int, int]],
+            *,
+            confidence: bool = False,
+            beside: bool = False,
         ) -> list[Segmentation]:
             if not runs:
                 time.sleep(0.5)
             runs.append(len(images))
-            return super().segment_batch(images, confidence=confidence, beside=beside)
+            return super().segment_prepared(images, sizes, confidence=confidence, beside=beside)
 
     runs: list[int] = []
     with batching(ColdSegmenter(Engine(tiny_model, "cpu", PROVED)), max_batch=4) as batcher:
