@@ -58,8 +58,8 @@ class CudaCopies:
         with self._lane() as lane:
             for load in _loads(zip(ends, map(_bytes_of, sources), strict=False)):
                 count = lane.gather([part for _, part in load])
-                target = ctypes.c_uint64(load[0][0])
-                self._ask("cuMemcpyHtoDAsync_v2", target, lane.address, ctypes.c_size_t(count), lane.stream)
+                target, source = ctypes.c_uint64(load[0][0]), ctypes.c_void_p(lane.address)
+                self._ask("cuMemcpyHtoDAsync_v2", target, source, ctypes.c_size_t(count), lane.stream)
                 self._wait("cuStreamSynchronize", lane.stream)
 
     def download(self, sources: Sequence[DeviceArray]) -> list[NDArray[Any]]:

@@ -35,6 +35,8 @@ class Driver:
         return partial(self._answer, name)
 
     def _answer(self, name: str, *arguments: Any) -> int:
+        plain = [argument for argument in arguments if isinstance(argument, int)]
+        assert not plain, f"{name} would get {plain} as C's int, with half of an address's bits"
         if code := self.codes.get(name):
             return code
         match name, arguments:
@@ -45,13 +47,13 @@ class Driver:
                 self._memory.append(ctypes.create_string_buffer(size.value))
                 address._obj.value = ctypes.addressof(self._memory[-1])
             case "cuMemcpyHtoDAsync_v2" | "cuMemcpyDtoHAsync_v2", (target, source, size, stream):
-                pinned = _at(target if name == "cuMemcpyDtoHAsync_v2" else source)
-                part = range(pinned, pinned + size.value)
+                pinned = target if name == "cuMemcpyDtoHAsync_v2" else source
+                part = range(pinned.value, pinned.value + size.value)
                 others = self.waiting.setdefault(stream.value, [])
                 self.in_order &= all(part.stop <= other.start or other.stop <= part.start for other in others)
                 others.append(part)
                 if name != self.loses:
-                    ctypes.memmove(_at(target), _at(source), size.value)
+                    ctypes.memmove(target.value, source.value, size.value)
             case "cuStreamSynchronize", (stream,):
                 self.waiting.pop(stream.value, None)
             case "cuDeviceGet" | "cuDevicePrimaryCtxRetain" | "cuCtxSetCurrent", _:
@@ -59,11 +61,6 @@ class Driver:
             case _:
                 raise AssertionError(f"the driver has no {name} with {len(arguments)} arguments")
         return 0
-
-
-def _at(address: Any) -> int:
-    """Return an address, given as a number or as ctypes has it."""
-    return address if isinstance(address, int) else address.value
 
 
 @pytest.fixture
