@@ -22,8 +22,8 @@ NET         ms per image of each way, at each size and batch, its time over that
 shapes      two sizes in turns (A B A B) over the same runs in rows (A A B B): 1.0 where no plan is made anew
 compile NET the same of torch.compile, which takes long to begin, beside the file on the device
 kernels NET which of the device's kernels the time goes to, at the first size, by torch's profiler
-server      fcnseg serve with VGG16, in one process and more: JPEG in, zstd out, 32 clients, over the fastest run on the
-            device alone, which is measured before and after; the servers follow each other
+server      fcnseg serve with VGG16: JPEG in, zstd out, 32 clients, over the fastest run on the device alone, which is
+            measured before and after; the servers follow each other
 """
 
 import argparse
@@ -35,9 +35,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -490,10 +490,10 @@ class Section:
         request = pb.SegmentRequest(encoded=jpeg, encoding=pb.CLASS_MAP_ENCODING_ZSTD)
         options = ["--device", self.device, "--warm", f"{side}x{side}", "--max-queue", "256"]
         graphs = [] if self.device == "cpu" else ["--cuda-graphs", "16"]
-        for count, more in ((1, []), (1, ["--runners", "3", *graphs]), (2, []), (3, [])):
-            name = " ".join(["one server," if count == 1 else f"{count} servers,", *(more or ["defaults"])])
-            command = partial(serve, paths[precision], *options, *more)
-            measure = partial(self.serve, case, name, [command] * count, request.SerializeToString(), fastest[0])
+        for more in ([], ["--runners", "3"], ["--runners", "3", *graphs]):
+            name = " ".join(["server,", *(more or ["defaults"])])
+            server = partial(serve, paths[precision], *options, *more)
+            measure = partial(self.serve, case, name, server, request.SerializeToString(), fastest[0])
             self.attempt(case, name, measure)
         self.attempt(case, "device alone, batch 8", partial(on_device, "after"))
 
@@ -501,28 +501,21 @@ class Section:
         self,
         case: str,
         name: str,
-        servers: Sequence[Callable[[], AbstractContextManager[tuple[str, object]]]],
+        server: Callable[[], AbstractContextManager[tuple[str, object]]],
         request: bytes,
         on_device: float,
     ) -> None:
-        """Ask servers at a time, each by its share of the clients."""
-        clients, load_s = self.plan.clients // len(servers), self.plan.load_s
-        with ExitStack() as running, ThreadPoolExecutor(len(servers)) as pool:
-            addresses = [running.enter_context(server())[0] for server in servers]
-            differences = {self.difference(case, mask_of(address, request)) for address in addresses}
-            ask = partial(
-                load, request=request, clients=clients, seconds=load_s, warm_s=0.7 * load_s,
-                processes=LOADING_PROCESSES // len(servers),
-            )  # fmt: skip
-            loads = list(pool.map(ask, addresses))
-            stages = stages_of(addresses[0])
-        if failed := sum(found.failed for found in loads):
-            raise RuntimeError(f"{failed} requests failed")
-        rate = sum(found.rate for found in loads)
-        note = "; ".join(filter(None, [f"{clients * len(servers)} clients", stages, *differences]))
+        clients, load_s = self.plan.clients, self.plan.load_s
+        with server() as (address, _):
+            difference = self.difference(case, mask_of(address, request))
+            found = load(address, request, clients, load_s, warm_s=0.7 * load_s, processes=LOADING_PROCESSES)
+            stages = stages_of(address)
+        if found.failed:
+            raise RuntimeError(f"{found.failed} requests failed")
+        note = "; ".join(filter(None, [f"{clients} clients", stages, difference]))
         if on_device:
-            note = f"{rate / on_device:.3f} of the device alone; {note}"
-        self.row(case, name, rate, unit="images/s", note=note)
+            note = f"{found.rate / on_device:.3f} of the device alone; {note}"
+        self.row(case, name, found.rate, unit="images/s", note=note)
 
     def path(self, net: Net, precision: str) -> Path:
         return file_of(self.folder, net, precision)

@@ -59,16 +59,19 @@ class Guard(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if method.startswith(_OPEN_SERVICE):
             return await continuation(handler_call_details)
-        token, allowance = None, Allowance()
+        caller = None
         try:
             if self._tokens is not None:
-                token, allowance = _authenticate(self._tokens, handler_call_details.invocation_metadata)
+                caller = _authenticate(self._tokens, handler_call_details.invocation_metadata)
             if method in ADMIN_METHODS:
-                self._authorize(token, method.rpartition("/")[2])
+                self._authorize(caller and caller[0], method.rpartition("/")[2])
         except FcnsegError as error:
             return _refusing(error, method)
         handler = await continuation(handler_call_details)
-        return handler if handler is None or token is None else _within(handler, allowance, method, token.name)
+        if handler is None or caller is None:
+            return handler
+        token, allowance = caller
+        return _within(handler, allowance, method, token.name)
 
     def _authorize(self, token: Token | None, name: str) -> None:
         """Check that a method that changes what is served may be called, and leave a trace of who does.
