@@ -50,6 +50,21 @@ def device_memory(device: str) -> int:
     return count.value if known else 0
 
 
+def free_share(device: str) -> float:
+    """Return how much of a GPU's memory is free, 0 to 1; 0 for the CPU, and where there is no such GPU."""
+    found = _find(device)
+    context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    if found is None or found[0].cuDevicePrimaryCtxRetain(ctypes.byref(context), found[1]) != 0:
+        return 0.0
+    driver, handle = found
+    try:
+        if driver.cuCtxSetCurrent(context) or driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)):
+            return 0.0
+        return free.value / total.value
+    finally:
+        driver.cuDevicePrimaryCtxRelease_v2(handle)
+
+
 def _find(device: str) -> tuple[ctypes.CDLL, ctypes.c_int] | None:
     """Return the driver and its handle of a device, `cuda:N`."""
     kind, number = split_device(device)

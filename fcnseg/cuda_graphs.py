@@ -20,6 +20,7 @@ import onnxruntime
 
 from fcnseg.bound_run import Arrays, BoundRun, Copies, Images, Shape, open_copies
 from fcnseg.capture_gate import GATE
+from fcnseg.cuda_driver import free_share
 from fcnseg.errors import DeviceError
 from fcnseg.model_file import OUTPUTS
 from fcnseg.specialised_model import write_specialised
@@ -32,6 +33,8 @@ _SETS = 3
 """Of buffers: one is filled and one is read while another's run is on the device."""
 _RUNS_TO_TAKE_A_PLACE = 8
 _MOST_SHAPES_COUNTED = 1000
+_SPARED = 0.5
+"""Of the device's memory; what runs without a recording and other models may take the other half."""
 
 
 class CudaGraphs:
@@ -46,10 +49,14 @@ class CudaGraphs:
         device: `cuda:N`. On `cpu` nothing is recorded, and the answers are the same.
         limit: How many shapes are kept at most, with and without confidences counted apart.
         open_session: Opens a model file for one shape, with CUDA graphs enabled.
+        sparing: Whether a shape is recorded only while half of the device's memory is free.
     """
 
-    def __init__(self, path: Path, device: str, limit: int, open_session: OpenSession) -> None:
+    def __init__(
+        self, path: Path, device: str, limit: int, open_session: OpenSession, *, sparing: bool = False
+    ) -> None:
         self._path, self._device, self._limit, self._open_session = path, device, limit, open_session
+        self._sparing = sparing
         self._copies = open_copies(device)
         with path.open("rb") as file:
             self._model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -146,6 +153,9 @@ class CudaGraphs:
 
     def _open(self, key: _Key) -> onnxruntime.InferenceSession:
         shape, confidence = key
+        with self._telling(shape):
+            if self._sparing and free_share(self._device) < _SPARED:
+                raise MemoryError(f"more than {1 - _SPARED:.0%} of its memory is taken")
         with self._telling(shape), GATE.shared(), tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
             path = Path(folder) / self._path.name
             write_specialised(self._model, path, confidence=confidence)
@@ -167,7 +177,7 @@ class CudaGraphs:
             reason = " ".join(str(error).split())
             raise DeviceError(
                 f"device {self._device} cannot record a run of {self._path} on {count} images of {height}x{width}:"
-                f" {reason}; leave CUDA graphs out"
+                f" {reason}"
             ) from error
 
 

@@ -1,6 +1,7 @@
 """The engine: one onnxruntime session on the device that was asked for."""
 
 import ctypes
+import logging
 import mmap
 import os
 import tempfile
@@ -31,7 +32,9 @@ from fcnseg.types import ClassMap
 
 _FATAL_ONLY = 4  # what fails raises; onnxruntime would print it too
 _BLOCKS_PER_THREAD = "4"
+_GRAPHS_UNASKED = 16
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_log = logging.getLogger(__name__)
 
 CudnnSearch = Literal["heuristic", "exhaustive", "default"]
 
@@ -55,7 +58,8 @@ class EngineOptions:
         channels_last: Whether CUDA keeps the channels of a pixel together (NHWC), as tensor cores read them; scores
             differ in their last digits. None does it where the net computes with 16-bit floats.
         cuda_graphs: For how many input shapes CUDA keeps a recorded run, which is replayed by one call; 0 for none.
-            Each holds the model's weights and the memory of a run once more.
+            Each holds the model's weights and the memory of a run once more. None keeps up to 16 where the model can be
+            recorded, and while half of the device's memory is free.
     """
 
     threads: int = 0
@@ -66,7 +70,7 @@ class EngineOptions:
     tf32: bool = False
     prove: bool = False
     channels_last: bool | None = None
-    cuda_graphs: int = 0
+    cuda_graphs: int | None = 0
 
     def beside(self, runs: int) -> "EngineOptions":
         """Return the options of each of some runs that go on side by side on the CPU and share the threads."""
@@ -153,10 +157,7 @@ class Engine:
         self._with_confidence: onnxruntime.InferenceSession | None = None
         self._opening = threading.Lock()
         self._closed = False
-        self._graphs: CudaGraphs | None = None
-        if options.cuda_graphs:
-            self._graphs = CudaGraphs(path, self.device, options.cuda_graphs, self._open_recording)
-            self._graphs.prove((1, *self.info.geometry.canonical(1, 1)))
+        self._graphs = None if self.device == "cpu" else self._open_graphs(options.cuda_graphs)
         _engines.add(self)
 
     def __getstate__(self) -> tuple[Path, str, EngineOptions]:
@@ -274,6 +275,25 @@ class Engine:
         """Return what is to be held while the device is used."""
         return nullcontext() if self.device == "cpu" else GATE.shared()
 
+    def _open_graphs(self, limit: int | None) -> CudaGraphs | None:
+        """Return what keeps recorded runs of so many shapes, where the model can be recorded.
+
+        Raises:
+            DeviceError: It cannot, and a limit was given.
+        """
+        if limit == 0:
+            return None
+        most = _GRAPHS_UNASKED if limit is None else limit
+        graphs = CudaGraphs(self.path, self.device, most, self._open_recording, sparing=limit is None)
+        try:
+            graphs.prove((1, *self.info.geometry.canonical(1, 1)))
+        except DeviceError as error:
+            if limit is not None:
+                raise DeviceError(f"{error}; leave CUDA graphs out") from error
+            _log.warning("%s; it runs without CUDA graphs", error)
+            return None
+        return graphs
+
     def _open_recording(self, path: Path, shape: Shape) -> onnxruntime.InferenceSession:
         """Open a specialised file for one input shape, to be recorded."""
         return _open_session(path, self.device, self.options, None, shape)
@@ -369,7 +389,7 @@ def _require_fit(options: EngineOptions, device: str) -> None:
         raise UsageError(f"the number of threads is {options.threads}; it must be from 0 to {MOST_THREADS}")
     if options.runs < 1:
         raise UsageError(f"the number of runs at a time is {options.runs}; it must be at least 1")
-    if options.cuda_graphs < 0:
+    if options.cuda_graphs is not None and options.cuda_graphs < 0:
         raise UsageError(f"the number of CUDA graphs is {options.cuda_graphs}; it must be at least 0")
     for asked, name in ((options.channels_last, "the layout channels last"), (options.cuda_graphs, "CUDA graphs")):
         if asked and device == "cpu":

@@ -48,12 +48,15 @@ class BatchingConfig:
         max_queue: Images that may be under way at a time, from their arrival to the end of their run.
         runners: Runs at a time. On the CPU they share the cores (`EngineOptions.runs`), and an image that waits alone
             has all of them; on CUDA one copies while another computes.
+        powers_of_two: Whether runs take as many images as a power of two, where they do not take as many as they may:
+            CUDA prepares for every number of images anew.
     """
 
     max_batch: int = 8
     max_delay_s: float = 0.0
     max_queue: int = 64
     runners: int = 1
+    powers_of_two: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("batch", self.max_batch), ("queue", self.max_queue), ("number of runners", self.runners)):
@@ -191,7 +194,9 @@ class Batcher:
                 )
             image, pixels = np.zeros((height, width, 3), np.uint8), self.padded_pixels(height, width)
             ways = (False, True) if self._segmenter.engine.shares_threads else (False,)
-            for count, beside in itertools.product(sorted({1, self._largest_batch(pixels)}), ways):
+            most = self._largest_batch(pixels)
+            counts = {1, most, *(self._count(fewer, most) for fewer in range(1, most) if self.config.powers_of_two)}
+            for count, beside in itertools.product(sorted(counts), ways):
                 if beside and not self._fits_beside(count * pixels):
                     continue
                 for first in (True, False):  # the first prepares, the second tells the pace
@@ -278,6 +283,12 @@ class Batcher:
         fitting = self.memory.total / max(1.0, pixels * self.bytes_per_pixel)
         return max(1, min(self.config.max_batch, int(fitting)))
 
+    def _count(self, waiting: int, most: int) -> int:
+        """Return how many images of so many that wait a run takes."""
+        if waiting >= most or not self.config.powers_of_two:
+            return min(waiting, most)
+        return 1 << (waiting.bit_length() - 1)
+
     def _forget_cancelled(self, future: Future[Executed]) -> None:
         if future.cancelled():
             with self._changed:
@@ -335,12 +346,12 @@ class Batcher:
         choices = []
         for jobs in kinds.values():
             most = self._largest_batch(jobs[0].pixels)
-            batch = jobs[:most]
+            batch = jobs[: self._count(len(jobs), most)]
             image_s = self.pace.cautious_seconds(batch[0].pixels)
             latest = min(job.latest for job in batch) - image_s * len(batch)
             ready_at = min(batch[0].submitted + self.config.max_delay_s, latest)
             # Where nothing is known of their pace, images do not wait for others either.
-            waits = self.pace.knows(batch[0].pixels) and len(batch) < most
+            waits = self.pace.knows(batch[0].pixels) and len(jobs) < most
             choices.append((batch, ready_at if waits else batch[0].submitted))
         return min(choices, key=lambda choice: choice[1])
 

@@ -144,11 +144,10 @@ class _ServeCommand(SectionedCommand):
 @click.option(
     "--cuda-graphs",
     metavar="N",
-    default=0,
-    show_default=True,
+    default=None,
     type=click.IntRange(0, 1024),
     help="Record CUDA's work for up to N input shapes (batch, height, width), and replay it by one call; each holds the"
-    " model once more.",
+    " model once more. [default: 16 where the model can be recorded, while half of the device's memory is free]",
 )
 @click.option(
     "--grace",
@@ -254,7 +253,7 @@ def serve(
     cudnn_search: Literal["heuristic", "exhaustive", "default"],
     tf32: bool,
     channels_last: bool | None,
-    cuda_graphs: int,
+    cuda_graphs: int | None,
     grace_s: float,
     drain_delay_s: float,
     max_age_s: float,

@@ -50,7 +50,7 @@ class ModelConfig:
                 runners = min(runners, options.threads)
             options = replace(options, runs=runners)
         max_batch = settings.max_batch or self.batching.max_batch
-        return options, replace(self.batching, runners=runners, max_batch=max_batch)
+        return options, replace(self.batching, runners=runners, max_batch=max_batch, powers_of_two=device != "cpu")
 
 
 DEFAULT_CONFIG = ModelConfig()

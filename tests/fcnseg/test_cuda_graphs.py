@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fcnseg.bound_run import Shape
 from fcnseg.capture_gate import CaptureGate
+from fcnseg.cuda_driver import free_share
 from fcnseg.cuda_graphs import CudaGraphs
 from fcnseg.engine import Engine, EngineOptions
 from fcnseg.errors import DeviceError, UsageError
@@ -140,14 +141,28 @@ def test_a_shape_that_cannot_be_recorded_is_told_of_once_and_left(
     assert graphs.run(images(1, 8, 8), confidence=False) is None
 
 
+def test_where_memory_is_spared_nothing_is_recorded_without_half_of_it_free(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sparing = CudaGraphs(tiny_model, "cpu", 2, open_on_cpu, sparing=True)  # of a device's memory the CPU has none
+    for _ in range(3):
+        assert sparing.run(images(1, 8, 12), confidence=False) is None
+    (told,) = caplog.messages
+    assert "cannot record a run of" in told
+    assert "more than 50% of its memory is taken; it is answered without" in told
+
+
+@needs_gpu
+def test_some_of_a_gpus_memory_is_free() -> None:
+    assert 0 < free_share("cuda:0") <= 1
+
+
 def test_what_cannot_be_recorded_is_told_in_one_line(tiny_model: Path) -> None:
     def open_for_another_size(path: Path, shape: Shape) -> onnxruntime.InferenceSession:
         return open_on_cpu(path, (shape[0], shape[1] + 4, shape[2]))  # a run fails, as a recording may
 
     graphs = CudaGraphs(tiny_model, "cpu", 2, open_for_another_size)
-    with pytest.raises(
-        DeviceError, match=r"cannot record a run of .*\.onnx on 1 images of 8x8: .*; leave CUDA"
-    ) as raised:
+    with pytest.raises(DeviceError, match=r"cannot record a run of .*\.onnx on 1 images of 8x8: .") as raised:
         graphs.prove((1, 8, 8))
     assert "\n" not in str(raised.value)
 
@@ -181,6 +196,15 @@ def test_a_recording_that_answers_otherwise_than_a_run_is_refused(tiny_model: Pa
 def test_what_only_cuda_has_is_refused_on_the_cpu(tiny_model: Path, options: EngineOptions, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Engine(tiny_model, "cpu", options)
+
+
+@needs_gpu
+def test_on_a_gpu_runs_are_recorded_unasked_where_that_can_be() -> None:
+    engine = Engine(GOLDEN, "cuda", EngineOptions(cuda_graphs=None))
+    batch = images(2, 64, 96)
+    assert np.array_equal(engine.run(list(batch)).class_map, engine.run(batch).class_map)
+    assert engine._graphs is not None
+    assert engine._graphs.shapes == [((2, 64, 96), False)]
 
 
 @needs_gpu

@@ -37,9 +37,16 @@ MAGENTA = np.full((4, 4, 3), (255, 0, 255), np.uint8)
 
 @contextmanager
 def batching(
-    segmenter: Segmenter, memory: MemoryBudget = MEMORY, *, max_batch: int = 8, delay_s: float = 0, runners: int = 1
+    segmenter: Segmenter,
+    memory: MemoryBudget = MEMORY,
+    *,
+    max_batch: int = 8,
+    delay_s: float = 0,
+    runners: int = 1,
+    powers_of_two: bool = False,
 ) -> Iterator[Batcher]:
-    batcher = Batcher(segmenter, BatchingConfig(max_batch, delay_s, runners=runners), memory, "test")
+    config = BatchingConfig(max_batch, delay_s, runners=runners, powers_of_two=powers_of_two)
+    batcher = Batcher(segmenter, config, memory, "test")
     try:
         yield batcher
     finally:
@@ -70,6 +77,23 @@ def test_an_idle_model_runs_an_image_at_once_and_a_busy_one_takes_what_waits_tog
     assert sizes(gated) == [1, 4, 2]
     assert [answer.batch_size for answer in answers] == [1, 4, 4, 4, 4, 2, 2]
     assert all(answer.queue_s >= 0 and answer.infer_s > 0 for answer in answers)
+
+
+def test_runs_may_take_as_many_images_as_a_power_of_two_or_as_many_as_they_can(gated: GatedSegmenter) -> None:
+    with batching(gated, max_batch=6, powers_of_two=True) as batcher:
+        futures = [hold(batcher, gated)] + [batcher.submit(noise(4, 4, i)) for i in range(11)]
+        gated.gate.set()
+        answers = [future.result(10) for future in futures]
+    assert sizes(gated) == [1, 6, 4, 1]
+    for i, answer in enumerate(answers[1:]):
+        assert np.array_equal(answer.segmentation.class_map, gated.segment(noise(4, 4, i)).class_map)
+
+
+def test_all_numbers_of_images_that_runs_may_take_are_warmed(gated: GatedSegmenter) -> None:
+    gated.gate.set()
+    with batching(gated, max_batch=6, powers_of_two=True) as batcher:
+        batcher.warm([(8, 8)])
+    assert sizes(gated) == [1, 1, 2, 2, 4, 4, 6, 6]
 
 
 def test_only_images_of_one_padded_size_share_a_run_and_the_oldest_goes_first(gated: GatedSegmenter) -> None:
