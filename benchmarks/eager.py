@@ -9,11 +9,11 @@ threads, in turns. Sides:
 fcnseg   fcnseg.load(FILE, "cpu").segment(pixels).class_map
 eager    PyTorch on the same module, resampling by grids included: model.eval(), torch.inference_mode(), pixel_scores,
          argmax.
-as users of torchvision and segmentation_models_pytorch write it: the net alone between pixels / 255, Normalize and
-         F.interpolate(bilinear) to the image's size, argmax.
+as users of torchvision and segmentation_models_pytorch write it: the net alone between pixels / 255, normalisation and
+         F.interpolate(bilinear) to pixels, argmax; with zeros around the image where the net looks beyond it.
 
 The first two give the same mask wherever a pixel's two best scores are clearly apart (`nets.CLEAR`), or the run
-fails. The third stretches the map to the image's size, hence other masks; the share of pixels that agree is told.
+fails. The third stretches the map otherwise, hence other masks; the share of pixels that agree is told.
 """
 
 import argparse
@@ -23,13 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
+from as_users_write_it import AsUsersWriteIt
 from loop import HEIGHT, WIDTH, photograph
 from nets import build_net, clear_pixels, export_net
 from numpy.typing import NDArray
 from reporting import Report, Table, add_json_option, in_turns
-from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as transforms
 
 import fcnseg
 from fcnseg.cores import usable_cores
@@ -50,7 +48,7 @@ COLUMNS = (
 NOTE = (
     "Eager runs the same module as the model file, resampling by grids included; their masks are equal wherever the two"
     " best scores of a pixel are clearly apart. As users of torchvision and segmentation_models_pytorch write it, the"
-    " map is stretched to the image's size, which gives other masks."
+    " map is stretched to pixels by F.interpolate, which gives other masks."
 )
 
 Pixels = NDArray[np.uint8]
@@ -62,24 +60,20 @@ def eager(model: SegmentationModel, image: Pixels) -> Pixels:
         return scores.argmax(1).to(torch.uint8)[0].numpy()
 
 
-def as_users_write_it(model: SegmentationModel, image: Pixels) -> Pixels:
+def as_users_write_it(net: AsUsersWriteIt, image: Pixels) -> Pixels:
     with torch.inference_mode():
-        x = torchvision.tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))
-        x = transforms.normalize(transforms.to_dtype(x, torch.float32, scale=True), list(model.mean), list(model.std))
-        scores = model.net(x[None])
-        scores = F.interpolate(scores, size=image.shape[:2], mode="bilinear", align_corners=False)
-        return scores.argmax(1).to(torch.uint8)[0].numpy()
+        return net(torch.from_numpy(image)[None])[0][0].numpy()
 
 
 def compare(net: str, folder: Path, arguments: argparse.Namespace, table: Table) -> None:
     model, path = build_net(net), folder / "net.onnx"
     export_net(model, path)
     segmenter = fcnseg.load(path, "cpu", arguments.threads)
-    image = photograph()
+    image, users = photograph(), AsUsersWriteIt(model)
     sides: dict[str, Callable[[], Pixels]] = {
         "fcnseg": lambda: segmenter.segment(image).class_map,
         "eager": lambda: eager(model, image),
-        "users": lambda: as_users_write_it(model, image),
+        "users": lambda: as_users_write_it(users, image),
     }
     found = {name: side() for name, side in sides.items()}
     with torch.inference_mode():

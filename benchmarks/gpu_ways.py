@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from reporting import Spread, in_turns
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcnseg.bound_run import BoundRun, Shape, open_copies
@@ -195,26 +194,6 @@ class SameModule(nn.Module):
         """(N, H, W, 3) uint8 to (N, H, W) uint8 classes and (N, K, h, w) scores."""
         heatmap, size = self.model.heatmap(images), (images.shape[1], images.shape[2])
         return self.model.enlarge_scores(heatmap, size).argmax(1).to(torch.uint8), heatmap
-
-
-class AsUsersWriteIt(nn.Module):
-    """What users of torchvision and segmentation_models_pytorch write around the net.
-
-    Scores are stretched to the image's size, hence other masks than the file's.
-    """
-
-    def __init__(self, model: SegmentationModel) -> None:
-        super().__init__()
-        self.net = model.net
-        self.register_buffer("mean", torch.tensor(model.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(model.std).view(1, 3, 1, 1))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, H, W, 3) uint8 to (N, H, W) uint8 classes and (N, K, H, W) scores."""
-        x = images.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
-        scores = self.net((x - self.mean) / self.std)
-        scores = F.interpolate(scores, size=images.shape[1:3], mode="bilinear", align_corners=False)
-        return scores.argmax(1).to(torch.uint8), scores
 
 
 class Torch:
