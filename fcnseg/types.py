@@ -20,6 +20,9 @@ ClassMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 _MOST_UINT8_CLASSES = 256
 
 _EXACT_IN_FLOAT32 = 2**24
+_BAND_PIXELS = 1 << 20
+_SHORTEST_RUN = 8
+"""Pixels, on average; with shorter ones to count each pixel is as fast."""
 _BAND_SCORES = 1 << 20  # computed in milliseconds
 
 Rgb: TypeAlias = tuple[float, float, float]
@@ -191,16 +194,22 @@ class ClassPeak:
 
 def count_ids(class_map: ClassMap, count: int) -> NDArray[np.int64]:
     """Return how many pixels of an (H, W) class map have each of the ids 0 to `count` - 1, which are all it has."""
-    counts = np.zeros(count, np.int64)
-    rows = max(1, _EXACT_IN_FLOAT32 // max(1, class_map.shape[1]))
-    for first in range(0, class_map.shape[0], rows):
-        band = class_map[first : first + rows]
-        if band.dtype == np.uint8 and band.size <= _EXACT_IN_FLOAT32:
-            # Four times as fast as bincount, which makes 8-byte integers of the ids first.
-            counts += cv2.calcHist([band], [0], None, [256], [0, 256]).reshape(-1)[:count].astype(np.int64)
-        else:
-            counts += np.bincount(band.reshape(-1), minlength=count)
-    return counts
+    rows = max(1, _BAND_PIXELS // max(1, class_map.shape[1]))
+    bands = (class_map[first : first + rows] for first in range(0, class_map.shape[0], rows))
+    return sum((_count_band(band, count) for band in bands), np.zeros(count, np.int64))
+
+
+def _count_band(band: ClassMap, count: int) -> NDArray[np.int64]:
+    """Count by runs of equal ids, which masks are made of: half of the time that every pixel would take."""
+    ids = band.reshape(-1)
+    changes = ids[1:] != ids[:-1]
+    if np.count_nonzero(changes) * _SHORTEST_RUN <= ids.size:
+        lasts = np.append(np.flatnonzero(changes), ids.size - 1)
+        return np.bincount(ids[lasts], np.diff(lasts, prepend=-1), count).astype(np.int64)
+    if band.dtype == np.uint8 and band.size <= _EXACT_IN_FLOAT32:
+        # Four times as fast as bincount, which makes 8-byte integers of the ids first.
+        return cv2.calcHist([band], [0], None, [256], [0, 256]).reshape(-1)[:count].astype(np.int64)
+    return np.bincount(ids, minlength=count)
 
 
 def class_areas(counts: NDArray[np.int64], label_map: LabelMap) -> tuple[ClassArea, ...]:
