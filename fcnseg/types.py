@@ -203,9 +203,11 @@ def _count_band(band: ClassMap, count: int) -> NDArray[np.int64]:
     """Count by runs of equal ids, which masks are made of: half of the time that every pixel would take."""
     ids = band.reshape(-1)
     changes = ids[1:] != ids[:-1]
-    if np.count_nonzero(changes) * _SHORTEST_RUN <= ids.size:
-        lasts = np.append(np.flatnonzero(changes), ids.size - 1)
-        return np.bincount(ids[lasts], np.diff(lasts, prepend=-1), count).astype(np.int64)
+    runs = np.count_nonzero(changes) + 1
+    if runs * _SHORTEST_RUN <= ids.size:
+        edges = np.empty(runs + 1, np.intp)  # a run's last pixel, behind the one of the run before
+        edges[0], edges[1:-1], edges[-1] = -1, changes.nonzero()[0], ids.size - 1
+        return np.bincount(ids[edges[1:]], edges[1:] - edges[:-1], count).astype(np.int64)
     if band.dtype == np.uint8 and band.size <= _EXACT_IN_FLOAT32:
         # Four times as fast as bincount, which makes 8-byte integers of the ids first.
         return cv2.calcHist([band], [0], None, [256], [0, 256]).reshape(-1)[:count].astype(np.int64)
