@@ -8,7 +8,7 @@ import logging
 import mmap
 import tempfile
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,9 +40,9 @@ _SPARED = 0.5
 class CudaGraphs:
     """The recorded runs of a model, by shape, up to a number of shapes; threads may share it.
 
-    While there is room a shape is recorded when it first comes. After that it takes the place of the one that has not
-    been used for longest, once it has come eight times. A shape that cannot be recorded, for want of memory say, is
-    told of in the log, and not tried again.
+    While there is room a shape is recorded when it first comes. After that it takes the place of one that has not come
+    once while it came eight times: shapes that come in turns leave each other alone. A shape that cannot be recorded,
+    for want of memory say, is told of in the log, and not tried again.
 
     Args:
         path: The model file; it is kept open, and may be replaced by another.
@@ -61,7 +61,9 @@ class CudaGraphs:
         with path.open("rb") as file:
             self._model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self._kept: OrderedDict[_Key, _RecordedRun] = OrderedDict()
-        self._seen: Counter[_Key] = Counter()
+        self._runs = 0
+        self._last_runs: dict[_Key, int] = {}  # of those that are kept
+        self._seen: dict[_Key, tuple[int, int]] = {}  # of others: how often, since which run
         self._unfit: set[_Key] = set()
         self._recording = threading.Lock()  # held for as long as a shape is opened and recorded
         self._changing = threading.Lock()  # held for a moment, within the gate and never around it
@@ -112,6 +114,9 @@ class CudaGraphs:
     def _is_due(self, key: _Key) -> bool:
         """Whether a shape is to be recorded now."""
         with self._changing:
+            self._runs += 1
+            if key in self._kept:
+                self._last_runs[key] = self._runs
             if key in self._kept or key in self._unfit:
                 return False
             if len(self._kept) < self._limit:
@@ -119,8 +124,11 @@ class CudaGraphs:
             if len(self._seen) >= _MOST_SHAPES_COUNTED:
                 self._seen.clear()
                 self._unfit.clear()
-            self._seen[key] += 1
-            return self._seen[key] >= _RUNS_TO_TAKE_A_PLACE
+            times, since = self._seen.pop(key, (0, self._runs))
+            if times + 1 < _RUNS_TO_TAKE_A_PLACE:
+                self._seen[key] = times + 1, since
+                return False
+            return self._last_runs[next(iter(self._kept))] < since
 
     def _keep(self, key: _Key) -> None:
         with self._recording:
@@ -130,7 +138,7 @@ class CudaGraphs:
             with GATE.alone():
                 with self._changing:
                     if len(self._kept) >= self._limit:
-                        self._kept.popitem(last=False)
+                        del self._last_runs[self._kept.popitem(last=False)[0]]
                 failure = None
                 try:
                     recorded = self._record(session, key)
@@ -141,7 +149,7 @@ class CudaGraphs:
                     raise failure
                 with self._changing:
                     self._kept[key] = recorded
-                    del self._seen[key]
+                    self._last_runs[key] = self._runs
 
     def _replay(self, key: _Key, images: Images) -> Arrays | None:
         with self._changing:

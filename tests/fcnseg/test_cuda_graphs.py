@@ -117,6 +117,20 @@ def test_interleaved_shapes_are_opened_once_each(tiny_model: Path) -> None:
     assert opened == [(1, 8, 8), (1, 8, 12)]
 
 
+def test_shapes_that_come_in_turns_leave_each_other_alone_and_one_that_comes_no_more_makes_room(
+    graphs: Callable[[int], CudaGraphs],
+) -> None:
+    shared = graphs(2)
+    first, second, third, fourth = (images(1, 8, width) for width in (8, 12, 16, 20))
+    for _ in range(20):
+        answers = [shared.run(batch, confidence=False) for batch in (first, second, third, fourth)]
+        assert [answer is None for answer in answers] == [False, False, True, True]
+    for _ in range(20):
+        for batch in (first, third, fourth):
+            shared.run(batch, confidence=False)
+    assert {shape for shape, _ in shared.shapes} in ({(1, 8, 8), (1, 8, 16)}, {(1, 8, 8), (1, 8, 20)})
+
+
 def test_a_file_that_is_replaced_is_still_the_one_that_was_opened(tmp_path: Path) -> None:
     path, other = write_tiny_model(tmp_path / "m.onnx"), write_tiny_model(tmp_path / "other.onnx", class_count=2)
     graphs = CudaGraphs(path, "cpu", 2, open_on_cpu)
