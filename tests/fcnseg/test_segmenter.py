@@ -71,6 +71,29 @@ def test_an_answer_does_not_depend_on_its_neighbours_in_the_batch(
         assert np.array_equal(answer.confidence, alone.confidence)
 
 
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(5, 8), st.integers(9, 12), st.booleans()), min_size=1, max_size=4))
+def test_images_that_are_padded_already_are_answered_as_they_were_before(
+    segmenter: Segmenter, images: list[tuple[int, int, bool]]
+) -> None:
+    plain = [noise(height, width, seed) for seed, (height, width, _) in enumerate(images)]
+    given = [
+        edge_padded(image, 8, 12) if is_padded else image for image, (*_, is_padded) in zip(plain, images, strict=True)
+    ]
+    sizes = [(height, width) for height, width, _ in images]
+    for image, answer in zip(plain, segmenter.segment_prepared(given, sizes, confidence=True), strict=True):
+        alone = segmenter.segment(image, confidence=True)
+        assert np.array_equal(answer.class_map, alone.class_map)
+        assert np.array_equal(answer.heatmap, alone.heatmap)
+        assert answer.confidence is not None
+        assert alone.confidence is not None
+        assert np.array_equal(answer.confidence, alone.confidence)
+
+
+def edge_padded(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode="edge")
+
+
 def test_a_batch_needs_one_canonical_shape(segmenter: Segmenter) -> None:
     with pytest.raises(ValueError, match=r"one canonical shape; got \[\(8, 8\), \(12, 8\)\]"):
         segmenter.segment_batch([noise(8, 8), noise(9, 8)])

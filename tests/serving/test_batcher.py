@@ -109,6 +109,15 @@ def test_only_images_of_one_padded_size_share_a_run_and_the_oldest_goes_first(ga
     ]
 
 
+def test_an_image_that_is_padded_already_is_answered_at_its_own_size(gated: GatedSegmenter) -> None:
+    gated.gate.set()
+    image = noise(7, 5)
+    padded = np.pad(image, ((0, 1), (0, 3), (0, 0)), mode="edge")
+    with batching(gated) as batcher:
+        answer = batcher.submit(padded, (7, 5)).result(10).segmentation
+    assert np.array_equal(answer.class_map, gated.segment(image).class_map)
+
+
 def test_confidence_is_computed_for_those_who_asked_alone(gated: GatedSegmenter) -> None:
     with batching(gated) as batcher:
         held = hold(batcher, gated)
