@@ -26,7 +26,8 @@ LARGEST_SEED = 2**32 - 1
 """Of numpy's generator, which Lightning seeds with the others, or with 0 where it cannot."""
 
 _Count: TypeAlias = Annotated[int, Field(ge=1)]
-_Pixels: TypeAlias = Annotated[int, Field(ge=32)]
+_Pixels: TypeAlias = Annotated[int, Field(ge=32, le=8192)]
+_Factor: TypeAlias = Annotated[float, Field(ge=1 / 16, le=16)]
 _Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 _NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
@@ -103,7 +104,7 @@ class TrainConfig:
     epochs: _Count = 20
     batch_size: _Count = 8
     crop: tuple[_Pixels, _Pixels] | None = (320, 320)
-    scale_jitter: tuple[_Positive, _Positive] = (0.75, 1.5)
+    scale_jitter: tuple[_Factor, _Factor] = (0.75, 1.5)
     flip: bool = True
     colour_jitter: _Share = 0.25
     optimiser: Optimiser = "adamw"

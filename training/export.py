@@ -56,7 +56,7 @@ def export(
     """Write a model file, after proving that onnxruntime computes what PyTorch does.
 
     Args:
-        model: The model; it is put in eval mode.
+        model: The model, on any device; it is put in eval mode.
         label_map: Its classes, as many as it scores.
         path: Where the file goes; it appears only when the proof holds.
         metrics: Validation metrics to carry, by name, each in 0..1.
@@ -87,6 +87,8 @@ def export(
     if len(label_map) != model.num_classes:
         raise UsageError(f"{len(label_map)} labels were given for a model of {model.num_classes} classes")
     model.eval()
+    if next(model.parameters()).device.type != "cpu":
+        model = copy.deepcopy(model).cpu()
     info = ModelInfo(
         architecture=without_folder(model.architecture),
         variant=model.variant,

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fcnseg.errors import ParityError, UsageError, WeightsError
 from fcnseg.layers import count_parameters
 from fcnseg.model_file import read_model_info
 from fcnseg.types import LabelMap
+from tests.gpu import needs_gpu
 from tests.image_folders import random_images
 from tests.training.small_nets import Pooled, Residual, seeded
 from tests.training.test_model import CLASSES, VggLike, classifier_of, fcn_model, heatmap_model
@@ -52,6 +54,14 @@ def check_answers(model: SegmentationModel, path: Path) -> None:
         assert (output.class_map != class_map).mean() < 1e-3
         assert output.confidence is not None
         assert np.abs(output.confidence.astype(int) - confidence).max() <= 1
+
+
+@needs_gpu
+def test_a_model_on_a_gpu_is_exported_as_on_the_cpu(fcn: SegmentationModel, fcn_file: Path, tmp_path: Path) -> None:
+    on_gpu = copy.deepcopy(fcn).cuda()
+    export(on_gpu, LABELS, tmp_path / "fcn.onnx", metrics={"mean_iou": 0.5}, data_fingerprint="f" * 64)
+    assert (tmp_path / "fcn.onnx").read_bytes() == fcn_file.read_bytes()
+    assert next(on_gpu.parameters()).is_cuda
 
 
 def test_the_file_tells_no_folder_of_the_machine_that_made_it(fcn_file: Path) -> None:

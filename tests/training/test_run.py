@@ -54,6 +54,8 @@ def test_a_configuration_with_a_normalisation_survives_yaml(tmp_path: Path) -> N
         {"epochs": 0},
         {"batch_size": 0},
         {"crop": (8, 8)},
+        {"crop": (64, 99_999)},
+        {"scale_jitter": (1.0, 1e9)},
         {"lr": 0.0},
         {"lr": float("nan")},
         {"workers": -1},
