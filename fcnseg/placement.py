@@ -59,7 +59,7 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry, model: Path
     sizes = [(height, width), (height + geometry.y.alignment, width), (height, width + geometry.x.alignment)]
     # On CUDA the choice is made when the file is opened.
     asked = {value.name: np.array(True) for value in session.get_overridable_initializers()}
-    for _ in range(2):  # the branch without confidence; from the second run on onnxruntime plans what a run takes
+    for _ in range(2):  # the branch without confidence; on CUDA onnxruntime plans from the second run on what one takes
         session.run(None, {"image": np.zeros((1, height, width, 3), np.uint8)})
     for h, w in sizes:
         session.run(None, {"image": np.zeros((1, h, w, 3), np.uint8), **asked})
@@ -70,7 +70,8 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry, model: Path
     # The class map is computed at borders, of which images without content have none.
     classes = session.get_outputs()[1].shape[1]
     borders = classes * _SCORE_BYTES + _CLASS_BYTES if classes <= CELL_RESOLUTION_ABOVE else 0
-    return Probe(_read_placements(runs[1:]), max(costs), max(costs[:2]) + borders)
+    plain = max(costs[:2]) + borders
+    return Probe(_read_placements(runs[1:]), max(*costs, plain), plain)
 
 
 def require_device(placements: Iterable[Placement], provider: str, device: str) -> None:
