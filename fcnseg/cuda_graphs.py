@@ -8,7 +8,6 @@ import logging
 import mmap
 import tempfile
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -60,9 +59,8 @@ class CudaGraphs:
         self._copies = open_copies(device)
         with path.open("rb") as file:
             self._model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        self._kept: OrderedDict[_Key, _RecordedRun] = OrderedDict()
+        self._kept: dict[_Key, _RecordedRun] = {}
         self._runs = 0
-        self._last_runs: dict[_Key, int] = {}  # of those that are kept
         self._seen: dict[_Key, tuple[int, int]] = {}  # of others: how often, since which run
         self._unfit: set[_Key] = set()
         self._recording = threading.Lock()  # held for as long as a shape is opened and recorded
@@ -74,7 +72,7 @@ class CudaGraphs:
     def shapes(self) -> list[_Key]:
         """The shapes that are recorded, without and with confidences, the one used last at the end."""
         with self._changing:
-            return list(self._kept)
+            return sorted(self._kept, key=lambda key: self._kept[key].last_run)
 
     def prove(self, shape: Shape) -> None:
         """Record a shape and drop it, to tell whether the model can be.
@@ -115,9 +113,9 @@ class CudaGraphs:
         """Whether a shape is to be recorded now."""
         with self._changing:
             self._runs += 1
-            if key in self._kept:
-                self._last_runs[key] = self._runs
-            if key in self._kept or key in self._unfit:
+            if (recorded := self._kept.get(key)) is not None:
+                recorded.last_run = self._runs
+            if recorded is not None or key in self._unfit:
                 return False
             if len(self._kept) < self._limit:
                 return True
@@ -128,7 +126,7 @@ class CudaGraphs:
             if times + 1 < _RUNS_TO_TAKE_A_PLACE:
                 self._seen[key] = times + 1, since
                 return False
-            return self._last_runs[next(iter(self._kept))] < since
+            return min(kept.last_run for kept in self._kept.values()) < since
 
     def _keep(self, key: _Key) -> None:
         with self._recording:
@@ -138,7 +136,7 @@ class CudaGraphs:
             with GATE.alone():
                 with self._changing:
                     if len(self._kept) >= self._limit:
-                        del self._last_runs[self._kept.popitem(last=False)[0]]
+                        del self._kept[min(self._kept, key=lambda kept: self._kept[kept].last_run)]
                 failure = None
                 try:
                     recorded = self._record(session, key)
@@ -148,23 +146,19 @@ class CudaGraphs:
                     del session  # within the gate; the frames of the error, which are gone, held it too
                     raise failure
                 with self._changing:
+                    recorded.last_run = self._runs
                     self._kept[key] = recorded
-                    self._last_runs[key] = self._runs
 
     def _replay(self, key: _Key, images: Images) -> Arrays | None:
         with self._changing:
             recorded = self._kept.get(key)
-            if recorded is None:
-                return None
-            self._kept.move_to_end(key)
-        return recorded.run(images, self._thread)
+        return None if recorded is None else recorded.run(images, self._thread)
 
     def _open(self, key: _Key) -> onnxruntime.InferenceSession:
         shape, confidence = key
-        with self._telling(shape):
+        with self._telling(shape), GATE.shared(), tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
             if self._sparing and free_share(self._device) < _SPARED:
                 raise MemoryError(f"more than {1 - _SPARED:.0%} of its memory is taken")
-        with self._telling(shape), GATE.shared(), tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
             path = Path(folder) / self._path.name
             write_specialised(self._model, path, confidence=confidence)
             return self._open_session(path, shape)
@@ -190,7 +184,13 @@ class CudaGraphs:
 
 
 class _RecordedRun:
-    """A session of one shape, and sets of buffers with the run that was recorded on each."""
+    """A session of one shape, and sets of buffers with the run that was recorded on each.
+
+    Attributes:
+        last_run: When it was last asked for, in runs of the model.
+    """
+
+    last_run = 0
 
     def __init__(
         self,
