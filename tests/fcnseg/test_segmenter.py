@@ -11,6 +11,7 @@ from PIL import Image
 import fcnseg
 from fcnseg.errors import ImageError
 from fcnseg.segmenter import Segmenter
+from fcnseg.types import Segmentation
 from tests.image_folders import noise
 
 
@@ -63,12 +64,7 @@ def test_an_answer_does_not_depend_on_its_neighbours_in_the_batch(
         images.append(noise(other[0], other[1], seed))
     together = segmenter.segment_batch(images, confidence=True)
     for image, answer in zip(images, together, strict=True):
-        alone = segmenter.segment(image, confidence=True)
-        assert np.array_equal(answer.class_map, alone.class_map)
-        assert np.array_equal(answer.heatmap, alone.heatmap)
-        assert answer.confidence is not None
-        assert alone.confidence is not None
-        assert np.array_equal(answer.confidence, alone.confidence)
+        require_answer_alone(segmenter, image, answer)
 
 
 @settings(max_examples=30)
@@ -82,12 +78,16 @@ def test_images_that_are_padded_already_are_answered_as_they_were_before(
     ]
     sizes = [(height, width) for height, width, _ in images]
     for image, answer in zip(plain, segmenter.segment_prepared(given, sizes, confidence=True), strict=True):
-        alone = segmenter.segment(image, confidence=True)
-        assert np.array_equal(answer.class_map, alone.class_map)
-        assert np.array_equal(answer.heatmap, alone.heatmap)
-        assert answer.confidence is not None
-        assert alone.confidence is not None
-        assert np.array_equal(answer.confidence, alone.confidence)
+        require_answer_alone(segmenter, image, answer)
+
+
+def require_answer_alone(segmenter: Segmenter, image: NDArray[np.uint8], answer: Segmentation) -> None:
+    alone = segmenter.segment(image, confidence=True)
+    assert np.array_equal(answer.class_map, alone.class_map)
+    assert np.array_equal(answer.heatmap, alone.heatmap)
+    assert answer.confidence is not None
+    assert alone.confidence is not None
+    assert np.array_equal(answer.confidence, alone.confidence)
 
 
 def edge_padded(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
