@@ -205,8 +205,7 @@ class Engine:
             names = OUTPUTS if confidence else OUTPUTS[:2]
             if self.device == "cpu":
                 asked = {"with_confidence": np.array(confidence)} if confidence else {}
-                batch = images if isinstance(images, np.ndarray) else np.stack(images)
-                outputs = session.run(names, {"image": batch, **asked})
+                outputs = session.run(names, {"image": _together(images), **asked})
             else:
                 session = self._confident_session() if confidence else session
                 with self._gate():
@@ -377,6 +376,13 @@ def resolve_device(device: str) -> str:
     if kind == "cuda" and (number or "0").isdecimal():
         return f"cuda:{int(number or 0)}"
     raise DeviceError(f"unknown device {device!r}; use cpu, cuda, cuda:N or auto")
+
+
+def _together(images: Images) -> NDArray[np.uint8]:
+    """Return a batch as one array; of one image nothing is copied."""
+    if isinstance(images, np.ndarray):
+        return images
+    return np.stack(images) if len(images) > 1 else images[0][None]
 
 
 def _require_fit(options: EngineOptions, device: str) -> None:

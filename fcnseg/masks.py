@@ -16,6 +16,7 @@ from fcnseg.errors import MaskError
 from fcnseg.types import ClassMap, LabelMap
 
 _ZSTD_LEVEL = 1
+_local = threading.local()
 # How Pillow unpacks the pixels of a PNG that holds ids; what is left out (1 to 4-bit grey) it scales to 0..255.
 _ID_LAYOUTS = {"P", "P;1", "P;2", "P;4", "L", "I;16B"}
 
@@ -108,9 +109,6 @@ def read_ids(source: str | Path | bytes) -> ClassMap:
         return _decode_png(data, expected=None)
     except MaskError as error:
         raise MaskError(f"{source}: {error}") from error
-
-
-_local = threading.local()
 
 
 def _compressor() -> zstandard.ZstdCompressor:

@@ -108,7 +108,7 @@ class Segmenter:
         if self.device != "cpu" or len({image.shape for image in images}) > 1:
             shape = self.canonical_shape(images[0])
             batch = [_edge_pad(image, shape) for image in images]
-        output = self.engine.run(batch[0][None] if len(batch) == 1 else batch, confidence=confidence, beside=beside)
+        output = self.engine.run(batch, confidence=confidence, beside=beside)
         answers = []
         for i, (height, width) in enumerate(sizes):
             confidence_map = None if output.confidence is None else output.confidence[i, :height, :width]
