@@ -490,8 +490,8 @@ class Section:
         self.attempt(case, "the first mask", expect)
         request = pb.SegmentRequest(encoded=jpeg, encoding=pb.CLASS_MAP_ENCODING_ZSTD)
         options = ["--device", self.device, "--warm", f"{side}x{side}", "--max-queue", "256"]
-        unrecorded = [] if self.device == "cpu" else ["--cuda-graphs", "0"]
-        for more in ([], unrecorded, ["--runners", "3"]):
+        unrecorded = [] if self.device == "cpu" else [["--cuda-graphs", "0"]]
+        for more in ([], *unrecorded, ["--runners", "3"]):
             name = " ".join(["server,", *(more or ["defaults"])])
             server = partial(serve, paths[precision], *options, *more)
             measure = partial(self.serve, case, name, server, request.SerializeToString(), fastest[0])
