@@ -195,7 +195,8 @@ class Batcher:
             image, pixels = np.zeros((height, width, 3), np.uint8), self.padded_pixels(height, width)
             ways = (False, True) if self._segmenter.engine.shares_threads else (False,)
             most = self._largest_batch(pixels)
-            counts = {1, most, *(self._count(fewer, most) for fewer in range(1, most) if self.config.powers_of_two)}
+            waiting = range(1, most + 1) if self.config.powers_of_two else (1, most)
+            counts = {self._count(images, most) for images in waiting}
             for count, beside in itertools.product(sorted(counts), ways):
                 if beside and not self._fits_beside(count * pixels):
                     continue
