@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torchvision.models import resnet18
 
+from fcnseg.bound_run import Images
 from fcnseg.engine import EngineOutput
 from fcnseg.model_file import ModelInfo
 from fcnseg.resample import resample_to_pixels
@@ -46,10 +47,10 @@ class TorchEngine:
             std=model.std,
         )
 
-    def run(self, images: NDArray[np.uint8], *, confidence: bool = False, beside: bool = False) -> EngineOutput:
+    def run(self, images: Images, *, confidence: bool = False, beside: bool = False) -> EngineOutput:
         del beside
         with torch.no_grad():
-            class_map, heatmap, confidences = (t.numpy() for t in self._model(torch.from_numpy(images.copy())))
+            class_map, heatmap, confidences = (t.numpy() for t in self._model(torch.from_numpy(np.stack(images))))
         return EngineOutput(class_map, heatmap, confidences if confidence else None)
 
 
