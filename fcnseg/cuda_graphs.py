@@ -30,6 +30,9 @@ _Key: TypeAlias = tuple[Shape, bool]
 _log = logging.getLogger(__name__)
 _SETS = 3
 """Of buffers: one is filled and one is read while another's run is on the device."""
+_FIRST_FIT = (1, 30)
+"""The first onnxruntime in which a replay keeps the host memory that it copies from; before, another run could take it,
+and the replay went on with that run's addresses (https://github.com/microsoft/onnxruntime/pull/32121)."""
 _RUNS_TO_TAKE_A_PLACE = 8
 _MOST_SHAPES_COUNTED = 1000
 _SPARED = 0.5
@@ -78,8 +81,13 @@ class CudaGraphs:
         """Record a shape and drop it, to tell whether the model can be.
 
         Raises:
-            DeviceError: It cannot be recorded.
+            DeviceError: It cannot be recorded, or not by this onnxruntime.
         """
+        if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < _FIRST_FIT:
+            raise DeviceError(
+                f"CUDA graphs need onnxruntime {'.'.join(map(str, _FIRST_FIT))} or later, since one before may replay"
+                f" with another run's addresses; this is {onnxruntime.__version__}"
+            )
         key = (shape, False)
         session = self._open(key)
         with GATE.alone():

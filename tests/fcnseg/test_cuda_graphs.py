@@ -181,6 +181,17 @@ def test_what_cannot_be_recorded_is_told_in_one_line(tiny_model: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("version", ["1.29.0", "1.23.2"])
+def test_an_onnxruntime_that_replays_what_is_not_its_own_records_nothing(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    graphs = CudaGraphs(tiny_model, "cpu", 1, open_on_cpu)
+    graphs.prove((1, 8, 8))
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    with pytest.raises(DeviceError, match=f"CUDA graphs need onnxruntime 1.30 or later, .*; this is {version}"):
+        graphs.prove((1, 8, 8))
+
+
 def test_a_recording_that_answers_otherwise_than_a_run_is_refused(tiny_model: Path) -> None:
     class Stuck(onnxruntime.InferenceSession):
         """Goes on answering as it did when it was recorded, as a graph that does not read its input would."""
