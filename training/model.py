@@ -98,9 +98,8 @@ class SegmentationModel(nn.Module):
         Returns:
             (N, K, h, w) float32 scores; cell i looks at pixel `geometry.centre(i)`.
         """
-        rows = _edge_indices(self.geometry.y, image.shape[1], image.device)
-        columns = _edge_indices(self.geometry.x, image.shape[2], image.device)
-        padded = image.index_select(1, rows).index_select(2, columns)
+        pad = _gather_edges if self.on_tensor_cores else _join_edges
+        padded = pad(pad(image, 1, self.geometry.y), 2, self.geometry.x)
         scaled = padded.permute(0, 3, 1, 2).to(self._scale.dtype) * self._scale
         normalised = (scaled.sum(1, keepdim=True) if self._is_grey else scaled) + self._shift
         scores: Tensor = self.net(normalised.to(next(self.net.parameters()).dtype))  # it may compute with 16 bits
@@ -271,11 +270,30 @@ def _axis_geometry(net_grid: NetGrid, axis: int) -> AxisGeometry:
     )
 
 
-def _edge_indices(axis: AxisGeometry, size: int, device: torch.device) -> Tensor:
-    """Which row (or column) of the image each one of the padded image repeats."""
+def _padded(axis: AxisGeometry, size: int) -> int | torch.SymInt:
+    """`AxisGeometry.padded`, of a size that may be a symbol."""
     multiples = (size + axis.lead + axis.trail + axis.alignment - 1) // axis.alignment
-    padded = axis.alignment * torch.sym_max(axis.minimum // axis.alignment, multiples)
-    return (torch.arange(padded, device=device) - axis.lead).clamp(min=0).clamp(max=size - 1)
+    return axis.alignment * torch.sym_max(axis.minimum // axis.alignment, multiples)
+
+
+def _join_edges(image: Tensor, dim: int, axis: AxisGeometry) -> Tensor:
+    """Repeat the first and the last row (or column) of images as often as the net asks for, as a CPU does it best."""
+    size = image.shape[dim]
+
+    def edge(at: int, count: int | torch.SymInt) -> Tensor:
+        shape: list[int | torch.SymInt] = list(image.shape)
+        shape[dim] = count
+        return image.narrow(dim, at, 1).expand(shape)
+
+    parts = [image, edge(size - 1, _padded(axis, size) - axis.lead - size)]
+    return torch.cat([edge(0, axis.lead), *parts] if axis.lead else parts, dim)
+
+
+def _gather_edges(image: Tensor, dim: int, axis: AxisGeometry) -> Tensor:
+    """Do what `_join_edges` does as one kernel of a GPU, to which no addresses have to be copied."""
+    size = image.shape[dim]
+    sources = torch.arange(_padded(axis, size), device=image.device) - axis.lead
+    return image.index_select(dim, sources.clamp(min=0).clamp(max=size - 1))
 
 
 def _classes(scores: Tensor) -> Tensor:
