@@ -28,10 +28,8 @@ NOTES = {
     "serving_peers": "`fcnseg serve` runs two images at a time while more wait, with half of the threads each; the"
     " peers and `--runners 1` run one, with all of them. Servers whose ranges overlap are not told apart by so few"
     " rounds.",
-    "scaling": "Where brackets hold more than a few values, they are the runs of one process, and their row was"
-    " measured once: how far it would differ when measured again is not known, and a power of pixels without brackets"
-    " may be chance. Where a row's operators add up to more than its seconds a megapixel, they are those of a first"
-    " run, which also gets its memory from the system: nothing is to be read from them.",
+    "scaling": "Where a row's operators add up to more than its seconds a megapixel, they are those of a first run,"
+    " which also gets its memory from the system: nothing is to be read from them.",
     "tail": "Without `--image` the picture is noise, in which nearly half of the blocks lie on borders; on a street"
     " scene it is a seventh, and tails that compute at borders alone take less.",
 }
