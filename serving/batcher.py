@@ -25,6 +25,7 @@ from fcnseg.errors import DeviceError, FcnsegError, UsageError
 from fcnseg.segmenter import Segmenter
 from fcnseg.types import Segmentation
 from serving.errors import StoppingError, TooLateError
+from serving.last_waiter_first import LastWaiterFirst
 from serving.memory import MemoryBudget
 from serving.pace import PaceBySize
 
@@ -145,7 +146,7 @@ class Batcher:
         self.memory = memory
         self._observe = observe
         self._waiting: list[_Job] = []
-        self._changed = threading.Condition()
+        self._changed = LastWaiterFirst()
         self._closing = False
         self._running = 0
         self._beside = False  # how what runs was begun; always False where a model has one way alone

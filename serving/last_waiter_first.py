@@ -1,0 +1,44 @@
+"""A condition variable that wakes the thread which began to wait last."""
+
+import threading
+from collections.abc import Callable
+
+
+class LastWaiterFirst:
+    """As `threading.Condition`, which wakes the thread that has waited longest: the one that ran last is warm.
+
+    What that thread works with is still in its core's caches, and the others may sleep on.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[threading.Condition] = []
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait until another thread notifies this one, or so long; the lock must be held."""
+        own = threading.Condition(self._lock)
+        self._waiting.append(own)
+        own.wait(timeout_s)
+        if own in self._waiting:  # nobody has notified it
+            self._waiting.remove(own)
+
+    def wait_for(self, predicate: Callable[[], object]) -> None:
+        """Wait until something holds; the lock must be held."""
+        while not predicate():
+            self.wait()
+
+    def notify(self) -> None:
+        """Wake the thread that began to wait last, where one waits; the lock must be held."""
+        if self._waiting:
+            self._waiting.pop().notify()
+
+    def notify_all(self) -> None:
+        """Wake all that wait; the lock must be held."""
+        while self._waiting:
+            self.notify()
