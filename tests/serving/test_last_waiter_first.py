@@ -1,19 +1,11 @@
 """Which thread is woken."""
 
 import threading
-import time
-from collections.abc import Callable
 
 from serving.last_waiter_first import LastWaiterFirst
+from tests.waiting import wait_until
 
 PATIENCE_S = 30.0
-
-
-def until(holds: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 class Waiters:
@@ -26,7 +18,7 @@ class Waiters:
         self.threads = [threading.Thread(target=self._wait, args=(i,), daemon=True) for i in range(count)]
         for begun, thread in enumerate(self.threads, 1):
             thread.start()
-            until(lambda begun=begun: self.waiting == begun)
+            wait_until(lambda begun=begun: self.waiting == begun)
         with self.changed:  # so that the last one has let go of the lock, and waits
             pass
 
@@ -47,7 +39,7 @@ def test_the_thread_that_began_to_wait_last_is_woken_first() -> None:
     for woken in range(1, 5):
         with waiters.changed:
             waiters.changed.notify()
-        until(lambda woken=woken: len(waiters.woken) == woken)
+        wait_until(lambda woken=woken: len(waiters.woken) == woken)
     assert waiters.woken == [3, 2, 1, 0]
     waiters.join()
 
