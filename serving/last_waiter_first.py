@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 
 class LastWaiterFirst:
-    """As `threading.Condition`, which wakes the thread that has waited longest: the one that ran last is warm.
+    """A `threading.Condition` that wakes the thread which began to wait last, where that one wakes the first.
 
-    What that thread works with is still in its core's caches, and the others may sleep on.
+    Of threads that work and wait, it is the one that worked last: what it works with is still in its core's caches.
     """
 
     def __init__(self) -> None:

@@ -285,8 +285,9 @@ def _join_edges(image: Tensor, dim: int, axis: AxisGeometry) -> Tensor:
         shape[dim] = count
         return image.narrow(dim, at, 1).expand(shape)
 
-    parts = [image, edge(size - 1, _padded(axis, size) - axis.lead - size)]
-    return torch.cat([edge(0, axis.lead), *parts] if axis.lead else parts, dim)
+    before = [edge(0, axis.lead)] if axis.lead else []
+    behind = edge(size - 1, _padded(axis, size) - axis.lead - size)
+    return torch.cat([*before, image, behind], dim)
 
 
 def _gather_edges(image: Tensor, dim: int, axis: AxisGeometry) -> Tensor:
