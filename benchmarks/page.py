@@ -21,9 +21,6 @@ _AT_A_TIME = (
     " out of them, and a ratio above 1 is that."
 )
 NOTES = {
-    "eager": "What bounds ResNet-50 is the processor: its convolutions, 15.1 G multiply-adds and 0.98 of the run, take"
-    " 139 ms, which is 218 GFLOP/s by `fcnseg profile`, where a product of two 2048x2048 matrices reaches 190 in"
-    " onnxruntime and 198 in PyTorch, with the same two threads on the same day.",
     "folder": f"T / (T + C) {_AT_A_TIME} `fcnseg segment` runs so by default.",
     "serving_load": f"The loop's rate {_AT_A_TIME} `fcnseg serve` runs so while images wait. Where a difference in"
     " milliseconds is below 0, the machine's pace changed between two turns by more than the server costs. The overload"
