@@ -14,6 +14,9 @@ class AsUsersWriteIt(nn.Module):
     much arithmetic as the file has, and other masks, at borders above all.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: SegmentationModel) -> None:
         super().__init__()
         self.net = model.net

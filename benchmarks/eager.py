@@ -31,6 +31,7 @@ from reporting import Report, Table, add_json_option, in_turns
 
 import fcnseg
 from fcnseg.cores import usable_cores
+from fcnseg.types import ClassMap
 from training.model import SegmentationModel
 
 NETS = ("mobilenet_v2", "timm/tf_efficientnet_lite0", "resnet50", "vgg16")
@@ -57,12 +58,14 @@ Pixels = NDArray[np.uint8]
 def eager(model: SegmentationModel, image: Pixels) -> Pixels:
     with torch.inference_mode():
         scores = model.pixel_scores(torch.from_numpy(image)[None])
-        return scores.argmax(1).to(torch.uint8)[0].numpy()
+        class_map: Pixels = scores.argmax(1).to(torch.uint8)[0].numpy()
+    return class_map
 
 
 def as_users_write_it(net: AsUsersWriteIt, image: Pixels) -> Pixels:
     with torch.inference_mode():
-        return net(torch.from_numpy(image)[None])[0][0].numpy()
+        class_map: Pixels = net(torch.from_numpy(image)[None])[0][0].numpy()
+    return class_map
 
 
 def compare(net: str, folder: Path, arguments: argparse.Namespace, table: Table) -> None:
@@ -70,7 +73,7 @@ def compare(net: str, folder: Path, arguments: argparse.Namespace, table: Table)
     export_net(model, path)
     segmenter = fcnseg.load(path, "cpu", arguments.threads)
     image, users = photograph(), AsUsersWriteIt(model)
-    sides: dict[str, Callable[[], Pixels]] = {
+    sides: dict[str, Callable[[], ClassMap]] = {
         "fcnseg": lambda: segmenter.segment(image).class_map,
         "eager": lambda: eager(model, image),
         "users": lambda: as_users_write_it(users, image),

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -89,7 +90,9 @@ class Result:
 
 def labelled_images(seed: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Scenes of a single shape, (n, 3, 64, 64), and their labels: which shape, and whether brighter than its ground."""
-    images, labels, number = [], [], 0
+    images: list[NDArray[Any]] = []
+    labels: list[int] = []
+    number = 0
     while len(images) < count:
         scene = draw_scene((seed, number), NATIVE[0])
         number += 1

@@ -125,7 +125,7 @@ class Benchmark:
 
     def _start(self, source: Path, output: str, model: list[str] | None = None) -> "subprocess.Popen[bytes]":
         options = model or [str(self.model), "--device", "cpu", "--no-tuned"]
-        command = [sys.executable, "-m", "fcnseg", "segment", options[0], source, output, *options[1:]]
+        command = [sys.executable, "-m", "fcnseg", "segment", options[0], str(source), output, *options[1:]]
         return subprocess.Popen([*command, "--no-report"], stdout=subprocess.DEVNULL)
 
     def _images(self, count: int) -> Path:

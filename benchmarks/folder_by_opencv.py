@@ -17,7 +17,7 @@ def main() -> None:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     for path in sorted(Path(folder).glob("*.jpg")):
-        image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+        image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)  # type: ignore[arg-type] # it is an image
         (class_map,) = session.run(["class_map"], {"image": image[None]})
         cv2.imwrite(str(Path(output) / f"{path.stem}.png"), class_map[0])
 

@@ -23,7 +23,7 @@ class Photographs(Dataset[tuple[str, Tensor]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[str, Tensor]:
-        image = cv2.cvtColor(cv2.imread(str(self.paths[index])), cv2.COLOR_BGR2RGB)
+        image = cv2.cvtColor(cv2.imread(str(self.paths[index])), cv2.COLOR_BGR2RGB)  # type: ignore[arg-type] # it is one
         return self.paths[index].stem, torch.from_numpy(image)
 
 

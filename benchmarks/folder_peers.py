@@ -34,6 +34,7 @@ from PIL import Image
 from reporting import Report, Spread, Table, add_json_option, ordered, peak_mib
 from skimage import data
 
+from fcnseg import images
 from fcnseg.cores import usable_cores
 from training.model import SegmentationModel
 
@@ -59,7 +60,7 @@ def make_folder(folder: Path, count: int) -> None:
     """JPEGs of different windows of photographs."""
     random = np.random.default_rng(0)
     photographs = [
-        cv2.resize(photo(), (2 * WIDTH, 2 * HEIGHT)) for photo in (data.chelsea, data.coffee, data.astronaut)
+        cv2.resize(photo, (2 * WIDTH, 2 * HEIGHT)) for photo in (data.chelsea(), data.coffee(), data.astronaut())
     ]
     for i in range(count):
         top, left = random.integers(0, HEIGHT), random.integers(0, WIDTH)
@@ -91,7 +92,7 @@ def check(runs: dict[str, Run], model: SegmentationModel, source: Path) -> None:
         if not np.array_equal(mask, opencv[name]):
             raise SystemExit(f"{name}: the masks of fcnseg segment and of the OpenCV loop differ")
         if i < LOOKED_AT:
-            image = cv2.cvtColor(cv2.imread(str(source / f"{name}.jpg")), cv2.COLOR_BGR2RGB)
+            image = images.read(source / f"{name}.jpg")
             with torch.inference_mode():
                 clear = clear_pixels(model.pixel_scores(torch.from_numpy(image)[None]))[0].numpy()
             if clear.mean() < 0.5 or len(np.unique(mask)) < 2 or (mask != pytorch[name])[clear].any():

@@ -67,7 +67,7 @@ def ask(address: str, request: bytes, clients: int, begin: float, end: float) ->
     def client(number: int) -> None:
         options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(address, options=options) as channel:
-            call = channel.unary_unary(SEGMENT)
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(SEGMENT)
             while time.time() < end:
                 try:
                     call(request, timeout=_LONGEST_S)

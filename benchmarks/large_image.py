@@ -107,7 +107,7 @@ def check(model: Path, image: Path, mask: Path, threads: int, count: int) -> int
         assert file.overviews(1)  # noqa: S101
         size = (opened.height, opened.width)
         for place in windows(size, count):
-            cuts = [around(axis, *cut) for axis, *cut in zip(axes(segmenter), size, place, strict=True)]
+            cuts = [around(*cut) for cut in zip(axes(segmenter), size, place, strict=True)]
             crop = segmenter.segment(opened.read(cuts[0], cuts[1])).class_map
             inner = tuple(slice(p.start - c.start, p.stop - c.start) for p, c in zip(place, cuts, strict=True))
             found = file.read(1, window=tuple((p.start, p.stop) for p in place))

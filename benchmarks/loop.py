@@ -26,7 +26,8 @@ _Result = TypeVar("_Result")
 
 def photograph(height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:
     """(height, width, 3) uint8 RGB."""
-    return cv2.resize(data.chelsea(), (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+    photo: NDArray[np.uint8] = cv2.resize(data.chelsea(), (width, height), interpolation=cv2.INTER_AREA)
+    return photo
 
 
 def codec_seconds(jpeg: bytes, class_map: NDArray[np.uint8], encoding: Encoding, label_map: LabelMap) -> float:

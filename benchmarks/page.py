@@ -81,9 +81,9 @@ def section(result: Result, pictures: dict[str, str], folder: str) -> str:
         if table.name in pictures:
             lines += [f"![{table.title}]({folder}/{pictures[table.name]})", ""]
         lines += [*markdown(table), ""]
-        told = [rounds(table), table.note, *verdicts(result, table)]
-        if any(told):
-            lines += [" ".join(filter(None, told)), ""]
+        remarks = [rounds(table), table.note, *verdicts(result, table)]
+        if any(remarks):
+            lines += [" ".join(filter(None, remarks)), ""]
     return "\n".join(lines)
 
 
@@ -109,9 +109,11 @@ def shown(cell: Figure | float | str | None) -> str:
 
 def draw(result: Result, images: Path) -> dict[str, str]:
     """Draw a benchmark's pictures; their file names, by table."""
+    if result.benchmark not in PICTURES:
+        return {}
     files = {}
     with style():
-        for name, picture in PICTURES.get(result.benchmark, lambda _: {})(result).items():
+        for name, picture in PICTURES[result.benchmark](result).items():
             files[name] = f"benchmarks-{result.benchmark.replace('_', '-')}-{name}.svg"
             picture.savefig(images / files[name], metadata={"Date": None})
             plt.close(picture)

@@ -1,6 +1,6 @@
 """Pictures of the figures: a function for each benchmark that has one, from its result to a matplotlib figure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import matplotlib as mpl
@@ -14,25 +14,26 @@ WIDTH, ROW, PANEL = 7.4, 0.34, 2.9
 COLOURS = ("#0072b2", "#d55e00", "#6e7781", "#cc79a7", "#009e73")
 """Told apart with colour-blind eyes too (Okabe and Ito); sides have a mark of their own as well."""
 MARKS = "osD^v"
-STYLE = {
-    "svg.hashsalt": "fcnseg",  # the same figures give the same file
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
 
 
 def style() -> AbstractContextManager[None]:
     """How all pictures look, while the block runs."""
     mpl.use("svg")
-    return mpl.rc_context(STYLE)
+    return mpl.rc_context(
+        {
+            "svg.hashsalt": "fcnseg",  # the same figures give the same file
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#dddddd",
+            "grid.linewidth": 0.6,
+            "legend.frameon": False,
+            "figure.constrained_layout.use": True,
+        }
+    )
 
 
 def eager(result: Result) -> dict[str, Picture]:
@@ -164,7 +165,7 @@ def _models(table: Table, _: Result) -> Picture:
     return _from_zero(picture, models)
 
 
-def _dots(names: Sequence[object], sides: dict[str, list[object]], label: str, scale: str | None) -> Picture:
+def _dots(names: Sequence[object], sides: Mapping[str, Sequence[object]], label: str, scale: str | None) -> Picture:
     """A row for each name, a dot for each side in it, and a line over its range."""
     height = ROW * max(2, len(names)) * 1.4 + 0.9
     picture, axes = plt.subplots(figsize=(WIDTH, height))

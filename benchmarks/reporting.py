@@ -159,7 +159,7 @@ class Report:
         main = sys.modules["__main__"]
         self._file = json_file
         self._tables: list[Table] = []
-        self._head = {
+        self._head: dict[str, Any] = {
             "benchmark": Path(sys.argv[0]).stem,
             "question": (inspect.getdoc(main) or "").split("\n", 1)[0],
             "command": command_line(),

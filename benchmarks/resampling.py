@@ -87,6 +87,7 @@ def session(
         program = torch.onnx.export(
             Enlarge(enlarge), (scores,), dynamo=True, input_names=["scores"], opset_version=20, external_data=False
         )
+        assert program is not None  # noqa: S101
         program.save(path)
     return open_session(path, threads)
 

@@ -237,7 +237,7 @@ async def ask(address: str, clients: int, requests: list[bytes], at_least_s: flo
         channels = [
             await stack.enter_async_context(grpc.aio.insecure_channel(address, options)) for _ in range(clients)
         ]
-        calls = [channel.unary_unary(SEGMENT) for channel in channels]
+        calls: list[Callable[..., Any]] = [channel.unary_unary(SEGMENT) for channel in channels]
         for request in requests:
             await calls[0](request, timeout=TIMEOUT_S)
         start = time.perf_counter()

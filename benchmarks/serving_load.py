@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -90,7 +91,7 @@ def load(address: str, case: Case, clients: int, requests: int) -> float:
 
 
 @contextmanager
-def calling(address: str) -> Iterator[Callable[..., bytes]]:
+def calling(address: str) -> Iterator["grpc.UnaryUnaryMultiCallable[bytes, bytes]"]:
     """Call Segment with bytes, and get bytes."""
     with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
         yield channel.unary_unary(SEGMENT)
@@ -178,10 +179,10 @@ class Benchmark:
             for what, case, loop in (("raw", self.raw, self.loop), ("JPEG to PNG", self.png, self.jpeg_loop)):
                 check(address, case)
                 check(bare_address, case)
-                sides = {
+                sides: dict[str, Callable[[], object]] = {
                     "session.run": loop.run,
-                    "bare": lambda case=case: bare_call(case.request),
-                    "server": lambda case=case: call(case.request),
+                    "bare": partial(bare_call, case.request),
+                    "server": partial(call, case.request),
                 }
                 turn = min(TURN_S, self.seconds)
                 found = in_turns(sides, round(self.rounds * self.seconds / turn), turn)
@@ -202,7 +203,7 @@ class Benchmark:
             resident = [resident_mib(process.pid)]
             lock = threading.Lock()
 
-            def note(began: float, future: grpc.Future) -> None:
+            def note(began: float, future: "grpc.Future[bytes]") -> None:
                 with lock:
                     code = future.code().name  # type: ignore[attr-defined] # the future is a call, too
                     outcomes[code] += 1
@@ -212,18 +213,18 @@ class Benchmark:
             random = np.random.default_rng(0)
             busy, began = time.process_time(), time.perf_counter()
             due = began
-            pending = []
+            pending: list[grpc.Future[bytes]] = []
             while due < began + OVERLOAD_ROUNDS * self.seconds:
                 due += random.exponential(1 / (2 * before))
                 time.sleep(max(0.0, due - time.perf_counter()))
                 sent = time.perf_counter()
-                future = call.future(self.raw.request, timeout=deadline)  # type: ignore[attr-defined]
-                future.add_done_callback(lambda f, sent=sent: note(sent, f))
+                future = call.future(self.raw.request, timeout=deadline)
+                future.add_done_callback(partial(note, sent))
                 pending = [f for f in pending if not f.done()] + [future]
                 if len(resident) < (sent - began):
                     resident.append(resident_mib(process.pid))
-            for future in pending:
-                future.exception()
+            for unanswered in pending:
+                unanswered.exception()
             seconds = time.perf_counter() - began
             own = (time.process_time() - busy) / seconds / usable_cores()
             resident.append(resident_mib(process.pid))

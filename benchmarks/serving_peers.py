@@ -73,8 +73,8 @@ class Comparison:
         self._loop = Loop(model, self._threads, self._photo)
         self._expected = self._loop.class_map.tobytes()
         if any(side.is_tuned for side in sides):
-            command = [sys.executable, "-m", "fcnseg", "tune", model, "--size", f"{HEIGHT}x{WIDTH}", "--device", "cpu"]
-            command += ["--seconds", str(TUNE_ROUNDS * self._seconds)]
+            command = [sys.executable, "-m", "fcnseg", "tune", str(model), "--size", f"{HEIGHT}x{WIDTH}"]
+            command += ["--device", "cpu", "--seconds", str(TUNE_ROUNDS * self._seconds)]
             subprocess.run(command, check=True, stdout=sys.stderr)
 
     def measure(self, turn: int) -> list[Figure]:

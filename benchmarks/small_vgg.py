@@ -40,7 +40,7 @@ class SmallVgg(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.pool(self.features(image)).flatten(1))

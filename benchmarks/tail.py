@@ -19,11 +19,14 @@ the time of the net alone over each. Class maps have to be that of the matrices,
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from loop import HEIGHT, SMALL, WIDTH
 from numpy.typing import NDArray
@@ -51,7 +54,8 @@ class Tails:
     """Ways from (N, K, h, w) scores to (N, H, W) uint8 classes, for a model's geometry."""
 
     def __init__(self, geometry: Geometry, size: tuple[int, int]) -> None:
-        self.lattices = tuple(Lattice(axis.stride, axis.centre(0)) for axis in (geometry.y, geometry.x))
+        y, x = geometry.y, geometry.x
+        self.lattices = Lattice(y.stride, y.centre(0)), Lattice(x.stride, x.centre(0))
         self.size = size
 
     def borders(self, scores: Tensor) -> Tensor:
@@ -109,7 +113,8 @@ def cut_at_heatmap(model: Path, classes: int) -> onnx.ModelProto:
     """The net alone, with so many classes."""
     proto = onnx.load(model)
     graph = proto.graph
-    needed, kept = {"heatmap"}, []
+    needed = {"heatmap"}
+    kept: list[onnx.NodeProto] = []
     for node in reversed(graph.node):
         if needed & set(node.output):
             kept.insert(0, node)
@@ -140,6 +145,7 @@ def with_tail(net: onnx.ModelProto, tail: Callable[[Tensor], Tensor], heatmap: N
             _Module(tail), (torch.from_numpy(heatmap),), dynamo=True, input_names=["scores"],
             output_names=["class_map"], opset_version=20, external_data=False, verbose=False,
         )  # fmt: skip
+        assert program is not None  # noqa: S101
         program.save(path)
         exported = onnx.load(path)
     exported.ir_version = net.ir_version
@@ -147,11 +153,17 @@ def with_tail(net: onnx.ModelProto, tail: Callable[[Tensor], Tensor], heatmap: N
     return onnx.compose.merge_models(net, exported, io_map=[("heatmap", "tail/scores")])
 
 
+def run(session: onnxruntime.InferenceSession, feed: dict[str, NDArray[np.uint8]]) -> NDArray[Any]:
+    """The session's only output."""
+    output: NDArray[Any] = session.run(None, feed)[0]
+    return output
+
+
 def measure(report: Report, model: Path, classes: int, photo: NDArray[np.uint8], rounds: int, threads: int) -> None:
     net = cut_at_heatmap(model, classes)
     feed = {"image": photo[None]}
     alone = open_session(net.SerializeToString(), threads)
-    heatmap = alone.run(None, feed)[0]
+    heatmap = run(alone, feed)
     tails = Tails(read_model_info(model).geometry, photo.shape[:2])
     graphs = {
         SIDE: tails.borders,
@@ -163,10 +175,11 @@ def measure(report: Report, model: Path, classes: int, photo: NDArray[np.uint8],
     sessions = {
         name: open_session(with_tail(net, tail, heatmap).SerializeToString(), threads) for name, tail in graphs.items()
     }
-    sides: dict[str, Callable[[], NDArray[np.generic]]] = {ALONE: lambda: alone.run(None, feed)[0]}
-    sides |= {name: lambda s=s: s.run(None, feed)[0] for name, s in sessions.items()}
-    sides["NumPy, OpenCV"] = lambda: tails.outside(alone.run(None, feed)[0])
-    answers = {name: run() for name, run in sides.items()}
+    sides: dict[str, Callable[[], NDArray[np.generic]]] = {
+        name: partial(run, session, feed) for name, session in {ALONE: alone, **sessions}.items()
+    }
+    sides["NumPy, OpenCV"] = lambda: tails.outside(run(alone, feed))
+    answers = {name: side() for name, side in sides.items()}
     best = answers["matrices"][0]
     differing = {name: int((answer[0] != best).sum()) for name, answer in answers.items() if name != ALONE}
     if worst := [name for name, count in differing.items() if count > best.size * MOST_DIFFERING]:
@@ -190,7 +203,7 @@ def main() -> None:
     add_json_option(parser)
     arguments = parser.parse_args()
     if arguments.image:
-        photo = cv2.resize(images.read(arguments.image), (WIDTH, HEIGHT))
+        photo = cv2.resize(images.read(arguments.image), (WIDTH, HEIGHT)).astype(np.uint8)
     else:
         photo = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     report = Report(arguments.json)

@@ -11,6 +11,7 @@ The last column is the overhead proper: the first ratio over the second.
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def main() -> None:
     segmenter = open_model(options.model, options.threads)
     image = patches(height, width)
     choices = [None, *options.tiles]
-    sides = {str(tile or "whole"): lambda tile=tile: segment_in_tiles(segmenter, image, tile) for tile in choices}
+    sides = {str(tile or "whole"): partial(segment_in_tiles, segmenter, image, tile) for tile in choices}
     masks = {name: side().class_map for name, side in sides.items()}
     for name, mask in masks.items():
         if (differing := int((mask != masks["whole"]).sum())) > mask.size * MOST_DIFFERING:

@@ -48,6 +48,7 @@ from training.commands.train_options import given_options
 from training.config import TrainConfig
 from training.contents import look_into
 from training.data import Dataset, open_dataset
+from training.device import resolve_workers
 from training.losses import SegmentationLoss, balance_classes
 from training.model import SegmentationModel
 from training.optimisation import build_optimiser, rate_factor
@@ -115,7 +116,7 @@ def run_bare(model: SegmentationModel, dataset: Dataset, config: TrainConfig, we
         batch_size=config.batch_size,
         sampler=RandomSampler(crops, generator=order),
         drop_last=True,
-        num_workers=config.workers,
+        num_workers=resolve_workers(config.workers, "cpu"),
         generator=torch.Generator().manual_seed(config.seed),
     )
     loss_of = SegmentationLoss(config, ignored, weights)

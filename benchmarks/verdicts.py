@@ -45,16 +45,18 @@ def verdicts(result: Result, table: Table) -> Iterator[str]:
 
 
 def _on_aim(aim: Aim, table: Table) -> str:
-    always, usually, missed = [], [], []
+    told: dict[str, list[str]] = {
+        "Reached in all rounds": [],
+        "Reached by the median, not in all rounds": [],
+        "Missed": [],
+    }
+    always, usually, missed = told.values()
     for row, cell in zip(table.rows, table.column(aim.column), strict=True):
         if aim.of is None or row[table.columns.index(aim.of[0])] == aim.of[1]:
             low, median, _ = _range(cell)
             kind = always if low >= aim.least else usually if median >= aim.least else missed
             kind.append(str(row[0]))
-    told = _listed(
-        {"Reached in all rounds": always, "Reached by the median, not in all rounds": usually, "Missed": missed}
-    )
-    return f"Asked for: at least {aim.least:g} ({aim.column}). {told}"
+    return f"Asked for: at least {aim.least:g} ({aim.column}). {_listed(told)}"
 
 
 def _on_servers(table: Table) -> Iterator[str]:

@@ -69,8 +69,8 @@ class AsyncClient:
             self._channel = grpc.aio.insecure_channel(server, options)
         else:
             self._channel = grpc.aio.secure_channel(server, access.tls.credentials(), options)
-        self._open_stub = SegmentationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
-        self._open_admin = ModelAdminServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
+        self._open_stub = SegmentationServiceStub(self._channel)
+        self._open_admin = ModelAdminServiceStub(self._channel)
         self._open_health: Callable[..., Awaitable[Int32Value]] = self._channel.unary_unary(
             CHECK, None, Int32Value.FromString
         )

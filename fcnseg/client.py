@@ -78,8 +78,8 @@ class Client:
             self._channel = grpc.insecure_channel(server, options)
         else:
             self._channel = grpc.secure_channel(server, access.tls.credentials(), options)
-        self._open_stub = SegmentationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
-        self._open_admin = ModelAdminServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
+        self._open_stub = SegmentationServiceStub(self._channel)
+        self._open_admin = ModelAdminServiceStub(self._channel)
         self._open_health: Callable[..., Int32Value] = self._channel.unary_unary(CHECK, None, Int32Value.FromString)
         self._closed = False
 

@@ -154,12 +154,12 @@ class Server:
             options=_channel_options(config),
         )
         servicer = SegmentationServicer(registry, self._pipeline, self._calls, largest_request(config.limits))
-        add_SegmentationServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call] # generated
+        add_SegmentationServiceServicer_to_server(servicer, self._server)
         administration = Administration(registry)
         admin = ModelAdminServicer(administration, servicer.describe_models)
-        add_ModelAdminServiceServicer_to_server(admin, self._server)  # type: ignore[no-untyped-call] # generated
+        add_ModelAdminServiceServicer_to_server(admin, self._server)
         inference = InferenceServicer(registry, administration, self._pipeline, self._calls, self._health)
-        add_GRPCInferenceServiceServicer_to_server(inference, self._server)  # type: ignore[no-untyped-call] # generated
+        add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.security.reflection:
             reflection.enable_server_reflection(services, self._server)

@@ -42,7 +42,7 @@ class GridTracer(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alignment = (1, 1)
         self.global_context: list[str] = []
         self.padded = False

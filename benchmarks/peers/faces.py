@@ -45,7 +45,8 @@ class Face:
         """
         if self.grpc:
             with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
-                return self.read(channel.unary_unary(self.path)(request.body, timeout=60))
+                call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(self.path)
+                return self.read(call(request.body, timeout=60))
         connection = HTTPConnection(address, timeout=60)
         try:
             connection.request("POST", self.path, request.body, {"Content-Type": "application/octet-stream"})

@@ -73,7 +73,7 @@ def _serve_peer(
     server: Path, environment: Environment, model: Path, threads: int
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     port = _free_port()
-    command = [environment.python, server, model.resolve(), str(port), str(threads)]
+    command: list[str | Path] = [environment.python, server, model.resolve(), str(port), str(threads)]
     variables = {**os.environ, "PYTHONPATH": str(_HERE.parent)}
     with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
