@@ -24,7 +24,7 @@ test-all: .venv/installed-dev .venv-triton/installed  ## Every test
 	.venv/bin/python -m pytest -m ""
 
 test-runtime: .venv-runtime/installed .venv-triton/installed  ## The core and serving tests with the wheel's packages, no torch among them; what the wheel holds
-	cd .venv-runtime && bin/fcnseg --help && bin/python import_everything.py
+	cd .venv-runtime && bin/fcnseg --help && bin/python -P ../tests/built_wheel.py
 	.venv-runtime/bin/python -m pytest tests/fcnseg tests/serving tests/contract
 
 test-rest: .venv/installed-dev  ## What test-runtime leaves: training, and the whole path
@@ -84,18 +84,9 @@ clean:  ## Remove environments, builds and what the quickstart left
 	$(PYTHON) -m venv --clear .venv-runtime
 	.venv-runtime/bin/python -m pip install --quiet --disable-pip-version-check build
 	.venv-runtime/bin/python -m build --outdir .venv-runtime/dist .
+	.venv-runtime/bin/python tests/built_sdist.py .venv-runtime/dist/*.tar.gz
 	wheel=$$(ls .venv-runtime/dist/*.whl) && \
 	.venv-runtime/bin/python -m pip install --quiet --disable-pip-version-check "$$wheel[serve,test-runtime]"
-	printf '%s\n' 'import importlib, importlib.util, pathlib, pkgutil, fcnseg, serving' \
-	  'assert importlib.util.find_spec("torch") is None, "torch is installed"' \
-	  'names = [m.name for p in (fcnseg, serving) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]' \
-	  'names = [n for n in names if not n.endswith("__main__")]' \
-	  '[importlib.import_module(n) for n in names]' \
-	  'tree, site = pathlib.Path("..").resolve(), pathlib.Path(fcnseg.__file__).parents[1]' \
-	  'files = [p.relative_to(tree) for d in ("fcnseg", "serving", "training") for p in (tree / d).rglob("*.*")]' \
-	  'missing = [str(p) for p in files if p.suffix != ".pyc" and not (site / p).exists()]' \
-	  'assert site != tree and not missing, f"the wheel lacks {missing}"' \
-	  'print(f"{len(names)} modules of fcnseg and serving import without torch")' > .venv-runtime/import_everything.py
 	touch $@
 
 .venv-proto/installed:
