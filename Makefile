@@ -9,7 +9,12 @@ GRPC_TOOLS := grpcio-tools==1.76.0
 # Its protobuf and ml-dtypes are older than ours may be, and its messages have the names of ours.
 TRITON_CLIENT := tritonclient[grpc]==2.73.0
 
-.PHONY: help quickstart test test-all test-runtime test-rest soak fuzz bench bench-quick lint format proto proto-fresh contract clean
+# For the image's Python and system; of each package the files for others are named too.
+UV := uv==0.13.9
+LOCK = .venv-lock/bin/uv pip compile --quiet --upgrade pyproject.toml - --extra serve --extra tracing --python-version 3.12 \
+  --python-platform linux --generate-hashes --no-annotate --custom-compile-command 'make lock' -o
+
+.PHONY: help quickstart test test-all test-runtime test-rest soak fuzz bench bench-quick lint format proto proto-fresh contract lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,8 +70,12 @@ contract: .venv/installed-dev  ## The wire contracts' style, and that clients of
 	.venv/bin/buf lint
 	for published in tests/contract/*_v1.binpb; do .venv/bin/buf breaking --against $$published || exit 1; done
 
+lock: .venv-lock/installed  ## Renew what the image installs, deploy/docker/requirements-*.txt, from pyproject.toml and the newest packages
+	echo onnxruntime | $(LOCK) deploy/docker/requirements-cpu.txt --no-emit-package onnxruntime-gpu
+	echo 'onnxruntime-gpu[cuda,cudnn]' | $(LOCK) deploy/docker/requirements-cuda.txt
+
 clean:  ## Remove environments, builds and what the quickstart left
-	rm -rf .venv .venv-runtime .venv-proto .venv-triton build dist quickstart
+	rm -rf .venv .venv-runtime .venv-lock .venv-proto .venv-triton build dist quickstart
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -92,6 +101,11 @@ clean:  ## Remove environments, builds and what the quickstart left
 .venv-proto/installed:
 	$(PYTHON) -m venv .venv-proto
 	.venv-proto/bin/python -m pip install --quiet --disable-pip-version-check $(GRPC_TOOLS)
+	touch $@
+
+.venv-lock/installed:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check $(UV)
 	touch $@
 
 .venv-triton/installed:

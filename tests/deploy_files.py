@@ -104,6 +104,12 @@ def following(instruction: str) -> list[str]:
     return [rest for name, rest in instructions() if name == instruction]
 
 
+def locked(device: str) -> dict[str, str]:
+    """Return the versions of the packages that the image for a device installs, each of which has hashes."""
+    text = (DOCKERFILE.parent / f"requirements-{device}.txt").read_text()
+    return dict(re.findall(r"^([\w.-]+)==([\w.]+) \\\n    --hash=sha256:", text, flags=re.MULTILINE))
+
+
 def targets() -> dict[str, list[tuple[str, str]]]:
     """Return the instructions of each stage of the Dockerfile, those of the stages it builds on included."""
     stages: dict[str, list[tuple[str, str]]] = {}

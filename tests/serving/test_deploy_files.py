@@ -1,7 +1,6 @@
 """Image, compose, Kubernetes, KServe and systemd start the program that there is, as it is meant to be run."""
 
 import copy
-import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -25,6 +24,8 @@ from tests.deploy_files import DEPLOY, KUBERNETES, ROOT
 from tests.running_server import RunningServer, running_server
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+IMAGE = {"sys_platform": "linux", "platform_machine": "x86_64"}
 GRPC_PORT, HTTP_PORT = 50051, 8080
 CUDA = files.KUBERNETES_CUDA.read_text()
 KUBECTL_VERSION = ["kubectl", "version", "--client", "--output=json"]
@@ -119,6 +120,7 @@ def test_images_of_others_are_of_one_version() -> None:
 def test_the_image_is_built_of_all_that_the_wheel_needs_and_of_nothing_else() -> None:
     copied = {word for rest in files.following("COPY") if "--from" not in rest for word in rest.split()[:-1]}
     wanted = {"pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]}
+    wanted |= {f"deploy/docker/requirements-{device}.txt" for device in ("cpu", "cuda")}
     assert copied == wanted | set(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
     assert all((ROOT / name).exists() for name in copied)
     ignored = (DEPLOY / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
@@ -126,26 +128,27 @@ def test_the_image_is_built_of_all_that_the_wheel_needs_and_of_nothing_else() ->
     assert "*" in ignored
 
 
-def test_what_pip_installs_into_the_image_is_what_the_project_names() -> None:
-    project, runs = PROJECT["project"], " ".join(files.following("RUN"))
-    assert re.findall(r"\.whl\)\[([\w,]+)\]", runs) == ["serve,tracing"]
-    assert {"serve", "tracing"} <= set(project["optional-dependencies"])
-    ours = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
-    named = [Requirement(text) for text in re.findall(r'"(onnxruntime[^"]*)"', runs)]
-    assert {r.name: r.specifier for r in named} == {name: ours[name] for name in ("onnxruntime", "onnxruntime-gpu")}
-    (version,) = re.findall(r"PYTHON=(\d+\.\d+)\.", " ".join(files.following("ARG")))
-    assert f"Programming Language :: Python :: {version}" in project["classifiers"]
-
-
-def test_the_extras_of_onnxruntime_gpu_exist() -> None:
-    try:
-        metadata = importlib.metadata.metadata("onnxruntime-gpu")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("onnxruntime-gpu is not installed")
-    runs = " ".join(files.following("RUN"))
-    (extras,) = (Requirement(text).extras for text in re.findall(r'"(onnxruntime-gpu[^"]*)"', runs))
-    assert extras <= set(metadata.get_all("Provides-Extra") or [])
-    assert extras
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_pip_installs_into_the_image_is_what_the_project_names(device: str) -> None:
+    installed = [rest for name, rest in files.targets()[f"environment-{device}"] if name in {"COPY", "RUN"}]
+    assert any(rest.endswith(f"pip install --require-hashes -r requirements-{device}.txt") for rest in installed)
+    (python,) = re.findall(r"PYTHON=(\d+\.\d+)\.", " ".join(files.following("ARG")))
+    assert f"Programming Language :: Python :: {python}" in PROJECT["project"]["classifiers"]
+    assert f"--python-version {python}" in (ROOT / "Makefile").read_text()
+    wanted = [
+        requirement
+        for text in (*PROJECT["project"]["dependencies"], *EXTRAS["serve"], *EXTRAS["tracing"])
+        if (requirement := Requirement(text)).name != "fcnseg"
+        and (requirement.marker is None or requirement.marker.evaluate(IMAGE | {"python_version": python}))
+    ]
+    locked = files.locked(device)
+    for requirement in wanted:
+        name = requirement.name if device == "cuda" else requirement.name.removesuffix("-gpu")
+        assert requirement.specifier.contains(locked[name]), name
+    assert {name for name in locked if name.startswith("onnxruntime")} == {
+        "onnxruntime-gpu" if device == "cuda" else "onnxruntime"
+    }
+    assert any(name.startswith("nvidia-cudnn") for name in locked) == (device == "cuda")
 
 
 def test_the_image_says_when_it_is_well(server: RunningServer) -> None:
