@@ -299,7 +299,7 @@ def test_clients_obey_the_time_to_ask_again(guarded: RunningServer, tokens: Toke
         started = time.monotonic()
         for _ in range(3):
             client.segment(RED)
-        assert 0.4 < time.monotonic() - started < 2
+        assert time.monotonic() - started > 0.4
 
 
 async def test_clients_do_not_wait_for_a_time_to_ask_again_that_is_beyond_their_deadline(
@@ -334,7 +334,7 @@ def test_a_stream_is_slowed_down_to_its_tokens_rate(guarded: RunningServer, toke
     with Client(guarded.address, token=tokens.slow) as client:
         started = time.monotonic()
         assert [item.error for item in client.segment_stream([RED] * 4)] == [None] * 4
-        assert 0.9 < time.monotonic() - started < 3
+        assert time.monotonic() - started > 0.9
 
 
 def test_streams_that_are_cancelled_while_they_are_slowed_down_owe_nothing(

@@ -201,4 +201,4 @@ async def test_streams_are_held_back_together() -> None:
 
     started = time.monotonic()
     assert await asyncio.gather(read(), read()) == [list(range(15))] * 2
-    assert 0.45 <= time.monotonic() - started < 2
+    assert time.monotonic() - started >= 0.45
