@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from fcnseg.errors import ArchitectureError
+
+_PRODUCTS = {"matmul", "__matmul__", "mm", "bmm", "baddbmm", "einsum"}
+_WEIGHTS = {"softmax", "normalize", "scaled_dot_product_attention"}
 
 
 def refuse_coarse_weights(model: nn.Module) -> None:
@@ -60,11 +63,38 @@ def refuse_transformers(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, ShiftedWindowAttention) or not any(True for _ in module.parameters()):
             continue  # windows that tile a map of any size; a place that attention was not put into
-        if isinstance(module, nn.MultiheadAttention) or "Attention" in type(module).__name__:
+        named = "Attention" in type(module).__name__
+        if isinstance(module, nn.MultiheadAttention) or (named and _attends(module)):
             raise ArchitectureError(
                 f"{type(model).__name__} is a transformer: {name} attends over a partition of one image size, so it"
                 " cannot slide over larger images; choose a convolutional classifier"
             )
+
+
+def _attends(module: nn.Module) -> bool:
+    """Whether a module that is named an attention computes with weights that it makes of its input.
+
+    Gates by channel or by place (squeeze and excitation, CBAM: https://arxiv.org/abs/1807.06521) are often named so,
+    but pool, convolve and multiply number by number. Attention multiplies two matrices that are both made of its input,
+    or makes weights of it that add up to one. What cannot be traced is taken for attention.
+    """
+    try:
+        graph = fx.Tracer().trace(module)
+    except Exception:  # noqa: BLE001 # a forward may do anything
+        return True
+    derived: set[fx.Node] = set()
+    for node in graph.nodes:
+        factors = derived.intersection(node.all_input_nodes)
+        if node.op == "placeholder" or factors:
+            derived.add(node)
+        if node.op == "call_module":
+            weighs = isinstance(module.get_submodule(str(node.target)), nn.Softmax)
+        else:
+            name = getattr(node.target, "__name__", node.target)
+            weighs = name in _WEIGHTS or (name in _PRODUCTS and len(factors) > 1)
+        if weighs and factors:
+            return True
+    return False
 
 
 def refuse_answer(answer: Sequence[int] | str) -> NoReturn:
