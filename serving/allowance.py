@@ -2,10 +2,12 @@
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from serving.errors import AllowanceError
 
@@ -19,7 +21,11 @@ class Allowance:
 
     Args:
         rate: Requests a second; None for any number.
-        concurrent: Calls at a time, of which a stream is one; None for any number.
+        concurrent: Calls at a time, of which a stream is one, as is each piece of work that one leaves behind; None for
+            any number.
+
+    Attributes:
+        calls: How many are under way.
     """
 
     def __init__(self, rate: float | None = None, concurrent: int | None = None) -> None:
@@ -28,7 +34,8 @@ class Allowance:
         self._left = self._most
         self._seen = time.monotonic()
         self._concurrent = concurrent
-        self._calls = 0
+        self.calls = 0
+        self._counting = threading.Lock()
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -37,16 +44,25 @@ class Allowance:
         Raises:
             AllowanceError: There are as many as there may be.
         """
-        if self._concurrent is not None and self._calls >= self._concurrent:
+        if self._concurrent is not None and self.calls >= self._concurrent:
             raise AllowanceError(
-                f"{self._calls} calls with this token are under way, as many as it may have; ask again later",
+                f"{self.calls} calls with this token are under way, as many as it may have; ask again later",
                 _BUSY_RETRY_S,
             )
-        self._calls += 1
+        self._count(1)
         try:
             yield
         finally:
-            self._calls -= 1
+            self._count(-1)
+
+    def outlast(self, work: Future[Any]) -> None:
+        """Count work that goes on in a thread, though its call has ended, as a call until it is done."""
+        self._count(1)
+        work.add_done_callback(lambda _: self._count(-1))
+
+    def _count(self, more: int) -> None:
+        with self._counting:
+            self.calls += more
 
     def take(self) -> None:
         """Take one request from the bucket.

@@ -4,13 +4,15 @@ import logging
 import random
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from serving.allowance import Allowance
 from serving.statistics import Stages
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class Call:
         request_id: What the client calls it.
         peer: Where it came from, as gRPC has it.
         client: Whose token it brought; empty where there are no tokens.
+        allowance: What is left to its client; None where there are no tokens.
         model: The model that was asked, as NAME/VERSION; empty where none was.
         size: (height, width) of its last image; None where none was decoded.
         images: Images that were answered.
@@ -46,6 +49,7 @@ class Call:
     request_id: str
     peer: str = ""
     client: str = ""
+    allowance: Allowance | None = None
     model: str = ""
     size: tuple[int, int] | None = None
     images: int = 0
@@ -75,6 +79,11 @@ class Call:
             ("encode_ms", stages.encode_s),
         ):
             self.stages_ms[name] = self.stages_ms.get(name, 0.0) + seconds * 1000
+
+    def leave_behind(self, work: Future[Any]) -> None:
+        """Take in work that nobody waits for any more, though it goes on in a thread."""
+        if self.allowance is not None:
+            self.allowance.outlast(work)
 
     def log(self, code: grpc.StatusCode, seconds: float, error: str = "") -> None:
         """Write the call's line: at INFO, and at DEBUG where probes ask.

@@ -131,7 +131,7 @@ def _within(handler: "Handler", allowance: Allowance, method: str, client: str) 
 
     async def within(request: Any, context: "Context") -> Any:
         if (call := current_call.get()) is not None:
-            call.client = client
+            call.client, call.allowance = client, allowance
         try:
             with allowance.call():
                 if handler.request_streaming:

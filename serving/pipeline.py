@@ -230,7 +230,12 @@ class Pipeline:
 
     async def in_thread(self, work: Callable[..., _Answer], *arguments: Any) -> _Answer:
         """Do work in one of the threads for decoding and writing."""
-        return await asyncio.wrap_future(self._submit(copy_context(), work, *arguments))
+        submitted = self._submit(copy_context(), work, *arguments)
+        try:
+            return await asyncio.wrap_future(submitted)
+        finally:
+            _leave_behind(submitted)
+            del submitted  # its failure refers to this frame
 
     def close(self) -> None:
         """Drop what waits for a thread."""
@@ -351,13 +356,22 @@ def _let_go(ticket: Ticket, held: ExitStack | None, patience: Patience) -> None:
 
     A caller that has gone away leaves its work behind: what it holds is held until that is done.
     """
-    left_behind = ticket.work is not None and not ticket.work.done()
+    left_behind = ticket.work is not None and _leave_behind(ticket.work)
     if left_behind:
         patience.end()
     if held is not None and ticket.work is not None and not left_behind:
         held.callback(ticket.close)
     elif held is not None:
         ticket.close_when_done()
+
+
+def _leave_behind(work: Future[Any]) -> bool:
+    """Tell whether work goes on though nobody waits for it any more; it is counted as its client's until it is done."""
+    if work.done():
+        return False
+    if (call := current_call.get()) is not None:
+        call.leave_behind(work)
+    return True
 
 
 def _is_small(executed: Executed) -> bool:

@@ -1,5 +1,8 @@
 """Who may call what, seen by clients of every kind."""
 
+import asyncio
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +24,13 @@ from fcnseg.images import ImageLimits
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.model_admin_pb2 import LoadModelRequest
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
+from serving.allowance import Allowance
+from serving.calls import Call, current_call
+from serving.errors import AllowanceError
 from serving.guard import ADMIN_METHODS
 from serving.oip import inference_pb2 as oip
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
+from serving.pipeline import Pipeline
 from serving.security import Security
 from serving.server import SERVICE, ServerConfig, largest_request
 from serving.tokens import Tokens, make_token
@@ -36,7 +43,7 @@ RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 PERMISSION_DENIED = grpc.StatusCode.PERMISSION_DENIED
 RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
-Call = Callable[[grpc.Channel, Any], Any]
+Ask = Callable[[grpc.Channel, Any], Any]
 
 
 @dataclass
@@ -94,7 +101,7 @@ def red_request() -> pb.SegmentRequest:
     return pb.SegmentRequest(raw=pb.RawImage(height=4, width=6, rgb=RED.tobytes()))
 
 
-CALLS: dict[str, Call] = {
+CALLS: dict[str, Ask] = {
     "Segment": lambda channel, metadata: segmentation(channel).Segment(red_request(), metadata=metadata, timeout=10),
     "SegmentStream": lambda channel, metadata: list(
         segmentation(channel).SegmentStream(
@@ -125,7 +132,7 @@ CALLS: dict[str, Call] = {
 }
 
 
-def outcome(server: RunningServer, call: Call, *metadata: tuple[str, str]) -> tuple[grpc.StatusCode, str]:
+def outcome(server: RunningServer, call: Ask, *metadata: tuple[str, str]) -> tuple[grpc.StatusCode, str]:
     with grpc.insecure_channel(server.address, options=[("grpc.enable_retries", 0)]) as channel:
         try:
             call(channel, metadata)
@@ -140,7 +147,7 @@ def bearer(token: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-def test_every_method_wants_a_token(guarded: RunningServer, tokens: TokensFile, call: Call) -> None:
+def test_every_method_wants_a_token(guarded: RunningServer, tokens: TokensFile, call: Ask) -> None:
     nothing = (UNAUTHENTICATED, "the request brings no token; send one as 'authorization: Bearer TOKEN'")
     assert outcome(guarded, call) == nothing
     assert outcome(guarded, call, bearer(tokens.plain), bearer(tokens.admin)) == nothing
@@ -189,7 +196,7 @@ def test_what_is_refused_is_neither_received_nor_parsed(tiny_model: Path, tokens
     config = replace(guarded_by(tokens), limits=ImageLimits(max_bytes=1000, max_pixels=1000))
     too_large = bytes(largest_request(config.limits) + 1)
 
-    def send(data: bytes) -> Call:
+    def send(data: bytes) -> Ask:
         return lambda channel, metadata: channel.unary_unary(f"/{SERVICE}/Segment")(data, metadata=metadata, timeout=20)
 
     with running_server(tiny_model, config) as server:
@@ -212,7 +219,7 @@ def test_health_is_open(guarded: RunningServer) -> None:
 def change(server: RunningServer, *metadata: tuple[str, str]) -> set[tuple[grpc.StatusCode, str]]:
     """Return what becomes of every method that changes what is served."""
 
-    def call(method: str) -> Call:
+    def call(method: str) -> Ask:
         of_oip = oip.RepositoryModelLoadRequest(model_name="nobody").SerializeToString()
         request = of_oip if "inference" in method else LoadModelRequest(model_name="nobody").SerializeToString()
         return lambda channel, given: channel.unary_unary(method)(request, metadata=given, timeout=10)
@@ -402,6 +409,57 @@ def test_a_stream_counts_until_it_ends_or_its_client_goes_away(tiny_model: Path,
             stream.cancel()
         gated.gate.set()
         assert len(patient.list_models()) == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_a_cancelled_call_leaves_behind_counts_until_it_is_done(
+    tiny_model: Path, tokens: TokensFile, caplog: pytest.LogCaptureFixture, *, streamed: bool
+) -> None:
+    caplog.set_level(logging.INFO, "serving.calls")
+    gated = GatedSegmenter(tiny_model)
+    registry = registry_of(gated, tiny_model)
+    held = registry.held
+    with (
+        running_server(registry, guarded_by(tokens)) as server,
+        Client(server.address, token=tokens.narrow, retries=0) as client,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub, metadata = segmentation(channel), [bearer(tokens.narrow)]
+        items = iter([pb.SegmentStreamRequest(request=red_request())])
+        if streamed:
+            call = stub.SegmentStream(items, metadata=metadata, timeout=20)
+        else:
+            call = stub.Segment.future(red_request(), metadata=metadata, timeout=20)
+        assert gated.begun.acquire(timeout=10)
+        call.cancel()
+        wait_until(lambda: "call ended" in caplog.messages)
+        with pytest.raises(ServerOverloadedError, match="1 calls with this token are under way"):
+            client.list_models()
+        assert outcome(server, CALLS["ListModels"], bearer(tokens.plain)) == (grpc.StatusCode.OK, "")
+        gated.gate.set()
+        wait_until(lambda: held.taken == 0)
+        assert len(client.list_models()) == 1
+
+
+async def test_work_in_a_codec_thread_that_nobody_waits_for_counts_until_it_is_done() -> None:
+    pipeline, allowance = Pipeline(ImageLimits()), Allowance(concurrent=1)
+    begun, gate = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        gate.wait(20)
+
+    current_call.set(Call("method", "id", allowance=allowance))
+    task = asyncio.create_task(pipeline.in_thread(work))
+    await asyncio.to_thread(begun.wait, 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(AllowanceError), allowance.call():
+        pass
+    gate.set()
+    await asyncio.to_thread(wait_until, lambda: allowance.calls == 0)
+    pipeline.close()
 
 
 def test_changes_of_the_file_are_seen_without_a_restart(
