@@ -61,7 +61,7 @@ class Administration:
     def _tell(self, name: str, message: str) -> str:
         """Return why a model cannot be opened, without where the server keeps its files."""
         try:
-            sources = [source for source in self._registry.sources() if source.name == name]
+            sources = self._registry.sources_of(name)
         except FcnsegError:
             sources = []
         for source in sources:

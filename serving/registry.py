@@ -117,6 +117,22 @@ class ModelRegistry:
         """Return the models that the paths stand for now, open or not, but for those whose folders cannot be read."""
         return find_sources(self._paths, {})
 
+    def sources_of(self, name: str) -> list[ModelSource]:
+        """Return the versions of a model that the paths stand for now, open or not.
+
+        Raises:
+            ModelNotFoundError: There are none.
+            ModelFileError: The model's folder, or a path, cannot be read.
+        """
+        faults: Faults = {}
+        sources = find_sources(self._paths, faults)
+        if name in faults:
+            raise faults[name]
+        found = [source for source in sources if source.name == name]
+        if not found:
+            raise ModelNotFoundError(f"no model {quote(name)} in the repository")
+        return found
+
     def find(self, name: str, version: str) -> ServedModel:
         """Return an open model.
 
@@ -170,7 +186,7 @@ class ModelRegistry:
             DeviceError: The device cannot run it.
         """
         with self._changing:
-            self._replace(name, self._sources_of(name))
+            self._replace(name, self.sources_of(name))
 
     def reload(self, name: str) -> None:
         """Open a model's files again, changed or not; else as `load`.
@@ -182,7 +198,7 @@ class ModelRegistry:
         """
         with self._changing:
             self.find(name, "")
-            self._replace(name, self._sources_of(name), anew=True)
+            self._replace(name, self.sources_of(name), anew=True)
 
     def unload(self, name: str, version: str = "") -> None:
         """Take a model from service, and close it when what is under way is done.
@@ -244,16 +260,6 @@ class ModelRegistry:
 
     def _versions_of(self, name: str) -> list[ServedModel]:
         return list(self._models.get(name, {}).values())
-
-    def _sources_of(self, name: str) -> list[ModelSource]:
-        faults: Faults = {}
-        sources = find_sources(self._paths, faults)
-        if name in faults:
-            raise faults[name]
-        found = [source for source in sources if source.name == name]
-        if not found:
-            raise ModelNotFoundError(f"no model {quote(name)} in the repository")
-        return found
 
     def _replace(self, name: str, sources: Sequence[ModelSource], *, anew: bool = False) -> None:
         """Open these versions of a model, but for those that are open, and serve them in the place of those there are.
