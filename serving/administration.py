@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from fcnseg.errors import FcnsegError, ModelNotFoundError
-from serving.errors import InvalidFieldError, NotOpenedError, quote
+from serving.errors import InvalidFieldError, NotOpenedError, StoppingError, quote
 from serving.registry import ModelRegistry
 
 _log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class Administration:
             InvalidFieldError: No model is named.
             ModelNotFoundError: There is no such model.
             NotOpenedError: One of its files cannot be opened; what was served still is.
+            StoppingError: The server is stopping.
         """
         _require_name(name)
         problem = await asyncio.to_thread(self._try_to_load, name, anew=anew)
@@ -51,7 +52,7 @@ class Administration:
         """Load a model, and return why it cannot be opened; the error ends here, and what its frames hold with it."""
         try:
             (self._registry.reload if anew else self._registry.load)(name)
-        except ModelNotFoundError:
+        except (ModelNotFoundError, StoppingError):
             raise
         except FcnsegError as error:
             _log.warning("model %r stays as it was: %s", name, error)

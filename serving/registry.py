@@ -184,6 +184,7 @@ class ModelRegistry:
             ModelNotFoundError: The paths hold no such model.
             ModelFileError: One of its files is not a valid model.
             DeviceError: The device cannot run it.
+            StoppingError: Nothing more is opened.
         """
         with self._changing:
             self._replace(name, self.sources_of(name))
@@ -195,6 +196,7 @@ class ModelRegistry:
             ModelNotFoundError: No such model is open, or the paths no longer hold it.
             ModelFileError: One of its files is not a valid model.
             DeviceError: The device cannot run it.
+            StoppingError: Nothing more is opened.
         """
         with self._changing:
             self.find(name, "")
@@ -251,9 +253,13 @@ class ModelRegistry:
                 else:
                     self._failed.pop(name, None)
 
+    def stop_opening(self) -> None:
+        """Open nothing more; what is being opened is dropped, and what is served goes on."""
+        self._closing.set()
+
     def close(self) -> None:
         """Stop the models' batchers; what waits is refused, and nothing more is opened."""
-        self._closing.set()
+        self.stop_opening()
         with self._changing:
             for model in self.models:
                 model.batcher.close()

@@ -212,6 +212,7 @@ class Server:
             self._health.serving = False
             await asyncio.sleep(self._config.drain_delay_s)
         self._calls.stopping.set()
+        self._registry.stop_opening()
         end_of_grace = time.monotonic() + self._config.grace_s
         ended = asyncio.create_task(self._server.stop(self._config.grace_s))
         await asyncio.wait([ended], timeout=_SETTLE_S)

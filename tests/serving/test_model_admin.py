@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from onnx import TensorProto
 
 from fcnseg import AsyncClient, Client
 from fcnseg.commands.models import models
+from fcnseg.engine import EngineOptions
 from fcnseg.errors import (
     FcnsegError,
     InvalidRequestError,
@@ -28,6 +30,7 @@ from fcnseg.errors import (
     UsageError,
 )
 from fcnseg.remote import RemoteModel
+from fcnseg.segmenter import Segmenter, load
 from serving.admin_servicer import SERVICE
 from serving.oip import inference_pb2 as oip
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
@@ -258,6 +261,34 @@ def test_no_request_fails_while_models_are_replaced(repository: Path, server: Ru
         ended.set()
         thread.join(20)
     assert not failures
+
+
+def test_a_server_that_stops_opens_nothing_more_for_those_who_wait(repository: Path) -> None:
+    """More of them than threads: else the end itself would wait for one."""
+    opening, gate, opened = threading.Event(), threading.Event(), []
+
+    def open_segmenter(path: Path, device: str, options: EngineOptions) -> Segmenter:
+        opened.append(path)
+        if len(opened) > 1:
+            opening.set()
+            assert gate.wait(20)
+        return load(path, device, options=options)
+
+    registry = ModelRegistry([repository / "cat" / "1" / "model.onnx"], CPU_CONFIG, open_segmenter)
+    with (
+        running_server(registry) as server,
+        Client(server.address, retries=0) as client,
+        ThreadPoolExecutor(40) as threads,
+    ):
+        orders = [threads.submit(client.reload_model, "model") for _ in range(40)]
+        assert opening.wait(20)
+        server.begin_stop()
+        wait_until(registry._closing.is_set)
+        gate.set()
+        server.wait_stopped()
+        failures = [str(order.exception(20)) for order in orders]
+    assert len(opened) == 2
+    assert f"server {server.address}: the server is stopping; ask another to open the model" in failures
 
 
 def test_health_and_metrics_know_the_service(repository: Path, registry: ModelRegistry) -> None:
