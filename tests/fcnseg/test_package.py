@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +42,12 @@ def test_clients_do_without_onnxruntime() -> None:
 def test_modules_are_there_without_being_imported() -> None:
     code = "import fcnseg; fcnseg.images.decode, fcnseg.errors.RequestError, fcnseg.v1"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+def test_the_runtime_reports_to_nobody(tiny_model: Path, tmp_path: Path) -> None:
+    """Where onnxruntime reports, it names the machine by a file in the user's cache as soon as a model is opened."""
+    code = f"import fcnseg; fcnseg.load({str(tiny_model)!r}, 'cpu')"
+    passed_on = {name: value for name, value in os.environ.items() if name not in {"CI", "ORT_DISABLE_TELEMETRY"}}
+    environment = {**passed_on, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
+    assert not list(tmp_path.iterdir())
