@@ -1,6 +1,5 @@
 """The nodes of an ONNX graph and what they depend on, read without its weights."""
 
-import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Protocol
 
 from fcnseg.errors import ModelFileError
 from fcnseg.model_grammar import MODEL
-from fcnseg.protobuf_reader import BrokenError, Part, Reader, Span, UnfitError
+from fcnseg.protobuf_reader import BrokenError, Part, Reader, UnfitError
 
 _SHAPE_READERS = {"Shape", "Size"}  # they look at no data
 
@@ -37,9 +36,9 @@ def read_graph(path: Path) -> list[GraphNode]:
         ModelFileError: It is not such a file.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            reader = Reader(data)
-            (graph,) = reader.message(MODEL, Span(0, len(data))).all("graph")
+        with path.open("rb") as file:
+            reader = Reader(file)
+            (graph,) = reader.message(MODEL, reader.whole).all("graph")
             return [_read_node(node, reader) for node in graph.all("nodes")]
     except (BrokenError, UnfitError, ValueError) as error:
         raise ModelFileError(f"the graph in {path} cannot be read: {error}; export the model again") from error

@@ -7,13 +7,12 @@ refused. Weights are counted and not read.
 The numbers of fields are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
-import mmap
 from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
 
 from fcnseg.errors import ModelFileError
-from fcnseg.protobuf_reader import BrokenError, Kind, Message, Part, Reader, Span, UnfitError
+from fcnseg.protobuf_reader import BrokenError, Kind, Message, Part, Reader, UnfitError
 
 _FLAG = "with_confidence"
 _MOST_NODES = 10_000
@@ -119,10 +118,10 @@ def require_plain(path: Path) -> None:
         ModelFileError: It is not; the message says what was found.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            reader = Reader(data)
-            _require_model(reader.message(MODEL, Span(0, len(data))), reader)
-    except (BrokenError, ValueError) as error:  # an empty file cannot be mapped
+        with path.open("rb") as file:
+            reader = Reader(file)
+            _require_model(reader.message(MODEL, reader.whole), reader)
+    except BrokenError as error:
         raise ModelFileError(f"{path} is not an ONNX file that onnxruntime can open: {error}") from error
     except UnfitError as error:
         raise ModelFileError(f"{path} was refused unread: it holds {error}; export the model again") from error

@@ -2,18 +2,21 @@
 
 https://protobuf.dev/programming-guides/encoding has the format. protobuf's own parser would hold a model's weights a
 second time, and makes an object of a hundred bytes of every two bytes of a file that is made for that.
+
+The file is read and not mapped: who touches what a mapped file has lost, since it was overwritten in place, is ended.
 """
 
-import mmap
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 Kind: TypeAlias = Literal["number", "bytes"] | "Message"
 """What a field holds: a number, bytes that are not looked into, or a message."""
 MOST_FIELDS = 150_000
 """Of a file in all; a ResNet-50's has four thousand."""
 _LONGEST_VARINT = 10
+_WINDOW_BYTES = 16 << 10
 _DEEPEST = 32  # a model's graph in a branch in a graph lies ten deep
 
 
@@ -82,11 +85,17 @@ class Reader:
     """Reads messages of one file, up to `MOST_FIELDS`.
 
     Args:
-        data: The file.
+        file: The file.
+
+    Attributes:
+        whole: All of its bytes.
     """
 
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.whole = Span(0, os.fstat(file.fileno()).st_size)
+        self._window = b""  # of the file, with where it begins
+        self._begin = 0
         self._left = MOST_FIELDS
         self._depth = 0
 
@@ -174,15 +183,27 @@ class Reader:
         return [self._text(span) for span in part.spans.get(name, [])]
 
     def _text(self, span: Span) -> str:
-        return self._data[span.start : span.end].decode(errors="replace")
+        offset = self._reach(span.start, span.size)
+        return self._window[offset : offset + span.size].decode(errors="replace")
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
         value = shift = 0
-        while at < end and shift < 7 * _LONGEST_VARINT:
-            byte = self._data[at]
+        longest = min(_LONGEST_VARINT, end - at)
+        offset = self._reach(at, longest)
+        for byte in self._window[offset : offset + longest]:
             at += 1
             value |= (byte & 127) << shift
             if byte < 128:
                 return value, at
             shift += 7
-        raise BrokenError("it ends within a number" if at >= end else "a number in it is too long")
+        whole = shift == 7 * _LONGEST_VARINT and at < end
+        raise BrokenError("a number in it is too long" if whole else "it ends within a number")
+
+    def _reach(self, start: int, size: int) -> int:
+        """Let the window hold so many bytes, or those that there are, and return where in it they begin."""
+        offset = start - self._begin
+        if not 0 <= offset <= len(self._window) - size:
+            self._file.seek(start)
+            self._window = self._file.read(max(size, _WINDOW_BYTES))
+            self._begin, offset = start, 0
+        return offset
