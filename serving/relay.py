@@ -8,42 +8,40 @@ _Answer = TypeVar("_Answer")
 
 
 class Relay(Future[_Answer]):
-    """The last of some stages, each of which is begun in the thread that ended the one before.
+    """The second of two stages, which is begun in the thread that ended the first; either may be a relay itself.
 
-    When it is cancelled, a stage that waits leaves its queue, and no other begins; it is done when the stage under way,
+    When it is cancelled, a stage that waits leaves its queue, and none begins; it is done when the stage under way,
     which holds what it works on, has ended.
 
     Args:
         first: The stage that has begun.
-        others: Each begins the next one with what the one before has given.
+        begin: Begins the second with what the first has given.
     """
 
-    def __init__(self, first: Future[Any], *others: Callable[[Any], Future[Any]]) -> None:
+    def __init__(self, first: Future[Any], begin: Callable[[Any], Future[_Answer]]) -> None:
         super().__init__()
-        self._others = list(reversed(others))
+        self._begin: Callable[[Any], Future[_Answer]] | None = begin
         self._given_up = False
         self._stage: Future[Any] | None = first
         first.add_done_callback(self._go_on)
 
     def cancel(self) -> bool:
-        """Begin no other stage; tell whether it has ended at once."""
+        """Begin no stage; tell whether it has ended at once."""
         self._given_up = True
         if (stage := self._stage) is not None:
             stage.cancel()
         return self.cancelled()
 
     def _go_on(self, ended: Future[Any]) -> None:
-        """Begin the next stage, or end."""
+        """Begin the second stage, or end."""
         self._stage = None
+        begin, self._begin = self._begin, None  # it holds what it would work on
         if self._given_up or ended.cancelled():
-            self._others.clear()  # they hold what they would work on
             super().cancel()
         elif (error := ended.exception()) is not None:
-            self._others.clear()
             self.set_exception(error)
-        elif self._others:
-            stage = _begin(self._others.pop(), ended)
-            self._stage = stage
+        elif begin is not None:
+            self._stage = stage = _begin(begin, ended)
             if self._given_up:
                 stage.cancel()
             stage.add_done_callback(self._go_on)

@@ -22,9 +22,8 @@ def threads() -> Any:
 
 
 def test_each_stage_gets_what_the_one_before_gave(threads: ThreadPoolExecutor) -> None:
-    relay: Relay[str] = Relay(
-        threads.submit(lambda: 2), lambda two: threads.submit(lambda: two + 3), lambda five: done(f"{five}")
-    )
+    first: Relay[int] = Relay(threads.submit(lambda: 2), lambda two: threads.submit(lambda: two + 3))
+    relay: Relay[str] = Relay(first, lambda five: done(f"{five}"))
     assert relay.result(10) == "5"
 
 
@@ -36,7 +35,7 @@ def test_a_failure_ends_it_and_nothing_is_begun_after_it(threads: ThreadPoolExec
         begun.append(number)
         return threads.submit(lambda: 1 / (number - at))
 
-    relay: Relay[float] = Relay(stage(0), lambda _: stage(1), lambda _: stage(2))
+    relay: Relay[float] = Relay(Relay(stage(0), lambda _: stage(1)), lambda _: stage(2))
     with pytest.raises(ZeroDivisionError):
         relay.result(10)
     assert begun == list(range(at + 1))
@@ -47,12 +46,12 @@ def test_a_stage_that_cannot_begin_has_failed(threads: ThreadPoolExecutor) -> No
         raise RuntimeError("no room")
 
     with pytest.raises(RuntimeError, match="no room"):
-        Relay(threads.submit(lambda: 1), refuse, lambda _: done(2)).result(10)
+        Relay(Relay(threads.submit(lambda: 1), refuse), lambda _: done(2)).result(10)
 
 
 def test_cancelled_it_takes_the_stage_that_waits_from_its_queue() -> None:
     waiting: Future[Any] = Future()
-    relay: Relay[Any] = Relay(done(1), lambda _: waiting, lambda _: done(3))
+    relay: Relay[Any] = Relay(Relay(done(1), lambda _: waiting), lambda _: done(3))
     assert relay.cancel()
     assert relay.cancelled()
     assert waiting.cancelled()
@@ -93,12 +92,13 @@ def test_what_stages_worked_on_is_let_go_without_a_collection(*, fails: bool) ->
     image = Image()
     alive = weakref.ref(image)
     first: Future[Any] = Future()
-    relay: Relay[Any] = Relay(first, lambda given: done(1 / 0) if fails else done(given), lambda _: done(3))
+    inner: Relay[Any] = Relay(first, lambda given: done(1 / 0) if fails else done(given))
+    relay: Relay[Any] = Relay(inner, lambda _: done(3))
     gc.disable()
     try:
         first.set_result(image)
         assert relay.done()
-        del first, image, relay
+        del first, image, inner, relay
         assert alive() is None
     finally:
         gc.enable()
