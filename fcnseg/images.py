@@ -76,6 +76,7 @@ _AVIF_SIZE = re.compile(rb"\0\0\0\x14ispe\0{4}(.{4})(.{4})", re.DOTALL)
 _AVIF_HEAD_BYTES = 2**16
 _UNSUPPORTED = re.compile("unknown|unsupported|cannot handle|not installed", re.IGNORECASE)
 _END_OF_IMAGE = b"\xff\xd9"
+_BAND_PIXELS = 1 << 18
 _ORIENTATION_TAG = 0x0112
 _INVERSE: dict[object, int] = {6: 8, 8: 6}  # every other orientation is its own inverse
 _BITS_PER_SAMPLE_TAG = 258
@@ -458,9 +459,14 @@ def _to_rgb(image: ImageFile) -> NDArray[np.uint8]:
             grey = ~grey  # as Pillow does itself where there are 8 bits
         return np.repeat(grey[:, :, None], 3, axis=2)
     image.info.pop("transparency", None)
-    # Pillow converts these to RGB by way of RGBA only.
-    converted = image.convert("RGBA") if image.mode in {"La", "PA", "RGBa"} else image
-    return np.array(converted.convert("RGB"))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):  # all at once would take thrice as much as the pixels
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        # Pillow converts these to RGB by way of RGBA only.
+        converted = band.convert("RGBA") if band.mode in {"La", "PA", "RGBa"} else band
+        pixels[top : top + rows] = np.asarray(converted.convert("RGB"))
+    return pixels
 
 
 def _samples(header: ImageFile) -> NDArray[np.generic]:

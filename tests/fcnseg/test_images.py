@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fcnseg import images, jpeg_scans, png_chunks
+from fcnseg.allocator import release_freed_memory
 from fcnseg.errors import ImageError, ImageTooLargeError
 from fcnseg.images import ImageLimits
 from tests.image_folders import encoded
+from tests.process_memory import forget_peak, peak, resident
 
 HARD_IMAGES = Path(__file__).parents[3] / "shared" / "data" / "hard_images"
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
@@ -478,3 +480,17 @@ def test_a_file_that_its_reader_complains_of_leaves_no_line_in_the_log(caplog: p
     with pytest.raises(ImageError, match="damaged"):
         images.decode(bytes(data))
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode"),
+    [("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "L"), ("TIFF", "RGB"), ("TIFF", "CMYK"), ("GIF", "P")],
+)
+def test_what_pillow_decodes_takes_its_own_copy_and_the_pixels(file_format: str, mode: str) -> None:
+    file = io.BytesIO()
+    Image.fromarray(picture(2000, 2000)).convert(mode).save(file, file_format)
+    release_freed_memory()
+    forget_peak()
+    before = resident()
+    images.decode(file.getvalue())
+    assert peak() - before < 9 * 2000 * 2000
