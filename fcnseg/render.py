@@ -34,9 +34,13 @@ def overlay(
     """
     colours = colour_mask(class_map, label_map)
     picture = _blend(image, colours, opacity)
-    boundary = boundaries(class_map)
-    picture[boundary] = colours[boundary]
+    lay(colours, boundaries(class_map), picture)
     return picture
+
+
+def lay(colours: NDArray[np.uint8], where: NDArray[np.bool_], picture: NDArray[np.uint8]) -> None:
+    """Put the pixels of one picture into another where a mask says so; numpy would list them by 16 bytes each."""
+    cv2.copyTo(colours, where.view(np.uint8), picture)
 
 
 def boxes(picture: NDArray[np.uint8], regions: Sequence[Region]) -> NDArray[np.uint8]:

@@ -21,6 +21,7 @@ from fcnseg.types import ClassMap
 
 # With more pixels, a few counts may fill pycocotools' buffer to the last byte, and its end mark comes to lie beyond.
 _MOST_PIXELS = 1 << 26
+_PIXEL_BYTES = 36
 _MOST_GROUPS = 7  # a count of up to 2^31 and its sign
 _FIRST_CHARACTER = 48
 _MORE = 0x20
@@ -44,10 +45,7 @@ def encode(class_map: ClassMap, other_id: int | None = None) -> dict[int, bytes]
     require_encodable(height, width)
     if class_map.size == 0:
         return {}
-    starts, ends, ids = _find_runs(class_map)
-    order = np.argsort(ids, kind="stable")
-    ids = ids[order]
-    edges = np.stack([starts[order], ends[order]], axis=1)
+    edges, ids = _find_runs(class_map)
     firsts = _starts_of_runs(ids)
     masks = {}
     for first, last in zip(firsts, np.append(firsts[1:], ids.size), strict=True):
@@ -59,6 +57,11 @@ def encode(class_map: ClassMap, other_id: int | None = None) -> dict[int, bytes]
         written = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         masks[int(ids[first])] = bytes(written["counts"])
     return masks
+
+
+def encoding_bytes(height: int, width: int) -> int:
+    """Return about how many bytes encoding a class map takes at most, beside it and its counts: of a chequered one."""
+    return height * width * _PIXEL_BYTES
 
 
 def require_encodable(height: int, width: int) -> None:
@@ -122,16 +125,23 @@ def decode(
     return class_map
 
 
-def _find_runs(class_map: ClassMap) -> tuple[NDArray[np.int64], NDArray[np.int64], ClassMap]:
-    """Return start, end and id of each run of equal ids, column by column."""
+def _find_runs(class_map: ClassMap) -> tuple[NDArray[np.int32], ClassMap]:
+    """Return start and end, (N, 2), and id of each run of equal ids, column by column, the runs of one id together."""
     columns: NDArray[np.generic] = np.asarray(cv2.transpose(np.ascontiguousarray(class_map))).reshape(-1)
     starts = _starts_of_runs(columns)
     ids: ClassMap = columns[starts]  # type: ignore[assignment]
-    return starts, np.append(starts[1:], columns.size), ids
+    order = np.argsort(ids, kind="stable").astype(np.int32)
+    edges = np.empty((starts.size, 2), np.int32)
+    edges[:, 0] = starts[order]
+    starts[:-1], starts[-1] = starts[1:], columns.size  # the ends
+    edges[:, 1] = starts[order]
+    return edges, ids[order]
 
 
-def _starts_of_runs(values: NDArray[np.generic]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
+def _starts_of_runs(values: NDArray[np.generic]) -> NDArray[np.int32]:
+    changes = np.ones(values.size, bool)
+    np.not_equal(values[1:], values[:-1], out=changes[1:])
+    return np.flatnonzero(changes).astype(np.int32)
 
 
 def _read_counts(text: bytes, pixels: int, what: str) -> NDArray[np.int64]:

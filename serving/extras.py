@@ -22,6 +22,7 @@ from fcnseg.regions import (
     find_regions,
     require_limit,
     require_threshold,
+    search_bytes,
 )
 from fcnseg.types import ClassInfo, LabelMap, Segmentation
 from fcnseg.v1 import segmentation_pb2 as pb
@@ -32,6 +33,7 @@ from serving.patience import Patience
 # A refusal quotes the name, and gRPC's trailers end at 8 kB.
 _LONGEST_NAME = 200
 _FEW_NAMES = 100
+_DRAWN_PIXEL_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,20 @@ def require_drawable(extras: Extras, height: int, width: int) -> None:
         raise InvalidFieldError("overlay", f"JPEG ends at {JPEG_LARGEST} pixels a side; leave out the overlay")
 
 
+def scratch_bytes(extras: Extras, height: int, width: int, cells: int) -> int:
+    """Return about how many bytes writing extras takes for a while at most, beside them: they are written in turn.
+
+    Args:
+        extras: What is asked for.
+        height: The image's rows.
+        width: The image's columns.
+        cells: Cells of its heatmap, of one class.
+    """
+    searching = search_bytes(height, width, cells) if extras.regions is not None else 0
+    drawing = height * width * _DRAWN_PIXEL_BYTES if extras.overlay is not None else 0
+    return max(searching, drawing)
+
+
 def write_extras(
     response: pb.SegmentResponse,
     extras: Extras,
@@ -200,8 +216,7 @@ def _draw(
 ) -> bytes:
     picture = render.overlay(image, segmentation.class_map, segmentation.label_map, overlay.opacity)
     if only:
-        other = select(segmentation, only) == other_id_of(segmentation.label_map)
-        picture[other] = image[other]
+        render.lay(image, select(segmentation, only) == other_id_of(segmentation.label_map), picture)
     return encode_jpeg(render.boxes(picture, regions) if regions else picture, overlay.quality)
 
 

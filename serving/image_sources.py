@@ -9,13 +9,16 @@ from fcnseg.errors import ImageError
 from fcnseg.images import EncodedImage, ImageLimits, require_within
 from serving.errors import InvalidFieldError
 
+COPIES = 3
+"""How often the bytes of a request's field are held: as they came, in the message, and as an object of Python's."""
+
 
 class Source(Protocol):
     """A request's image before it is decoded.
 
     Attributes:
         field: The request's field that holds it, for messages.
-        byte_count: Bytes that it takes now.
+        byte_count: Bytes that it takes now, all copies together.
         instant: Whether opening and decoding take no time worth a thread.
     """
 
@@ -48,13 +51,14 @@ class EncodedSource:
 
     def __init__(self, data: bytes, field: str = "encoded") -> None:
         self.field = field
-        self.byte_count = len(data)
-        self._data = data
+        self.byte_count = COPIES * len(data)
+        self._data: bytes | None = data
         self._image: EncodedImage | None = None
 
     def open(self, limits: ImageLimits) -> tuple[int, int]:
         """Read the header, once."""
         if self._image is None:
+            assert self._data is not None, "what has been decoded is not opened again"  # noqa: S101
             try:
                 self._image = EncodedImage(self._data, limits)
             except ImageError as error:
@@ -62,10 +66,12 @@ class EncodedSource:
         return self._image.size
 
     def decode(self) -> NDArray[np.uint8]:
-        """Decode the file."""
-        assert self._image is not None, "open comes before decode"  # noqa: S101
+        """Decode the file, once; it is held no longer."""
+        image = self._image
+        assert image is not None, "open comes before decode"  # noqa: S101
+        self._data = self._image = None
         try:
-            return self._image.decode()
+            return image.decode()
         except ImageError as error:
             raise InvalidFieldError(self.field, str(error)) from error
 
@@ -87,7 +93,7 @@ class RawSource:
         self, rgb: bytes | memoryview, height: int, width: int, field: str = "raw", byte_count: int | None = None
     ) -> None:
         self.field = field
-        self.byte_count = len(rgb) if byte_count is None else byte_count
+        self.byte_count = COPIES * len(rgb) if byte_count is None else byte_count
         self._rgb = rgb
         self._size = height, width
 

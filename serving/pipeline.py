@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from fcnseg.cores import usable_cores
 from fcnseg.images import ImageLimits
-from fcnseg.regions import search_bytes
 from fcnseg.types import answer_bytes
 from serving.admission import Ticket
 from serving.batcher import Executed
 from serving.calls import current_call, ran_out
 from serving.errors import InvalidFieldError, OverloadedError, TooLateError
-from serving.image_sources import Source
+from serving.image_sources import COPIES, Source
 from serving.patience import Patience
 from serving.relay import Relay
 from serving.served_model import ServedModel
@@ -42,7 +41,8 @@ class Demands:
     Attributes:
         confidence: Whether the confidence map is wanted.
         heatmaps: Of how many classes heatmaps are written.
-        regions: Whether regions are searched for.
+        scratch: Called with the image's height and width and the cells of its heatmap; returns how many bytes writing
+            takes for a while beside the answer.
         extras: What is written beside the class map, by names: answers with the same take about as long.
         instant: Whether writing takes no time worth a thread for an image that is not large.
         require_size: Called with the image's height and width before it is decoded; raises InvalidFieldError where the
@@ -51,7 +51,7 @@ class Demands:
 
     confidence: bool = False
     heatmaps: int = 0
-    regions: bool = False
+    scratch: Callable[[int, int, int], int] = lambda _height, _width, _cells: 0
     extras: frozenset[str] = frozenset()
     instant: bool = False
     require_size: Callable[[int, int], None] = lambda _height, _width: None
@@ -150,7 +150,7 @@ class Pipeline:
 
         try:
             # What is to come is referred to by the ticket alone: its failure refers to this frame.
-            if source.instant and (model.device == "cpu" or source.byte_count <= _INSTANT_BYTES):
+            if source.instant and (model.device == "cpu" or source.byte_count <= COPIES * _INSTANT_BYTES):
                 passage.take(read())
                 ticket.work = passage.run()
             else:
@@ -226,7 +226,7 @@ class Pipeline:
             raise
 
     def _bytes_of(self, model: ServedModel, sources: Sequence[Source], demands: Demands) -> list[int]:
-        return [source.byte_count + _held_bytes(model, *source.open(self.limits), demands) for source in sources]
+        return [source.byte_count + held_bytes(model, *source.open(self.limits), demands) for source in sources]
 
     async def in_thread(self, work: Callable[..., _Answer], *arguments: Any) -> _Answer:
         """Do work in one of the threads for decoding and writing."""
@@ -256,7 +256,7 @@ class Pipeline:
     ) -> NDArray[np.uint8]:
         height, width = source.open(self.limits)
         demands.require_size(height, width)
-        needed = source.byte_count + _held_bytes(model, height, width, demands)
+        needed = source.byte_count + held_bytes(model, height, width, demands)
         for kind, count, most in (
             ("to be held", needed, model.admission.memory.total),
             ("to be computed", model.batcher.run_bytes(height, width), model.batcher.memory.total),
@@ -379,7 +379,7 @@ def _is_small(executed: Executed) -> bool:
     return segmentation.class_map.nbytes + segmentation.heatmap.nbytes <= _INSTANT_BYTES
 
 
-def _held_bytes(model: ServedModel, height: int, width: int, demands: Demands) -> int:
+def held_bytes(model: ServedModel, height: int, width: int, demands: Demands) -> int:
     """Return what an image holds beside its message from its decoding to its answer, in bytes."""
     label_map = model.info.label_map
     cells = model.info.geometry.cells(height, width)
@@ -387,4 +387,4 @@ def _held_bytes(model: ServedModel, height: int, width: int, demands: Demands) -
     pixels = height * width if model.device == "cpu" else model.batcher.padded_pixels(height, width)
     # A heatmap that is answered is held in the message too, and as that is sent.
     byte_count = answer_bytes(label_map, pixels, cells * (len(label_map) + 2 * demands.heatmaps))
-    return byte_count + search_bytes(height, width, cells) if demands.regions else byte_count
+    return byte_count + demands.scratch(height, width, cells)

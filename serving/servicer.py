@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnseg import rle
 from fcnseg.exchange import LONGEST_ID
 from fcnseg.masks import Encoding
 from fcnseg.v1 import segmentation_pb2 as pb
@@ -16,7 +17,7 @@ from serving import converters
 from serving.batcher import Executed
 from serving.drain import CallCounter
 from serving.errors import InvalidFieldError
-from serving.extras import read_extras, reads_at_once, require_drawable, write_extras
+from serving.extras import Extras, read_extras, reads_at_once, require_drawable, scratch_bytes, write_extras
 from serving.handlers import deadline_of, held_by
 from serving.patience import Patience
 from serving.pipeline import Demands, Pipeline
@@ -111,10 +112,6 @@ class SegmentationServicer(SegmentationServiceServicer):
         else:
             wanted = await self._pipeline.in_thread(read_extras, request, label_map)
 
-        def require_size(height: int, width: int) -> None:
-            converters.require_encodable(encoding, height, width)
-            require_drawable(wanted, height, width)
-
         def write(image: NDArray[np.uint8], executed: Executed, patience: Patience) -> None:
             converters.write_answer(response, executed, encoding, model, wanted.classes)
             write_extras(response, wanted, image, executed.segmentation, model.info.geometry, patience)
@@ -127,14 +124,7 @@ class SegmentationServicer(SegmentationServiceServicer):
             converters.read_source(request),
             write,
             held,
-            demands=Demands(
-                confidence=wanted.confidence,
-                heatmaps=len(wanted.heatmaps),
-                regions=wanted.regions is not None,
-                extras=wanted.names,
-                instant=encoding is Encoding.RAW and not wanted.names,
-                require_size=require_size,
-            ),
+            demands=demands_of(wanted, encoding),
             deadline=deadline,
             turn=turn,
         )
@@ -146,6 +136,27 @@ class SegmentationServicer(SegmentationServiceServicer):
         answer = pb.SegmentStreamResponse(id=item.id)
         await self._segment(answer.response, item.request, turn.held, turn=turn)
         return answer
+
+
+def demands_of(wanted: Extras, encoding: Encoding) -> Demands:
+    """Return what an answer with some extras takes, its class map in an encoding."""
+
+    def require_size(height: int, width: int) -> None:
+        converters.require_encodable(encoding, height, width)
+        require_drawable(wanted, height, width)
+
+    def scratch(height: int, width: int, cells: int) -> int:
+        encoding_bytes = rle.encoding_bytes(height, width) if encoding is Encoding.COCO_RLE else 0
+        return max(encoding_bytes, scratch_bytes(wanted, height, width, cells))
+
+    return Demands(
+        confidence=wanted.confidence,
+        heatmaps=len(wanted.heatmaps),
+        scratch=scratch,
+        extras=wanted.names,
+        instant=encoding is Encoding.RAW and not wanted.names,
+        require_size=require_size,
+    )
 
 
 def _write_failure(item: pb.SegmentStreamRequest, refusal: Refusal) -> pb.SegmentStreamResponse:

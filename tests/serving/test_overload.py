@@ -24,6 +24,7 @@ from fcnseg.regions import search_bytes
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.batcher import BatchingConfig
+from serving.image_sources import COPIES
 from serving.registry import ModelRegistry
 from tests import http2
 from tests.gated_segmenter import GatedSegmenter, registry_of
@@ -90,7 +91,7 @@ def test_images_that_fill_the_memory_keep_others_out_until_they_are_answered(
         gated.gate.set()
         errors = [future.exception(10) for future in futures]
         assert stub.Segment(request, timeout=20).class_map.height == 300
-    # Each holds message, pixels, ids, scores and what is made of them, about 19 bytes a pixel: some four fit.
+    # Each holds message, pixels, ids, scores and what is made of them, about 25 bytes a pixel: some three fit.
     refused = [error for error in errors if error is not None]
     assert 10 <= len(refused) <= 17
     for error in refused:
@@ -149,7 +150,7 @@ def test_a_stream_that_its_client_does_not_read_is_ended_and_holds_one_answer(
     image = encode_jpeg(np.zeros((300, 300, 3), np.uint8))
     request = pb.SegmentRequest(encoded=image, encoding=pb.CLASS_MAP_ENCODING_RAW)
     item, answer_bytes = pb.SegmentStreamRequest(request=request), 300 * 300
-    held = len(image) + registry.models[0].info.geometry.cells(300, 300) * 3 * 8 + answer_bytes * 10
+    held = COPIES * len(image) + registry.models[0].info.geometry.cells(300, 300) * 3 * 8 + answer_bytes * 10
     with running_server(registry) as server:
         host, _, port = server.address.rpartition(":")
         with socket.create_connection((host, int(port))) as client:

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,13 +11,18 @@ import grpc
 import numpy as np
 import pytest
 
+from fcnseg.allocator import release_freed_memory
 from fcnseg.masks import Encoding
 from fcnseg.types import Segmentation
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.batcher import Executed
 from serving.converters import write_answer
+from serving.extras import read_extras, write_extras
 from serving.oip import inference_pb2 as oip
+from serving.patience import Patience
+from serving.pipeline import held_bytes
 from serving.registry import ModelRegistry
+from serving.servicer import demands_of
 from tests.process_memory import forget_peak, peak, resident
 from tests.running_server import CPU_CONFIG, running_server
 from tests.waiting import wait_until
@@ -25,6 +31,7 @@ SEGMENT, STREAM = "/fcnseg.v1.SegmentationService/Segment", "/fcnseg.v1.Segmenta
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 BYTES = 16 << 20
 COUNT = 30
+SIDE, SLACK = 2000, 4 << 20
 LARGE = pb.SegmentRequest(raw=pb.RawImage(height=2048, width=2048, rgb=bytes(3 << 22))).SerializeToString()
 DAMAGED = b"BM" + bytes(BYTES)
 
@@ -119,6 +126,49 @@ def test_an_answer_is_made_with_one_copy_of_its_class_map_beside_that_in_the_mes
     before = resident()
     write_answer(response, Executed(segmentation, 0.0, 0.0, 1), Encoding.RAW, model)
     assert 0.9 * class_map.nbytes < peak() - before < 2.5 * class_map.nbytes
+
+
+@pytest.mark.parametrize("encoding", ["RAW", "ZSTD", "PNG", "COCO_RLE"])
+@pytest.mark.parametrize(
+    "extras",
+    [
+        pb.SegmentRequest(),
+        pb.SegmentRequest(confidence=True, classes=["red"]),
+        pb.SegmentRequest(overlay=pb.OverlayQuery(quality=100)),
+        pb.SegmentRequest(regions=pb.RegionQuery(threshold=0.1, limit=1000)),
+        pb.SegmentRequest(
+            confidence=True,
+            classes=["red"],
+            heatmap_classes=["red", "blue"],
+            overlay=pb.OverlayQuery(quality=100),
+            regions=pb.RegionQuery(threshold=0.1, limit=1000),
+        ),
+    ],
+    ids=["plain", "confidence", "overlay", "regions", "all"],
+)
+def test_an_answer_takes_no_more_than_is_held_for_it(
+    tiny_model: Path, extras: pb.SegmentRequest, encoding: str
+) -> None:
+    """Of a chequered class map, which takes the most."""
+    (model,) = ModelRegistry([tiny_model], CPU_CONFIG).models
+    label_map, geometry = model.info.label_map, model.info.geometry
+    image = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+    class_map = (np.add.outer(np.arange(SIDE), np.arange(SIDE)) % 2).astype(np.uint8)
+    heatmap = np.zeros((3, geometry.y.cells(SIDE), geometry.x.cells(SIDE)), np.float32)
+    heatmap[0, ::2, ::2] = 5
+    confidence = class_map * np.uint8(200) if extras.confidence else None
+    executed = Executed(Segmentation(class_map, heatmap, confidence, label_map), 0.0, 0.0, 1)
+    known = sum(array.nbytes for array in (image, class_map, heatmap, confidence) if array is not None)
+    wanted, kind = read_extras(extras, label_map), Encoding[encoding]
+    held = held_bytes(model, SIDE, SIDE, demands_of(wanted, kind))
+    release_freed_memory()
+    forget_peak()
+    before = resident()
+    response = pb.SegmentResponse()
+    write_answer(response, executed, kind, model, wanted.classes)
+    write_extras(response, wanted, image, executed.segmentation, geometry, Patience(math.inf))
+    taken = known + peak() - before
+    assert held / 3 < taken < held + SLACK
 
 
 def stays_small(fail: Callable[[], None]) -> None:
