@@ -334,7 +334,7 @@ def _check_port(host: str, port: int, option: str = "--port") -> None:
     """
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second for a part that is longer than a name's may be
         raise UsageError(
             f"cannot listen on host {host!r}: it is not an address; use --host 127.0.0.1 or 0.0.0.0"
         ) from error

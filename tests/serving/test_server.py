@@ -317,6 +317,7 @@ def test_two_servers_never_share_a_port(tiny_model: Path) -> None:
             pass
 
 
-def test_host_that_is_no_address_is_told(segmenter: GatedSegmenter, tiny_model: Path) -> None:
-    with pytest.raises(UsageError, match=r"host 'no\.such\.host\.invalid'"):
-        RunningServer(registry_of(segmenter, tiny_model), ServerConfig(host="no.such.host.invalid"))
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 64])
+def test_host_that_is_no_address_is_told(segmenter: GatedSegmenter, tiny_model: Path, host: str) -> None:
+    with pytest.raises(UsageError, match=f"host '{host}': it is not an address"):
+        RunningServer(registry_of(segmenter, tiny_model), ServerConfig(host=host))
