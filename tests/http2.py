@@ -24,7 +24,7 @@ def greeting(window: int = 65_535) -> bytes:
 
 
 def begin(method: str = "fcnseg.v1.SegmentationService/Segment") -> bytes:
-    """Return the headers of a call, on stream 1."""
+    """Return the headers of a call, on stream 1; a method's bytes that are no UTF-8 stand as lone surrogates."""
     headers = {
         ":method": "POST",
         ":scheme": "http",
@@ -35,8 +35,8 @@ def begin(method: str = "fcnseg.v1.SegmentationService/Segment") -> bytes:
     }
     # Literals without an index (RFC 7541, 6.2.2), each length in one byte.
     block = b"".join(
-        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-        for name, value in headers.items()
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value
+        for name, value in ((name, text.encode(errors="surrogateescape")) for name, text in headers.items())
     )
     return frame(HEADERS, _END_HEADERS, 1, block)
 
