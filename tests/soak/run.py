@@ -32,7 +32,7 @@ _SAMPLE_S = 0.25
 _OPTIONS = (
     *("--watch", str(_WATCH_S), "--http-port", "0", "--grace", str(_GRACE_S), "--log-format", "json"),
     *("--max-batch", "4", "--max-delay-ms", "1", "--max-queue", "12"),
-    *("--max-memory", str(1024 * MIB)),
+    *("--max-memory", str(2048 * MIB)),
 )
 # Each model keeps the memory of its largest run, and the C library some of what is freed (fcnseg/allocator.py), so that
 # memory grows until every kind of request has come, and is read at rest: nothing is under way, the same models are
