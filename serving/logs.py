@@ -16,6 +16,7 @@ COMMAND = "fcnseg.cli"
 """The logger of what the command line says by itself: warnings, and the error that ends the process."""
 _TRANSPORT = "grpc._cython.cygrpc"
 _UNDELIVERED = "ExecuteBatchError"  # which cygrpc has, and does not export
+_NO_METADATA = "UnicodeDecodeError"
 _WORD = re.compile(r"[!#-~]+")
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -86,6 +87,9 @@ def set_up_logs(log_format: LogFormat, level: str) -> None:
 
 
 def _tells_of_a_fault(record: logging.LogRecord) -> bool:
-    """Tell whether a line of gRPC's is about more than an answer whose client went away before it was delivered."""
+    """Tell whether a line of gRPC's is about more than what any stranger may do.
+
+    That is to go away before an answer is delivered, or to send metadata that is no text, which gRPC would quote.
+    """
     kind = record.exc_info[0] if record.exc_info else None
-    return kind is None or kind.__name__ != _UNDELIVERED
+    return kind is None or kind.__name__ not in {_UNDELIVERED, _NO_METADATA}

@@ -23,8 +23,8 @@ def greeting(window: int = 65_535) -> bytes:
     return PREFACE + frame(SETTINGS, payload=struct.pack(">HI", _INITIAL_WINDOW_SIZE, window))
 
 
-def begin(method: str = "fcnseg.v1.SegmentationService/Segment") -> bytes:
-    """Return the headers of a call, on stream 1; a method's bytes that are no UTF-8 stand as lone surrogates."""
+def begin(method: str = "fcnseg.v1.SegmentationService/Segment", **metadata: str) -> bytes:
+    """Return the headers of a call, on stream 1; bytes that are no UTF-8 stand as lone surrogates."""
     headers = {
         ":method": "POST",
         ":scheme": "http",
@@ -32,6 +32,7 @@ def begin(method: str = "fcnseg.v1.SegmentationService/Segment") -> bytes:
         ":authority": "localhost",
         "content-type": "application/grpc",
         "te": "trailers",
+        **metadata,
     }
     # Literals without an index (RFC 7541, 6.2.2), each length in one byte.
     block = b"".join(

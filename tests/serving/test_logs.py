@@ -215,9 +215,12 @@ def test_strangers_write_nothing_into_the_log(tiny_model: Path, tmp_path: Path) 
             unread.sendall(http2.greeting(window=0) + http2.begin() + http2.send(RED))
             wait_until(lambda: '"code": "OK"' in log.read_text())
             unread.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # without a farewell
+        with socket.create_connection((host, int(port))) as odd:
+            odd.sendall(http2.greeting() + http2.begin(authorization="Bearer \udcff\n") + http2.send(RED))
+            wait_until(lambda: log.read_text().count('"code": "OK"') == 2)
         time.sleep(0.5)
         server.begin_stop()
         assert server.wait_stopped() == 0
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [(line["level"], line["message"]) for line in lines[:-1]] == [("INFO", "call ended")]
+    assert [(line["level"], line["message"]) for line in lines[:-1]] == [("INFO", "call ended")] * 2
     assert lines[-1]["message"].startswith("stopping")
