@@ -134,7 +134,11 @@ class CudaGraphs:
             if times + 1 < _RUNS_TO_TAKE_A_PLACE:
                 self._seen[key] = times + 1, since
                 return False
-            return min(kept.last_run for kept in self._kept.values()) < since
+            return self._kept[self._used_longest_ago()].last_run < since
+
+    def _used_longest_ago(self) -> _Key:
+        """Return which of the shapes that are kept makes room for another; within `_changing`."""
+        return min(self._kept, key=lambda key: self._kept[key].last_run)
 
     def _keep(self, key: _Key) -> None:
         with self._recording:
@@ -144,7 +148,7 @@ class CudaGraphs:
             with GATE.alone():
                 with self._changing:
                     if len(self._kept) >= self._limit:
-                        del self._kept[min(self._kept, key=lambda kept: self._kept[kept].last_run)]
+                        del self._kept[self._used_longest_ago()]
                 failure = None
                 try:
                     recorded = self._record(session, key)
