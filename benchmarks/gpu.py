@@ -3,16 +3,21 @@
 Run it: python benchmarks/gpu.py [--device cuda:0] [--budget SECONDS] [--sections NAME...] [--files FOLDER]
         [--json FILE]
 
-Takes under ten minutes. Nets have random weights and 21 classes. Ways that are compared take turns, in rounds; a figure
-is the median of the rounds' medians, with their range, and a ratio the median of those within a round. Each section
-runs in a process of its own and has a time of its own; what fails in one, and what there was no time for, stands in the
-table, and the others go on. `--device cpu --quick` runs all of it on the CPU with a tiny net in single precision, to
-see that it runs; CUDA's settings mean nothing there.
+Takes as long as `--budget` says at most. Nets have random weights and 21 classes. Ways that are compared take turns, in
+rounds; a figure is the median of the rounds' medians, with their range, and a ratio the median of those within a round.
+Each section runs in a process of its own and has a time of its own; one for which less than half of that is left is
+left out. What fails in one, and what there was no time for, stands in the table, and the others go on. Every row is
+printed and kept as soon as it is known, and the end tells in short what came of it, also where it comes by SIGTERM or
+Ctrl-C. `--device cpu --quick` runs all of it on the CPU with a tiny net in single precision, to see that it runs;
+CUDA's settings mean nothing there. The sections, in their order:
 
-export      the nets' files, in single and half precision, three nets at a time; those in FOLDER are taken as they are
 ceiling     multiply-adds a second of one large matrix product in half precision: what shares are taken of; once more
             at the end
-placement   what ran on which provider when the files were opened; a net that is not whole on the device fails here
+export NET  a net's files, in half and single precision, before the first section that needs them; those in FOLDER are
+            taken as they are
+server      fcnseg serve with VGG16: JPEG in, zstd out, 32 clients, over the fastest run on the device alone, which is
+            measured before and after; the servers follow each other, but for two side by side, among which the clients
+            are shared out
 NET         ms per image of each way, at each size and batch, its time over that of the first of its turns, and its
             share of the ceiling. First those whose images and masks stay on the device: the file, and PyTorch, on the
             module that the file was exported from and as users of torchvision and segmentation_models_pytorch write
@@ -22,22 +27,23 @@ NET         ms per image of each way, at each size and batch, its time over that
 shapes      two sizes in turns (A B A B) over the same runs in rows (A A B B): 1.0 where no plan is made anew
 compile NET the same of torch.compile, which takes long to begin, beside the file on the device
 kernels NET which of the device's kernels the time goes to, at the first size, by torch's profiler
-server      fcnseg serve with VGG16: JPEG in, zstd out, 32 clients, over the fastest run on the device alone, which is
-            measured before and after; the servers follow each other
+placement   what ran on which provider when the files were opened; a net that is not whole on the device fails here
 """
 
 import argparse
 import gc
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -51,7 +57,7 @@ from gpu_ways import Files, SameModule, Torch, Way, kernel_times, masks_of, matr
 from grpc_load import SEGMENT, load
 from nets import build_net, export_net
 from numpy.typing import NDArray
-from reporting import Report, Spread, add_json_option, in_turns, seconds
+from reporting import Report, Spread, add_json_option, in_turns, number, seconds
 from served import serve
 from torch import nn
 
@@ -65,7 +71,7 @@ from training.model import SegmentationModel
 from training.precision import FilePrecision
 
 CLASSES = 21
-PRECISIONS: tuple[FilePrecision, ...] = ("fp32", "fp16")
+PRECISIONS: tuple[FilePrecision, ...] = ("fp16", "fp32")
 LOADING_PROCESSES = 12
 MOST_DIFFERING = 0.1
 """Of the pixels: random scores lie closer together than those of a trained net, and 16-bit floats are rounded."""
@@ -81,6 +87,8 @@ PREPARING = 3
 """Calls that are not timed: torch.compile compiles in the first, records in the second and replays from then on."""
 ENDING_S = 5.0
 """Left of a section's time for what was begun to end."""
+LEAST_SHARE = 0.5
+"""Of a section's time, for it to be begun."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ FULL = Plan(
         "export": 130,
         "ceiling": 40,
         "net": 85,
-        "server": 150,
+        "server": 240,
         "shapes": 35,
         "placement": 45,
         "compile": 90,
@@ -490,11 +498,16 @@ class Section:
         self.attempt(case, "the first mask", expect)
         request = pb.SegmentRequest(encoded=jpeg, encoding=pb.CLASS_MAP_ENCODING_ZSTD)
         options = ["--device", self.device, "--warm", f"{side}x{side}", "--max-queue", "256"]
-        unrecorded = [] if self.device == "cpu" else [["--cuda-graphs", "0"]]
-        for more in ([], *unrecorded, ["--runners", "3"]):
-            name = " ".join(["server,", *(more or ["defaults"])])
-            server = partial(serve, paths[precision], *options, *more)
-            measure = partial(self.serve, case, name, server, request.SerializeToString(), fastest[0])
+        unrecorded = {} if self.device == "cpu" else {"server, --cuda-graphs 0": (1, ["--cuda-graphs", "0"])}
+        servers: dict[str, tuple[int, list[str]]] = {
+            "server, defaults": (1, []),
+            "two servers, defaults": (2, []),
+            "server, --runners 3": (1, ["--runners", "3"]),
+            **unrecorded,
+        }
+        for name, (count, more) in servers.items():
+            started = [partial(serve, paths[precision], *options, *more)] * count
+            measure = partial(self.serve, case, name, started, request.SerializeToString(), fastest[0])
             self.attempt(case, name, measure)
         self.attempt(case, "device alone, batch 8", partial(on_device, "after"))
 
@@ -502,21 +515,35 @@ class Section:
         self,
         case: str,
         name: str,
-        server: Callable[[], AbstractContextManager[tuple[str, object]]],
+        servers: Sequence[Callable[[], AbstractContextManager[tuple[str, object]]]],
         request: bytes,
         on_device: float,
     ) -> None:
         clients, load_s = self.plan.clients, self.plan.load_s
-        with server() as (address, _):
-            difference = self.difference(case, mask_of(address, request))
-            found = load(address, request, clients, load_s, warm_s=0.7 * load_s, processes=LOADING_PROCESSES)
-            stages = stages_of(address)
-        if found.failed:
-            raise RuntimeError(f"{found.failed} requests failed")
+        with ExitStack() as running, ThreadPoolExecutor(len(servers)) as pool:
+            addresses = [running.enter_context(server())[0] for server in servers]
+            difference = self.difference(case, mask_of(addresses[0], request))
+            found = list(
+                pool.map(
+                    lambda address: load(
+                        address,
+                        request,
+                        clients // len(servers),
+                        load_s,
+                        warm_s=0.7 * load_s,
+                        processes=LOADING_PROCESSES // len(servers),
+                    ),
+                    addresses,
+                )
+            )
+            stages = stages_of(addresses[0])
+        if failed := sum(load.failed for load in found):
+            raise RuntimeError(f"{failed} requests failed")
+        rate = sum(load.rate for load in found)
         note = "; ".join(filter(None, [f"{clients} clients", stages, difference]))
         if on_device:
-            note = f"{found.rate / on_device:.3f} of the device alone; {note}"
-        self.row(case, name, found.rate, unit="images/s", note=note)
+            note = f"{rate / on_device:.3f} of the device alone; {note}"
+        self.row(case, name, rate, unit="images/s", note=note)
 
     def path(self, net: Net, precision: str) -> Path:
         return file_of(self.folder, net, precision)
@@ -591,6 +618,8 @@ class Bench:
         self.arguments, self.folder = arguments, folder
         self.end = time.time() + arguments.budget
         self.ceiling: float | None = None
+        self.rows: list[Row] = []
+        self.exported: set[Net] = set()
         device = arguments.device
         gpu = None if device == "cpu" else torch.cuda.get_device_name(int(device.partition(":")[2]))
         self.report = Report(arguments.json, gpu)
@@ -599,66 +628,114 @@ class Bench:
 
     def run(self) -> None:
         asked = self.arguments.sections
-        exports = [f"export {net.name}" for net in self.plan.nets if missing(self.folder, net)]
-        with ThreadPoolExecutor(len(self.plan.nets)) as pool:  # without files there is little to measure
-            for rows in pool.map(lambda name: self.section(name, "export"), exports):
-                self.add(rows)
-        first, *rest = (net.name for net in self.plan.nets)
-        kinds = {"ceiling": "ceiling", first: "net", "server": "server", **dict.fromkeys(rest, "net")}
-        kinds |= {"shapes": "shapes", "placement": "placement"}
-        kinds |= {f"compile {net.name}": "compile" for net in self.plan.nets}
-        if self.arguments.device != "cpu":
-            kinds |= {f"kernels {net.name}": "kernels" for net in self.plan.nets}
-        kinds["ceiling after"] = "ceiling"
-        for name, kind in kinds.items():
-            if not asked or name.removesuffix(" after") in asked:
-                self.add(self.section(name, kind))
+        try:
+            for name, kind, nets in parts(self.plan, self.arguments.device):
+                if not asked or name.removesuffix(" after") in asked:
+                    self.export(nets)
+                    self.section(name, kind)
+        finally:
+            self.report.write()
+            self.tell_in_short()
 
-    def add(self, rows: list[Row]) -> None:
-        """Put rows into the table, and keep it: what is known so far outlives whatever ends this program."""
-        for row in rows:
-            measured = Spread.of(row.values) if len(row.values) > 1 else row.values[0] if row.values else None
-            ratio = Spread.of(row.ratios) if row.ratios else None
-            if row.section == "ceiling" and row.values:
-                self.ceiling = statistics.median(row.values) * 1e12
-            share = None
-            if self.ceiling and row.values and row.multiply_adds:
-                share = row.multiply_adds / (statistics.median(row.values) / 1000) / self.ceiling
-            note = row.note.replace("|", "/")
-            self.table.add(row.section, row.case, row.way, measured, row.unit, ratio, share, note)
+    def export(self, nets: Sequence[Net]) -> None:
+        """Write the files of nets that are missing, once."""
+        for net in nets:
+            if net not in self.exported and missing(self.folder, net):
+                self.section(f"export {net.name}", "export")
+            self.exported.add(net)
+
+    def tell_in_short(self) -> None:
+        """Print what came of each section, a line each."""
+        print("\nIn short:")
+        for name in dict.fromkeys(row.section for row in self.rows):
+            rows = [row for row in self.rows if row.section == name]
+            measured, without = [row for row in rows if row.values], [row for row in rows if not row.values]
+            print(f"- {name}: {len(measured)} measured" + (f", {len(without)} not" if without else ""))
+            for row in measured if name in {"server", "ceiling"} else []:
+                told = row.note.partition(";")[0] if name == "server" else ""
+                print(f"  {row.way}: {number(statistics.median(row.values))} {row.unit} {told}".rstrip())
+            for row in without:
+                print(f"  {' '.join(filter(None, (row.case, row.way, row.note)))}")
+        sys.stdout.flush()
+
+    def add(self, row: Row) -> None:
+        """Put a row into the table, and keep it: what is known so far outlives whatever ends this program."""
+        self.rows.append(row)
+        measured = Spread.of(row.values) if len(row.values) > 1 else row.values[0] if row.values else None
+        ratio = Spread.of(row.ratios) if row.ratios else None
+        if row.section == "ceiling" and row.values:
+            self.ceiling = statistics.median(row.values) * 1e12
+        share = None
+        if self.ceiling and row.values and row.multiply_adds:
+            share = row.multiply_adds / (statistics.median(row.values) / 1000) / self.ceiling
+        note = row.note.replace("|", "/")
+        self.table.add(row.section, row.case, row.way, measured, row.unit, ratio, share, note)
         self.report.keep()
 
-    def section(self, name: str, kind: str) -> list[Row]:
-        """Run a section in a process of its own, and end it when its time is over."""
-        budget = min(self.plan.budgets[kind], self.end - time.time())
-        if budget <= 0:
-            return [Row(name, "", "", note="no time was left")]
+    def section(self, name: str, kind: str) -> None:
+        """Run a section in a process of its own, add its rows as they come, and end it when its time is over."""
+        whole, left = self.plan.budgets[kind], self.end - time.time()
+        if left < LEAST_SHARE * whole:
+            self.add(Row(name, "", "", note=f"left out: {max(0.0, left):.0f} s were left, and it may take {whole:.0f}"))
+            return
+        budget = min(whole, left)
         command = [sys.executable, __file__, "--device", self.arguments.device, "--run", name]
         command += ["--folder", str(self.folder), "--end", str(time.time() + budget)]
         command += ["--quick"] if self.arguments.quick else []
         print(f"{name}: {budget:.0f} s at most", file=sys.stderr, flush=True)
-        log, found = self.folder / "log.txt", self.folder / f"{name.replace(' ', '-')}.jsonl"
-        with log.open("a") as errors, found.open("w") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=errors, start_new_session=True)
-            try:
-                code: int | None = process.wait(budget + ENDING_S)
-            except subprocess.TimeoutExpired:
-                code = None
-                os.killpg(process.pid, 9)  # a server and clients that it started too
+        log = self.folder / "log.txt"
+        overdue = threading.Event()
+        with log.open("a") as errors:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            )
+
+        def end() -> None:
+            overdue.set()
+            os.killpg(process.pid, signal.SIGKILL)  # a server and clients that it started too
+
+        timer = threading.Timer(budget + ENDING_S, end)
+        timer.start()
+        try:
+            for line in process.stdout or ():
+                if line.startswith('{"section"'):
+                    self.add(Row(**json.loads(line)))
+            code = process.wait()
+        finally:
+            timer.cancel()
+            if process.poll() is None:
+                end()
                 process.wait()
-        rows = [Row(**json.loads(line)) for line in found.read_text().splitlines() if line.startswith('{"section"')]
-        if code is None:
-            rows.append(Row(name, "", "", note=f"its {budget:.0f} s were over, and it was ended"))
+        if overdue.is_set():
+            self.add(Row(name, "", "", note=f"its {budget:.0f} s were over, and it was ended"))
         elif code:
             last = (log.read_text().strip().splitlines() or ["no word"])[-1]
-            rows.append(Row(name, "", "", note=f"failed with exit code {code}: {last[:300]}"))
-        return rows
+            self.add(Row(name, "", "", note=f"failed with exit code {code}: {last[:300]}"))
+
+
+def parts(plan: Plan, device: str) -> list[tuple[str, str, tuple[Net, ...]]]:
+    """The sections in the order of what they are worth: name, kind, and the nets whose files they need."""
+    first, *rest = plan.nets
+    kernels = [] if device == "cpu" else [(f"kernels {net.name}", "kernels", (net,)) for net in plan.nets]
+    return [
+        ("ceiling", "ceiling", ()),
+        ("server", "server", (first,)),
+        (first.name, "net", (first,)),
+        *((net.name, "net", (net,)) for net in rest),
+        ("shapes", "shapes", (plan.nets[-1],)),
+        *kernels,
+        *((f"compile {net.name}", "compile", (net,)) for net in plan.nets),
+        ("placement", "placement", plan.nets),
+        ("ceiling after", "ceiling", ()),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda:0", help="cuda, cuda:N or cpu (cuda:0)")
-    parser.add_argument("--budget", type=float, default=560.0, help="seconds for all of it (560)")
+    parser.add_argument(
+        "--budget", type=float, default=560.0, help="seconds for all of it; what does not fit is left out (560)"
+    )
     parser.add_argument("--sections", nargs="+", default=[], help="only these, after the export")
     parser.add_argument("--files", type=Path, help="where the nets' files are, or are to be kept")
     parser.add_argument("--quick", action="store_true", help="a tiny net and few repetitions, to see that it runs")
@@ -676,6 +753,7 @@ def main() -> None:
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if arguments.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"torch sees no CUDA device for {arguments.device}; use --device cpu --quick to try the script")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     if arguments.files is not None:
         arguments.files.mkdir(parents=True, exist_ok=True)
         Bench(arguments, arguments.files).run()

@@ -189,7 +189,9 @@ class Report:
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self._head | {"tables": [table.as_json() for table in self._tables]}, indent=1)
-            self._file.write_text(text + "\n")
+            part = self._file.with_name(f"{self._file.name}.part")  # one that is cut off leaves what was there
+            part.write_text(text + "\n")
+            part.replace(self._file)
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

@@ -1,11 +1,14 @@
 """The benchmark of GPUs runs, as far as can be seen without one."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import wait_until
 
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "gpu.py"
 SECTIONS = {"export small", "ceiling", "small", "server", "shapes", "placement", "compile small", "ceiling after"}
@@ -30,6 +33,36 @@ def test_every_section_measures_something_on_the_cpu(tmp_path: Path) -> None:
     page = [sys.executable, str(SCRIPT.parent / "page.py"), "--results", str(tmp_path), "--docs", str(tmp_path)]
     subprocess.run(page, check=True, timeout=120)
     assert "## How fast is the model on a GPU" in (tmp_path / "benchmarks.md").read_text()
+
+
+def test_what_does_not_fit_into_the_time_is_left_out_and_told(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--budget", "80", "--json", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    (table,) = json.loads(file.read_text())["tables"]
+    assert {row[0] for row in table["rows"]} == SECTIONS
+    assert all(row[-1].startswith("left out: ") and row[-1].endswith(", and it may take 180") for row in table["rows"])
+    assert all(f"- {section}: 0 measured, 1 not\n" in result.stdout for section in SECTIONS)
+
+
+def test_rows_are_kept_as_they_come_and_told_where_it_is_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--files", str(tmp_path), "--json", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while process.stdout.readline().split(" | ")[0] not in {"| ceiling", ""}:
+            pass
+        try:
+            wait_until(file.exists)  # kept before the next row comes
+        finally:
+            process.send_signal(signal.SIGTERM)
+            rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == "ended by SIGTERM"
+    assert "In short:\n- ceiling: 1 measured\n  matrix product: " in rest
+    (table,) = json.loads(file.read_text())["tables"]
+    assert table["rows"][0][0] == "ceiling"
 
 
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
