@@ -101,17 +101,22 @@ def _count_classes(root: Path, splits: dict[str, tuple[Sample, ...]], *, lenient
     if "train" not in splits:
         raise DatasetError(f"{root} has neither {CLASSES_FILE} nor a train split whose masks would tell the classes")
 
-    def count(sample: Sample) -> NDArray[np.int64]:
+    def count(sample: Sample) -> NDArray[np.int64] | DatasetError:
         try:
             return count_ids(sample.mask.read())
-        except DatasetError:
+        except DatasetError as error:
             if lenient:
-                return np.zeros(256, np.int64)
+                return error
             raise
 
-    counts = np.sum(list(in_threads(count, splits["train"])), axis=0)
+    looks = list(in_threads(count, splits["train"]))
+    errors = [look for look in looks if isinstance(look, DatasetError)]
+    counts = sum((look for look in looks if not isinstance(look, DatasetError)), np.zeros(256, np.int64))
     present = [int(i) for i in np.flatnonzero(counts) if i != IGNORE_ID]
     if not present or max(present) == 0:
+        if errors:  # those that cannot be read may be the ones that hold the classes
+            more = f" ({len(errors) - 1} more of {len(looks)} training masks cannot be read)" if len(errors) > 1 else ""
+            raise DatasetError(f"{errors[0]}{more}")
         binary = " (0/255 binary masks? write 1 for 255)" if counts[IGNORE_ID] else ""
         raise DatasetError(
             f"the training masks of {root} hold no class but 0{binary}; write ids 0 to K - 1, or name the classes in"

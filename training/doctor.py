@@ -88,7 +88,13 @@ def examine(dataset: Dataset, splits: Sequence[str]) -> Diagnosis:
             split: replace(found, faults=tuple(fault for fault in found.faults if fault.kind != "0/255 binary"))
             for split, found in contents.items()
         }
-    findings = [*_unpaired(dataset), *_faults(contents), *_classes(dataset, contents), *_duplicates(dataset, contents)]
+    findings = [
+        *_splits(dataset),
+        *_unpaired(dataset),
+        *_faults(contents),
+        *_classes(dataset, contents),
+        *_duplicates(dataset, contents),
+    ]
     findings.sort(key=lambda finding: finding.severity)
     return Diagnosis(dataset, contents, tuple(findings))
 
@@ -103,6 +109,16 @@ def near_pairs(first: Sequence[int | None], second: Sequence[int | None]) -> Ite
         distance: NDArray[np.uint8] = np.bitwise_count(hashes ^ np.uint64(value))
         for j in np.flatnonzero(distance <= NEAR_BITS):
             yield i, known[int(j)]
+
+
+def _splits(dataset: Dataset) -> Iterator[Finding]:
+    missing = [split for split in _COMPARED if split not in dataset.splits]
+    messages = tuple(
+        f"there is no split {split}, and 'fcnseg train' needs {' and '.join(_COMPARED)}; give images to it"
+        for split in missing
+    )
+    if messages:
+        yield Finding("warning", "split missing", None, messages)
 
 
 def _unpaired(dataset: Dataset) -> Iterator[Finding]:

@@ -81,7 +81,7 @@ def read_labels(path: Path) -> Labels:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise DatasetError(f"{path}: not valid at {where}: {first['msg']}; see the README for its form") from error
+        raise DatasetError(f"{path}: not valid at {where}: {first['msg']}; its form is in docs/training.md") from error
     names, colours = content.names, content.palette_rgb
     _require_distinct(path, names)
     if colours is not None and len(colours) != len(names):

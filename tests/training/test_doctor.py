@@ -185,6 +185,14 @@ def test_0_255_masks_without_classes_json_are_refused_as_such(data: Path) -> Non
         run_check(data)
 
 
+def test_masks_that_no_class_can_be_read_from_are_told_as_such_where_the_classes_are_counted(data: Path) -> None:
+    (data / "classes.json").unlink()
+    for name in "abc":
+        save(data / "masks" / f"{name}.png", np.array(COLOURS, np.uint8)[some_ids()])
+    with pytest.raises(DatasetError, match=r"a\.png is drawn in colours.*\(1 more of 2 training masks cannot"):
+        run_check(data)
+
+
 def test_255_for_no_label_in_masks_of_two_classes_is_no_fault(data: Path) -> None:
     write_classes(data, ["ground", "thing"])
     for name in "abc":
@@ -283,6 +291,25 @@ def test_all_images_without_masks_and_masks_without_images_are_named(data: Path)
     assert [message.split()[1] for message in masks] == ["bereft.png", "widowed.png"]
     assert images[0] == f"image lonely.png has no mask in {data / 'masks'}; add it, or take the image out"
     assert sum(contents.images for contents in diagnose(data).contents.values()) == 3
+
+
+def test_where_no_mask_has_an_images_name_one_of_theirs_is_shown(data: Path) -> None:
+    for name in ("train.txt", "val.txt"):
+        (data / name).unlink()
+    for name in "abc":
+        (data / "masks" / f"{name}.png").rename(data / "masks" / f"{name}_mask.png")
+    with pytest.raises(
+        DatasetError, match=r"a\.png has no mask of that name in .*masks, where the first is a_mask\.png"
+    ):
+        run_check(data)
+
+
+@pytest.mark.parametrize("missing", ["train", "val"])
+def test_a_split_that_training_needs_and_that_is_missing_is_warned_of(data: Path, missing: str) -> None:
+    (data / f"{missing}.txt").unlink()
+    (message,) = only(data, "split missing", None, "warning")
+    assert message == f"there is no split {missing}, and 'fcnseg train' needs train and val; give images to it"
+    assert run_check(data).exit_code == 0
 
 
 def test_all_listed_names_that_are_not_there_are_told(data: Path) -> None:

@@ -131,10 +131,16 @@ def files_of(folder: Path) -> Files:
 def match_folders(image_folder: Path, mask_folder: Path, labels: Labels | None) -> Pairs:
     """Pair the images of a folder with the masks of another, by their names without suffix."""
     images, masks = files_of(image_folder).by_stem, files_of(mask_folder).by_stem
+    samples = [
+        Sample(image.name, image, MaskFile(masks[stem], labels)) for stem, image in images.items() if stem in masks
+    ]
+    of_that_name, as_they_are = "", ""
+    if images and masks and not samples:
+        of_that_name, as_they_are = " of that name", f", where the first is {next(iter(masks.values())).name}"
     return Pairs(
-        [Sample(image.name, image, MaskFile(masks[stem], labels)) for stem, image in images.items() if stem in masks],
+        samples,
         [
-            *unpaired("image", images, masks, f"mask in {mask_folder}"),
+            *unpaired("image", images, masks, f"mask{of_that_name} in {mask_folder}{as_they_are}"),
             *unpaired("mask", masks, images, f"image in {image_folder}"),
         ],
     )
