@@ -317,6 +317,7 @@ def _run(job: "Job", tiles: _Tiles, *, top: bool) -> None:
     from fcnseg.errors import PartialFailureError
     from fcnseg.folder.names import REPORT
     from fcnseg.folder.totals import Totals
+    from fcnseg.frames import is_video
 
     label_map, total = job.model.label_map, len(job.plan.images)
     totals, skipped = Totals(), 0
@@ -351,9 +352,10 @@ def _run(job: "Job", tiles: _Tiles, *, top: bool) -> None:
     if totals.failed:
         names = ", ".join(shown(Path(name)) for name, _ in totals.failures[:_NAMES_SHOWN])
         rest = totals.failed - _NAMES_SHOWN
+        video = job.plan.single and is_video(Path(job.plan.images[0].image))
         raise PartialFailureError(
             f"{totals.failed} of {total} images failed: {names}{f' and {rest} more' if rest > 0 else ''};"
-            " the reasons are above"
+            f" the reasons are above{'; of a video, name an OUTPUT such as out.mp4' if video else ''}"
         )
 
 

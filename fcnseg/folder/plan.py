@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from fcnseg import images
 from fcnseg.errors import UsageError
 from fcnseg.files import require_place
 from fcnseg.folder.inputs import find_inputs
@@ -13,6 +14,8 @@ from fcnseg.folder.mask_files import MaskFormat
 from fcnseg.folder.names import name_masks
 from fcnseg.pictures import Pictures
 from fcnseg.types import LabelMap
+
+_OF_FILES = {*images.SUFFIXES, *(mask_format.suffix for mask_format in MaskFormat)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,11 @@ def plan(source: str | Path, output: Path, mask_format: MaskFormat = MaskFormat.
         masks, folder = name_masks([image.name for image in inputs.images], mask_format.suffix), output
         if output.is_file():
             raise UsageError(f"output {output} is a file; name a folder for the masks")
+        if output.suffix.lower() in _OF_FILES and not output.is_dir():
+            raise UsageError(
+                f"output {output} is named as a file, and input {source} is not a single image; name a folder for the"
+                " masks"
+            )
         require_place(output / "any")
     planned = [PlannedImage(image.path, image.name, mask) for image, mask in zip(inputs.images, masks, strict=True)]
     found = Plan(planned, folder, mask_format, inputs.single)

@@ -234,6 +234,9 @@ def test_a_folder_of_frames_becomes_a_video_and_a_manifest(tiny_model: Path, tmp
     assert second.returncode == 0, second.stderr
     assert (tmp_path / "second.mp4").stat().st_size > 0
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+    masks_of_it = run(tiny_model, tmp_path / "out.avi", tmp_path / "masks", "--device", "cpu")
+    assert masks_of_it.returncode == 1
+    assert "of a video, name an OUTPUT such as out.mp4" in masks_of_it.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,16 @@ def test_a_single_image_may_name_a_folder_or_a_file(tmp_path: Path) -> None:
     assert mask_of(plan(tmp_path / "odd.name", tmp_path / "out")) == tmp_path / "out" / "odd.png"
 
 
+@pytest.mark.parametrize("name", ["mask.png", "mask.TIFF", "coco.json", "mask.jpg"])
+def test_the_masks_of_a_folder_do_not_go_to_what_is_named_as_a_file(tmp_path: Path, name: str) -> None:
+    touch(tmp_path / "in", "a.jpg")
+    with pytest.raises(UsageError, match=rf"{name} is named as a file.*; name a folder for the masks"):
+        plan(tmp_path / "in", tmp_path / name)
+    (tmp_path / name).mkdir()
+    assert plan(tmp_path / "in", tmp_path / name).output == tmp_path / name
+    assert plan(tmp_path / "in", tmp_path / "masks.v2").output == tmp_path / "masks.v2"
+
+
 def test_nothing_to_do_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(
