@@ -23,7 +23,7 @@ from fcnseg.exchange import (
     require_stream,
 )
 from fcnseg.masks import Encoding
-from fcnseg.query import ImageSource, OverlayQuery, SegmentQuery, StreamSource
+from fcnseg.query import ImageSource, OverlayQuery, SegmentQuery, StreamSource, require_model
 from fcnseg.readiness import CHECK, PAUSE_S, WHOLE_SERVER, Readiness
 from fcnseg.regions import RegionQuery
 from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
@@ -149,24 +149,28 @@ class AsyncClient:
 
     async def get_model(self, model: str = "", version: str = "") -> RemoteModel:
         """Return one model's description; as `Client.get_model`."""
+        require_model(model, version)
         request = pb.GetModelRequest(model_name=model, model_version=version)
         response: pb.GetModelResponse = await self._call(self._stub.GetModel, request)
         return read_model(response.model)
 
     async def load_model(self, model: str) -> tuple[RemoteModel, ...]:
         """Let the server serve what its repository holds of a model now; as `Client.load_model`."""
+        require_model(model)
         request = admin_pb.LoadModelRequest(model_name=model)
         response: admin_pb.LoadModelResponse = await self._call(self._admin.LoadModel, request)
         return read_models(response.models)
 
     async def unload_model(self, model: str, version: str = "") -> tuple[RemoteModel, ...]:
         """Take a model from service; as `Client.unload_model`."""
+        require_model(model, version)
         request = admin_pb.UnloadModelRequest(model_name=model, model_version=version)
         response: admin_pb.UnloadModelResponse = await self._call(self._admin.UnloadModel, request)
         return read_models(response.models)
 
     async def reload_model(self, model: str) -> tuple[RemoteModel, ...]:
         """Let the server open a model anew; as `Client.reload_model`."""
+        require_model(model)
         request = admin_pb.ReloadModelRequest(model_name=model)
         response: admin_pb.ReloadModelResponse = await self._call(self._admin.ReloadModel, request)
         return read_models(response.models)

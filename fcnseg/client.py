@@ -23,7 +23,7 @@ from fcnseg.exchange import (
     require_stream,
 )
 from fcnseg.masks import Encoding
-from fcnseg.query import ImageSource, OverlayQuery, SegmentQuery, StreamSource
+from fcnseg.query import ImageSource, OverlayQuery, SegmentQuery, StreamSource, require_model
 from fcnseg.readiness import CHECK, PAUSE_S, WHOLE_SERVER, Readiness
 from fcnseg.regions import RegionQuery
 from fcnseg.remote import RemoteModel, RemoteSegmentation, StreamItem
@@ -213,6 +213,7 @@ class Client:
             RemoteModelNotFoundError: There is no such model or version.
             RequestError: The server could not be reached, or failed; of the kinds of `segment`.
         """
+        require_model(model, version)
         request = pb.GetModelRequest(model_name=model, model_version=version)
         response: pb.GetModelResponse = self._call(self._stub.GetModel, request)
         return read_model(response.model)
@@ -233,6 +234,7 @@ class Client:
             PermissionDeniedError: The server does not let the client change what it serves.
             RequestError: The server could not be reached, or failed; of the kinds of `segment`.
         """
+        require_model(model)
         request = admin_pb.LoadModelRequest(model_name=model)
         response: admin_pb.LoadModelResponse = self._call(self._admin.LoadModel, request)
         return read_models(response.models)
@@ -248,6 +250,7 @@ class Client:
             RemoteModelNotFoundError: No such model or version is served.
             RequestError: As for `load_model`.
         """
+        require_model(model, version)
         request = admin_pb.UnloadModelRequest(model_name=model, model_version=version)
         response: admin_pb.UnloadModelResponse = self._call(self._admin.UnloadModel, request)
         return read_models(response.models)
@@ -262,6 +265,7 @@ class Client:
             RemoteModelNotFoundError: No such model is served, or the repository no longer holds it.
             RequestError: As for `load_model`.
         """
+        require_model(model)
         request = admin_pb.ReloadModelRequest(model_name=model)
         response: admin_pb.ReloadModelResponse = self._call(self._admin.ReloadModel, request)
         return read_models(response.models)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fcnseg.errors import UsageError
 from fcnseg.masks import Encoding
 from fcnseg.regions import RegionQuery
+from fcnseg.types import require_names
 
 ImageSource: TypeAlias = str | Path | bytes | NDArray[np.uint8]
 """A path, an encoded image's bytes (JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF), or pixels as (H, W, 3) uint8 RGB."""
@@ -59,12 +60,24 @@ def require_quality(quality: int) -> None:
         raise UsageError(f"the overlay's JPEG quality is {quality}; it must be from 1 to 100")
 
 
+def require_model(model: object, version: object = "") -> None:
+    """Check what names a model.
+
+    Raises:
+        UsageError: Name or version is something else than text, such as a number.
+    """
+    for name, value in (("model", model), ("version", version)):
+        if not isinstance(value, str):
+            raise UsageError(f"{name} is {value!r}; give it as text, such as '{value}'")
+
+
 @dataclass(frozen=True)
 class SegmentQuery:
     """What is wanted of an image; `Client.segment` documents the fields.
 
     Raises:
-        UsageError: Classes are given as one text, or there is no such encoding.
+        UsageError: Classes are given as one text or as numbers, model or version are no text, or there is no such
+            encoding.
     """
 
     model: str
@@ -79,6 +92,6 @@ class SegmentQuery:
     def __post_init__(self) -> None:
         if self.encoding not in set(Encoding):
             raise UsageError(f"there is no encoding {self.encoding!r}; there are {', '.join(Encoding)}")
-        for name, value in (("heatmaps", self.heatmaps), ("classes", self.classes)):
-            if isinstance(value, str):
-                raise UsageError(f"{name} is the text {value!r}; give a list of names, such as [{value!r}]")
+        require_model(self.model, self.version)
+        require_names("heatmaps", self.heatmaps)
+        require_names("classes", self.classes)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fcnseg.errors import UsageError
 from fcnseg.resample import Grid, resample_window, span
-from fcnseg.types import ClassInfo, Segmentation
+from fcnseg.types import ClassInfo, Segmentation, require_names
 
 DEFAULT_THRESHOLD = 0.5
 MIN_THRESHOLD = 0.01
@@ -84,7 +84,7 @@ class RegionQuery:
         min_pixels: The fewest pixels of a region, at least 1; smaller ones are often crumbs of a neighbour.
 
     Raises:
-        UsageError: Threshold, limit or size is out of range.
+        UsageError: Threshold, limit or size is out of range, or classes are given as one text or as numbers.
     """
 
     classes: tuple[str, ...] = ()
@@ -93,6 +93,7 @@ class RegionQuery:
     min_pixels: int = 1
 
     def __post_init__(self) -> None:
+        require_names("the regions' classes", self.classes)
         require_threshold(self.threshold)
         require_limit(self.limit)
         if self.min_pixels < 1:

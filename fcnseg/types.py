@@ -145,6 +145,23 @@ def closest(word: str, choices: Sequence[str]) -> str:
     return f"there are {', '.join(choices[:10])}{', ...' if len(choices) > 10 else ''}"
 
 
+def require_names(what: str, names: Sequence[object]) -> None:
+    """Check what is given as the names of classes.
+
+    Args:
+        what: What they are given as, for the message.
+        names: Names, or ids as text.
+
+    Raises:
+        UsageError: It is one text, or holds something else than texts.
+    """
+    if isinstance(names, str):
+        raise UsageError(f"{what} is the text {names!r}; give a list of names, such as [{names!r}]")
+    for name in names:
+        if not isinstance(name, str):
+            raise UsageError(f"{what} has {name!r}; give a class by its name, or its id as text, such as '{name}'")
+
+
 def voc_colour(index: int) -> Colour:
     """Colour `index` of the PASCAL VOC sequence: the index's bits spread over the channels, highest bits first."""
     channels = [0, 0, 0]

@@ -9,7 +9,7 @@ from fcnseg.folder.mask_files import MaskFormat
 from fcnseg.images import DEFAULT_LIMITS, ImageLimits
 from fcnseg.pictures import Pictures
 from fcnseg.regions import RegionQuery
-from fcnseg.types import LabelMap
+from fcnseg.types import LabelMap, require_names
 
 Tile: TypeAlias = int | Literal["auto", "none"]
 
@@ -41,7 +41,7 @@ class FolderOptions:
             what the runs under way may take.
 
     Raises:
-        UsageError: A number is out of range.
+        UsageError: A number is out of range, or heatmaps are given as one text or as numbers.
     """
 
     mask_format: MaskFormat = MaskFormat.PNG
@@ -61,6 +61,7 @@ class FolderOptions:
     memory_bytes: int = DEFAULT_MEMORY_BYTES
 
     def __post_init__(self) -> None:
+        require_names("heatmaps", self.heatmaps)
         if isinstance(self.tile, int) and self.tile < 1:
             raise UsageError(f"tiles of {self.tile} pixels were asked for; they must have at least 1")
         for name, value, least in (

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -309,6 +310,16 @@ async def test_one_image_is_no_stream() -> None:
             client.segment_stream("photo.jpg")
         with pytest.raises(UsageError, match="in_flight is 0"):
             client.segment_stream([], in_flight=0)
+
+
+async def test_a_number_is_no_version() -> None:
+    async with AsyncClient("127.0.0.1:1") as client:
+        for call in (client.get_model, client.unload_model):
+            with pytest.raises(UsageError, match="version is 2; give it as text"):
+                await call("cat", cast("str", 2))
+        for load in (client.load_model, client.reload_model):
+            with pytest.raises(UsageError, match="model is 2; give it as text"):
+                await load(cast("str", 2))
 
 
 async def test_closing_the_client_ends_what_is_under_way_and_it_takes_nothing_more(tiny_model: Path) -> None:

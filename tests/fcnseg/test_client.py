@@ -414,6 +414,30 @@ def test_one_text_is_no_list_of_classes() -> None:
         client.segment(IMAGE, classes="red")
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"version": 2}, "version is 2; give it as text, such as '2'"),
+        ({"model": Path("cat")}, "model is .*; give it as text, such as 'cat'"),
+        ({"classes": [3]}, "classes has 3; give a class by its name, or its id as text, such as '3'"),
+        ({"heatmaps": [3]}, "heatmaps has 3; give"),
+    ],
+)
+def test_a_number_is_no_name(asked: dict[str, Any], words: str) -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(UsageError, match=words):
+        client.segment(IMAGE, **asked)
+
+
+def test_a_number_is_no_version_wherever_one_is_given() -> None:
+    with Client("127.0.0.1:1") as client:
+        for call in (client.get_model, client.unload_model):
+            with pytest.raises(UsageError, match="version is 2; give it as text"):
+                call("cat", cast("str", 2))
+        for load in (client.load_model, client.reload_model):
+            with pytest.raises(UsageError, match="model is 2; give it as text"):
+                load(cast("str", 2))
+
+
 def test_an_encoding_that_is_none_is_refused_before_it_is_sent() -> None:
     with (
         Client("127.0.0.1:1") as client,

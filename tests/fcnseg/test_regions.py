@@ -1,6 +1,7 @@
 import time
 import tracemalloc
 from collections import deque
+from typing import Any
 
 import cv2
 import hypothesis.extra.numpy as npst
@@ -370,6 +371,14 @@ def test_small_regions_are_left_out_before_the_limit_counts() -> None:
     assert best.pixels < large.pixels
     query = RegionQuery(("cat",), limit=1, min_pixels=best.pixels + 1)
     assert find_regions(segmentation, geometry, query) == (large,)
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"), [("cat", "is the text 'cat'; give a list of"), ((3,), "has 3; give a class by its name")]
+)
+def test_classes_are_given_as_a_list_of_texts(classes: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=f"the regions' classes {words}"):
+        RegionQuery(classes)
 
 
 def test_regions_have_at_least_one_pixel() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -484,3 +485,8 @@ def test_no_file_is_open_where_it_is_replaced(segmenter: Segmenter, tmp_path: Pa
         list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", options))
     assert {"000.json", "000.overlay.jpg", "manifest.jsonl", "report.html", "coco.json", "fcnseg.json"} <= set(replaced)
     assert not found_open
+
+
+def test_one_text_is_no_list_of_heatmaps() -> None:
+    with pytest.raises(UsageError, match=r"heatmaps is the text 'red'; give a list of names, such as \['red'\]"):
+        FolderOptions(heatmaps=cast("tuple[str, ...]", "red"))
