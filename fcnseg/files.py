@@ -68,17 +68,23 @@ def shown(path: Path) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def require_place(path: Path) -> None:
+def require_place(path: Path, *inputs: Path | None) -> None:
     """Check, before work is done for its sake, that a file can stand at a path.
 
+    Args:
+        path: Where it is to stand.
+        inputs: What it is made of, whose place it must not take.
+
     Raises:
-        UsageError: `path` is a folder, or lies below something that is none.
+        UsageError: `path` is a folder, or lies below something that is none, or is one of the inputs.
     """
     if path.is_dir():
         raise UsageError(f"output {path} is a folder; name a file in it")
     ancestor = next(parent for parent in path.absolute().parents if parent.exists())
     if not ancestor.is_dir():
         raise UsageError(f"output {path} cannot be written: {ancestor} is not a folder; choose another place")
+    if path.exists() and any(found is not None and found.exists() and path.samefile(found) for found in inputs):
+        raise UsageError(f"output {path} would take the place of what it is made of; name another")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 import fcnseg
 from fcnseg.commands.profile import profile as command
-from fcnseg.errors import ImageTooLargeError
+from fcnseg.errors import ImageTooLargeError, UsageError
 from fcnseg.profile import profile
 from fcnseg.sample_image import sample_image
 
@@ -47,6 +47,13 @@ def test_the_command_prints_shares_and_keeps_all_nodes(tmp_path: Path) -> None:
     content = json.loads(out.read_text())
     assert sum(node["ms"] for node in content["nodes"]) == pytest.approx(content["nodes_ms"])
     assert sum(group["share"] for group in content["groups"]) == pytest.approx(1)
+
+
+def test_the_figures_do_not_take_the_models_place(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(GOLDEN.read_bytes())
+    with pytest.raises(UsageError, match=r"model\.onnx would take the place of what it is made of"):
+        CliRunner().invoke(command, [str(model), "--json", str(model)], catch_exceptions=False)
 
 
 def test_a_size_beyond_all_images_is_refused_in_one_line() -> None:

@@ -91,6 +91,32 @@ def test_export_refuses_what_is_no_run(terminal: Terminal, tmp_path: Path) -> No
     assert str(tmp_path) in terminal.refused("export", tmp_path, "-o", tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_export_does_not_take_its_checkpoints_place(terminal: Terminal, tmp_path: Path, name: str) -> None:
+    checkpoint = tmp_path / "run" / name
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"weights")
+    for run in (checkpoint, checkpoint.parent):
+        message = terminal.refused("export", run, "-o", checkpoint)
+        assert f"output {checkpoint} would take the place of what it is made of; name another" in message
+
+
+@pytest.mark.parametrize("option", ["--weights", "--labels"])
+def test_heatmap_does_not_take_the_place_of_what_it_is_given(terminal: Terminal, tmp_path: Path, option: str) -> None:
+    given = tmp_path / "given"
+    given.write_bytes(b"weights")
+    message = terminal.refused("heatmap", "squeezenet1_1", option, given, "-o", given)
+    assert f"output {given} would take the place of what it is made of; name another" in message
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_evaluate_does_not_take_its_models_place(terminal: Terminal, tmp_path: Path, option: str) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"weights")
+    message = terminal.refused("evaluate", model, tmp_path, option, model)
+    assert f"output {model} would take the place of what it is made of; name another" in message
+
+
 def test_evaluate_refuses_an_onnx_file_that_is_not_ours(terminal: Terminal, tmp_path: Path) -> None:
     data = dataset(tmp_path / "data", np.zeros((8, 8), np.uint8))
     graph = onnx.helper.make_graph([], "empty", [], [])

@@ -107,7 +107,7 @@ def evaluate(
     from training.report_page import to_html
 
     for path in filter(None, (json_path, report)):
-        require_place(path)
+        require_place(path, model)
     if json_path is not None and report is not None and json_path.absolute() == report.absolute():
         raise UsageError(f"--json and --report both name {report}; give each a file of its own")
     console = Console(stderr=True)

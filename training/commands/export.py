@@ -83,7 +83,7 @@ def export(
     if card_path == output:
         raise UsageError(f"output {output} has the name of its model card; end the model's name in .onnx")
     for path in (output, card_path):
-        require_place(path)
+        require_place(path, run, run / "best.ckpt", run / "last.ckpt")
     if precision == "fp32":
         refuse_given({"data"}, "{} is measured on for --precision fp16 and int8 alone; leave it out")
     if precision != "int8":

@@ -74,7 +74,7 @@ def heatmap(
     from training.tracing import input_channels
     from training.zoo import load_classifier
 
-    require_place(output)
+    require_place(output, weights, labels)
     if is_net_file(arch) and (mean is None or std is None):
         raise UsageError(
             f"the normalisation of {arch} is not known; give the --mean and --std that it was trained with, of values"
