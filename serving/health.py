@@ -50,14 +50,6 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # wi
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
-    async def List(  # noqa: N802
-        self, request: health_pb2.HealthListRequest, context: "Context"
-    ) -> health_pb2.HealthListResponse:
-        """Tell the status of all."""
-        del request, context
-        found = {name: health_pb2.HealthCheckResponse(status=self._status(name)) for name in self._services}
-        return health_pb2.HealthListResponse(statuses=found)
-
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: "Context"
     ) -> None:

@@ -42,7 +42,7 @@ from serving.registry import ModelRegistry
 from serving.security import Security
 from serving.servicer import SegmentationServicer
 from serving.side_server import SideServer
-from serving.signals import end_at_once, end_broken, end_when_overdue
+from serving.signals import end_at_once, end_when_overdue
 
 if TYPE_CHECKING:
     from serving.spans import CallTracer  # in an extra
@@ -199,15 +199,6 @@ class Server:
             self._chores.append(asyncio.create_task(self._watch()))
         return f"{host}:{port}"
 
-    async def wait_until_broken(self) -> None:
-        """Return when gRPC's server has ended by itself, as grpcio 1.85's does.
-
-        It takes the path of a method for UTF-8 text before anyone is asked who is there, and ends where it is none.
-        """
-        # Nothing else tells of it.
-        while self._server._server.is_running():  # type: ignore[attr-defined] # noqa: ASYNC110, SLF001
-            await asyncio.sleep(_BEAT_S)
-
     async def stop(self) -> None:
         """Report NOT_SERVING, wait for the drain delay, take no new requests, and finish those under way in the grace.
 
@@ -276,7 +267,7 @@ async def serve_until_stopped(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal ends the process at once.
 
-    So does what still runs a few seconds after the grace, and gRPC's server where it ends by itself.
+    So does what still runs a few seconds after the grace.
 
     Args:
         registry: The models; closed at the end.
@@ -300,11 +291,7 @@ async def serve_until_stopped(
             gc.collect()
             gc.freeze()
             announce(starting.result(), server.http_address)
-            breaking = asyncio.create_task(server.wait_until_broken())
-            await asyncio.wait({breaking, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if breaking.done():
-                end_broken()
-            breaking.cancel()
+            await stopping
         _log.info("stopping: requests under way have %g s", config.grace_s)
         end_when_overdue(config.drain_delay_s + config.grace_s + _LONGEST_END_S)
     finally:

@@ -25,15 +25,6 @@ def end_when_overdue(after_s: float) -> None:
     timer.start()
 
 
-def end_broken() -> None:
-    """End the process with exit code 1, so that whatever keeps it running starts it anew.
-
-    At once: gRPC's memory is not sound any more.
-    """
-    _log.critical("gRPC's server has ended by itself and cannot be started again; the process ends, to be started anew")
-    os._exit(1)
-
-
 def _end() -> None:
     _log.warning("what cannot be interrupted has outlasted the grace; the process ends without it")
     os._exit(0)

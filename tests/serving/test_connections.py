@@ -15,6 +15,7 @@ from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.connections import ConnectionConfig
 from serving.server import ServerConfig
+from tests import http2
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import running_server
 from tests.server_process import free_port, server_process
@@ -48,6 +49,18 @@ def test_a_client_that_does_not_greet_is_dropped(tiny_model: Path, greeting: byt
             silent.sendall(greeting)
             while silent.recv(4096):
                 pass
+
+
+@pytest.mark.parametrize("method", ["\udcff/\udcff", "fcnseg.v1.SegmentationService/\udcff", "\udcff"])
+def test_a_method_whose_name_is_no_text_ends_nothing_but_its_call(tiny_model: Path, method: str) -> None:
+    """grpcio 1.84 and 1.85 answer nobody after it."""
+    with running_server(tiny_model) as server:
+        host, port = server.address.split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as stranger:
+            stranger.sendall(http2.greeting() + http2.begin(method))
+            assert any(kind == http2.HEADERS for kind, _ in http2.frames(stranger))
+        with Client(server.address) as client:
+            assert client.segment(IMAGE).class_map.shape == (4, 4)
 
 
 def test_an_old_connection_ends_when_its_request_is_answered_and_the_next_gets_a_new_one(tiny_model: Path) -> None:
