@@ -1,6 +1,7 @@
 """Tracing a classifier into a graph whose nodes are layers, with every shape in it static."""
 
 import contextlib
+import inspect
 import logging
 import operator
 from collections.abc import Callable, Iterator
@@ -155,14 +156,36 @@ def trace_layers(model: nn.Module, image_shape: tuple[int, int, int, int]) -> fx
         ArchitectureError: torch.fx cannot trace it.
     """
     try:
-        graph = LayerTracer(image_shape).trace(model)
+        graph = LayerTracer(image_shape).trace(model, _defaults(model))
     except Exception as error:  # whatever a foreign forward raises on proxies
         reason = " ".join(str(error).split())[:200]
         raise ArchitectureError(
-            f"{type(model).__name__} cannot be traced by torch.fx ({reason}); its forward must not branch on values"
+            f"{type(model).__name__} cannot be traced by torch.fx ({reason}); its forward must not branch on values,"
+            " nor make Python numbers of them"
         ) from error
+    _take_image_alone(graph)
     _take_maxima_alone(graph)
     return fx.GraphModule(model, graph, class_name=type(model).__name__)
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """What a forward takes for everything behind the image where it is given nothing else."""
+    parameters = list(inspect.signature(type(model).forward).parameters.values())[2:]  # behind self and the image
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _take_image_alone(graph: fx.Graph) -> None:
+    """Take out the inputs that tracing has fixed at their defaults, with what it leaves to compare them with these."""
+    others = [node for node in graph.nodes if node.op == "placeholder"][1:]
+    checks: dict[fx.Node, None] = {}
+    pending = [user for node in others for user in node.users]
+    while pending:
+        node = pending.pop()
+        checks[node] = None
+        pending += node.users
+    for node in reversed(list(graph.nodes)):
+        if node in checks or node in others:
+            graph.erase_node(node)
 
 
 def _take_maxima_alone(graph: fx.Graph) -> None:
@@ -198,8 +221,8 @@ def _takes_values(user: fx.Node) -> bool:
 def input_channels(model: nn.Module, input_size: tuple[int, int]) -> int:
     """Channels of the image that a net takes: those of its first convolution, if it takes such an image.
 
-    Where it does not and these are 3 * b * b, as 12 or 48, the net folds blocks of b x b pixels of an RGB image into
-    channels first, as TResNet does.
+    Where it does not, as one that folds blocks of pixels into channels first or whose convolution of the image is
+    defined behind another, it takes RGB or grey.
 
     Args:
         model: A net in eval mode; it is not changed.
@@ -214,8 +237,8 @@ def input_channels(model: nn.Module, input_size: tuple[int, int]) -> int:
             f"{type(model).__name__} has no convolution, so there is nothing to slide over an image"
         )
     channels = first.in_channels
-    may_fold = channels in {3 * b * b for b in range(2, 9)}
-    return 3 if may_fold and not _takes(model, (1, channels, *input_size)) else channels
+    candidates = () if channels == 3 else (channels, 3, 1)
+    return next((c for c in candidates if _takes(model, (1, c, *input_size))), channels)
 
 
 def _takes(model: nn.Module, image_shape: tuple[int, int, int, int]) -> bool:

@@ -282,3 +282,52 @@ LAST_STEPS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_a_function_of_the_logits_becomes_one_of_every_cells(step: str) -> None:
     found = check(lambda x, score: LAST_STEPS[step](score(x.mean((2, 3)))))
     assert found.certificate.identity == "window"
+
+
+class Optional(nn.Module):
+    """A forward that takes more than the image, where it is given more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.score = conv(3, 8, stride=4), nn.Linear(8, CLASSES)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, return_features: bool = False, pool: str = "mean"
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        features = self.features(x)
+        if mask is not None:
+            features = features * mask
+        logits = self.score(features.mean((2, 3)) if pool == "mean" else features.amax((2, 3)))
+        return (logits, features) if return_features else logits
+
+
+def test_what_a_forward_takes_beside_the_image_has_its_defaults() -> None:
+    model = seeded(Optional)
+    net, certificate = convolutionalize(model, SIZE)
+    assert certificate.identity == "cam"
+    assert [node.name for node in net.graph.nodes if node.op == "placeholder"] == ["x"]
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, 72, 80)).shape == (1, CLASSES, 18, 20)
+
+
+class DefinedLate(nn.Module):
+    """A net whose convolution of the image is defined behind another one, of `channels`."""
+
+    def __init__(self, channels: int, image: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.gate = nn.Conv2d(channels, 1, 3, padding=1)
+        self.features = nn.Sequential(conv(image, 8, stride=4), conv(8, 8, stride=2))
+        self.score = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return self.score((x * self.gate(x[:, : self.channels]).sigmoid()).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("channels", "image"), [(2, 3), (1, 3), (8, 3), (8, 1)])
+def test_the_channels_of_the_image_are_those_that_the_net_takes(channels: int, image: int) -> None:
+    model = seeded(lambda: DefinedLate(channels, image))
+    net = convolutionalize(model, SIZE).net
+    assert net(torch.zeros(1, image, 72, 80)).shape == (1, CLASSES, 9, 10)
+    assert build_fcn(model, "fcn8s", 3, SIZE)(torch.zeros(1, image, 72, 80)).shape == (1, 3, 9, 10)
