@@ -49,10 +49,10 @@ class AxisGrid:
             self.last + self.stride * (dilation * (kernel - 1) - padding),
         )
 
-    def transposed(self, kernel: int, stride: int, padding: int) -> "AxisGrid":
-        """The grid behind a transposed convolution: cell j depends on cells (j + p - k + 1) / s to (j + p) / s."""
+    def transposed(self, kernel: int, stride: int, padding: int, dilation: int = 1) -> "AxisGrid":
+        """The grid behind a transposed convolution: cell j sees cells (j + p - d * (k - 1)) / s to (j + p) / s."""
         step = self.stride / stride
-        return AxisGrid(step, self.first + step * (padding - kernel + 1), self.last + step * padding)
+        return AxisGrid(step, self.first + step * (padding - dilation * (kernel - 1)), self.last + step * padding)
 
     def shifted(self, cells: int) -> "AxisGrid":
         """The grid whose cell 0 is this one's cell `cells`."""

@@ -19,11 +19,20 @@ from training.grid import AxisGrid, Grid
 
 @dataclass(frozen=True)
 class Trace:
-    """What is known of a tensor: its grid, its (h, w), and which of its axes they are (None: merged with others)."""
+    """What is known of a tensor.
+
+    Attributes:
+        grid: Of the map that it holds.
+        size: (h, w) of that map.
+        axes: Which of the tensor's axes these are; None where they are merged with others, or cut.
+        cut: Where each of them is cut into blocks, the axes of (rows of blocks, rows of a block, columns of blocks,
+            columns of a block).
+    """
 
     grid: Grid
     size: tuple[int, int]
     axes: tuple[int, int] | None
+    cut: tuple[int, int, int, int] | None = None
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -43,12 +52,19 @@ def both(trace: Trace, kernel: Any, stride: Any, padding: Any, dilation: Any) ->
 
 
 def _convolution(trace: Trace, args: tuple[Any, ...]) -> Grid:
-    kernel = tuple(args[1].shape[2:])
-    stride, padding, dilation, is_transposed = args[3:7]
+    kernel, (stride, padding, dilation, is_transposed) = args[1].shape[2:], args[3:7]
+    if len(kernel) > 2:  # of volumes: of its axes, those that are the map's
+        kernel, stride, padding, dilation = (_along(trace, v) for v in (kernel, stride, padding, dilation))
     if not is_transposed:
         return both(trace, kernel, stride, padding, dilation)
-    (ky, kx), (sy, sx), (py, px) = map(pair, (kernel, stride, padding))
-    return Grid(trace.grid.y.transposed(ky, sy, py), trace.grid.x.transposed(kx, sx, px))
+    (ky, kx), (sy, sx), (py, px), (dy, dx) = map(pair, (kernel, stride, padding, dilation))
+    return Grid(trace.grid.y.transposed(ky, sy, py, dy), trace.grid.x.transposed(kx, sx, px, dx))
+
+
+def _along(trace: Trace, values: Any) -> tuple[int, int]:
+    """Of three values for the axes 2, 3 and 4, those for the map's rows and columns."""
+    y, x = trace.axes or (2, 3)
+    return values[y - 2], values[x - 2]
 
 
 def _max_pool(trace: Trace, args: tuple[Any, ...]) -> Grid:
@@ -63,8 +79,8 @@ def _adaptive_pool(trace: Trace, args: tuple[Any, ...]) -> Grid | None:
     wanted, size = pair(args[1]), trace.size
     if wanted == size:
         return trace.grid
-    if wanted == (1, 1):
-        return None
+    if all(w in (1, n) for w, n in zip(wanted, size, strict=True)):
+        return None  # along one axis or both
     raise ArchitectureError(
         f"an adaptive pooling of a {size[0]}x{size[1]} map to {wanted[0]}x{wanted[1]} cells has no constant stride"
     )
@@ -111,28 +127,68 @@ def _slice(trace: Trace, args: tuple[Any, ...]) -> Grid:
 
 
 def _bilinear(trace: Trace, args: tuple[Any, ...]) -> Grid:
-    scale = _whole_scale(trace, args)
+    return _interpolated(trace, args, 1)
+
+
+def _bicubic(trace: Trace, args: tuple[Any, ...]) -> Grid:
+    return _interpolated(trace, args, 2)
+
+
+def _interpolated(trace: Trace, args: tuple[Any, ...], around: int) -> Grid:
+    """The grid behind interpolation between so many cells before a place and behind it."""
+    sizes = zip(trace.size, args[1], strict=True)
     if args[2]:  # align_corners
         raise ArchitectureError("enlarging with align_corners stretches the map, so it has no constant stride")
-    return Grid(_between(trace.grid.y, scale[0]), _between(trace.grid.x, scale[1]))
+    y, x = (_between(axis, *pair, around) for axis, pair in zip((trace.grid.y, trace.grid.x), sizes, strict=True))
+    return Grid(y, x)
 
 
-def _between(axis: AxisGrid, scale: int) -> AxisGrid:
-    """The grid behind linear interpolation: cell j lies between the two cells around (j + 1/2) / scale - 1/2."""
-    reach_before = axis.stride * (Fraction(3, 2) - Fraction(1, scale))
-    return AxisGrid(axis.stride / scale, axis.first - reach_before, axis.last + axis.stride / 2)
+def _between(axis: AxisGrid, cells: int, wanted: int, around: int) -> AxisGrid:
+    """The grid of values interpolated at (j + 1/2) * step - 1/2, in cells: between those around there."""
+    step = _step(cells, wanted)
+    place = step / 2 - Fraction(1, 2)
+    # The farthest cell that is asked for: of even numbers, places lie between cells, of odd ones some lie on them.
+    even = (step.numerator * step.denominator) % 2 == 0
+    reach = around - Fraction(1, 2 * step.denominator) if even or step == 1 else Fraction(around)
+    return AxisGrid(
+        axis.stride * step, axis.first + axis.stride * (place - reach), axis.last + axis.stride * (place + reach)
+    )
 
 
 def _nearest(trace: Trace, args: tuple[Any, ...]) -> Grid:
-    sy, sx = _whole_scale(trace, args)
-    return Grid(trace.grid.y.transposed(sy, sy, 0), trace.grid.x.transposed(sx, sx, 0))
+    return _sampled(trace, args, 0)
 
 
-def _whole_scale(trace: Trace, args: tuple[Any, ...]) -> tuple[int, int]:
-    (height, width), (h, w) = args[1], trace.size
-    if height % h or width % w:
-        raise ArchitectureError(f"enlarging a {h}x{w} map to {height}x{width} has no constant stride")
-    return height // h, width // w
+def _nearest_to_centre(trace: Trace, args: tuple[Any, ...]) -> Grid:
+    return _sampled(trace, args, Fraction(1, 2))
+
+
+def _sampled(trace: Trace, args: tuple[Any, ...], phase: Fraction | int) -> Grid:
+    """The grid of every step-th cell, from the one at `phase` of a step; or of cells repeated."""
+    axes = []
+    for axis, cells, wanted in zip((trace.grid.y, trace.grid.x), trace.size, args[1], strict=True):
+        step = _step(cells, wanted)
+        if step.denominator > 1:
+            axes.append(axis.transposed(step.denominator, step.denominator, 0))
+        else:
+            axes.append(replace(axis.shifted(int(step * phase)), stride=axis.stride * step))
+    return Grid(*axes)
+
+
+def _step(cells: int, wanted: int) -> Fraction:
+    """Cells from one interpolated value to the next: a whole number, or one by a whole number."""
+    step = Fraction(cells, wanted)
+    if 1 not in (step.numerator, step.denominator):
+        raise ArchitectureError(f"resizing {cells} cells along an axis to {wanted} has no constant stride")
+    return step
+
+
+def _pixel_unshuffle(trace: Trace, args: tuple[Any, ...]) -> Grid:
+    return both(trace, args[1], args[1], 0, 1)
+
+
+def _pixel_shuffle(trace: Trace, args: tuple[Any, ...]) -> Grid:
+    return Grid(trace.grid.y.transposed(args[1], args[1], 0), trace.grid.x.transposed(args[1], args[1], 0))
 
 
 def contracts_space(name: str, args: tuple[Any, ...], traces: "dict[int, Trace | str]") -> bool:
@@ -155,7 +211,7 @@ def contracts_space(name: str, args: tuple[Any, ...], traces: "dict[int, Trace |
 
 def mixes_space(name: str, args: tuple[Any, ...], trace: Trace) -> bool:
     """Whether an operator that leaves a map its size lets cells depend on all cells along an axis."""
-    return _reorders_space(name, args, trace) or _normalises_space(name, args, trace)
+    return name in _ANYWHERE or _reorders_space(name, args, trace) or _normalises_space(name, args, trace)
 
 
 def _reorders_space(name: str, args: tuple[Any, ...], trace: Trace) -> bool:
@@ -175,7 +231,7 @@ def _normalises_space(name: str, args: tuple[Any, ...], trace: Trace) -> bool:
         return True
     if name in {"native_batch_norm", "_native_batch_norm_legit"}:
         return bool(args[5] if name == "native_batch_norm" else args[-3])  # instance norm, in terms of batches
-    if name not in {"native_layer_norm", "_softmax"}:
+    if name not in {"native_layer_norm", "_softmax", "_log_softmax"}:
         return False
     rank = len(args[0].shape)
     first = rank - len(args[1]) if name == "native_layer_norm" else args[1] % rank
@@ -192,6 +248,9 @@ _ALONG = {
     "index_select": 1, "gather": 1,
 }  # fmt: skip
 """Operators that take values from elsewhere along axes, and the position of these."""
+
+_ANYWHERE = {"deform_conv2d", "grid_sampler_2d"}
+"""Operators that take values from wherever the numbers say."""
 
 RULES: dict[str, Callable[[Trace, tuple[Any, ...]], Grid | None]] = {
     "convolution": _convolution,
@@ -210,10 +269,13 @@ RULES: dict[str, Callable[[Trace, tuple[Any, ...]], Grid | None]] = {
     "replication_pad2d": _pad,
     "slice": _slice,
     "upsample_nearest2d": _nearest,
+    "_upsample_nearest_exact2d": _nearest_to_centre,
     "upsample_bilinear2d": _bilinear,
+    "upsample_bicubic2d": _bicubic,
+    "pixel_shuffle": _pixel_shuffle,
+    "pixel_unshuffle": _pixel_unshuffle,
 }
 REDUCTIONS = {"mean", "amax", "amin", "max", "min", "sum"}
-MOVES = {"view", "_unsafe_view", "reshape", "permute", "transpose", "squeeze", "flatten"}
 _AXES_ADDED = {"stack": 1, "unsqueeze": 1, "select": -1, "unbind": -1}
 """Operators that put an axis in or take one out, and by how much the number of axes grows."""
 
@@ -237,27 +299,9 @@ def kept(trace: Trace, name: str, args: tuple[Any, ...], output: Tensor) -> Trac
     axes = _renumbered(trace.axes, name, args)
     if axes is not None and (output.ndim <= axes[1] or tuple(output.shape[axis] for axis in axes) != trace.size):
         return None
-    return replace(trace, axes=axes)
-
-
-def moved(trace: Trace, args: tuple[Any, ...], output: Tensor, name: str) -> Trace:
-    """Follow the spatial axes through an operator that only moves or regroups axes."""
-    if name in {"permute", "transpose"} and trace.axes is not None:
-        rank = len(output.shape)
-        if name == "permute":
-            order = [a % rank for a in args[1]]
-        else:
-            order = list(range(rank))
-            a, b = args[1] % rank, args[2] % rank
-            order[a], order[b] = order[b], order[a]
-        return replace(trace, axes=(order.index(trace.axes[0]), order.index(trace.axes[1])))
-    shape = tuple(output.shape)
-    places = [i for i in range(len(shape) - 1) if shape[i : i + 2] == trace.size]
-    if trace.axes is not None:
-        # Regrouping keeps the order of the values, and with it how many there are before the spatial axes.
-        before = math.prod(args[0].shape[: trace.axes[0]])
-        places = [i for i in places if math.prod(shape[:i]) == before]
-    return replace(trace, axes=(places[-1], places[-1] + 1) if places else None)
+    first = args[0]
+    same = isinstance(first, Tensor) and first.shape == output.shape
+    return replace(trace, axes=axes, cut=trace.cut if same else None)
 
 
 def looks_beyond(before: Trace, grid: Grid, size: tuple[int, int]) -> bool:

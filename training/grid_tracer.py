@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from training.grid import Grid
+from training.grid_moves import MOVES, moved
 from training.grid_rules import (
-    MOVES,
     REDUCTIONS,
     RULES,
     Trace,
@@ -25,7 +25,6 @@ from training.grid_rules import (
     kept,
     looks_beyond,
     mixes_space,
-    moved,
     reduced_axes,
 )
 from training.tracing import blank_image, fake_tensors
@@ -147,7 +146,7 @@ class GridTracer(TorchDispatchMode):
             self._note_context(self._module)
         if contracted:
             keeps_cells = math.prod(trace.size) in output.shape  # as attention's answers do
-            self._keep(output, replace(trace, axes=None) if keeps_cells else self._module)
+            self._keep(output, replace(trace, axes=None, cut=None) if keeps_cells else self._module)
         elif name in MOVES:
             self._keep(output, moved(trace, args, output, name))
         elif rule is not None and trace.axes is not None:

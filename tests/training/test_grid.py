@@ -6,6 +6,7 @@ and max pooling alike.
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import SelectiveKernel
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fcnseg.errors import ArchitectureError
 from tests.training.small_nets import Residual, Squeezed, SqueezeExcited, seeded
@@ -238,3 +240,114 @@ def test_the_derived_grid_of_selective_kernels_is_the_measured_one() -> None:
     assert not certificate.global_context
     assert certificate.receptive_field == field == (619, 619)
     check_against_nan(net, 64, 1216)
+
+
+def unshuffled(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(n, 4 * c, h // 2, w // 2)
+
+
+def unshuffled_channels_last(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    blocks = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c).transpose(2, 3)
+    return blocks.reshape(n, h // 2, w // 2, 4 * c).permute(0, 3, 1, 2)
+
+
+def shuffled(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, c // 6, 2, 3, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // 6, 2 * h, 3 * w)
+
+
+def softmax_in_windows(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    windows = x.view(n, c, h // 4, 4, w // 4, 4).transpose(3, 4)
+    return windows.flatten(4).softmax(-1).view(windows.shape).transpose(3, 4).reshape(x.shape)
+
+
+RESHAPED: dict[str, Callable[[Tensor], Tensor]] = {
+    "dilated transposed convolution": lambda x: F.conv_transpose2d(x, torch.ones(6, 1, 4, 3), None, 1, 2, 0, 1, (2, 3)),
+    "strided and dilated transposed convolution": lambda x: F.conv_transpose2d(
+        x, torch.ones(6, 2, 4, 4), None, 2, 1, 0, 1, 3
+    ),
+    "pixel unshuffle": lambda x: F.pixel_unshuffle(x, 3),
+    "pixel unshuffle, as a view": unshuffled,
+    "pixel unshuffle, as a view of channels last": unshuffled_channels_last,
+    "pixel shuffle": lambda x: F.pixel_shuffle(torch.cat([x, x, x], 1), 3),
+    "pixel shuffle, as a view": shuffled,
+    "rows and columns repeated": lambda x: x.repeat_interleave(2, 2).repeat_interleave(3, 3),
+    "columns repeated": lambda x: x.repeat_interleave(2, 3),
+    "nearest, enlarged": lambda x: F.interpolate(x, scale_factor=(2, 3)),
+    "nearest to the centre, enlarged": lambda x: F.interpolate(x, scale_factor=(2, 3), mode="nearest-exact"),
+    "nearest, shrunk": lambda x: F.interpolate(x, scale_factor=(1 / 2, 1 / 3)),
+    "nearest to the centre, shrunk": lambda x: F.interpolate(x, scale_factor=(1 / 2, 1 / 3), mode="nearest-exact"),
+    "bilinear, enlarged": lambda x: F.interpolate(x, scale_factor=(2, 4), mode="bilinear"),
+    "bilinear, shrunk": lambda x: F.interpolate(x, scale_factor=(1 / 2, 1 / 4), mode="bilinear"),
+    "bicubic, enlarged": lambda x: F.interpolate(x, scale_factor=(2, 4), mode="bicubic"),
+    "bicubic, shrunk": lambda x: F.interpolate(x, scale_factor=(1 / 2, 1 / 4), mode="bicubic"),
+}
+RESHAPED_WITH_SLACK: dict[str, Callable[[Tensor], Tensor]] = {
+    "bilinear, by odd numbers": lambda x: F.interpolate(x, scale_factor=(3, 1 / 3), mode="bilinear"),
+    "bicubic, by odd numbers": lambda x: F.interpolate(x, scale_factor=(3, 1 / 3), mode="bicubic"),
+    "softmax in windows": softmax_in_windows,
+}
+
+
+def measured_interval(function: Callable[[Tensor], Tensor], axis: AxisGrid, dim: int) -> tuple[Fraction, Fraction]:
+    """The pixels that a map's cells depend on, relative to `stride * cell`; cells near the border are left out."""
+    size = 36
+    images = torch.zeros(size, 6, size, size)
+    for place, image in enumerate(images):
+        image.select(dim - 1, place).fill_(math.nan)
+    reached = function(images).isnan().amax((1, 5 - dim))  # (places, cells)
+    before, behind = [], []
+    for cell in range(reached.shape[1]):
+        places = [int(place) - axis.stride * cell for place in reached[:, cell].nonzero().flatten()]
+        if 12 <= axis.offset + axis.stride * cell < size - 12:
+            before.append(min(places))
+            behind.append(max(places))
+    return min(before), max(behind)
+
+
+@pytest.mark.parametrize("name", [*RESHAPED, *RESHAPED_WITH_SLACK])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_derived_grid_of_reshaped_and_resized_maps_is_the_measured_one(name: str, dim: int) -> None:
+    function = (RESHAPED | RESHAPED_WITH_SLACK)[name]
+    derived = grid_behind(function)
+    axis = (derived.y, derived.x)[dim - 2]
+    first, last = measured_interval(function, axis, dim)
+    if name in RESHAPED:
+        assert (axis.first, axis.last) == (first, last)
+    else:
+        assert axis.first <= first <= last <= axis.last
+
+
+def grid_behind(function: Callable[[Tensor], Tensor]) -> Grid:
+    class Behind(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    tracer, output = trace_grids(Behind(), 36, 36, 6)
+    assert tracer.is_map(output)
+    grid = tracer.grid(output)
+    assert grid is not None
+    return grid
+
+
+@pytest.mark.parametrize("rows_first", [True, False])
+def test_a_convolution_of_volumes_sees_rows_and_columns_by_their_own_kernels(rows_first: bool) -> None:  # noqa: FBT001
+    kernel = torch.ones(1, 1, 5, 7, 1) if rows_first else torch.ones(1, 1, 1, 5, 7)
+
+    def convolved(x: Tensor) -> Tensor:  # as position lambdas are, and fields of channels
+        volume = x.permute(0, 2, 3, 1)[:, None] if rows_first else x[:, None]
+        padding = [k // 2 for k in kernel.shape[2:]]
+        answer = F.conv3d(volume, kernel, padding=padding)[:, 0]
+        return answer.permute(0, 3, 1, 2) if rows_first else answer
+
+    grid = grid_behind(convolved)
+    assert ((grid.y.first, grid.y.last), (grid.x.first, grid.x.last)) == ((-2, 2), (-3, 3))
+
+
+@pytest.mark.parametrize("scale", [1.5, 2 / 3])
+def test_a_map_resized_by_a_broken_number_is_refused(scale: float) -> None:
+    with pytest.raises(ArchitectureError, match="resizing 36 cells along an axis to .* has no constant stride"):
+        grid_behind(lambda x: F.interpolate(x, scale_factor=scale))
