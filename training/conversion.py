@@ -7,7 +7,6 @@ The surgery edits a torch.fx graph in place of the modules, so that parameters k
 
 import copy
 import math
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from torchvision.models.convnext import LayerNorm2d
 from fcnseg.certificate import Certificate, Identity
 from fcnseg.errors import ArchitectureError, ParityError
 from training.net_grid import derive_net_grid
-from training.proof import measure_border_effect, measure_errors, sees_beyond
+from training.proof import measure_border_effect, measure_errors, with_proved_reach
 from training.refusal import refuse_coarse_weights, refuse_scripts, refuse_transformers
 from training.reparametrised import fix_weights
 from training.tail import Tail, find_tail, record_shapes
@@ -89,12 +88,11 @@ def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224),
     reference = _sharing_copy(model)
     errors = measure_errors(reference, trunk.net, trunk.pooled_cells, input_size)
     channels = input_channels(reference, input_size)
-    grid = derive_net_grid(trunk.net, input_size, channels)
-    if not grid.global_context and sees_beyond(trunk.net, grid, channels):
-        grid = replace(grid, global_context=("an operator whose reach is not known",))
+    grid = with_proved_reach(trunk.net, derive_net_grid(trunk.net, input_size, channels), channels)
     border_effect = measure_border_effect(reference, trunk.net, trunk.pooled_cells, input_size, grid.alignment)
     found = {"images of noise": errors.noise, "photographs": errors.photographs}
-    if not grid.padded:
+    shows_crops = not grid.padded and not grid.global_context
+    if shows_crops:
         found["crops of a larger image, without padding in the net,"] = border_effect
     for images, error in found.items():
         if error is not None and not error < TOLERANCE:  # NaN fails too
@@ -110,7 +108,7 @@ def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224),
         identity=trunk.identity,
         relative_error=errors.noise,
         photo_error=errors.photographs,
-        border_effect=border_effect if grid.padded else 0.0,
+        border_effect=0.0 if shows_crops else border_effect,
         tolerance=TOLERANCE,
         input_size=input_size,
         output_stride=(y.stride, x.stride),

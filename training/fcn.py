@@ -18,6 +18,7 @@ from training.conversion import Trunk, dense_trunk, prepared_copy
 from training.grid import Grid, Lattice, lattices
 from training.grid_tracer import record_grids
 from training.net_grid import NetGrid, derive_net_grid
+from training.proof import with_proved_reach
 from training.resample import resample
 from training.tracing import input_channels
 from training.upsampling import LearnedUpsampling
@@ -74,7 +75,9 @@ class FCN(nn.Module):
         )
         for new in (self.scores, self.upscores):
             new.to(next(trunk.parameters()))  # their device and type
-        self.net_grid = _net_grid(derive_net_grid(trunk, native, input_channels(trunk, native)), taps, num_classes)
+        channels = input_channels(trunk, native)
+        proved = with_proved_reach(trunk, derive_net_grid(trunk, native, channels), channels)
+        self.net_grid = _net_grid(proved, taps, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
         """Score an image.

@@ -13,13 +13,15 @@ from training.tracing import blank_image, fake_tensors
 
 @dataclass(frozen=True)
 class MapGrid:
-    """Where a map's cells lie, and how many there are.
+    """Where a map's cells lie, what they see, and how many there are.
 
     Attributes:
+        grid: Which pixels the cells see.
         lattice: (y, x) lattices.
         extra_cells: (y, x) cells beyond input size / stride, for inputs that are multiples of the alignment.
     """
 
+    grid: Grid
     lattice: tuple[Lattice, Lattice]
     extra_cells: tuple[int, int]
 
@@ -67,34 +69,49 @@ def derive_net_grid(net: nn.Module, native: tuple[int, int], channels: int = 3) 
     roomy = [max(least, -(-size // a)) * a for size, a in zip(native, align, strict=True)]
     height = _smallest(lambda size: _map_sizes(net, (size, roomy[1]), channels), roomy[0], align[0], least)
     width = _smallest(lambda size: _map_sizes(net, (roomy[0], size), channels), roomy[1], align[1], least)
-    while (small := _map_sizes(net, (height, width), channels)) is None and (height, width) < tuple(roomy):
+    while _map_sizes(net, (height, width), channels) is None and (height, width) < tuple(roomy):
         height, width = min(height + align[0], roomy[0]), min(width + align[1], roomy[1])
-    minimum = (height, width)
-    larger = _map_sizes(net, (height + align[0], width + align[1]), channels)
-    if small is None or larger is None:
-        raise ArchitectureError(
-            f"the net works at {native[0]}x{native[1]} pixels but not at {minimum[0]}x{minimum[1]} or one alignment"
-            f" ({align[0]}x{align[1]}) later, so it cannot slide over larger images"
-        )
+    # One alignment later, and far beyond the native size, where a net may crop its maps or run out of positions.
+    larger = [(height + align[0], width + align[1]), (4 * roomy[0] + align[0], 4 * roomy[1] + align[1])]
+    small, *sizes = (_sizes_where_it_slides(net, native, size, channels) for size in ((height, width), *larger))
     found = []
     for i, grid in enumerate(grids):
         if grid is None or grid.y.stride.denominator != 1 or grid.x.stride.denominator != 1:
             raise ArchitectureError("the net's output is not a map whose cells stand at a constant stride of pixels")
         lattice = lattices(grid)
         (h, w), (y, x) = small[i], (axis.stride for axis in lattice)
-        if larger[i] != (h + align[0] // y, w + align[1] // x):
-            raise ArchitectureError(
-                f"the map does not grow by whole cells: {h}x{w} cells at {minimum[0]}x{minimum[1]} pixels,"
-                f" {larger[i][0]}x{larger[i][1]} one alignment later"
-            )
-        found.append(MapGrid(lattice, (h - minimum[0] // y, w - minimum[1] // x)))
+        for size, cells in zip(larger, sizes, strict=True):
+            if cells[i] != (h + (size[0] - height) // y, w + (size[1] - width) // x):
+                raise ArchitectureError(
+                    f"the map does not grow by whole cells: {h}x{w} cells at {height}x{width} pixels,"
+                    f" {cells[i][0]}x{cells[i][1]} at {size[0]}x{size[1]}"
+                )
+        found.append(MapGrid(grid, lattice, (h - height // y, w - width // x)))
     answer = grids[-1] or Grid()
-    return NetGrid(tuple(found), answer, align, minimum, tuple(tracer.global_context), tracer.padded, maps[-1].shape[1])
+    context, channels = tuple(tracer.global_context), maps[-1].shape[1]
+    return NetGrid(tuple(found), answer, align, (height, width), context, tracer.padded, channels)
 
 
 def _smallest(sizes: Callable[[int], object | None], works: int, align: int, least: int) -> int:
     """The smallest multiple of the alignment, `least` times at least, at which there are map sizes, or `works`."""
     return next((size for size in range(least * align, works, align) if sizes(size) is not None), works)
+
+
+def _sizes_where_it_slides(
+    net: nn.Module, native: tuple[int, int], size: tuple[int, int], channels: int
+) -> list[tuple[int, int]]:
+    """(h, w) of the maps for an input size.
+
+    Raises:
+        ArchitectureError: The net does not take it.
+    """
+    sizes = _map_sizes(net, size, channels)
+    if sizes is None:
+        raise ArchitectureError(
+            f"the net works at {native[0]}x{native[1]} pixels but not at {size[0]}x{size[1]}, so it cannot slide over"
+            " images of other sizes"
+        )
+    return sizes
 
 
 def _map_sizes(net: nn.Module, size: tuple[int, int], channels: int) -> list[tuple[int, int]] | None:

@@ -1,6 +1,7 @@
 """Measuring how closely a heatmap net computes its classifier."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,12 +10,15 @@ from torch.nn import functional as F
 
 from fcnseg.errors import ArchitectureError
 from training.device import exact_products
+from training.grid_tracer import tensors_in
 from training.net_grid import NetGrid
 from training.photographs import PHOTOGRAPHS, photographs
 from training.refusal import refuse_answer
 from training.tracing import input_channels
 
 _NOISE_IMAGES = 2
+_SAME = 1e-4
+"""What the rounding of 32-bit floats makes of a cell at most, where kernels add in another order."""
 
 
 class Errors(NamedTuple):
@@ -82,33 +86,53 @@ def measure_border_effect(
     return _relative(middle, logits)
 
 
-def sees_beyond(net: nn.Module, grid: NetGrid, channels: int) -> bool:
-    """Whether a cell depends on a pixel outside its derived receptive field.
+def with_proved_reach(net: nn.Module, grid: NetGrid, channels: int) -> NetGrid:
+    """Add to a net's global context what its graph does not tell of it.
 
-    Every pixel outside the rows, and then the columns, of one cell's field is NaN, which survives zero weights,
-    activations and max pooling alike.
+    A cell of a net without global context depends on the pixels of its derived receptive field, and on neither their
+    place in the image nor the image's size. Both are looked at: every other pixel is NaN, which survives zero weights,
+    activations and max pooling alike, first in the rows and then in the columns; and the cell is compared with the one
+    that sees the same pixels elsewhere in a larger image.
 
     Args:
-        net: Maps (N, C, H, W) float to (N, K, h, w); in eval mode.
+        net: Maps (N, C, H, W) float to a map (N, K, h, w), or to a tuple of such, of which the first is computed from
+            the others; in eval mode. One on the meta device, which has no numbers, is not looked at.
         grid: What was derived of it.
         channels: C.
+
+    Returns:
+        The same grid, with a phrase of what was found among its global context.
     """
-    return any(_sees_beyond(net, grid, channels, axis) for axis in (0, 1))
+    reference = next(net.parameters(), None)
+    if grid.global_context or (reference is not None and reference.is_meta):
+        return grid
+    for axis in (0, 1):
+        here, elsewhere = (_alone(net, grid, channels, axis, moved) for moved in (0, 1))
+        if bool(here.isnan().any()):
+            return replace(grid, global_context=("an operator whose reach is not known",))
+        if not _relative(elsewhere, here) < _SAME:
+            return replace(grid, global_context=("the place in the image, or the image's size",))
+    return grid
 
 
-def _sees_beyond(net: nn.Module, grid: NetGrid, channels: int, axis: int) -> bool:
-    along, align = (grid.grid.y, grid.grid.x)[axis], grid.alignment[axis]
+def _alone(net: nn.Module, grid: NetGrid, channels: int, axis: int, moved: int) -> Tensor:
+    """The values of a cell whose receptive field along an axis is noise, so many alignments further, amid NaN."""
+    seen, align = grid.maps[0].grid, grid.alignment[axis]
+    along = (seen.y, seen.x)[axis]
     # Whole alignments: a window attention's cells see different windows at other places.
     cell = max(0, math.ceil(-along.first / align)) * align // along.stride
     first, last = int(along.first + along.stride * cell), int(along.last + along.stride * cell)
-    size = list(grid.minimum)
+    size, field = list(grid.minimum), list(grid.minimum)
     size[axis] = max(size[axis], (last // align + 3) * align)  # so that the cell is not its own mirror image
+    size[axis] += moved * align
+    field[axis] = last + 1 - first
     reference = next(net.parameters())
     image = torch.full((1, channels, *size), math.nan, device=reference.device, dtype=reference.dtype)
-    image.narrow(2 + axis, first, last + 1 - first).fill_(0.5)
+    noise = _noise(net, 1, channels, (field[0], field[1]))
+    image.narrow(2 + axis, first + moved * align, last + 1 - first).copy_(noise)
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):  # Winograd's kernels spread a NaN over their tile
-        cells = net(image).select(2 + axis, int(cell))
-    return bool(cells.isnan().any())
+        first_map = next(tensors_in((net(image),)))
+    return first_map.select(2 + axis, int(cell + moved * align / along.stride))
 
 
 def _relative_error(model: nn.Module, net: nn.Module, pooled_cells: tuple[int, int], images: Tensor) -> float:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
 
 from fcnseg.errors import ArchitectureError, ParityError
 from tests.training.small_nets import CLASSES, TAILS, LeNet, Pooled, Residual, conv, hidden_tail, seeded
@@ -355,6 +356,21 @@ WHOLE_ROWS_OR_COLUMNS: dict[str, Callable[[Tensor], Tensor]] = {
     "spread": lambda x: x / (1 + x.std((2, 3), keepdim=True)),
     "maximum in two steps": lambda x: x / (1 + x.max(3, keepdim=True)[0].max(2, keepdim=True).values),
     "logarithm of a sum": lambda x: x - x.logsumexp(3, keepdim=True),
+    "logarithm of a softmax": lambda x: x.log_softmax(2),
+    "wherever the numbers say": lambda x: deform_conv2d(x, x[:, :2].tanh(), torch.eye(8)[:, :, None, None]),
+    "wherever a grid says": lambda x: F.grid_sample(x, x[:, :2].movedim(1, 3).tanh(), align_corners=False),
+}
+PLACES: dict[str, Callable[[Tensor], Tensor]] = {
+    "coordinates": lambda x: x + torch.linspace(-1, 1, x.shape[3]),
+    "numbers of rows": lambda x: x + 0.1 * torch.arange(x.shape[2])[:, None],
+    "position embedding": lambda x: (
+        x + F.interpolate(torch.arange(16.0).view(1, 1, 4, 4), x.shape[2:], mode="bilinear")
+    ),
+    "size": lambda x: x * (16 / x.shape[3]),
+}
+ROWS_OR_COLUMNS_POOLED: dict[str, Callable[[Tensor], Tensor]] = {
+    "columns to a cell": lambda x: x * F.adaptive_avg_pool2d(x, (1, None)).sigmoid(),
+    "rows to a cell": lambda x: x * F.adaptive_max_pool2d(x, (None, 1)).sigmoid(),
 }
 UNKNOWN_REACH: dict[str, Callable[[Tensor], Tensor]] = {
     "spectrum": lambda x: torch.fft.fft2(x).real,
@@ -375,10 +391,12 @@ CHANNEL_BY_CHANNEL: dict[str, Callable[[Tensor], Tensor]] = {
     ("function", "named"),
     [
         *((function, ("middle",)) for function in WHOLE_ROWS_OR_COLUMNS.values()),
+        *((function, ("middle",)) for function in ROWS_OR_COLUMNS_POOLED.values()),
         *((function, ("an operator whose reach is not known",)) for function in UNKNOWN_REACH.values()),
+        *((function, ("the place in the image, or the image's size",)) for function in PLACES.values()),
         *((function, ()) for function in CHANNEL_BY_CHANNEL.values()),
     ],
-    ids=[*WHOLE_ROWS_OR_COLUMNS, *UNKNOWN_REACH, *CHANNEL_BY_CHANNEL],
+    ids=[*WHOLE_ROWS_OR_COLUMNS, *ROWS_OR_COLUMNS_POOLED, *UNKNOWN_REACH, *PLACES, *CHANNEL_BY_CHANNEL],
 )
 def test_operators_that_see_whole_rows_or_columns_are_told(
     function: Callable[[Tensor], Tensor], named: tuple[str, ...]
@@ -386,6 +404,28 @@ def test_operators_that_see_whole_rows_or_columns_are_told(
     certificate = convolutionalize(seeded(lambda: Local(Applied(function))), (8, 8)).certificate
     assert certificate.global_context == named
     assert (certificate.output_stride, certificate.receptive_field) == ((2, 2), (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x + torch.ones(16, 16), "works at 32x32 pixels but not at 4x4"),
+        (lambda x: x + torch.ones(40, 40)[: x.shape[2], : x.shape[3]], "works at 32x32 pixels but not at 130x130"),
+        (lambda x: x[:, :, :16, :16], "1x1 cells at 2x2 pixels, 16x16 at 130x130"),
+    ],
+    ids=["position embedding", "larger position embedding", "crop"],
+)
+def test_a_net_that_ends_at_a_size_is_refused(function: Callable[[Tensor], Tensor], reason: str) -> None:
+    with pytest.raises(ArchitectureError, match=reason):
+        convolutionalize(seeded(lambda: Local(Applied(function))), (32, 32))
+
+
+def test_a_net_without_padding_may_see_the_whole_image() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), Applied(lambda x: x * x.mean((2, 3), keepdim=True).sigmoid()))
+    model = seeded(lambda: nn.Sequential(net, nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 13 * 13, CLASSES)))
+    certificate = convolutionalize(model, (32, 32)).certificate
+    assert certificate.global_context == ("0",)
+    assert certificate.border_effect > TOLERANCE
 
 
 def test_a_net_that_turns_its_map_is_refused() -> None:

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -21,8 +24,9 @@ def classifier_of(net: nn.Module, size: tuple[int, int]) -> Classifier:
 
 
 def heatmap_model(net: nn.Module, size: tuple[int, int]) -> SegmentationModel:
-    dense = convolutionalize(net, size).net
-    return SegmentationModel(dense, derive_net_grid(dense, size), classifier_of(net, size), "heatmap").eval()
+    dense, certificate = convolutionalize(net, size)
+    grid = replace(derive_net_grid(dense, size), global_context=certificate.global_context)
+    return SegmentationModel(dense, grid, classifier_of(net, size), "heatmap").eval()
 
 
 def fcn_model(net: nn.Module, size: tuple[int, int], variant: str = "fcn8s") -> SegmentationModel:
@@ -264,3 +268,31 @@ def test_packaged_imagenet_weights_know_a_cat() -> None:
         best = int(classifier.net((pixels - mean) / std).argmax())
     assert classifier.labels is not None
     assert classifier.labels[best] in {"tabby", "tiger cat", "Egyptian cat"}
+
+
+class Reaching(nn.Module):
+    """A function between two convolutions."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 4, 3, 4, 1), nn.Conv2d(4, 8, 3, 2, 1)
+        self.fc = nn.Linear(8, 5)
+        self._function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.last(self._function(self.stem(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("function", "context"),
+    [
+        (lambda x: x.relu(), ()),
+        (lambda x: torch.fft.fft2(x).real, ("an operator whose reach is not known",)),
+        (lambda x: x + torch.linspace(0, 1, x.shape[3]), ("the place in the image, or the image's size",)),
+    ],
+    ids=["none", "spectrum", "coordinates"],
+)
+def test_an_fcn_tells_what_its_trunks_graph_does_not_tell(
+    function: Callable[[torch.Tensor], torch.Tensor], context: tuple[str, ...]
+) -> None:
+    assert fcn_model(seeded(lambda: Reaching(function)), (32, 32)).global_context == context

@@ -62,6 +62,8 @@ def heatmap(
       fcnseg heatmap timm/tf_efficientnet_lite0 -o cat.onnx
       fcnseg heatmap lenet.py:LeNet --weights lenet.pth --input-size 32 --mean 0.5 --std 0.5 -o digits.onnx
     """
+    from dataclasses import replace
+
     from rich.console import Console
     from rich.table import Table
 
@@ -86,6 +88,7 @@ def heatmap(
     with console.status("converting and checking against the classifier"):
         net, certificate = convolutionalize(classifier.net, classifier.input_size, rule)
         net_grid = derive_net_grid(net, classifier.input_size, input_channels(net, classifier.input_size))
+        net_grid = replace(net_grid, global_context=certificate.global_context)  # the proof's findings among it
         label_map = _label_map(labels, classifier, net_grid.channels)
         model = SegmentationModel(net, net_grid, classifier, "heatmap")
     with console.status("exporting and checking against onnxruntime"):

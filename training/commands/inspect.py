@@ -139,6 +139,7 @@ def _open_architecture(name: str, input_size: tuple[int, int] | None = None) -> 
     from training.layers import derive_layers
     from training.model import SegmentationModel
     from training.net_grid import derive_net_grid
+    from training.proof import with_proved_reach
     from training.tracing import input_channels
     from training.zoo import load_classifier
 
@@ -147,7 +148,8 @@ def _open_architecture(name: str, input_size: tuple[int, int] | None = None) -> 
         size = classifier.input_size
         trunk = dense_trunk(prepared_copy(classifier.net, size), size, "auto")
         layers = derive_layers(trunk.net)
-        net_grid = derive_net_grid(trunk.net, size, input_channels(trunk.net, size))
+        channels = input_channels(trunk.net, size)
+        net_grid = with_proved_reach(trunk.net, derive_net_grid(trunk.net, size, channels), channels)
         model = SegmentationModel(trunk.net, net_grid, classifier, "heatmap")
     parameters = sum(parameter.numel() for parameter in classifier.net.parameters())
     rows = {"native size": format_pair(size), "rule": trunk.identity}
