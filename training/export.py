@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from fcnseg.certificate import Certificate
-from fcnseg.errors import ParityError, UsageError
+from fcnseg.errors import ArchitectureError, ParityError, UsageError
 from fcnseg.files import replacing
 from fcnseg.model_card import ModelCard
 from fcnseg.model_file import METADATA_KEY, OUTPUTS, ModelInfo, ParityRecord, dump_info, parse_info, read_model_info
@@ -76,6 +76,7 @@ def export(
             with, or there are no images for 8-bit integers.
         ModelFileError: A metric is no number from 0 to 1.
         WeightsError: A weight cannot be rounded to 16 bits.
+        ArchitectureError: The net has an operator that cannot be exported, or that onnxruntime cannot run.
         ParityError: At some size the scores differ by more than 1e-4 of their range, or a class map differs where the
             two best scores are further apart than twice that; with 16-bit floats 2e-2. 8-bit integers are made of a
             file that is proved in 32 bits, and measured, not proved (`training.precision.compare`).
@@ -153,11 +154,17 @@ def _trace(model: SegmentationModel) -> onnx.ModelProto:
     image = torch.zeros(*_TRACED_SIZE, 3, dtype=torch.uint8)
     dynamic = torch.export.Dim.DYNAMIC
     names = [*OUTPUTS, _PLAIN] if model.has_plain_class_map else list(OUTPUTS)
-    with quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            _Outputs(_clamping(model)), (image,), dynamo=True, dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},),
-            input_names=["image"], output_names=names, opset_version=OPSET, external_data=False, verbose=False,
-        )  # fmt: skip
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                _Outputs(_clamping(model)), (image,), dynamo=True,
+                dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},), input_names=["image"], output_names=names,
+                opset_version=OPSET, external_data=False, verbose=False,
+            )  # fmt: skip
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ArchitectureError(
+            f"{without_folder(model.architecture)} cannot be exported ({_reason(error)}); choose another classifier"
+        ) from error
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     proto: onnx.ModelProto = program.model_proto
@@ -320,8 +327,7 @@ def _parity(
     """
     generator = np.random.default_rng(sum(shape))
     image = generator.integers(0, 256, (*shape, 3), np.uint8)
-    class_map, heatmap, confidence = session.run(None, {"image": image, _FLAG: np.array(True)})
-    (plain_class_map,) = session.run(OUTPUTS[:1], {"image": image})
+    class_map, heatmap, confidence, plain_class_map = _answers(session, model, image)
     device = next(model.parameters()).device
     with torch.no_grad():
         images = torch.from_numpy(image).to(device)
@@ -349,6 +355,26 @@ def _parity(
             " not written"
         )
     return error
+
+
+def _answers(
+    session: onnxruntime.InferenceSession, model: SegmentationModel, image: NDArray[np.uint8]
+) -> tuple[NDArray[Any], ...]:
+    """A file's answers to images, confidences asked for, and its class map where they are not."""
+    try:
+        asked = session.run(None, {"image": image, _FLAG: np.array(True)})
+        return (*asked, *session.run(OUTPUTS[:1], {"image": image}))
+    except Exception as error:  # onnxruntime's errors have no other base
+        name, (height, width) = without_folder(model.architecture), image.shape[1:3]
+        raise ArchitectureError(
+            f"onnxruntime cannot run {name} at {height}x{width} ({_reason(error)}); the file was not written"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What a foreign error says, on one line: its first cause, where it has one."""
+    cause = error.__cause__ or error
+    return " ".join(str(cause).split())[:200]
 
 
 def _clear(model: SegmentationModel, images: Tensor, gap: float) -> NDArray[np.bool_]:

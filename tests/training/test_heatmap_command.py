@@ -11,12 +11,14 @@ import torchvision
 from torch import nn
 
 import fcnseg
+from fcnseg.model_file import read_model_info
 from tests.training.terminal import Terminal
 from training.conversion import convolutionalize
 from training.net_file import build_net
 from training.net_grid import derive_net_grid
 
 NETS = """
+import torch
 from torch import nn
 
 class Block(nn.Module):
@@ -44,6 +46,25 @@ def of_five_channels():
 
 def broken():
     return LeNet("three")
+
+class Placed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.score = nn.Conv2d(3, 8, 3, 4, 1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.score(self.conv(self.placed(x)).mean((2, 3)))
+
+    def placed(self, x):
+        return x + torch.arange(x.shape[3]) / 32
+
+class PlacedAtOneSize(Placed):
+    def placed(self, x):
+        return x + torch.linspace(0, 1, x.shape[3])  # whose export is of one size
+
+class NotInOnnx(Placed):
+    def placed(self, x):
+        return torch.special.i0(x)
 
 ready = LeNet(3, 4)
 word = "LeNet"
@@ -95,11 +116,17 @@ def test_a_net_of_ones_own_scores_an_image_as_its_classifier_does(terminal: Term
     [
         ("nets.py:LeNet", (), "give the --mean and --std"),
         ("nets.py", OPTIONS, "which net of"),
-        ("nets.py:Missing", OPTIONS, "defines no 'Missing'; it defines the modules Block, LeNet"),
+        (
+            "nets.py:Missing",
+            OPTIONS,
+            "defines no 'Missing'; it defines the modules Block, LeNet, Placed, PlacedAtOneSize, NotInOnnx",
+        ),
         ("nets.py:broken", OPTIONS, "nets.py:broken cannot be called without arguments"),
         ("nets.py:word", OPTIONS, "cannot be called"),
         ("nets.py:of_five_channels", OPTIONS, "takes images of 5 channels; nets of 3 (RGB) or 1 (grey)"),
         ("nets.py:ready", ("--mean", "0", "--std", "1"), "cannot be run on an image of 224x224"),
+        ("nets.py:PlacedAtOneSize", OPTIONS, "onnxruntime cannot run nets.py:PlacedAtOneSize at 97x131"),
+        ("nets.py:NotInOnnx", OPTIONS, "nets.py:NotInOnnx cannot be exported ("),
         ("other.py:LeNet", OPTIONS, "does not exist"),
         ("nets.py:ready", ("--mean", "0", "--std", "1", "--input-size", "3x2x1"), "HEIGHTxWIDTH"),
     ],
@@ -110,6 +137,14 @@ def test_what_cannot_be_a_heatmap_net_is_refused_in_a_line(
     output = nets.with_suffix(".onnx")
     assert expected in terminal.refused("heatmap", nets.parent / architecture, *options, "-o", output)
     assert not output.exists()
+
+
+def test_a_file_tells_of_a_net_that_knows_places_that_its_tiles_are_not_exact(terminal: Terminal, nets: Path) -> None:
+    path = nets.with_name("places.onnx")
+    terminal.run("heatmap", f"{nets}:Placed", *OPTIONS, "-o", path)
+    info = read_model_info(path)
+    assert info.certificate is not None
+    assert info.global_context == info.certificate.global_context == ("the place in the image, or the image's size",)
 
 
 def test_weights_of_another_class_count_say_so(terminal: Terminal, nets: Path) -> None:
