@@ -20,8 +20,9 @@ from training.net_grid import derive_net_grid
 from training.proof import measure_border_effect, measure_errors, with_proved_reach
 from training.refusal import refuse_coarse_weights, refuse_scripts, refuse_transformers
 from training.reparametrised import fix_weights
+from training.same_padding import fix_same_padding
 from training.tail import Tail, find_tail, record_shapes
-from training.tracing import called_module, fix_same_padding, input_channels, trace_layers, unwrapped
+from training.tracing import called_module, input_channels, trace_layers, unwrapped
 
 Rule = Literal["auto", "cam", "window"]
 TOLERANCE = 1e-5

@@ -17,7 +17,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from fcnseg.errors import WeightsError
 from training.fcn import FCN
 from training.model import SegmentationModel
-from training.tracing import PaddedConv2d, called_module
+from training.same_padding import PaddedConv2d
+from training.tracing import called_module
 
 _LARGEST = float(np.finfo(np.float16).max)
 

@@ -14,7 +14,7 @@ does before one, and gives the same: the largest of some numbers, or 0, is the l
 from torch import Tensor, cat, fx, nn
 from torch.nn.functional import pad
 
-from training.tracing import PaddedConv2d
+from training.same_padding import PaddedConv2d
 
 _LANES = 8
 """Channels that tensor cores read at once, of 16-bit floats (NVIDIA, Deep Learning Performance, Tensor Core Shapes)."""

@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.functional import pad
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from fcnseg.errors import ArchitectureError
-from training.grid_rules import pair
 
 
 @contextlib.contextmanager
@@ -113,36 +111,6 @@ class LayerTracer(fx.Tracer):
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         function: Any = node.target
         return function(*args, **kwargs)
-
-
-class PaddedConv2d(nn.Conv2d):
-    """A convolution behind a zero padding that differs from side to side, as TensorFlow's SAME rule gives it.
-
-    Attributes:
-        sides: (left, right, top, bottom) padding in cells.
-    """
-
-    sides: tuple[int, int, int, int]
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the base class's name)
-        """Pad and convolve (N, C, H, W)."""
-        output: Tensor = self._conv_forward(pad(input, self.sides), self.weight, self.bias)
-        return output
-
-
-class PaddedMaxPool2d(nn.MaxPool2d):
-    """A max pooling behind a padding that differs from side to side and never wins.
-
-    Attributes:
-        sides: (left, right, top, bottom) padding in cells.
-    """
-
-    sides: tuple[int, int, int, int]
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the base class's name)
-        """Pad and pool (N, C, H, W)."""
-        output: Tensor = super().forward(pad(input, self.sides, value=float("-inf")))
-        return output
 
 
 def trace_layers(model: nn.Module, image_shape: tuple[int, int, int, int]) -> fx.GraphModule:
@@ -248,61 +216,6 @@ def _takes(model: nn.Module, image_shape: tuple[int, int, int, int]) -> bool:
     except (RuntimeError, ValueError):  # what PyTorch raises where shapes do not fit
         return False
     return True
-
-
-def fix_same_padding(model: nn.Module, input_size: tuple[int, int]) -> None:
-    """Make padding that a net computes from its input's size static, at its value for `input_size`, in place.
-
-    timm's `tf_*` nets pad as TensorFlow's SAME rule says: by an amount that depends on the size, so that a dense net's
-    grid would move with the image. Layers are known by timm's class names.
-    """
-    layers = {name: m for name, m in model.named_modules() if type(m).__name__ in {"Conv2dSame", "MaxPool2dSame"}}
-    if not layers:
-        return
-    sizes = _input_sizes(model, layers, input_size)
-    for name, layer in layers.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _static(layer, sizes[name]))
-
-
-def _input_sizes(
-    model: nn.Module, layers: dict[str, nn.Module], input_size: tuple[int, int]
-) -> dict[str, tuple[int, int]]:
-    sizes: dict[str, tuple[int, int]] = {}
-    channels = input_channels(model, input_size)
-
-    def remember(name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            sizes[name] = (args[0].shape[-2], args[0].shape[-1])
-
-        return hook
-
-    handles = [layer.register_forward_pre_hook(remember(name)) for name, layer in layers.items()]
-    with fake_tensors():
-        model(blank_image(model, (1, channels, *input_size)))
-    for handle in handles:
-        handle.remove()
-    return sizes
-
-
-def _static(layer: nn.Module, size: tuple[int, int]) -> nn.Module:
-    kernel, stride, dilation = (pair(getattr(layer, key)) for key in ("kernel_size", "stride", "dilation"))
-    sides: list[int] = []
-    for axis in (1, 0):  # left and right first, as pad wants them
-        cells = -(-size[axis] // stride[axis])
-        total = max(0, (cells - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1 - size[axis])
-        sides += [total // 2, total - total // 2]
-    if isinstance(layer, nn.Conv2d):
-        conv = PaddedConv2d(
-            layer.in_channels, layer.out_channels, kernel, stride, dilation=dilation, groups=layer.groups,
-            bias=layer.bias is not None, device="meta",
-        )  # fmt: skip
-        conv.weight, conv.bias = layer.weight, layer.bias
-        conv.sides = (sides[0], sides[1], sides[2], sides[3])
-        return conv.train(layer.training)
-    pool = PaddedMaxPool2d(kernel, stride, dilation=dilation)
-    pool.sides = (sides[0], sides[1], sides[2], sides[3])
-    return pool
 
 
 def called_module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:

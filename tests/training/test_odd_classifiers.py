@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import ScaledStdConv2dSame, StdConv2dSame, create_conv2d, create_pool2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -61,6 +62,24 @@ def test_a_net_of_ones_own_of_16_bit_floats_is_widened(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("from tests.training.small_nets import LeNet\nnet = LeNet().half()\n")
     classifier = load_classifier(f"{tmp_path / 'own.py'}:net", input_size=(32, 36))
     assert convolutionalize(classifier.net, classifier.input_size).certificate.relative_error < TOLERANCE
+
+
+SAME: list[Callable[[], nn.Module]] = [
+    lambda: create_conv2d(8, 8, 3, stride=2, padding="same"),
+    lambda: ScaledStdConv2dSame(8, 8, 3, stride=2, padding="same"),
+    lambda: StdConv2dSame(8, 8, 3, stride=2, padding="same"),
+    lambda: create_pool2d("avg", 3, 2, padding="same"),
+    lambda: create_pool2d("max", 3, 2, padding="same"),
+]
+
+
+@pytest.mark.parametrize("make", SAME, ids=["conv", "scaled", "standardised", "avg", "max"])
+def test_padding_that_depends_on_the_size_becomes_that_of_the_native_one(make: Callable[[], nn.Module]) -> None:
+    net = nn.Sequential(conv(3, 8), make(), conv(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    dense, certificate = convolutionalize(seeded(lambda: net), (65, 65))  # one pixel before, and one behind
+    assert (certificate.output_stride, certificate.offset) == ((2, 2), (0, 0))
+    odd, even = (dense(torch.ones(1, 3, size, size)) for size in (65, 66))
+    assert torch.equal(odd[..., :-4, :-4], even[..., : odd.shape[2] - 4, : odd.shape[3] - 4])
 
 
 def pruned(layer: nn.Module) -> None:

@@ -16,8 +16,8 @@ from tests.training.small_nets import Residual, seeded
 from tests.training.test_model import fcn_model
 from training.export import export
 from training.model import build_model
+from training.same_padding import PaddedConv2d
 from training.tensor_cores import FilledConv2d, UnfoldedConv2d, _pool_before_relu, fit_tensor_cores
-from training.tracing import PaddedConv2d
 
 
 @settings(max_examples=40)
