@@ -133,6 +133,7 @@ def trace_layers(model: nn.Module, image_shape: tuple[int, int, int, int]) -> fx
         ) from error
     _take_image_alone(graph)
     _take_maxima_alone(graph)
+    _follow_changes_in_place(model, graph)
     return fx.GraphModule(model, graph, class_name=type(model).__name__)
 
 
@@ -175,6 +176,31 @@ def _take_maxima_alone(graph: fx.Graph) -> None:
             user.replace_all_uses_with(values)
             graph.erase_node(user)
         graph.erase_node(node)
+
+
+def _follow_changes_in_place(model: nn.Module, graph: fx.Graph) -> None:
+    """Where a value is changed in place and nothing takes the change's result, let what uses the value later take it.
+
+    A graph drops nodes that nothing uses, such as that of `x.mul_(2)` as a statement.
+    """
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    for node, at in place.items():
+        if not node.users and _changes_in_place(model, node):
+            changed = node.args[0]
+            for user in [user for user in changed.users if place[user] > at]:
+                user.replace_input_with(changed, node)
+
+
+def _changes_in_place(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a node changes its first argument and returns it."""
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_function" and bool(node.kwargs.get("inplace", False)):
+        return True
+    name = getattr(node.target, "__name__", str(node.target))
+    return node.op in {"call_function", "call_method"} and name.endswith("_") and not name.endswith("__")
 
 
 def _argument_of(node: fx.Node, index: int, name: str) -> Any:

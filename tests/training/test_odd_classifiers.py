@@ -64,6 +64,30 @@ def test_a_net_of_ones_own_of_16_bit_floats_is_widened(tmp_path: Path) -> None:
     assert convolutionalize(classifier.net, classifier.input_size).certificate.relative_error < TOLERANCE
 
 
+class ChangesInPlace(nn.Module):
+    """Changes maps by statements whose values nobody takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = conv(3, 8, stride=4), conv(8, 8), nn.Linear(8, CLASSES)
+        self.activation = nn.ReLU(inplace=True)
+        self.gain = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        self.activation(x)
+        branch = self.second(x)
+        branch.mul_(self.gain)
+        F.relu(branch, inplace=True)
+        x = x + branch
+        torch.relu_(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_changes_in_place_are_followed() -> None:
+    assert convolutionalize(seeded(ChangesInPlace), SIZE).certificate.relative_error < TOLERANCE
+
+
 SAME: list[Callable[[], nn.Module]] = [
     lambda: create_conv2d(8, 8, 3, stride=2, padding="same"),
     lambda: ScaledStdConv2dSame(8, 8, 3, stride=2, padding="same"),
