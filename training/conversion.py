@@ -21,7 +21,7 @@ from training.proof import measure_border_effect, measure_errors, with_proved_re
 from training.refusal import refuse_coarse_weights, refuse_scripts, refuse_transformers
 from training.reparametrised import fix_weights
 from training.same_padding import fix_same_padding
-from training.tail import Tail, find_tail, record_shapes
+from training.tail import Tail, find_tail, put_channels_first, record_shapes
 from training.tracing import called_module, input_channels, trace_layers, unwrapped
 
 Rule = Literal["auto", "cam", "window"]
@@ -156,6 +156,7 @@ def dense_trunk(model: nn.Module, input_size: tuple[int, int], rule: Rule) -> Tr
     channels = input_channels(model, input_size)
     traced = trace_layers(model, (1, channels, *input_size))
     record_shapes(traced, input_size, channels)
+    put_channels_first(traced)
     tail = find_tail(traced)
     pools_globally = tail.grid_size == (1, 1) != tail.feature_size
     identity = _resolve(rule, pools_globally=pools_globally, averages=tail.is_affine(traced) and not tail.pools_maximum)

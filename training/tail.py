@@ -79,6 +79,23 @@ def record_shapes(traced: fx.GraphModule, input_size: tuple[int, int], channels:
         ) from error
 
 
+def put_channels_first(traced: fx.GraphModule) -> None:
+    """Let a mean or maximum over the places of (N, H, W, C), channels last, be one over those of (N, C, H, W)."""
+    for node in list(traced.graph.nodes):
+        sources = list(_tensor_inputs(node))
+        if _name(traced, node) not in _REDUCTIONS or len(sources) != 1 or len(sources[0].meta["shape"]) != 4:
+            continue
+        (source,), kept = sources, node.meta["shape"]
+        n, h, w, c = source.meta["shape"]
+        axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        if kept != (n, c) or not isinstance(axes, (tuple, list)) or sorted(axis % 4 for axis in axes) != [1, 2]:
+            continue
+        with traced.graph.inserting_before(node):
+            moved = traced.graph.call_method("permute", (source, 0, 3, 1, 2))
+        moved.meta = {"shape": (n, c, h, w), "value": None}
+        node.args, node.kwargs = (moved, (2, 3)), {}
+
+
 def find_tail(traced: fx.GraphModule) -> Tail:
     """Read the tail of a traced classifier whose shapes are recorded.
 

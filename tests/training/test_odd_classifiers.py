@@ -88,6 +88,26 @@ def test_changes_in_place_are_followed() -> None:
     assert convolutionalize(seeded(ChangesInPlace), SIZE).certificate.relative_error < TOLERANCE
 
 
+class ChannelsLast(nn.Module):
+    """Normalises and pools with the channels of a place together."""
+
+    def __init__(self, *, maximum: bool) -> None:
+        super().__init__()
+        self.maximum = maximum
+        self.stem, self.norm, self.fc = conv(3, 8, stride=4), nn.LayerNorm(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x).permute(0, 2, 3, 1))
+        return self.fc(x.amax(dim=(1, 2)) if self.maximum else x.mean((1, -2)))
+
+
+@pytest.mark.parametrize("maximum", [False, True])
+def test_maps_may_be_pooled_with_their_channels_last(*, maximum: bool) -> None:
+    _, certificate = convolutionalize(seeded(lambda: ChannelsLast(maximum=maximum)), SIZE)
+    assert certificate.identity == ("window" if maximum else "cam")
+    assert certificate.relative_error < TOLERANCE
+
+
 SAME: list[Callable[[], nn.Module]] = [
     lambda: create_conv2d(8, 8, 3, stride=2, padding="same"),
     lambda: ScaledStdConv2dSame(8, 8, 3, stride=2, padding="same"),
