@@ -53,9 +53,9 @@ class Nginx:
 
 
 def configured(port: int, places: list[Place]) -> str:
-    """Return the configuration in deploy/ with other addresses."""
+    """Return the configuration in deploy/ with other addresses, and connections of a second."""
     text = CONFIGURATION.read_text()
-    changes = [(r"listen 50051 http2", f"listen 127.0.0.1:{port} http2")]
+    changes = [(r"listen 50051 http2", f"listen 127.0.0.1:{port} http2"), (r"keepalive_time 1m", "keepalive_time 1s")]
     for last, place in zip((1, 2), places, strict=True):
         changes.append((rf"10\.0\.0\.1{last}:50051 max_fails", f"127.0.0.1:{place.port} max_fails"))
     for pattern, replacement in changes:
