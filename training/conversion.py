@@ -177,6 +177,7 @@ def dense_trunk(model: nn.Module, input_size: tuple[int, int], rule: Rule) -> Tr
             _set_module(traced, str(node.target), type(other)(dim=1))  # it may have been the last axis
         elif other is None:
             _take_channels(node)
+            _spread_constants(traced, node)
     output = next(n for n in traced.graph.nodes if n.op == "output")
     if isinstance(output.args[0], (tuple, list)):
         output.args = (output.args[0][0],)
@@ -291,6 +292,16 @@ def _take_channels(node: fx.Node) -> None:
         node.update_arg(place, 1)
     elif place is not None and node.kwargs.get("dim") == -1:
         node.update_kwarg("dim", 1)
+
+
+def _spread_constants(traced: fx.GraphModule, node: fx.Node) -> None:
+    """Let a function of (N, C) and of values for each of its channels take the same ones at every cell."""
+    for value in node.all_input_nodes:
+        shape = value.meta.get("shape")
+        if shape is not None and value.meta["constant"] and math.prod(shape) > 1:
+            with traced.graph.inserting_before(node):
+                spread = traced.graph.call_method("reshape", (value, -1, 1, 1))
+            node.replace_input_with(value, spread)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -1,8 +1,8 @@
 """The classifier's tail: what stands between the last feature map and the logits.
 
 Walking back from the output, the tail is a chain of Linear, activation, dropout and normalisation layers, a flatten,
-and perhaps a pooling; what remains in front of it is the feature map. The chain is read by what its nodes do to shapes
-at the native size, not by architecture.
+and perhaps a pooling; what remains in front of it is the feature map. Behind the pooling the chain may part, and meet
+again in a sum. It is read by what its nodes do to shapes at the native size, not by architecture.
 """
 
 import math
@@ -18,6 +18,7 @@ from training.tracing import blank_image, called_module, fake_tensors
 
 _Role = Literal["linear", "pool", "flatten", "norm", "other"]
 _REDUCTIONS = {"mean", "amax"}
+_MERGES = {"add", "sub", "mul", "truediv"}
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -49,9 +50,17 @@ class Tail:
 
     def is_affine(self, traced: fx.GraphModule) -> bool:
         """Whether all that follows the pooling is affine in eval mode, so that it commutes with averaging."""
-        modules = [called_module(traced, node) for node in (*self.norms, *self.others)]
-        affine = (nn.Dropout, nn.Identity, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
-        return all(isinstance(m, affine) for m in modules)
+        return all(_is_affine(traced, node) for node in (*self.norms, *self.others))
+
+
+def _is_affine(traced: fx.GraphModule, node: fx.Node) -> bool:
+    module, name = called_module(traced, node), _name(traced, node)
+    if module is not None:
+        return isinstance(module, (nn.Dropout, nn.Identity, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d))
+    of_image = list(_tensor_inputs(node))
+    operands = [operand in of_image for operand in node.args]
+    scaled = {"mul": ([True, False], [False, True]), "truediv": ([True, False],)}
+    return name in {"add", "sub"} or operands in scaled.get(name, ())
 
 
 class _ShapeRecorder(fx.Interpreter):
@@ -59,11 +68,15 @@ class _ShapeRecorder(fx.Interpreter):
         value = super().run_node(n)
         n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
         n.meta["value"] = None if isinstance(value, Tensor) else value  # such as a size that is passed on
+        sources = n.all_input_nodes
+        n.meta["constant"] = n.op == "get_attr" or (bool(sources) and all(i.meta["constant"] for i in sources))
         return value
 
 
 def record_shapes(traced: fx.GraphModule, input_size: tuple[int, int], channels: int) -> None:
     """Run a traced net on a fake image and leave every value's shape in its node's `meta["shape"]`.
+
+    What does not depend on the image has True in `meta["constant"]`.
 
     Raises:
         ArchitectureError: The net does not take images of that size.
@@ -92,7 +105,7 @@ def put_channels_first(traced: fx.GraphModule) -> None:
             continue
         with traced.graph.inserting_before(node):
             moved = traced.graph.call_method("permute", (source, 0, 3, 1, 2))
-        moved.meta = {"shape": (n, c, h, w), "value": None}
+        moved.meta = {"shape": (n, c, h, w), "value": None, "constant": False}
         node.args, node.kwargs = (moved, (2, 3)), {}
 
 
@@ -103,21 +116,23 @@ def find_tail(traced: fx.GraphModule) -> Tail:
         ArchitectureError: The chain behind the last feature map is none that can become convolutional; the message
             shows it.
     """
-    node = _logits(traced)
+    place = {node: i for i, node in enumerate(traced.graph.nodes)}
     found: dict[_Role, list[fx.Node]] = {role: [] for role in get_args(_Role)}
     seen: list[str] = []
+    ahead = {_logits(traced)}  # all that the logits are computed from, of what has been looked at
     while not found["pool"]:
-        sources = list(_tensor_inputs(node))
-        role = _role(traced, node, sources[0]) if len(sources) == 1 else None
-        if role is None:
+        node = max(ahead, key=place.__getitem__)
+        role = _role(traced, node)
+        if role is None or (role == "pool" and len(ahead) > 1):
             break
         found[role].insert(0, node)
         seen.append(_describe(traced, node))
-        node = sources[0]
+        ahead = {*ahead - {node}, *_tensor_inputs(node)}
+    node = max(ahead, key=place.__getitem__)
     if found["pool"] and len(node.meta["shape"]) == 3:
         node = node.all_input_nodes[0]  # a mean or maximum in two steps
     shape = node.meta["shape"]
-    if shape is None or len(shape) != 4:
+    if shape is None or len(shape) != 4 or len(ahead) > 1:
         chain = " <- ".join([*seen, _describe(traced, node)])
         raise ArchitectureError(
             f"no tail that can become convolutional: walking back from the logits gives {chain}, and no feature map"
@@ -138,8 +153,14 @@ def find_tail(traced: fx.GraphModule) -> Tail:
     )
 
 
-def _role(traced: fx.GraphModule, node: fx.Node, source: fx.Node) -> _Role | None:
+def _role(traced: fx.GraphModule, node: fx.Node) -> _Role | None:
     """What a node does in a tail; None where it belongs to the features before it."""
+    sources = list(_tensor_inputs(node))
+    if len(sources) != 1:
+        merges = len(sources) > 1 and _name(traced, node) in _MERGES
+        same = all(source.meta["shape"] == node.meta["shape"] for source in sources)
+        return "other" if merges and same and len(node.meta["shape"]) == 2 else None
+    (source,) = sources
     before, after = source.meta["shape"], node.meta["shape"]
     module = called_module(traced, node)
     role: _Role | None = None
@@ -173,7 +194,7 @@ def _logits(traced: fx.GraphModule) -> fx.Node:
 
 
 def _tensor_inputs(node: fx.Node) -> Iterator[fx.Node]:
-    return (n for n in node.all_input_nodes if n.meta.get("shape") is not None and n.op != "get_attr")
+    return (n for n in node.all_input_nodes if n.meta.get("shape") is not None and not n.meta["constant"])
 
 
 def _is_pool(traced: fx.GraphModule, node: fx.Node, before: tuple[int, ...], after: tuple[int, ...]) -> bool:

@@ -108,6 +108,37 @@ def test_maps_may_be_pooled_with_their_channels_last(*, maximum: bool) -> None:
     assert certificate.relative_error < TOLERANCE
 
 
+class Parting(nn.Module):
+    """Scores the pooled map by two layers, as nets do that were taught by another, and scales their mean."""
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.stem, self.norm = conv(3, 8, stride=4), nn.BatchNorm1d(8)
+        self.first, self.second = nn.Linear(8, CLASSES), nn.Linear(8, CLASSES)
+        self.scale, self.shift = nn.Parameter(scale), nn.Parameter(torch.randn(1, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).mean((2, 3))
+        return (self.first(self.norm(x)) + self.second(x)) / 2 * self.scale.exp() - self.shift
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(0.7), torch.rand(CLASSES)], ids=["one", "each"])
+def test_a_tail_may_part_and_meet_again(scale: Tensor) -> None:
+    _, certificate = convolutionalize(seeded(lambda: Parting(scale)), SIZE)
+    assert (certificate.identity, certificate.relative_error < TOLERANCE) == ("cam", True)
+
+
+@pytest.mark.parametrize("squares", [False, True])
+def test_a_tail_whose_parts_are_multiplied_is_no_mean_of_cells(*, squares: bool) -> None:
+    class Gated(Parting):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).mean((2, 3))
+            return self.first(x * x) if squares else self.first(x) * self.second(x)
+
+    _, certificate = convolutionalize(seeded(lambda: Gated(torch.tensor(1.0))), SIZE)
+    assert (certificate.identity, certificate.relative_error < TOLERANCE) == ("window", True)
+
+
 SAME: list[Callable[[], nn.Module]] = [
     lambda: create_conv2d(8, 8, 3, stride=2, padding="same"),
     lambda: ScaledStdConv2dSame(8, 8, 3, stride=2, padding="same"),
