@@ -129,7 +129,9 @@ def _naming(field: str) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise InvalidFieldError(field, str(error)) from error
+        # By its traceback the first error would refer to frames, one of which holds it: a cycle, which keeps the
+        # request for long on Python 3.13.
+        raise InvalidFieldError(field, str(error)) from error.with_traceback(None)
 
 
 def require_drawable(extras: Extras, height: int, width: int) -> None:
