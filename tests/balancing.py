@@ -48,8 +48,8 @@ class Place:
         self.start()
 
     def wait_until_asked(self) -> None:
-        """Return when the process has answered requests."""
-        wait_until(lambda: self.requests() > 0)
+        """Return when the process has answered requests; balancers and clients try again what has failed them late."""
+        wait_until(lambda: self.requests() > 0, 60)
 
     def requests(self) -> float:
         return scrape(f"127.0.0.1:{self.http_port}").value(
