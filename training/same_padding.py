@@ -62,9 +62,7 @@ def fix_same_padding(model: nn.Module, input_size: tuple[int, int]) -> None:
     timm's `tf_*` nets and DeepMind's NFNets pad as TensorFlow's SAME rule says: by an amount that depends on the size,
     so that a dense net's grid would move with the image. Layers are known by timm's class names.
     """
-    layers = {
-        name: m for name, m in model.named_modules() if type(m).__name__ in _SAME and getattr(m, "same_pad", True)
-    }
+    layers = {name: layer for name, layer in model.named_modules() if _computes_padding(layer)}
     if not layers:
         return
     sizes = _input_sizes(model, layers, input_size)
