@@ -5,22 +5,30 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.waiting import wait_until
 
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "gpu.py"
+QUICK = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick"]
 SECTIONS = {"export small", "ceiling", "small", "server", "shapes", "placement", "compile small", "ceiling after"}
+
+
+def measured(folder: Path, budget_s: int, timeout_s: int) -> tuple[dict[str, Any], str]:
+    """Return the table that a quick run on the CPU keeps in a folder as gpu.json, and what it prints."""
+    file = folder / "gpu.json"
+    command = [*QUICK, "--budget", str(budget_s), "--json", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert result.returncode == 0, result.stderr
+    (table,) = json.loads(file.read_text())["tables"]
+    return table, result.stdout
 
 
 @pytest.mark.slow
 def test_every_section_measures_something_on_the_cpu(tmp_path: Path) -> None:
-    file = tmp_path / "gpu.json"
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--budget", "1100", "--json", str(file)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
-    assert result.returncode == 0, result.stderr
-    (table,) = json.loads(file.read_text())["tables"]
+    table, _ = measured(tmp_path, 1100, timeout_s=1200)
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
     assert {row["section"] for row in rows if row["measured"]} == SECTIONS
     assert [row for row in rows if row["measured"] is None] == []
@@ -36,19 +44,15 @@ def test_every_section_measures_something_on_the_cpu(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_into_the_time_is_left_out_and_told(tmp_path: Path) -> None:
-    file = tmp_path / "gpu.json"
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--budget", "80", "--json", str(file)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
-    (table,) = json.loads(file.read_text())["tables"]
+    table, told = measured(tmp_path, 80, timeout_s=120)
     assert {row[0] for row in table["rows"]} == SECTIONS
     assert all(row[-1].startswith("left out: ") and row[-1].endswith(", and it may take 180") for row in table["rows"])
-    assert all(f"- {section}: 0 measured, 1 not\n" in result.stdout for section in SECTIONS)
+    assert all(f"- {section}: 0 measured, 1 not\n" in told for section in SECTIONS)
 
 
 def test_rows_are_kept_as_they_come_and_told_where_it_is_cut_off(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--files", str(tmp_path), "--json", str(file)]
+    command = [*QUICK, "--files", str(tmp_path), "--json", str(file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         while process.stdout.readline().split(" | ")[0] not in {"| ceiling", ""}:
