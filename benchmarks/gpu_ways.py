@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fcnseg.bound_run import BoundRun, Shape, open_copies
 from fcnseg.cuda_graphs import CudaGraphs
-from fcnseg.engine import CUDA, Engine, EngineOptions, EngineOutput, _open_session
+from fcnseg.engine import CUDA, Engine, EngineOptions, EngineOutput, open_recording
 from fcnseg.model_file import OUTPUTS
 from fcnseg.specialised_model import write_specialised
 from training.model import SegmentationModel
@@ -141,7 +141,7 @@ class Files:
             self._path(precision),
             self._device,
             limit,
-            lambda path, shape: _open_session(path, self._device, options, None, shape),
+            lambda path, shape, stream: open_recording(path, self._device, options, shape, stream),
         )
 
     def synchronise(self) -> None:
@@ -151,7 +151,7 @@ class Files:
     def _recorded(self, precision: str, shape: Shape, *, channels_last: bool) -> BoundRun:
         path = self._folder / "specialised.onnx"
         write_specialised(memoryview(self._path(precision).read_bytes()), path, confidence=False)
-        session = _open_session(path, self._device, self._options(channels_last), None, shape)
+        session = open_recording(path, self._device, self._options(channels_last), shape, None)
         return BoundRun(session, self._device, open_copies(self._device), shape, MASKS)
 
     def _session(self, precision: str, *, channels_last: bool) -> onnxruntime.InferenceSession:

@@ -1,15 +1,16 @@
 """Runs whose input and outputs are a device's own memory."""
 
 import logging
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from fcnseg.cuda_copies import CudaCopies
+from fcnseg.cuda_copies import CudaCopies, CudaLane, DeviceArray
 from fcnseg.cuda_driver import split_device
 from fcnseg.errors import DeviceError
 from fcnseg.model_file import OUTPUTS
@@ -24,6 +25,8 @@ Shape: TypeAlias = tuple[int, int, int]
 _DTYPES = {f"tensor({name})": np.dtype(kind) for name, kind in (("uint8", "u1"), ("uint16", "u2"), ("float", "f4"))}
 """Of a model file's outputs."""
 _GRAPH_ID = "gpu_graph_id"  # a run option: what a recording is called; -1 runs without
+_NOT_WAITED_FOR = "disable_synchronize_execution_providers"
+"""Another, which onnxruntime heeds of replays too (https://github.com/microsoft/onnxruntime/pull/28686)."""
 _UNRECORDED = -1
 _RUNS_AHEAD = 2
 """In which onnxruntime allocates what a run takes; it cannot while it records."""
@@ -45,6 +48,7 @@ class BoundRun:
         shape: The images'.
         outputs: Which outputs are wanted, by name.
         number: What tells this run from others of the session.
+        stream: The handle of the stream that the session computes in, where it was opened with one of ours.
 
     Raises:
         DeviceError: A replay answers otherwise than a run that is not recorded.
@@ -58,12 +62,15 @@ class BoundRun:
         shape: Shape,
         outputs: Sequence[str],
         number: int = 0,
+        stream: int | None = None,
     ) -> None:
         place = split_device(device)
         self._copies = copies
+        self._stream = stream
         self._session = session
-        self._options = _run_options(number)
+        self._options, self._unawaited = _run_options(number), _run_options(number, waited_for=False)
         self._image = onnxruntime.OrtValue.ortvalue_from_shape_and_type((*shape, 3), np.uint8, *place)
+        self._address = self._image.data_ptr()
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input("image", self._image)
         for name in outputs:
@@ -74,20 +81,47 @@ class BoundRun:
         self.outputs = self._binding.get_outputs()
         for name, value in zip(outputs, self.outputs, strict=True):
             self._binding.bind_ortvalue_output(name, value)
+        self._places = [_place_of(value) for value in self.outputs]
         self.replay()
         self._try_out(shape)
 
     def _try_out(self, shape: Shape) -> None:
         """Check on other images than those of the recording that a replay reads its input and writes its outputs."""
-        self.fill(np.resize(np.arange(_PATTERN, dtype=np.uint8), (*shape, 3)))
-        self.replay()
-        replayed = self.read()
+        replayed = self.run(np.resize(np.arange(_PATTERN, dtype=np.uint8), (*shape, 3)))
         self._session.run_with_iobinding(self._binding, _run_options(_UNRECORDED))
         for name, ours, plain in zip(OUTPUTS, replayed, self.read(), strict=False):
             gap = np.abs(ours.astype(np.float32) - plain.astype(np.float32))
             share = float(np.mean(gap > _MOST_APART * (float(np.ptp(plain)) or 1)))
             if share > _MOST_APART:
                 raise DeviceError(f"a replay's {name} is another than a run's in {share:.1%} of its elements")
+
+    def run(self, images: Images, thread: Executor | None = None) -> Arrays:
+        """Answer images.
+
+        In a stream of ours copies and replay are asked for without waiting between them, so that the next run is in
+        line when this one ends, and the device does not wait for Python's lock.
+
+        Args:
+            images: Of the run's shape.
+            thread: What replays; none where this thread made the recording.
+
+        Returns:
+            The outputs, as new arrays.
+        """
+        if self._copies is None or self._stream is None:
+            self.fill(images)
+            _call(self.replay, thread)
+            return self.read()
+        with self._copies.lane() as lane:
+            lane.upload(_contiguous(images), self._address)
+            _call(partial(self._begin, lane, self._stream), thread)
+            return lane.download(self._places)
+
+    def _begin(self, lane: CudaLane, stream: int) -> None:
+        """Replay behind what the lane copies, and let it go on behind the replay; nothing is waited for."""
+        lane.lead_into(stream)
+        self._session.run_with_iobinding(self._binding, self._unawaited)
+        lane.go_on_after(stream)
 
     def fill(self, images: Images) -> None:
         """Copy images of the run's shape to the device."""
@@ -172,16 +206,32 @@ def _write(images: Images, value: onnxruntime.OrtValue, copies: Copies) -> None:
     if copies is None:
         value.update_inplace(np.ascontiguousarray(images))  # strides are not looked at
     else:
-        copies.upload([np.ascontiguousarray(image) for image in images], value.data_ptr())
+        copies.upload(_contiguous(images), value.data_ptr())
 
 
 def _read(values: Sequence[onnxruntime.OrtValue], copies: Copies) -> Arrays:
     if copies is None:
         return [value.numpy().copy() for value in values]  # on the CPU it is the memory itself
-    return copies.download([(value.data_ptr(), tuple(value.shape()), _DTYPES[value.data_type()]) for value in values])
+    return copies.download([_place_of(value) for value in values])
 
 
-def _run_options(graph: int) -> onnxruntime.RunOptions:
+def _place_of(value: onnxruntime.OrtValue) -> DeviceArray:
+    return value.data_ptr(), tuple(value.shape()), _DTYPES[value.data_type()]
+
+
+def _contiguous(images: Images) -> list[NDArray[np.uint8]]:
+    return [np.ascontiguousarray(image) for image in images]
+
+
+def _call(function: Callable[[], None], thread: Executor | None) -> None:
+    if thread is None:
+        function()
+    else:
+        thread.submit(function).result()
+
+
+def _run_options(graph: int, *, waited_for: bool = True) -> onnxruntime.RunOptions:
     options = onnxruntime.RunOptions()
     options.add_run_config_entry(_GRAPH_ID, str(graph))
+    options.add_run_config_entry(_NOT_WAITED_FOR, str(int(not waited_for)))
     return options

@@ -8,28 +8,30 @@ import logging
 import mmap
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeAlias
 
 import onnxruntime
 
-from fcnseg.bound_run import Arrays, BoundRun, Copies, Images, Shape, open_copies
+from fcnseg.bound_run import Arrays, BoundRun, Images, Shape, open_copies
 from fcnseg.capture_gate import GATE
 from fcnseg.cuda_driver import free_share
 from fcnseg.errors import DeviceError
 from fcnseg.model_file import OUTPUTS
 from fcnseg.specialised_model import write_specialised
 
-OpenSession: TypeAlias = Callable[[Path, Shape], onnxruntime.InferenceSession]
+OpenSession: TypeAlias = Callable[[Path, Shape, int | None], onnxruntime.InferenceSession]
+"""Opens a model file for one shape, with CUDA graphs enabled, in the stream of a handle where there is one."""
 _Key: TypeAlias = tuple[Shape, bool]
 
 _log = logging.getLogger(__name__)
 _SETS = 3
-"""Of buffers: one is filled and one is read while another's run is on the device."""
+"""Of buffers: while a run is on the device, the next waits in line, and one is filled or read."""
 _FIRST_FIT = (1, 30)
 """The first onnxruntime in which a replay keeps the host memory that it copies from; before, another run could take it,
 and the replay went on with that run's addresses (https://github.com/microsoft/onnxruntime/pull/32121)."""
@@ -50,7 +52,7 @@ class CudaGraphs:
         path: The model file; it is kept open, and may be replaced by another.
         device: `cuda:N`. On `cpu` nothing is recorded, and the answers are the same.
         limit: How many shapes are kept at most, with and without confidences counted apart.
-        open_session: Opens a model file for one shape, with CUDA graphs enabled.
+        open_session: Opens a file.
         sparing: Whether a shape is recorded only while half of the device's memory is free.
     """
 
@@ -60,6 +62,7 @@ class CudaGraphs:
         self._path, self._device, self._limit, self._open_session = path, device, limit, open_session
         self._sparing = sparing
         self._copies = open_copies(device)
+        self._stream = self._copies.lend_stream(self) if self._copies else None
         with path.open("rb") as file:
             self._model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self._kept: dict[_Key, _RecordedRun] = {}
@@ -173,13 +176,14 @@ class CudaGraphs:
                 raise MemoryError(f"more than {1 - _SPARED:.0%} of its memory is taken")
             path = Path(folder) / self._path.name
             write_specialised(self._model, path, confidence=confidence)
-            return self._open_session(path, shape)
+            return self._open_session(path, shape, self._stream)
 
     def _record(self, session: onnxruntime.InferenceSession, key: _Key) -> "_RecordedRun":
         shape, confidence = key
         outputs = OUTPUTS if confidence else OUTPUTS[:2]
         with self._telling(shape):
-            return self._thread.submit(_RecordedRun, session, self._device, self._copies, shape, outputs).result()
+            make = partial(BoundRun, session, self._device, self._copies, shape, outputs, stream=self._stream)
+            return self._thread.submit(_RecordedRun, make).result()
 
     @contextmanager
     def _telling(self, shape: Shape) -> Iterator[None]:
@@ -204,24 +208,15 @@ class _RecordedRun:
 
     last_run = 0
 
-    def __init__(
-        self,
-        session: onnxruntime.InferenceSession,
-        device: str,
-        copies: Copies,
-        shape: Shape,
-        outputs: Sequence[str],
-    ) -> None:
+    def __init__(self, make: Callable[..., BoundRun]) -> None:
         self._free: SimpleQueue[BoundRun] = SimpleQueue()
         for number in range(_SETS):
-            self._free.put(BoundRun(session, device, copies, shape, outputs, number))
+            self._free.put(make(number=number))
 
     def run(self, images: Images, thread: Executor) -> Arrays:
-        """Fill a set of buffers, replay its run in the thread that recorded it, and copy the answers out."""
+        """Answer by a set of buffers that is free; the thread is the one that recorded."""
         buffers = self._free.get()
         try:
-            buffers.fill(images)
-            thread.submit(buffers.replay).result()
-            return buffers.read()
+            return buffers.run(images, thread)
         finally:
             self._free.put(buffers)

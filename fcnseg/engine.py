@@ -7,9 +7,11 @@ import os
 import tempfile
 import threading
 import weakref
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -293,9 +295,9 @@ class Engine:
             return None
         return graphs
 
-    def _open_recording(self, path: Path, shape: Shape) -> onnxruntime.InferenceSession:
+    def _open_recording(self, path: Path, shape: Shape, stream: int | None) -> onnxruntime.InferenceSession:
         """Open a specialised file for one input shape, to be recorded."""
-        return _open_session(path, self.device, self.options, None, shape)
+        return open_recording(path, self.device, self.options, shape, stream)
 
     def _open_again(self) -> onnxruntime.InferenceSession:
         """Open the file in a forked process.
@@ -402,12 +404,19 @@ def _require_fit(options: EngineOptions, device: str) -> None:
             raise UsageError(f"{name} cannot be had on the cpu; leave this out, or use --device cuda")
 
 
+def open_recording(
+    path: Path, device: str, options: EngineOptions, shape: Shape, stream: int | None
+) -> onnxruntime.InferenceSession:
+    """Open a specialised file for one input shape, to be recorded in the stream of a handle, where there is one."""
+    cuda = {"enable_cuda_graph": "1"} | ({} if stream is None else {"user_compute_stream": str(stream)})
+    return _open_file(path, device, options, None, None, shape, cuda)
+
+
 def _open_session(
     path: Path,
     device: str,
     options: EngineOptions,
     profile_folder: Path | None,
-    recorded: Shape | None = None,
     graph: Path | None = None,
     *,
     confidence: bool = True,
@@ -418,12 +427,12 @@ def _open_session(
     On CUDA a session computes confidences always or never: the graph's other branch has shapes that depend on data, for
     which the device waits.
     """
-    if device == "cpu" or recorded is not None:
-        return _open_file(path, device, options, profile_folder, recorded, graph)
+    if device == "cpu":
+        return _open_file(path, device, options, profile_folder, graph)
     with tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
         specialised = Path(folder) / path.name
         write_specialised(_map(path) if data is None else data, specialised, confidence=confidence)
-        return _open_file(specialised, device, options, profile_folder, None, graph)
+        return _open_file(specialised, device, options, profile_folder, graph)
 
 
 def _map(path: Path) -> memoryview:
@@ -437,8 +446,9 @@ def _open_file(
     device: str,
     options: EngineOptions,
     profile_folder: Path | None,
-    recorded: Shape | None,
     graph: Path | None,
+    shape: Shape | None = None,
+    cuda_options: Mapping[str, str] = MappingProxyType({}),
 ) -> onnxruntime.InferenceSession:
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads_for(options.threads)
@@ -452,8 +462,8 @@ def _open_file(
     if profile_folder is not None:
         session_options.enable_profiling = True
         session_options.profile_file_prefix = str(profile_folder / "profile")
-    if recorded is not None:
-        for name, size in zip(("N", "H", "W"), recorded, strict=True):  # as the model file's `image` has them
+    if shape is not None:
+        for name, size in zip(("N", "H", "W"), shape, strict=True):  # as the model file's `image` has them
             session_options.add_free_dimension_override_by_name(name, size)
     if graph is not None:
         session_options.optimized_model_filepath = str(graph)
@@ -466,7 +476,7 @@ def _open_file(
             "arena_extend_strategy": "kSameAsRequested",
             "use_tf32": str(int(options.tf32)),
             "prefer_nhwc": str(int(bool(options.channels_last))),
-            "enable_cuda_graph": str(int(recorded is not None)),
+            **cuda_options,
         }
         providers.insert(0, (CUDA, cuda))
     try:

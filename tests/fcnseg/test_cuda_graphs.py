@@ -5,19 +5,23 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from fcnseg import cuda_graphs
 from fcnseg.bound_run import Shape
 from fcnseg.capture_gate import CaptureGate
+from fcnseg.cuda_copies import CudaCopies
 from fcnseg.cuda_driver import free_share
 from fcnseg.cuda_graphs import CudaGraphs
 from fcnseg.engine import Engine, EngineOptions
 from fcnseg.errors import DeviceError, UsageError
 from tests.gpu import needs_gpu
+from tests.stand_in_driver import StandInDriver, StreamSession
 from tests.tiny_model import write_tiny_model
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "scenes-fcn8s.onnx"
@@ -27,7 +31,7 @@ def images(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
 
 
-def open_on_cpu(path: Path, shape: Shape) -> onnxruntime.InferenceSession:
+def open_on_cpu(path: Path, shape: Shape, _stream: int | None = None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     for name, size in zip("NHW", shape, strict=True):
@@ -106,7 +110,7 @@ def test_a_bounded_number_of_shapes_is_kept_and_rare_ones_are_not_recorded(
 def test_interleaved_shapes_are_opened_once_each(tiny_model: Path) -> None:
     opened: list[Shape] = []
 
-    def open_noted(path: Path, shape: Shape) -> onnxruntime.InferenceSession:
+    def open_noted(path: Path, shape: Shape, _stream: int | None) -> onnxruntime.InferenceSession:
         opened.append(shape)
         return open_on_cpu(path, shape)
 
@@ -172,7 +176,7 @@ def test_some_of_a_gpus_memory_is_free() -> None:
 
 
 def test_what_cannot_be_recorded_is_told_in_one_line(tiny_model: Path) -> None:
-    def open_for_another_size(path: Path, shape: Shape) -> onnxruntime.InferenceSession:
+    def open_for_another_size(path: Path, shape: Shape, _stream: int | None) -> onnxruntime.InferenceSession:
         return open_on_cpu(path, (shape[0], shape[1] + 4, shape[2]))  # a run fails, as a recording may
 
     graphs = CudaGraphs(tiny_model, "cpu", 2, open_for_another_size)
@@ -203,11 +207,53 @@ def test_a_recording_that_answers_otherwise_than_a_run_is_refused(tiny_model: Pa
             if run_options.get_run_config_entry("gpu_graph_id") == "-1" or not iobinding.get_outputs():
                 super().run_with_iobinding(iobinding, run_options)
 
-    def open_stuck(path: Path, shape: Shape) -> onnxruntime.InferenceSession:
+    def open_stuck(path: Path, _shape: Shape, _stream: int | None) -> onnxruntime.InferenceSession:
         return Stuck(str(path), providers=["CPUExecutionProvider"])
 
     with pytest.raises(DeviceError, match=r"a replay's class_map is another than a run's in .*%"):
         CudaGraphs(tiny_model, "cpu", 1, open_stuck).prove((1, 8, 8))
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> StandInDriver:
+    """A stand-in, to and from whose memory bound runs copy."""
+    driver = StandInDriver.put_in_place(monkeypatch)
+    monkeypatch.setattr(cuda_graphs, "open_copies", lambda _: CudaCopies(0))
+    return driver
+
+
+def test_runs_in_a_stream_are_not_waited_for_before_they_are_read(driver: StandInDriver) -> None:
+    asked: list[bool] = []
+
+    class Noted(StreamSession):
+        def run_with_iobinding(self, iobinding: onnxruntime.IOBinding, run_options: Any = None) -> None:
+            asked.append(driver.pending)  # what goes to the device
+            super().run_with_iobinding(iobinding, run_options)
+
+    def open_in_stream(path: Path, _shape: Shape, stream: int | None) -> onnxruntime.InferenceSession:
+        assert stream is not None
+        return Noted(driver, stream, str(path), providers=["CPUExecutionProvider"])
+
+    shared, engine = CudaGraphs(GOLDEN, "cpu", 4, open_in_stream), Engine(GOLDEN, "cpu", EngineOptions(threads=1))
+    batches = [images(1 + seed % 2, 64, 96, seed=seed) for seed in range(12)]
+    shared.run(batches[0], confidence=False)
+    shared.run(batches[1], confidence=False)
+    asked.clear()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda batch: shared.run(batch, confidence=False), batches))
+    for batch, answer in zip(batches, answers, strict=True):
+        assert answer is not None
+        assert np.array_equal(answer[0], engine.run(batch).class_map)
+    assert asked == [True] * len(batches)
+    assert not driver.pending
+
+
+def test_a_recording_that_is_not_in_our_stream_is_refused(tiny_model: Path, driver: StandInDriver) -> None:
+    def open_elsewhere(path: Path, _shape: Shape, _stream: int | None) -> onnxruntime.InferenceSession:
+        return StreamSession(driver, 99, str(path), providers=["CPUExecutionProvider"])
+
+    with pytest.raises(DeviceError, match=r"a replay's class_map is another than a run's in .*%"):
+        CudaGraphs(tiny_model, "cpu", 1, open_elsewhere).prove((1, 8, 8))
 
 
 @pytest.mark.parametrize(
