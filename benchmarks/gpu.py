@@ -53,7 +53,7 @@ import grpc
 import numpy as np
 import torch
 from as_users_write_it import AsUsersWriteIt
-from gpu_ways import Files, SameModule, Torch, Way, kernel_times, masks_of, matrix_rate
+from gpu_ways import MASKS, Files, SameModule, Torch, Way, kernel_times, masks_of, matrix_rate
 from grpc_load import SEGMENT, load
 from nets import build_net, export_net
 from numpy.typing import NDArray
@@ -450,7 +450,7 @@ class Section:
             return Engine(self.path(net, precision), self.device).run
 
         def recorded() -> Callable[[NDArray[np.uint8]], object]:
-            return partial(files.cuda_graphs(precision, 2).run, confidence=False)
+            return partial(files.cuda_graphs(precision, 2).run, outputs=MASKS)
 
         for name, make in ((f"engine, {precision}", plain), (f"CUDA graphs, {precision}", recorded)):
             self.attempt(case, name, partial(self.interleave, case, name, make, a, b))

@@ -127,8 +127,8 @@ class Files:
             self._graphs[key] = self.cuda_graphs(precision, 1, channels_last=channels_last)
         graphs = self._graphs[key]
         for _ in range(8):  # a shape takes another's place when it has come so often
-            graphs.run(images, confidence=False)
-        return lambda: graphs.run(images, confidence=False)
+            graphs.run(images, MASKS)
+        return lambda: graphs.run(images, MASKS)
 
     def graphs_by_two(self, precision: str, images: NDArray[np.uint8], *, channels_last: bool = False) -> Way:
         """The same by two threads, so that copies and runs overlap; two batches a call."""

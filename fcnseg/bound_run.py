@@ -81,7 +81,7 @@ class BoundRun:
         self.outputs = self._binding.get_outputs()
         for name, value in zip(outputs, self.outputs, strict=True):
             self._binding.bind_ortvalue_output(name, value)
-        self._places = [_place_of(value) for value in self.outputs]
+        self._values = dict(zip(outputs, self.outputs, strict=True))
         self.replay()
         self._try_out(shape)
 
@@ -95,7 +95,7 @@ class BoundRun:
             if share > _MOST_APART:
                 raise DeviceError(f"a replay's {name} is another than a run's in {share:.1%} of its elements")
 
-    def run(self, images: Images, thread: Executor | None = None) -> Arrays:
+    def run(self, images: Images, thread: Executor | None = None, wanted: Sequence[str] | None = None) -> Arrays:
         """Answer images.
 
         In a stream of ours copies and replay are asked for without waiting between them, so that the next run is in
@@ -104,18 +104,20 @@ class BoundRun:
         Args:
             images: Of the run's shape.
             thread: What replays; none where this thread made the recording.
+            wanted: Which of the outputs are read; None for all.
 
         Returns:
-            The outputs, as new arrays.
+            These outputs, as new arrays.
         """
+        values = self.outputs if wanted is None else [self._values[name] for name in wanted]
         if self._copies is None or self._stream is None:
             self.fill(images)
             _call(self.replay, thread)
-            return self.read()
+            return _read(values, self._copies)
         with self._copies.lane() as lane:
             lane.upload(_contiguous(images), self._address)
             _call(partial(self._begin, lane, self._stream), thread)
-            return lane.download(self._places)
+            return lane.download([_place_of(value) for value in values])
 
     def _begin(self, lane: CudaLane, stream: int) -> None:
         """Replay behind what the lane copies, and let it go on behind the replay; nothing is waited for."""

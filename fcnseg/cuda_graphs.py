@@ -8,7 +8,7 @@ import logging
 import mmap
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +22,7 @@ from fcnseg.bound_run import Arrays, BoundRun, Images, Shape, open_copies
 from fcnseg.capture_gate import GATE
 from fcnseg.cuda_driver import free_share
 from fcnseg.errors import DeviceError
-from fcnseg.model_file import OUTPUTS
+from fcnseg.model_file import CONFIDENCE, OUTPUTS
 from fcnseg.specialised_model import write_specialised
 
 OpenSession: TypeAlias = Callable[[Path, Shape, int | None], onnxruntime.InferenceSession]
@@ -97,19 +97,18 @@ class CudaGraphs:
             self._record(session, key)
             del session  # frees device memory, which is to be done within the gate
 
-    def run(self, images: Images, *, confidence: bool) -> Arrays | None:
+    def run(self, images: Images, outputs: Sequence[str]) -> Arrays | None:
         """Answer by the recorded run of the images' shape.
 
         Args:
             images: The batch.
-            confidence: Whether to compute confidences too.
+            outputs: Which outputs are wanted, by name.
 
         Returns:
-            Class maps, heatmaps and, if asked for, confidences, as new arrays; None where the shape has no recording
-            and gets none now.
+            These outputs, as new arrays; None where the shape has no recording and gets none now.
         """
         height, width, _ = images[0].shape
-        key = ((len(images), height, width), confidence)
+        key = ((len(images), height, width), CONFIDENCE in outputs)
         if self._is_due(key):
             try:
                 self._keep(key)
@@ -118,7 +117,7 @@ class CudaGraphs:
                 with self._changing:
                     self._unfit.add(key)
         with GATE.shared():
-            return self._replay(key, images)
+            return self._replay(key, images, outputs)
 
     def _is_due(self, key: _Key) -> bool:
         """Whether a shape is to be recorded now."""
@@ -164,10 +163,10 @@ class CudaGraphs:
                     recorded.last_run = self._runs
                     self._kept[key] = recorded
 
-    def _replay(self, key: _Key, images: Images) -> Arrays | None:
+    def _replay(self, key: _Key, images: Images, outputs: Sequence[str]) -> Arrays | None:
         with self._changing:
             recorded = self._kept.get(key)
-        return None if recorded is None else recorded.run(images, self._thread)
+        return None if recorded is None else recorded.run(images, self._thread, outputs)
 
     def _open(self, key: _Key) -> onnxruntime.InferenceSession:
         shape, confidence = key
@@ -213,10 +212,10 @@ class _RecordedRun:
         for number in range(_SETS):
             self._free.put(make(number=number))
 
-    def run(self, images: Images, thread: Executor) -> Arrays:
+    def run(self, images: Images, thread: Executor, outputs: Sequence[str]) -> Arrays:
         """Answer by a set of buffers that is free; the thread is the one that recorded."""
         buffers = self._free.get()
         try:
-            return buffers.run(images, thread)
+            return buffers.run(images, thread, outputs)
         finally:
             self._free.put(buffers)

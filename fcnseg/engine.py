@@ -25,7 +25,7 @@ from fcnseg.cuda_driver import device_count, split_device
 from fcnseg.cuda_graphs import CudaGraphs
 from fcnseg.errors import DeviceError, ModelFileError, UsageError
 from fcnseg.graph import GraphNode, read_graph
-from fcnseg.model_file import OUTPUTS, ModelInfo, read_info, require_model_file
+from fcnseg.model_file import CLASS_MAP, CONFIDENCE, HEATMAP, OUTPUTS, ModelInfo, read_info, require_model_file
 from fcnseg.placement import Probe, probe, require_device
 from fcnseg.profiles import Event, end_profiling, profile_folder
 from fcnseg.specialised_model import write_specialised
@@ -90,7 +90,7 @@ class EngineOutput:
 
     Attributes:
         class_map: (N, H, W) uint8 or uint16.
-        heatmap: (N, K, h, w) float32.
+        heatmap: (N, K, h, w) float32; (N, K, 0, 0) where it was not asked for.
         confidence: (N, H, W) uint8, or None when it was not asked for.
     """
 
@@ -185,16 +185,19 @@ class Engine:
         """Whether a run that is alone has more threads than one that goes on beside others."""
         return self._beside is not None
 
-    def run(self, images: Images, *, confidence: bool = False, beside: bool = False) -> EngineOutput:
+    def run(
+        self, images: Images, *, confidence: bool = False, heatmap: bool = True, beside: bool = False
+    ) -> EngineOutput:
         """Segment a batch of images of one size.
 
         Args:
             images: (N, H, W, 3) uint8 RGB, or N such images; N, H and W at least 1.
             confidence: Whether to compute the confidence map too.
+            heatmap: Whether to answer with heatmaps, which hold more than class maps where there are many classes.
             beside: Whether other runs go on meanwhile, and threads are to be left to them (`options.runs`).
 
         Returns:
-            Class maps at the images' own size, heatmaps, and confidences if asked for.
+            Class maps at the images' own size, and heatmaps and confidences if asked for.
 
         Raises:
             UsageError: The engine was closed.
@@ -202,9 +205,9 @@ class Engine:
             ModelFileError: In a forked process: the file has become another model's.
         """
         session = (self._beside if beside else None) or self._session or self._open_again()
-        outputs = self._graphs.run(images, confidence=confidence) if self._graphs else None
+        names = [CLASS_MAP] + [HEATMAP] * heatmap + [CONFIDENCE] * confidence
+        outputs = self._graphs.run(images, names) if self._graphs else None
         if outputs is None:
-            names = OUTPUTS if confidence else OUTPUTS[:2]
             if self.device == "cpu":
                 asked = {"with_confidence": np.array(confidence)} if confidence else {}
                 outputs = session.run(names, {"image": _together(images), **asked})
@@ -212,7 +215,9 @@ class Engine:
                 session = self._confident_session() if confidence else session
                 with self._gate():
                     outputs = run_bound(session, self.device, self._copies, images, names)
-        return EngineOutput(outputs[0], outputs[1], outputs[2] if confidence else None)
+        found = dict(zip(names, outputs, strict=True))
+        none = np.empty((len(images), len(self.info.label_map), 0, 0), np.float32)
+        return EngineOutput(found[CLASS_MAP], found.get(HEATMAP, none), found.get(CONFIDENCE))
 
     def measured(self) -> Probe:
         """Return what runs showed; measured now, where it was not at the start.

@@ -22,7 +22,7 @@ from fcnseg.types import LabelMap, Rgb
 
 METADATA_KEY = "fcnseg"
 INPUTS = ("image",)
-OUTPUTS = ("class_map", "heatmap", "confidence")
+OUTPUTS = CLASS_MAP, HEATMAP, CONFIDENCE = "class_map", "heatmap", "confidence"
 _FATAL_ONLY = 4  # what fails raises; onnxruntime would print it too
 CELL_RESOLUTION_ABOVE = 64
 """Above this many classes, the class map is the arg-max at the cells, enlarged by nearest.

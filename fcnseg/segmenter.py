@@ -91,6 +91,7 @@ class Segmenter:
         sizes: Sequence[tuple[int, int]],
         *,
         confidence: bool = False,
+        heatmap: bool = True,
         beside: bool = False,
     ) -> list[Segmentation]:
         """Segment images that were prepared, maybe each in a thread of its own; otherwise as `segment_batch`.
@@ -99,7 +100,8 @@ class Segmenter:
             images: Of one canonical shape, as `prepare` returns them, or as they are.
             sizes: The (height, width) of each before.
             confidence: As for `segment_batch`.
-            beside: Likewise.
+            heatmap: Whether the heatmaps are wanted; where they are not, they have no cells.
+            beside: As for `segment_batch`.
 
         Returns:
             Answers that are views: each keeps the arrays of all.
@@ -108,7 +110,7 @@ class Segmenter:
         if self.device != "cpu" or len({image.shape for image in images}) > 1:
             shape = self.canonical_shape(images[0])
             batch = [_edge_pad(image, shape) for image in images]
-        output = self.engine.run(batch, confidence=confidence, beside=beside)
+        output = self.engine.run(batch, confidence=confidence, heatmap=heatmap, beside=beside)
         answers = []
         for i, (height, width) in enumerate(sizes):
             confidence_map = None if output.confidence is None else output.confidence[i, :height, :width]

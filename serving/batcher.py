@@ -92,6 +92,7 @@ class _Job:
     image: NDArray[np.uint8]
     size: tuple[int, int]
     confidence: bool
+    heatmap: bool
     padded: tuple[int, int]
     deadline: float
     submitted: float = field(default_factory=time.monotonic)
@@ -236,6 +237,7 @@ class Batcher:
         size: tuple[int, int] | None = None,
         *,
         confidence: bool = False,
+        heatmap: bool = True,
         deadline: float = math.inf,
     ) -> Future[Executed]:
         """Let an image wait for its turn.
@@ -244,6 +246,7 @@ class Batcher:
             image: (H, W, 3) uint8 RGB; `run_bytes` of it must fit into the memory there is.
             size: Its (height, width), where `prepare` has padded it.
             confidence: Whether to compute the confidence map too.
+            heatmap: Whether the heatmap is wanted; where no image of the run wants it, it has no cells.
             deadline: When the answer is of no use any more, on the monotonic clock.
 
         Returns:
@@ -253,7 +256,8 @@ class Batcher:
         Raises:
             StoppingError: The model is being closed.
         """
-        job = _Job(image, size or (image.shape[0], image.shape[1]), confidence, self._padded(image), deadline)
+        size = size or (image.shape[0], image.shape[1])
+        job = _Job(image, size, confidence, heatmap, self._padded(image), deadline)
         with self._changed:
             if self._closing:
                 raise StoppingError("the model is being closed; ask again")
@@ -389,6 +393,7 @@ class Batcher:
                 [job.image for job in jobs],
                 [job.size for job in jobs],
                 confidence=jobs[0].confidence,
+                heatmap=any(job.heatmap for job in jobs),
                 beside=beside,
             )
         except Exception as error:  # noqa: BLE001 - onnxruntime's have no base; they belong to the callers

@@ -40,6 +40,7 @@ class Demands:
 
     Attributes:
         confidence: Whether the confidence map is wanted.
+        scores: Whether the heatmap is looked at.
         heatmaps: Of how many classes heatmaps are written.
         scratch: Called with the image's height and width and the cells of its heatmap; returns how many bytes writing
             takes for a while beside the answer.
@@ -50,6 +51,7 @@ class Demands:
     """
 
     confidence: bool = False
+    scores: bool = False
     heatmaps: int = 0
     scratch: Callable[[int, int, int], int] = lambda _height, _width, _cells: 0
     extras: frozenset[str] = frozenset()
@@ -143,7 +145,7 @@ class Pipeline:
         patience = Patience(deadline)
         context = copy_context()  # of the current call, for one stage after another
         read = partial(self._read, model, source, ticket, demands, deadline, paid)
-        passage = _Passage(model, ticket, demands.confidence, deadline, turn)
+        passage = _Passage(model, ticket, demands, deadline, turn)
 
         def write_in_thread(executed: Executed) -> Future[_Answer]:
             return self._submit(context, write, passage.image, passage.ran(executed), patience)
@@ -278,7 +280,7 @@ class _Passage:
     Args:
         model: The model.
         ticket: The image's.
-        confidence: Whether the confidence map is wanted.
+        demands: What the answer takes.
         deadline: When the answer is of no use any more, on the monotonic clock.
         turn: Its turn in a stream, where it is one's.
 
@@ -296,12 +298,12 @@ class _Passage:
         self,
         model: ServedModel,
         ticket: Ticket,
-        confidence: bool,  # noqa: FBT001 - as for `Demands`
+        demands: Demands,
         deadline: float,
         turn: Turn | None,
     ) -> None:
         self._model, self._ticket, self._turn = model, ticket, turn
-        self._confidence, self._deadline = confidence, deadline
+        self._demands, self._deadline = demands, deadline
 
     def take(self, image: NDArray[np.uint8]) -> None:
         """Take in the image, which was decoded, and prepare it for its run."""
@@ -318,7 +320,11 @@ class _Passage:
         """Let the image wait for its run."""
         height, width, _ = self.image.shape
         return self._model.batcher.submit(
-            self._prepared, (height, width), confidence=self._confidence, deadline=self._deadline
+            self._prepared,
+            (height, width),
+            confidence=self._demands.confidence,
+            heatmap=self._demands.scores,
+            deadline=self._deadline,
         )
 
     def ran(self, executed: Executed) -> Executed:

@@ -151,6 +151,7 @@ def demands_of(wanted: Extras, encoding: Encoding) -> Demands:
 
     return Demands(
         confidence=wanted.confidence,
+        scores=bool(wanted.heatmaps) or wanted.regions is not None,
         heatmaps=len(wanted.heatmaps),
         scratch=scratch,
         extras=wanted.names,

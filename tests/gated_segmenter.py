@@ -38,6 +38,7 @@ class GatedSegmenter(Segmenter):
         sizes: Sequence[tuple[int, int]],
         *,
         confidence: bool = False,
+        heatmap: bool = True,
         beside: bool = False,
     ) -> list[Segmentation]:
         """Segment a batch when the gate is open."""
@@ -45,7 +46,7 @@ class GatedSegmenter(Segmenter):
         self.ways.append(beside)
         self.begun.release()
         self.wait()
-        return super().segment_prepared(images, sizes, confidence=confidence, beside=beside)
+        return super().segment_prepared(images, sizes, confidence=confidence, heatmap=heatmap, beside=beside)
 
     def wait(self) -> None:
         """Wait for the gate."""

@@ -5,8 +5,9 @@ from contextlib import suppress
 
 import fcnseg
 from fcnseg.errors import FcnsegError
+from fcnseg.model_file import CLASS_MAP, CONFIDENCE, HEATMAP
 from serving.oip import inference_pb2 as pb
-from serving.oip.outputs import CLASS_MAP, CONFIDENCE, HEATMAP, class_map_datatype
+from serving.oip.outputs import class_map_datatype
 from serving.oip.tensors import INPUT
 from serving.registry import ModelRegistry
 from serving.served_model import ServedModel

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 from fcnseg import masks
 from fcnseg.masks import Encoding
+from fcnseg.model_file import CLASS_MAP, HEATMAP, OUTPUTS
 from fcnseg.types import LabelMap, Segmentation
 from serving.errors import InvalidFieldError, quote
 from serving.oip import inference_pb2 as pb
 from serving.oip.tensors import refuse_shared_memory, refuse_sizes
 from serving.served_model import ServedModel
 
-CLASS_MAP, HEATMAP, CONFIDENCE = "class_map", "heatmap", "confidence"
-OUTPUTS = (CLASS_MAP, HEATMAP, CONFIDENCE)
 _ENCODINGS = {"raw": Encoding.RAW, "png": Encoding.PNG, "zstd": Encoding.ZSTD}
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fcnseg.errors import ModelNotFoundError
 from fcnseg.masks import Encoding
+from fcnseg.model_file import CLASS_MAP, CONFIDENCE, HEATMAP
 from serving.administration import Administration
 from serving.admission import Ticket
 from serving.batcher import Executed
@@ -31,7 +32,7 @@ from serving.oip.descriptions import (
     write_statistics,
 )
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceServicer
-from serving.oip.outputs import CLASS_MAP, CONFIDENCE, HEATMAP, Written, read_outputs, write_outputs, write_response
+from serving.oip.outputs import Written, read_outputs, write_outputs, write_response
 from serving.oip.tensors import read_sources, reads_at_once
 from serving.patience import Patience
 from serving.pipeline import Demands, Pipeline
@@ -211,6 +212,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         wanted = frozenset(output.name for output in outputs)
         demands = Demands(
             confidence=CONFIDENCE in wanted,
+            scores=HEATMAP in wanted,
             heatmaps=len(model.info.label_map) if HEATMAP in wanted else 0,
             extras=wanted - {CLASS_MAP},
             instant=all(output.encoding is Encoding.RAW for output in outputs),

@@ -20,10 +20,12 @@ from fcnseg.cuda_driver import free_share
 from fcnseg.cuda_graphs import CudaGraphs
 from fcnseg.engine import Engine, EngineOptions
 from fcnseg.errors import DeviceError, UsageError
+from fcnseg.model_file import CLASS_MAP, OUTPUTS
 from tests.gpu import needs_gpu
 from tests.stand_in_driver import StandInDriver, StreamSession
 from tests.tiny_model import write_tiny_model
 
+MASKS = OUTPUTS[:2]
 GOLDEN = Path(__file__).parent.parent / "golden" / "scenes-fcn8s.onnx"
 
 
@@ -50,7 +52,7 @@ def test_bound_runs_answer_as_plain_ones_do(*, confidence: bool) -> None:
     engine = Engine(GOLDEN, "cpu", EngineOptions(threads=1))
     for seed, shape in enumerate([(1, 64, 96), (2, 64, 96), (1, 97, 131), (1, 64, 96)]):
         batch = images(*shape, seed=seed)
-        answers = graphs.run(batch, confidence=confidence)
+        answers = graphs.run(batch, OUTPUTS if confidence else MASKS)
         expected = engine.run(batch, confidence=confidence)
         assert answers is not None
         assert len(answers) == 2 + confidence
@@ -63,10 +65,10 @@ def test_bound_runs_answer_as_plain_ones_do(*, confidence: bool) -> None:
 def test_an_answer_is_not_touched_by_later_runs(graphs: Callable[[int], CudaGraphs]) -> None:
     shared = graphs(1)
     batches = [images(1, 8, 12, seed=seed) for seed in range(6)]
-    answers = [shared.run(batch, confidence=True) for batch in batches]
+    answers = [shared.run(batch, OUTPUTS) for batch in batches]
     kept = [[array.copy() for array in answer] for answer in answers if answer is not None]
     for batch in reversed(batches):
-        shared.run(batch, confidence=True)
+        shared.run(batch, OUTPUTS)
     for answer, copies in zip(answers, kept, strict=True):
         assert answer is not None
         assert all(np.array_equal(a, b) for a, b in zip(answer, copies, strict=True))
@@ -77,7 +79,7 @@ def test_images_that_are_views_are_read_as_they_are(graphs: Callable[[int], Cuda
     shared = graphs(2)
     whole = images(1, 8, 24)
     view = whole[:, :, ::2]
-    from_view, from_copy = (shared.run(batch, confidence=False) for batch in (view, view.copy()))
+    from_view, from_copy = (shared.run(batch, MASKS) for batch in (view, view.copy()))
     assert from_view is not None
     assert from_copy is not None
     assert np.array_equal(from_view[0], from_copy[0])
@@ -87,7 +89,7 @@ def test_threads_may_share_recordings(graphs: Callable[[int], CudaGraphs], tiny_
     shared, engine = graphs(2), Engine(tiny_model, "cpu", EngineOptions(threads=1))
     batches = [images(1, 8 + 4 * (seed % 3), 12, seed=seed) for seed in range(60)]
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda batch: shared.run(batch, confidence=False), batches))
+        answers = list(pool.map(lambda batch: shared.run(batch, MASKS), batches))
     recorded = [(answer, batch) for answer, batch in zip(answers, batches, strict=True) if answer is not None]
     assert len(recorded) > len(batches) // 3
     assert all(np.array_equal(answer[0], engine.run(batch).class_map) for answer, batch in recorded)
@@ -98,12 +100,12 @@ def test_a_bounded_number_of_shapes_is_kept_and_rare_ones_are_not_recorded(
 ) -> None:
     shared = graphs(2)
     often, seldom, new = images(1, 8, 8), images(1, 8, 12), images(1, 12, 12)
-    assert shared.run(seldom, confidence=False) is not None
-    assert shared.run(often, confidence=False) is not None
-    assert [shared.run(new, confidence=False) is None for _ in range(8)] == [True] * 7 + [False]
+    assert shared.run(seldom, MASKS) is not None
+    assert shared.run(often, MASKS) is not None
+    assert [shared.run(new, MASKS) is None for _ in range(8)] == [True] * 7 + [False]
     assert shared.shapes == [((1, 8, 8), False), ((1, 12, 12), False)]
-    assert shared.run(seldom, confidence=False) is None  # it made room
-    assert shared.run(often, confidence=False) is not None
+    assert shared.run(seldom, MASKS) is None  # it made room
+    assert shared.run(often, MASKS) is not None
     assert shared.shapes == [((1, 12, 12), False), ((1, 8, 8), False)]
 
 
@@ -117,7 +119,7 @@ def test_interleaved_shapes_are_opened_once_each(tiny_model: Path) -> None:
     shared = CudaGraphs(tiny_model, "cpu", 2, open_noted)
     for _ in range(5):
         for width in (8, 12):
-            shared.run(images(1, 8, width), confidence=False)
+            shared.run(images(1, 8, width), MASKS)
     assert opened == [(1, 8, 8), (1, 8, 12)]
 
 
@@ -127,11 +129,11 @@ def test_shapes_that_come_in_turns_leave_each_other_alone_and_one_that_comes_no_
     shared = graphs(2)
     first, second, third, fourth = (images(1, 8, width) for width in (8, 12, 16, 20))
     for _ in range(20):
-        answers = [shared.run(batch, confidence=False) for batch in (first, second, third, fourth)]
+        answers = [shared.run(batch, MASKS) for batch in (first, second, third, fourth)]
         assert [answer is None for answer in answers] == [False, False, True, True]
     for _ in range(20):
         for batch in (first, third, fourth):
-            shared.run(batch, confidence=False)
+            shared.run(batch, MASKS)
     assert {shape for shape, _ in shared.shapes} in ({(1, 8, 8), (1, 8, 16)}, {(1, 8, 8), (1, 8, 20)})
 
 
@@ -140,7 +142,7 @@ def test_a_file_that_is_replaced_is_still_the_one_that_was_opened(tmp_path: Path
     graphs = CudaGraphs(path, "cpu", 2, open_on_cpu)
     expected = Engine(path, "cpu").run(images(1, 8, 8)).heatmap
     other.replace(path)
-    answers = graphs.run(images(1, 8, 8), confidence=False)
+    answers = graphs.run(images(1, 8, 8), MASKS)
     assert answers is not None
     assert np.array_equal(answers[1], expected)
 
@@ -151,12 +153,12 @@ def test_a_shape_that_cannot_be_recorded_is_told_of_once_and_left(
     graphs = CudaGraphs(tiny_model, "cpu", 2, open_on_cpu)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     for _ in range(10):
-        assert graphs.run(images(1, 8, 8), confidence=False) is None
+        assert graphs.run(images(1, 8, 8), MASKS) is None
     (message,) = caplog.messages
     assert re.search(r"cannot record a run of .*\.onnx on 1 images of 8x8: .*No such file", message)
     monkeypatch.undo()
-    assert graphs.run(images(1, 8, 12), confidence=False) is not None
-    assert graphs.run(images(1, 8, 8), confidence=False) is None
+    assert graphs.run(images(1, 8, 12), MASKS) is not None
+    assert graphs.run(images(1, 8, 8), MASKS) is None
 
 
 def test_where_memory_is_spared_nothing_is_recorded_without_half_of_it_free(
@@ -164,7 +166,7 @@ def test_where_memory_is_spared_nothing_is_recorded_without_half_of_it_free(
 ) -> None:
     sparing = CudaGraphs(tiny_model, "cpu", 2, open_on_cpu, sparing=True)  # of a device's memory the CPU has none
     for _ in range(3):
-        assert sparing.run(images(1, 8, 12), confidence=False) is None
+        assert sparing.run(images(1, 8, 12), MASKS) is None
     (told,) = caplog.messages
     assert "cannot record a run of" in told
     assert "more than 50% of its memory is taken; it is answered without" in told
@@ -214,6 +216,16 @@ def test_a_recording_that_answers_otherwise_than_a_run_is_refused(tiny_model: Pa
         CudaGraphs(tiny_model, "cpu", 1, open_stuck).prove((1, 8, 8))
 
 
+def test_what_is_not_wanted_is_not_read(graphs: Callable[[int], CudaGraphs]) -> None:
+    shared, batch = graphs(2), images(2, 8, 12)
+    for outputs in ([CLASS_MAP], MASKS, OUTPUTS[::2], OUTPUTS):
+        answers = shared.run(batch, outputs)
+        assert answers is not None
+        for name, answer in zip(outputs, answers, strict=True):
+            assert answer.ndim == (4 if name == "heatmap" else 3)
+    assert [confidence for _, confidence in shared.shapes] == [False, True]
+
+
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> StandInDriver:
     """A stand-in, to and from whose memory bound runs copy."""
@@ -236,11 +248,11 @@ def test_runs_in_a_stream_are_not_waited_for_before_they_are_read(driver: StandI
 
     shared, engine = CudaGraphs(GOLDEN, "cpu", 4, open_in_stream), Engine(GOLDEN, "cpu", EngineOptions(threads=1))
     batches = [images(1 + seed % 2, 64, 96, seed=seed) for seed in range(12)]
-    shared.run(batches[0], confidence=False)
-    shared.run(batches[1], confidence=False)
+    shared.run(batches[0], MASKS)
+    shared.run(batches[1], MASKS)
     asked.clear()
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda batch: shared.run(batch, confidence=False), batches))
+        answers = list(pool.map(lambda batch: shared.run(batch, MASKS), batches))
     for batch, answer in zip(batches, answers, strict=True):
         assert answer is not None
         assert np.array_equal(answer[0], engine.run(batch).class_map)

@@ -127,6 +127,23 @@ def test_confidence_is_computed_for_those_who_asked_alone(gated: GatedSegmenter)
     assert sizes(gated) == [1, 2, 2]
 
 
+def test_heatmaps_are_read_where_an_image_of_the_run_wants_them(gated: GatedSegmenter) -> None:
+    with batching(gated) as batcher:
+        held = hold(batcher, gated)
+        asked = [batcher.submit(image, heatmap=wanted) for image, wanted in ((RED, False), (MAGENTA, True))]
+        gated.gate.set()
+        answers = [future.result(10).segmentation for future in asked]
+        alone = batcher.submit(RED, heatmap=False).result(10).segmentation
+        held.result(10)
+    assert sizes(gated) == [1, 2, 1]
+    for image, answer in zip((RED, MAGENTA), answers, strict=True):
+        expected = gated.segment(image)
+        assert np.array_equal(answer.heatmap, expected.heatmap)
+        assert np.array_equal(answer.class_map, expected.class_map)
+    assert alone.heatmap.shape == (len(gated.info.label_map), 0, 0)
+    assert np.array_equal(alone.class_map, answers[0].class_map)
+
+
 def test_a_batch_waits_for_more_images_no_longer_than_its_delay(gated: GatedSegmenter) -> None:
     gated.gate.set()
     with batching(gated, max_batch=3, delay_s=0.3) as batcher:
