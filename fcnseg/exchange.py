@@ -112,6 +112,8 @@ class Exchange:
     def channel_options(self) -> list[tuple[str, int | str]]:
         """What gRPC is to be told of the connection."""
         options: list[tuple[str, int | str]] = [
+            # Clients of one process would share a connection, and so a server of several at the address.
+            ("grpc.use_local_subchannel_pool", 1),
             ("grpc.max_send_message_length", -1),  # `ask` refuses what is beyond the limit, and ends no stream with it
             ("grpc.max_receive_message_length", self.max_message_bytes),
             # A server that has just started is found at once, not after gRPC's first pause of a second and its last of
