@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _MOST_IMAGE_BYTES, _MOST_PIXELS, _LONGEST_SIDE = 64 << 20, 2**25, 2**14
 _MOST = 2**31 - 1  # what clients are told of a limit fits into its field
 _KEPT_BYTES = 256 << 20
+_MOST_PROCESSES = 64
 _CONNECTIONS = ConnectionConfig()
 _SECTIONS = {
     "host": "Address",
@@ -46,6 +48,14 @@ class _ServeCommand(SectionedCommand):
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option(
     "--port", default=50051, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one."
+)
+@click.option(
+    "--processes",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, _MOST_PROCESSES),
+    help="Serve by so many processes at the port, each with the models: where a GPU computes faster than one of them"
+    " decodes and answers. Connections are shared out among them; limits hold for each, but the memory is shared.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -230,11 +240,14 @@ class _ServeCommand(SectionedCommand):
     " OTEL_ variables are obeyed too. Needs the extra 'tracing'. [default: none]",
 )
 @security_options
+@click.pass_context
 def serve(
+    command: click.Context,
     *,
     models: tuple[Path, ...],
     host: str,
     port: int,
+    processes: int,
     device: str,
     warm_sizes: tuple[tuple[int, int], ...],
     watch_s: float,
@@ -281,12 +294,15 @@ def serve(
     Example: fcnseg serve cat.onnx --port 50051 --warm 480x640
     """
     from serving.logs import COMMAND, set_up_logs
+    from serving.processes import LIFELINE, Part, serve_in_processes
 
-    set_up_logs(log_format, log_level)  # first, so that whatever fails is told in that format
+    part = Part.of_this_process()
+    set_up_logs(log_format, log_level, part.number if part else None)  # first: what fails is told in that format
 
     import uvloop
 
     from fcnseg.allocator import keep_freed_memory
+    from fcnseg.cores import usable_cores
     from fcnseg.engine import PIPELINE_OPTIONS, resolve_device
     from fcnseg.images import ImageLimits, require_within
     from fcnseg.tuning import Settings, default_settings
@@ -308,7 +324,9 @@ def serve(
         no_admin=no_admin,
         no_reflection=no_reflection,
     )
-    if exposure := security.exposure(host):
+    if processes > 1:  # who changes models would reach one of them
+        security = replace(security, admin_closed_by=security.admin_closed_by or "--processes")
+    if part is None and (exposure := security.exposure(host)):
         logging.getLogger(COMMAND).warning("%s", exposure)
     tracer = None
     if otlp_endpoint is not None:
@@ -325,7 +343,11 @@ def serve(
         max_connections or most_files // 2,
     )
     config = ServerConfig(host, port, limits, grace_s, drain_delay_s, connections, watch_s, http_port, security, tracer)
+    if part is not None:
+        config = replace(config, port=part.port, http_port=None if http_port is None else 0, shares_port=True)
     config.require_free_ports()  # now: models may take minutes to open
+    if part is None and processes > 1:
+        command.exit(uvloop.run(serve_in_processes(processes, host, port, http_port, _print)))
     keep_freed_memory(_KEPT_BYTES)
     device = resolve_device(device)
     unsaid = default_settings(device)
@@ -338,18 +360,23 @@ def serve(
         cuda_graphs=cuda_graphs,
     )
     batching = BatchingConfig(unsaid.max_batch or 1, max_delay_ms / 1000, max_queue, unsaid.runners or 1)
+    sharers = 1 if part is None else part.count
+    if device == "cpu" and threads is None and sharers > 1:
+        threads = max(1, usable_cores() // sharers)
     said = Settings(threads, spinning, runners, max_batch)
-    models_config = ModelConfig(device, engine, batching, max_memory, warm_sizes, said, tuned)
+    models_config = ModelConfig(device, engine, batching, max_memory, warm_sizes, said, tuned, sharers)
     registry = ModelRegistry(models, models_config, strict=not watch_s)  # a watched folder may be being filled
 
     def announce(address: str, http_address: str | None) -> None:
-        for model in registry.models:
-            click.echo(f"serving {_describe(model)}")
-        if http_address is not None:
-            click.echo(f"probes and metrics at http://{http_address}")
-        click.echo(f"listening on {address}")
+        probes = [] if http_address is None else [f"probes and metrics at http://{http_address}"]
+        _print([*(f"serving {_describe(model)}" for model in registry.models), *probes, f"listening on {address}"])
 
-    uvloop.run(serve_until_stopped(registry, config, announce))  # an event loop of less Python: docs/decisions/
+    # An event loop of less Python: docs/decisions/.
+    uvloop.run(serve_until_stopped(registry, config, announce, None if part is None else LIFELINE))
+
+
+def _print(lines: Sequence[str]) -> None:
+    click.echo("\n".join(lines))
 
 
 def _describe(model: "ServedModel") -> str:

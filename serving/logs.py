@@ -6,6 +6,7 @@ A record may carry `fields`, a mapping of names to what JSON can hold, which sta
 import json
 import logging
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -27,17 +28,22 @@ class HumanFormatter(logging.Formatter):
     A message stays one line, and tells a terminal nothing: a file that cannot be opened may have a part in it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, always: Mapping[str, object] | None = None) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._always = always or {}
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
         """Write the line that a traceback may follow."""
         message = _NO_TEXT.sub(lambda found: ascii(found[0])[1:-1], super().formatMessage(record))
-        return " ".join([message, *(f"{k}={_quote(v)}" for k, v in _read_fields(record).items())])
+        return " ".join([message, *(f"{k}={_quote(v)}" for k, v in {**_read_fields(record), **self._always}.items())])
 
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: `time` (UTC), `level`, `logger`, `message`, `request_id`, `exception`, and the fields."""
+
+    def __init__(self, always: Mapping[str, object] | None = None) -> None:
+        super().__init__()
+        self._always = always or {}
 
     def format(self, record: logging.LogRecord) -> str:
         """Write the line."""
@@ -47,7 +53,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= _read_fields(record)
+        line |= {**_read_fields(record), **self._always}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -69,14 +75,16 @@ def _quote(value: object) -> str:
     return text if _WORD.fullmatch(text) else json.dumps(text)
 
 
-def set_up_logs(log_format: LogFormat, level: str) -> None:
+def set_up_logs(log_format: LogFormat, level: str, process: int | None = None) -> None:
     """Let the process's log have a format, and the server's own lines from a level on.
 
     Args:
         log_format: For people, or for machines.
         level: `info` or `warning`; where the log is at a lower one already, it stays.
+        process: The number of this process, where several write to the log.
     """
-    formatter = JsonFormatter() if log_format == "json" else HumanFormatter()
+    always = {} if process is None else {"process": process}
+    formatter = JsonFormatter(always) if log_format == "json" else HumanFormatter(always)
     root = logging.getLogger()
     # For people the command's own lines stay as those of other commands.
     own = logging.getLogger(COMMAND).handlers if log_format == "json" else []

@@ -65,8 +65,8 @@ class ModelRegistry:
         *,
         strict: bool = True,
     ) -> None:
-        budget = (config.max_memory or machine_memory() // 2) // 2
-        on_device = 0 if config.max_memory else device_memory(resolve_device(config.device)) // 2
+        budget = (config.max_memory or machine_memory() // 2) // 2 // config.sharers
+        on_device = 0 if config.max_memory else device_memory(resolve_device(config.device)) // 2 // config.sharers
         self.held, self.running = MemoryBudget(budget), MemoryBudget(on_device or budget)
         self._paths = tuple(paths)
         self._config = config

@@ -18,7 +18,8 @@ class Security:
     Attributes:
         tls: How connections are encrypted; None leaves them plain.
         tokens: Who is let in; None lets in whoever reaches the port.
-        admin: Whether models may be loaded and unloaded at all; where there are tokens, by those that say so.
+        admin_closed_by: The option by which nobody may load and unload models; where there is none and there are
+            tokens, those may that say so.
         open_admin: Whether everyone may load and unload models, from a network too.
         reflection: Whether the server describes its services.
 
@@ -28,13 +29,13 @@ class Security:
 
     tls: ServerTls | None = None
     tokens: Tokens | None = None
-    admin: bool = True
+    admin_closed_by: str | None = None
     open_admin: bool = False
     reflection: bool = True
 
     def __post_init__(self) -> None:
-        if self.open_admin and not self.admin:
-            raise UsageError("--open-admin and --no-admin contradict each other; give one of them")
+        if self.open_admin and self.admin_closed_by:
+            raise UsageError(f"--open-admin and {self.admin_closed_by} contradict each other; give one of them")
         if self.open_admin and self.tokens is not None:
             raise UsageError(
                 "--open-admin has no meaning with --tokens; add the word admin to the lines of those who may"
@@ -46,8 +47,8 @@ class Security:
         Without tokens there is no telling callers apart: what changes the server is then for this machine alone.
         """
         closed = None
-        if not self.admin:
-            closed = "the server was started with --no-admin; start it without"
+        if self.admin_closed_by:
+            closed = f"the server was started with {self.admin_closed_by}; start it without"
         elif self.tokens is None and not self.open_admin and not is_loopback(host):
             closed = "the server listens to a network and knows no tokens; start it with --tokens FILE or --open-admin"
         return Guard(self.tokens, closed)

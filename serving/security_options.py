@@ -72,7 +72,7 @@ def open_security(
     return Security(
         tls=open_tls(tls_cert, tls_key, tls_client_ca),
         tokens=None if tokens is None else Tokens(tokens),
-        admin=not no_admin,
+        admin_closed_by="--no-admin" if no_admin else None,
         open_admin=open_admin,
         reflection=not no_reflection,
     )

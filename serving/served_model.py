@@ -28,6 +28,7 @@ class ModelConfig:
         warm_sizes: (height, width) of the images that are run before serving.
         said: Settings that take the place of those in `options` and `batching`, whatever was tuned.
         tuned: Whether those that a model's `MODEL.tune.json` names take their place too, where nothing is said.
+        sharers: How many processes share `max_memory`.
     """
 
     device: str = "auto"
@@ -37,6 +38,7 @@ class ModelConfig:
     warm_sizes: tuple[tuple[int, int], ...] = ()
     said: Settings = NOTHING_SAID
     tuned: bool = False
+    sharers: int = 1
 
     def for_model(self, path: Path) -> tuple[EngineOptions, BatchingConfig]:
         """Return how the sessions of a model file run, and how requests share its runs."""

@@ -52,6 +52,7 @@ _log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
 _SERVICES = (SERVICE, MODEL_ADMIN_SERVICE, INFERENCE_SERVICE)
 _RAW_BYTES_PER_PIXEL = 3
+_LOOPBACK = "127.0.0.1"
 # Room beside the image: an image just beyond its limit still reaches the check that names the field.
 _MESSAGE_SLACK_BYTES = 1 << 20
 _LARGEST_MESSAGE_BYTES = 2**31 - 1
@@ -85,6 +86,7 @@ class ServerConfig:
         http_port: The port for probes and metrics, 0 for a free one; None for no such port.
         security: How the server is closed to those it is not for.
         tracer: Traces calls, and is closed with the server; None for no traces.
+        shares_port: Whether other processes listen at the port too.
 
     Raises:
         UsageError: A time is not valid; the message names the flag of `fcnseg serve`.
@@ -100,6 +102,7 @@ class ServerConfig:
     http_port: int | None = None
     security: Security = field(default_factory=Security)
     tracer: "CallTracer | None" = None
+    shares_port: bool = False
 
     def __post_init__(self) -> None:
         times = {"--grace": self.grace_s, "--drain-delay": self.drain_delay_s, "--watch": self.watch_s}
@@ -113,9 +116,15 @@ class ServerConfig:
         Raises:
             UsageError: One cannot; the message says why.
         """
-        _check_port(self.host, self.port)
+        if not self.shares_port:
+            _check_port(self.host, self.port)
         if self.http_port is not None:
-            _check_port(self.host, self.http_port, "--http-port")
+            _check_port(self.http_host, self.http_port, "--http-port")
+
+    @property
+    def http_host(self) -> str:
+        """The address to answer probes and metrics at; where a port is shared, they are for this machine alone."""
+        return _LOOPBACK if self.shares_port else self.host
 
 
 class Server:
@@ -178,7 +187,8 @@ class Server:
             UsageError: The port cannot be listened on; the message says why.
         """
         host, port = self._config.host, self._config.port
-        _check_port(host, port)
+        if not self._config.shares_port:
+            _check_port(host, port)
         host = f"[{host}]" if ":" in host else host
         try:
             port = self._config.security.listen(self._server, f"{host}:{port}")
@@ -186,10 +196,10 @@ class Server:
             raise UsageError(f"cannot listen on {host}:{port}; choose another with --host and --port") from error
         await self._server.start()
         if (http_port := self._config.http_port) is not None:
-            _check_port(self._config.host, http_port, "--http-port")
+            _check_port(self._config.http_host, http_port, "--http-port")
             # In a thread: the library asks the resolver for the host's name.
             self._side = await asyncio.to_thread(
-                SideServer, self._config.host, http_port, self._collectors, self._is_alive, self._is_ready
+                SideServer, self._config.http_host, http_port, self._collectors, self._is_alive, self._is_ready
             )
             self._beating = asyncio.create_task(self._beat())
         await asyncio.to_thread(self._registry.warm)
@@ -263,7 +273,10 @@ class Server:
 
 
 async def serve_until_stopped(
-    registry: ModelRegistry, config: ServerConfig, announce: Callable[[str, str | None], None]
+    registry: ModelRegistry,
+    config: ServerConfig,
+    announce: Callable[[str, str | None], None],
+    lifeline: int | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal ends the process at once.
 
@@ -273,6 +286,7 @@ async def serve_until_stopped(
         registry: The models; closed at the end.
         config: How to serve.
         announce: Called with the address, HOST:PORT, and that of probes and metrics, when requests are accepted.
+        lifeline: A file descriptor at whose end it stops too.
 
     Raises:
         UsageError: The port cannot be listened on.
@@ -282,6 +296,8 @@ async def serve_until_stopped(
     signals = (signal.SIGTERM, signal.SIGINT)
     for number in signals:
         loop.add_signal_handler(number, asked_to_stop.set)
+    if lifeline is not None:
+        loop.add_reader(lifeline, asked_to_stop.set)
     server = Server(registry, config)
     starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(asked_to_stop.wait())
     try:
@@ -295,6 +311,8 @@ async def serve_until_stopped(
         _log.info("stopping: requests under way have %g s", config.grace_s)
         end_when_overdue(config.drain_delay_s + config.grace_s + _LONGEST_END_S)
     finally:
+        if lifeline is not None:
+            loop.remove_reader(lifeline)
         stopping.cancel()
         starting.cancel()
         for number in signals:
@@ -321,8 +339,8 @@ def _channel_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", largest_request(config.limits)),
         # An answer is as large as its image, which has been admitted.
         ("grpc.max_send_message_length", -1),
-        # Without this, two servers share a port without a word and clients reach either.
-        ("grpc.so_reuseport", 0),
+        # With this, two servers share a port without a word and clients reach either.
+        ("grpc.so_reuseport", int(config.shares_port)),
     ]
 
 

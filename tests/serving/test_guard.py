@@ -249,7 +249,7 @@ def test_models_are_loaded_and_unloaded_by_those_whose_token_says_so(
         ("127.0.0.1", Security(), grpc.StatusCode.NOT_FOUND),
         ("0.0.0.0", Security(), PERMISSION_DENIED),  # noqa: S104 - that is the point
         ("0.0.0.0", Security(open_admin=True), grpc.StatusCode.NOT_FOUND),  # noqa: S104
-        ("127.0.0.1", Security(admin=False), PERMISSION_DENIED),
+        ("127.0.0.1", Security(admin_closed_by="--no-admin"), PERMISSION_DENIED),
     ],
 )
 def test_without_tokens_models_are_changed_from_this_machine_alone(
@@ -262,7 +262,7 @@ def test_without_tokens_models_are_changed_from_this_machine_alone(
 
 
 def test_nobody_changes_models_where_that_is_switched_off(tiny_model: Path, tokens: TokensFile) -> None:
-    security = Security(tokens=Tokens(tokens.path), admin=False)
+    security = Security(tokens=Tokens(tokens.path), admin_closed_by="--no-admin")
     with running_server(tiny_model, ServerConfig(security=security)) as server:
         outcomes = change(server, bearer(tokens.admin))
     assert codes(outcomes) == {PERMISSION_DENIED}
@@ -271,7 +271,7 @@ def test_nobody_changes_models_where_that_is_switched_off(tiny_model: Path, toke
 
 def test_options_that_contradict_each_other_are_refused(tokens: TokensFile) -> None:
     with pytest.raises(UsageError, match="--open-admin and --no-admin contradict each other"):
-        Security(open_admin=True, admin=False)
+        Security(open_admin=True, admin_closed_by="--no-admin")
     with pytest.raises(UsageError, match="--open-admin has no meaning with --tokens"):
         Security(open_admin=True, tokens=Tokens(tokens.path))
 

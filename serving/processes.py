@@ -1,0 +1,280 @@
+"""Several server processes at one port: Python's lock lets one of them use little more than a core.
+
+The process that the command started computes nothing. It holds the port, starts the others by its own command line,
+passes signals on to them, and answers probes for them. Each of the others is a whole server with models of its own; the
+system gives each new connection to one of them (SO_REUSEPORT of socket(7)).
+"""
+
+import asyncio
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Self
+from urllib.request import urlopen
+
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from fcnseg.errors import UsageError
+from serving.side_server import SideServer
+
+_log = logging.getLogger(__name__)
+
+_VARIABLE = "FCNSEG_SERVE_PART"
+_LISTENING, _PROBED = re.compile(r"listening on "), re.compile(r"probes and metrics at (http://\S+)")
+_PROBE_S = 5.0
+LIFELINE = 0
+"""The file descriptor of each process, its standard input, that ends when the one that started it does."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What tells one of the processes from a server that is alone.
+
+    Attributes:
+        number: Which it is, from 1.
+        count: How many there are.
+        port: The port that they share.
+    """
+
+    number: int
+    count: int
+    port: int
+
+    @classmethod
+    def of_this_process(cls) -> Self | None:
+        """Return which part this process was started as; None where it is alone. What it starts itself is none."""
+        told = os.environ.pop(_VARIABLE, None)
+        return None if told is None else cls(**json.loads(told))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment to start it in."""
+        return {**os.environ, _VARIABLE: json.dumps(asdict(self))}
+
+
+async def serve_in_processes(
+    count: int, host: str, port: int, http_port: int | None, announce: Callable[[Sequence[str]], None]
+) -> int:
+    """Serve by processes that share a port, until SIGTERM or SIGINT, or until one of them ends.
+
+    The first has to listen before the others are started: what is wrong with the models is told once.
+
+    Args:
+        count: How many.
+        host: The address to listen on.
+        port: The port; 0 picks a free one.
+        http_port: The port for probes and metrics of them all, 0 for a free one; None for no such port.
+        announce: Called with the lines to be printed when all of them listen.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: This system cannot share a port, or it cannot be listened on.
+    """
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise UsageError("--processes needs a system whose processes can share a port, such as Linux; leave it out")
+    with ExitStack() as held:
+        port = held.enter_context(held_port(host, port))
+        servers = _Servers(Part(number, count, port) for number in range(1, count + 1))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, servers.stop)
+            held.callback(loop.remove_signal_handler, number)
+        lines: list[str] = []
+        if http_port is not None:
+            probes = (servers.metrics(), servers.are_alive, servers.are_ready)
+            side = await asyncio.to_thread(SideServer, host, http_port, *probes)
+            held.callback(side.close)
+            lines.append(f"probes and metrics at http://{side.address}")
+        if await servers.start() and not servers.stopping:
+            announce([*servers.lines, *lines, f"listening on {f'[{host}]' if ':' in host else host}:{port}"])
+        return await servers.ended()
+
+
+@contextmanager
+def held_port(host: str, port: int) -> Iterator[int]:
+    """Hold a port of a host, 0 for a free one, for others to share while the block runs, and give its number."""
+    with ExitStack() as held:
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            holder = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            try:
+                holder.bind((address[0], port, *address[2:]))
+            except OSError as error:
+                raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
+            port = holder.getsockname()[1]
+        yield port
+
+
+class _Servers:
+    """The processes, from their start to their end.
+
+    Attributes:
+        stopping: Whether they are to stop.
+    """
+
+    def __init__(self, parts: Iterable[Part]) -> None:
+        self._servers = [_Server(part) for part in parts]
+        self.stopping = False
+
+    @property
+    def lines(self) -> Sequence[str]:
+        """What they tell of their models, each the same."""
+        return self._servers[0].lines
+
+    async def start(self) -> bool:
+        """Start them, and tell whether all of them listen."""
+        first, *others = self._servers
+        if not await first.start() or self.stopping:
+            return False
+        return all(await asyncio.gather(*(server.start() for server in others)))
+
+    async def ended(self) -> int:
+        """Return the exit code when all have ended; where one does so by itself, the others are stopped."""
+        code = 0
+        waiting = {asyncio.create_task(server.ended()): server for server in self._servers if server.was_started}
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                server, found = waiting.pop(task), task.result()
+                code = max(code, found)
+                if not self.stopping:
+                    code = max(code, 1)
+                    if server.listens:
+                        _log.error("%s ended with exit code %d; the others are stopped", server.name, found)
+                    self.stop()
+        return code
+
+    def stop(self) -> None:
+        """Pass on that they are to stop, or, the second time, that they are to end at once."""
+        self.stopping = True
+        for server in self._servers:
+            server.stop()
+
+    def are_alive(self) -> bool:
+        """Tell whether the event loops of those that listen turn; from any thread."""
+        return all(server.says("/healthz") for server in self._servers if server.listens)
+
+    def are_ready(self) -> bool:
+        """Tell whether health is SERVING in all of them; from any thread."""
+        return all(server.listens and server.says("/readyz") for server in self._servers)
+
+    def metrics(self) -> CollectorRegistry:
+        """Return what collects the metrics of those that listen."""
+        collectors = CollectorRegistry()
+        collectors.register(_Metrics(self._servers))
+        return collectors
+
+
+class _Server:
+    """One of the processes.
+
+    Attributes:
+        lines: What it told of its models.
+        listens: Whether it has begun to.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._process: Process | None = None
+        self._probes = ""
+        self._stopping = False
+        self.lines: list[str] = []
+        self.listens = False
+
+    @property
+    def name(self) -> str:
+        """What it is called in the log."""
+        return f"process {self._part.number} of {self._part.count}"
+
+    @property
+    def was_started(self) -> bool:
+        """Whether there is or was such a process."""
+        return self._process is not None
+
+    async def start(self) -> bool:
+        """Start it by the command line of this process, and tell whether it listens or has ended."""
+        # In a session of its own: Ctrl-C of a terminal is passed on to it once.
+        self._process = process = await asyncio.create_subprocess_exec(
+            *sys.orig_argv, env=self._part.environment, stdin=PIPE, stdout=PIPE, start_new_session=True
+        )
+        assert process.stdout is not None  # noqa: S101 - it was asked for
+        if self._stopping:
+            self.stop()
+        async for line in process.stdout:
+            text = line.decode().rstrip()
+            if found := _PROBED.match(text):
+                self._probes = found[1]
+            elif _LISTENING.match(text):
+                self.listens = True
+                return True
+            else:
+                self.lines.append(text)
+        return False
+
+    def stop(self) -> None:
+        """Ask it to stop, now or as soon as it is there."""
+        self._stopping = True
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.terminate()
+
+    async def ended(self) -> int:
+        """Return its exit code when it has ended, as a shell would: 128 and a signal's number where that ended it."""
+        assert self._process is not None  # noqa: S101 - it was started
+        code = await self._process.wait()
+        return code if code >= 0 else 128 - code
+
+    def says(self, path: str) -> bool:
+        """Tell whether it answers a probe with yes."""
+        try:
+            self.read(path)
+        except OSError:  # HTTP's refusals among them
+            return False
+        return True
+
+    def read(self, path: str) -> str:
+        """Return what it answers over HTTP.
+
+        Raises:
+            OSError: It refuses, or does not answer in time.
+        """
+        with urlopen(self._probes + path, timeout=_PROBE_S) as answer:  # noqa: S310 - the address is its own
+            text: str = answer.read().decode()
+        return text
+
+    def metrics(self) -> Iterable[Metric]:
+        """Return its metrics, with its number as a label; none where it does not answer."""
+        try:
+            families = list(text_string_to_metric_families(self.read("/metrics")))
+        except OSError:
+            return
+        for family in families:
+            label = {"process": str(self._part.number)}
+            family.samples = [sample._replace(labels={**sample.labels, **label}) for sample in family.samples]
+            yield family
+
+
+class _Metrics(Collector):
+    def __init__(self, servers: Sequence[_Server]) -> None:
+        self._servers = servers
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for server in self._servers:
+            for family in server.metrics() if server.listens else ():
+                families.setdefault(family.name, family)
+                if families[family.name] is not family:
+                    families[family.name].samples += family.samples
+        return families.values()

@@ -1,0 +1,186 @@
+"""Several server processes at one port."""
+
+import os
+import re
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fcnseg
+from fcnseg.client import Client
+from fcnseg.errors import FcnsegError
+from serving.processes import Part
+from tests.scraping import scrape
+from tests.server_process import ServerProcess, free_port, server_process
+from tests.serving.test_command import fail, serving
+from tests.waiting import wait_until
+
+OK = {"method": "fcnseg.v1.SegmentationService/Segment", "code": "OK"}
+MOST_CONNECTIONS = 64
+IMAGE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+
+reads_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads another process's children")
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log.txt"
+
+
+@pytest.fixture
+def server(tiny_model: Path, log: Path) -> Iterator[ServerProcess]:
+    with server_process(tiny_model, free_port(), "--processes", "2", "--http-port", "0", log=log) as server:
+        yield server
+
+
+def answered_by(server: ServerProcess) -> dict[str, float]:
+    """How many requests each of the processes has answered."""
+    assert server.http_address is not None
+    found = scrape(server.http_address)
+    return {number: found.value("fcnseg_requests_total", process=number, **OK) for number in ("1", "2")}
+
+
+def probe(server: ServerProcess, path: str) -> int:
+    try:
+        with urllib.request.urlopen(f"http://{server.http_address}{path}", timeout=30) as answer:
+            status: int = answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    return status
+
+
+def test_connections_to_one_port_are_answered_by_all_of_them(server: ServerProcess, tiny_model: Path) -> None:
+    expected = fcnseg.load(tiny_model, "cpu", threads=1).segment(IMAGE).class_map
+    with ExitStack() as connections:
+        for count in range(1, MOST_CONNECTIONS + 1):
+            client = connections.enter_context(Client(server.address))
+            assert np.array_equal(client.segment(IMAGE).class_map, expected)
+            if count % 8 == 0 and all(answered_by(server).values()):
+                break
+    answered = answered_by(server)
+    assert min(answered.values()) > 0
+    assert sum(answered.values()) == count
+    assert server.http_address is not None
+    families = scrape(server.http_address)
+    assert families.value("fcnseg_ready") == 2
+    assert {labels["process"] for labels in families.labels("process_resident_memory_bytes")} == {"1", "2"}
+    assert (probe(server, "/healthz"), probe(server, "/readyz")) == (200, 200)
+
+
+@reads_proc
+def test_all_of_them_stop_at_sigterm(server: ServerProcess, log: Path) -> None:
+    started = children(server.pid)
+    assert len(started) == 2
+    server.begin_stop()
+    assert server.wait_stopped() == 0
+    assert not any(map(runs, started))
+    stops = re.findall(r"stopping: requests under way have 30 s process=(\d)", log.read_text())
+    assert sorted(stops) == ["1", "2"]
+
+
+@reads_proc
+@pytest.mark.parametrize("position", [0, 1])
+def test_where_one_is_lost_the_others_stop_and_the_exit_code_tells(
+    server: ServerProcess, log: Path, position: int
+) -> None:
+    started = children(server.pid)
+    os.kill(started[position], signal.SIGKILL)
+    assert server.wait_stopped() == 128 + signal.SIGKILL
+    assert not any(map(runs, started))
+    assert re.search(r"ERROR .*: process \d of 2 ended with exit code 137; the others are stopped", log.read_text())
+
+
+@reads_proc
+def test_none_of_them_outlives_the_one_that_started_them(server: ServerProcess) -> None:
+    started = children(server.pid)
+    server.kill()
+    wait_until(lambda: not any(map(runs, started)), 30)
+
+
+@reads_proc
+def test_one_that_does_not_answer_is_told_by_the_probes(server: ServerProcess) -> None:
+    stands, _ = children(server.pid)
+    os.kill(stands, signal.SIGSTOP)
+    try:
+        assert (probe(server, "/healthz"), probe(server, "/readyz")) == (503, 503)
+        assert server.http_address is not None
+        assert len(scrape(server.http_address).labels("fcnseg_ready")) == 1
+    finally:
+        os.kill(stands, signal.SIGCONT)
+    wait_until(lambda: probe(server, "/readyz") == 200)
+
+
+def test_what_is_wrong_with_a_model_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"no model")
+    ended = fail(str(path), "--device", "cpu", "--port", "0", "--processes", "3")
+    assert ended.returncode == fail(str(path), "--device", "cpu", "--port", "0").returncode
+    (line,) = ended.stderr.splitlines()
+    assert "broken.onnx" in line
+
+
+def test_a_port_in_use_is_told_before_any_is_started(server: ServerProcess, tiny_model: Path) -> None:
+    port = server.address.rpartition(":")[2]
+    ended = fail(str(tiny_model), "--device", "cpu", "--port", port, "--processes", "2")
+    assert f"port {port} of 127.0.0.1 is in use" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_free_port_is_found_for_all_of_them(tiny_model: Path) -> None:
+    options = ("--device", "cpu", "--threads", "1", "--port", "0", "--processes", "2")
+    with serving(str(tiny_model), *options) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("serving ")
+        listening = re.fullmatch(r"listening on (127\.0\.0\.1:[1-9]\d*)\n", process.stdout.readline())
+        assert listening is not None
+        with Client(listening[1]) as client:
+            assert client.segment(IMAGE).class_map.shape == (30, 40)
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_a_stop_before_they_listen_leaves_none_behind(tiny_model: Path) -> None:
+    with serving(str(tiny_model), "--device", "cpu", "--port", "0", "--processes", "2") as process:
+        started: list[int] = []
+
+        def one_is_there() -> bool:
+            started[:] = children(process.pid)
+            return bool(started)
+
+        wait_until(one_is_there, 30)
+        process.terminate()
+        process.wait(20)
+        wait_until(lambda: not any(map(runs, started)), 30)
+
+
+def test_who_would_change_the_models_of_one_of_them_is_refused(server: ServerProcess) -> None:
+    with Client(server.address) as client, pytest.raises(FcnsegError, match="started with --processes; start it"):
+        client.reload_model("m")
+    ended = fail("m.onnx", "--processes", "2", "--open-admin", "--port", "0")
+    assert "--open-admin and --processes contradict each other; give one of them" in ended.stderr
+
+
+def test_a_part_is_found_once_and_started_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Part(2, 3, 50051)
+    assert Part.of_this_process() is None
+    for name, value in part.environment.items():
+        monkeypatch.setenv(name, value)
+    assert Part.of_this_process() == part
+    assert Part.of_this_process() is None
