@@ -16,14 +16,13 @@ ceiling     multiply-adds a second of one large matrix product in half precision
 export NET  a net's files, in half and single precision, before the first section that needs them; those in FOLDER are
             taken as they are
 server      fcnseg serve with VGG16: JPEG in, zstd out, 32 clients, over the fastest run on the device alone, which is
-            measured before and after; the servers follow each other, but for two side by side, among which the clients
-            are shared out
+            measured before and after; the servers follow each other
 NET         ms per image of each way, at each size and batch, its time over that of the first of its turns, and its
             share of the ceiling. First those whose images and masks stay on the device: the file, and PyTorch, on the
             module that the file was exported from and as users of torchvision and segmentation_models_pytorch write
-            it, where cuDNN searches for each layer's kernel (cudnn.benchmark) and where it does not. Then those that
-            copy from and to the host, in the layout that was faster before. "Kernels alone" is what the device
-            computes for, without the gaps between launches
+            it, where cuDNN searches for each layer's kernel (cudnn.benchmark). Then those that copy from and to the
+            host, in the layout that was faster before. "Kernels alone" is what the device computes for, without the
+            gaps between launches
 shapes      two sizes in turns (A B A B) over the same runs in rows (A A B B): 1.0 where no plan is made anew
 compile NET the same of torch.compile, which takes long to begin, beside the file on the device
 kernels NET which of the device's kernels the time goes to, at the first size, by torch's profiler
@@ -42,11 +41,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import grpc
@@ -149,8 +146,8 @@ FULL = Plan(
         "ceiling": 40,
         "net": 85,
         "server": 240,
-        "shapes": 35,
-        "placement": 45,
+        "shapes": 60,
+        "placement": 60,
         "compile": 90,
         "kernels": 30,
     },
@@ -309,10 +306,11 @@ class Section:
                 f"{half}, CUDA graph on the device, channels first": Entrant(partial(recorded, channels_last=False)),
                 "fp32, on the device": Entrant(partial(files.bound, "fp32", batch)),
             }
-            for (side, peer), search in product(peers.items(), (True, False)):
-                name = f"{half}, {side}, {'kernels searched' if search else 'first kernels'}, on the device"
-                make = partial(peer.eager, batch, search=search)
-                entrants[name] = Entrant(make, is_compared=side == SAME_MODULE, has_kernels=True)
+            for side, peer in peers.items():
+                make = partial(peer.eager, batch)
+                entrants[f"{half}, {side}, on the device"] = Entrant(
+                    make, is_compared=side == SAME_MODULE, has_kernels=True
+                )
             speeds = self.turns(case, entrants, shape[0], work)
             fast = speeds.get(last, float("inf")) <= speeds.get(first, float("inf"))
             ways = {
@@ -452,7 +450,7 @@ class Section:
         def recorded() -> Callable[[NDArray[np.uint8]], object]:
             return partial(files.cuda_graphs(precision, 2).run, outputs=MASKS)
 
-        for name, make in ((f"engine, {precision}", plain), (f"CUDA graphs, {precision}", recorded)):
+        for name, make in ((f"CUDA graphs, {precision}", recorded), (f"engine, {precision}", plain)):
             self.attempt(case, name, partial(self.interleave, case, name, make, a, b))
 
     def interleave(
@@ -498,16 +496,12 @@ class Section:
         self.attempt(case, "the first mask", expect)
         request = pb.SegmentRequest(encoded=jpeg, encoding=pb.CLASS_MAP_ENCODING_ZSTD)
         options = ["--device", self.device, "--warm", f"{side}x{side}", "--max-queue", "256"]
-        unrecorded = {} if self.device == "cpu" else {"server, --cuda-graphs 0": (1, ["--cuda-graphs", "0"])}
-        servers: dict[str, tuple[int, list[str]]] = {
-            "server, defaults": (1, []),
-            "two servers, defaults": (2, []),
-            "server, --runners 3": (1, ["--runners", "3"]),
-            **unrecorded,
-        }
-        for name, (count, more) in servers.items():
-            started = [partial(serve, paths[precision], *options, *more)] * count
-            measure = partial(self.serve, case, name, started, request.SerializeToString(), fastest[0])
+        unrecorded = () if self.device == "cpu" else (["--cuda-graphs", "0"],)
+        settings = (["--processes", "2"], [], ["--processes", "3"], ["--runners", "3"], *unrecorded)
+        for more in settings:
+            name = f"server, {' '.join(more) or 'defaults'}"
+            start = partial(serve, paths[precision], *options, *more)
+            measure = partial(self.serve, case, name, start, request.SerializeToString(), fastest[0])
             self.attempt(case, name, measure)
         self.attempt(case, "device alone, batch 8", partial(on_device, "after"))
 
@@ -515,35 +509,21 @@ class Section:
         self,
         case: str,
         name: str,
-        servers: Sequence[Callable[[], AbstractContextManager[tuple[str, object]]]],
+        start: Callable[[], AbstractContextManager[tuple[str, object]]],
         request: bytes,
         on_device: float,
     ) -> None:
         clients, load_s = self.plan.clients, self.plan.load_s
-        with ExitStack() as running, ThreadPoolExecutor(len(servers)) as pool:
-            addresses = [running.enter_context(server())[0] for server in servers]
-            difference = self.difference(case, mask_of(addresses[0], request))
-            found = list(
-                pool.map(
-                    lambda address: load(
-                        address,
-                        request,
-                        clients // len(servers),
-                        load_s,
-                        warm_s=0.7 * load_s,
-                        processes=LOADING_PROCESSES // len(servers),
-                    ),
-                    addresses,
-                )
-            )
-            stages = stages_of(addresses[0])
-        if failed := sum(load.failed for load in found):
-            raise RuntimeError(f"{failed} requests failed")
-        rate = sum(load.rate for load in found)
+        with start() as (address, _):
+            difference = self.difference(case, mask_of(address, request))
+            found = load(address, request, clients, load_s, warm_s=0.7 * load_s, processes=LOADING_PROCESSES)
+            stages = stages_of(address)
+        if found.failed:
+            raise RuntimeError(f"{found.failed} requests failed")
         note = "; ".join(filter(None, [f"{clients} clients", stages, difference]))
         if on_device:
-            note = f"{rate / on_device:.3f} of the device alone; {note}"
-        self.row(case, name, rate, unit="images/s", note=note)
+            note = f"{found.rate / on_device:.3f} of the device alone; {note}"
+        self.row(case, name, found.rate, unit="images/s", note=note)
 
     def path(self, net: Net, precision: str) -> Path:
         return file_of(self.folder, net, precision)

@@ -206,6 +206,7 @@ class Torch:
 
     def __init__(self, net: nn.Module, device: str) -> None:
         self._device = torch.device(device)
+        torch.backends.cudnn.benchmark = True
         net = net.eval().requires_grad_(False).to(self._device, memory_format=torch.channels_last)
         self._net = net if device == "cpu" else net.half()  # the CPU has no fast half precision
 
@@ -215,20 +216,15 @@ class Torch:
             self._net(self._on_device(images))
         return counter.get_total_flops() / 2
 
-    def eager(self, images: NDArray[np.uint8], *, search: bool) -> Way:
-        """As it is.
-
-        Args:
-            images: (N, H, W, 3) uint8 RGB.
-            search: Whether each layer's kernel is the fastest that cuDNN finds for its shape, or cuDNN's first choice.
-        """
-        return self._calling(self._net, images, search=search)
+    def eager(self, images: NDArray[np.uint8]) -> Way:
+        """As it is, on (N, H, W, 3) uint8 RGB; each layer's kernel is the fastest that cuDNN finds for its shape."""
+        return self._calling(self._net, images)
 
     def compiled(self, images: NDArray[np.uint8]) -> Way:
-        """By torch.compile with CUDA graphs, kernels searched; on the CPU without its compiler, which takes long."""
+        """By torch.compile with CUDA graphs, kernels likewise; on the CPU without its compiler, which takes long."""
         on_cpu = self._device.type == "cpu"
         compiled = torch.compile(self._net, dynamic=False, **({"backend": "eager"} if on_cpu else _REDUCE_OVERHEAD))
-        run = self._calling(compiled, images, search=True)
+        run = self._calling(compiled, images)
 
         def step() -> object:
             torch.compiler.cudagraph_mark_step_begin()  # nobody needs the last answer any more
@@ -236,14 +232,11 @@ class Torch:
 
         return run if on_cpu else step
 
-    def _calling(
-        self, net: Callable[[Tensor], tuple[Tensor, Tensor]], images: NDArray[np.uint8], *, search: bool
-    ) -> Way:
+    def _calling(self, net: Callable[[Tensor], tuple[Tensor, Tensor]], images: NDArray[np.uint8]) -> Way:
         tensor = self._on_device(images)
 
         @torch.inference_mode()
         def run() -> Tensor:
-            torch.backends.cudnn.benchmark = search  # of the process; ways take turns
             class_map, _ = net(tensor)
             if self._device.type == "cuda":
                 torch.cuda.synchronize()
