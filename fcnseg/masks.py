@@ -17,8 +17,8 @@ from fcnseg.types import ClassMap, LabelMap
 
 _ZSTD_LEVEL = 1
 _local = threading.local()
-# How Pillow unpacks the pixels of a PNG that holds ids; what is left out (1 to 4-bit grey) it scales to 0..255.
-_ID_LAYOUTS = {"P", "P;1", "P;2", "P;4", "L", "I;16B"}
+# How Pillow unpacks the pixels of a PNG that holds ids, and what it multiplies them by: grey it scales to 0..255.
+_ID_LAYOUTS = {"P": 1, "P;1": 1, "P;2": 1, "P;4": 1, "1": 1, "L;2": 85, "L;4": 17, "L": 1, "I;16B": 1}
 
 
 class Encoding(StrEnum):
@@ -94,10 +94,10 @@ def read_ids(source: str | Path | bytes) -> ClassMap:
         source: A path, or the file's bytes.
 
     Returns:
-        (H, W) ids, uint8 for 8-bit files and uint16 for 16-bit ones.
+        (H, W) ids, uint16 for 16-bit files and uint8 for others.
 
     Raises:
-        MaskError: It cannot be read, or is not an indexed or 8 or 16-bit greyscale PNG.
+        MaskError: It cannot be read, or is not an indexed or greyscale PNG.
     """
     if isinstance(source, bytes):
         return _decode_png(source, expected=None)
@@ -153,7 +153,7 @@ def _decode_png(data: bytes, expected: tuple[tuple[int, int], np.dtype[np.generi
         raise MaskError(f"the mask is not a PNG file ({error}); masks are indexed or greyscale PNG") from error
     layout = png.tile[0][3] if png.tile else None
     if layout not in _ID_LAYOUTS:
-        raise MaskError(f"the mask is a PNG of mode {png.mode}; ids are read from indexed or 8 or 16-bit greyscale PNG")
+        raise MaskError(f"the mask is a PNG of mode {png.mode}; ids are read from indexed or greyscale PNG")
     shape = (png.height, png.width)
     dtype = np.dtype(np.uint16 if layout == "I;16B" else np.uint8)
     if expected is not None and (shape, dtype) != expected:
@@ -166,4 +166,5 @@ def _decode_png(data: bytes, expected: tuple[tuple[int, int], np.dtype[np.generi
     except Exception as error:  # damaged pixels raise OSError, ValueError, SyntaxError ...
         raise MaskError(f"the mask PNG is damaged or cut short ({error}); make it again") from error
     ids: NDArray[np.generic] = np.asarray(png)
-    return ids.astype(dtype)
+    scale = _ID_LAYOUTS[layout]
+    return (ids if scale == 1 else np.asarray(ids, np.uint8) // scale).astype(dtype)

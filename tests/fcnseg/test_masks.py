@@ -14,6 +14,7 @@ from fcnseg import masks
 from fcnseg.errors import MaskError
 from fcnseg.masks import Encoding
 from fcnseg.types import ClassMap, LabelMap
+from tests.fcnseg.test_image_kinds import png
 
 LABELS = LabelMap.from_names(["background", "cat"], [(1, 2, 3), (250, 100, 0)])
 PNG, RAW, ZSTD = Encoding.PNG, Encoding.RAW, Encoding.ZSTD
@@ -105,6 +106,14 @@ def test_a_mask_of_another_program_may_have_a_short_palette(tmp_path: Path, bits
     image.putpalette([0, 0, 0, 255, 255, 255])
     image.save(tmp_path / "mask.png", bits=bits)
     assert np.array_equal(masks.read_ids(tmp_path / "mask.png"), ids)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_grey_values_of_any_depth_are_ids(bits: int) -> None:
+    ids = np.arange(2**bits).reshape(2, -1) if bits < 16 else np.array([[0, 1, 256, 65535]])
+    found = masks.read_ids(png(ids[..., None], bits, colour=0))
+    assert found.dtype == (np.uint16 if bits == 16 else np.uint8)
+    assert np.array_equal(found, ids)
 
 
 def test_a_colour_picture_is_no_mask(tmp_path: Path) -> None:
