@@ -18,6 +18,7 @@ COMMAND = "fcnseg.cli"
 _TRANSPORT = "grpc._cython.cygrpc"
 _UNDELIVERED = "ExecuteBatchError"  # which cygrpc has, and does not export
 _NO_METADATA = "UnicodeDecodeError"
+_CANCELLED = "CancelledError"  # which it tells of on Python 3.13
 _WORD = re.compile(r"[!#-~]+")
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -90,14 +91,15 @@ def set_up_logs(log_format: LogFormat, level: str, process: int | None = None) -
     own = logging.getLogger(COMMAND).handlers if log_format == "json" else []
     for handler in (*root.handlers, *own):
         handler.setFormatter(formatter)
-    logging.getLogger(_TRANSPORT).addFilter(_tells_of_a_fault)
+    logging.getLogger(_TRANSPORT).addFilter(tells_of_a_fault)
     logging.getLogger("serving").setLevel(min(root.level, logging.getLevelNamesMapping()[level.upper()]))
 
 
-def _tells_of_a_fault(record: logging.LogRecord) -> bool:
+def tells_of_a_fault(record: logging.LogRecord) -> bool:
     """Tell whether a line of gRPC's is about more than what any stranger may do.
 
-    That is to go away before an answer is delivered, or to send metadata that is no text, which gRPC would quote.
+    That is to cancel a call, to go away before an answer is delivered, or to send metadata that is no text, which gRPC
+    would quote.
     """
     kind = record.exc_info[0] if record.exc_info else None
-    return kind is None or kind.__name__ not in {_UNDELIVERED, _NO_METADATA}
+    return kind is None or kind.__name__ not in {_UNDELIVERED, _NO_METADATA, _CANCELLED}

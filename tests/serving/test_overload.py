@@ -25,6 +25,7 @@ from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.batcher import BatchingConfig
 from serving.image_sources import COPIES
+from serving.logs import tells_of_a_fault
 from serving.registry import ModelRegistry
 from tests import http2
 from tests.gated_segmenter import GatedSegmenter, registry_of
@@ -350,4 +351,4 @@ def test_streams_that_nobody_reads_hold_no_more_than_the_memory_there_is_and_giv
         with Client(server.address) as client:
             client.segment(np.zeros((4, 4, 3), np.uint8))
     assert 10_000_000 < most <= memory.total
-    assert not caplog.records
+    assert not list(filter(tells_of_a_fault, caplog.records))
