@@ -50,7 +50,7 @@ import grpc
 import numpy as np
 import torch
 from as_users_write_it import AsUsersWriteIt
-from gpu_ways import MASKS, Files, SameModule, Torch, Way, kernel_times, masks_of, matrix_rate
+from gpu_ways import BY_TWO, MASKS, Files, SameModule, Torch, Way, kernel_times, masks_of, matrix_rate
 from grpc_load import SEGMENT, load
 from nets import build_net, export_net
 from numpy.typing import NDArray
@@ -315,9 +315,9 @@ class Section:
             fast = speeds.get(last, float("inf")) <= speeds.get(first, float("inf"))
             ways = {
                 "engine": (files.engine, 1),
-                "engine, 2 threads": (files.engine_by_two, 2),
+                "engine, 2 threads": (files.engine_by_two, BY_TWO),
                 "engine, CUDA graph": (files.graphs, 1),
-                "engine, CUDA graph, 2 threads": (files.graphs_by_two, 2),
+                "engine, CUDA graph, 2 threads": (files.graphs_by_two, BY_TWO),
                 "pinned memory": (files.pinned, 1),
                 "CUDA graph, pinned memory": (files.recorded_pinned, 1),
             }

@@ -29,6 +29,8 @@ from training.model import SegmentationModel
 Way = Callable[[], object]
 """Computes a batch's masks once more, and answers with what `masks_of` reads them from."""
 MASKS = OUTPUTS[:2]
+BY_TWO = 8
+"""Batches that a call in two threads computes."""
 _FATAL_ONLY = 4
 _LONGEST_NAME = 110
 
@@ -70,7 +72,7 @@ class Files:
         return lambda: engine.run(images)
 
     def engine_by_two(self, precision: str, images: NDArray[np.uint8], *, channels_last: bool = False) -> Way:
-        """Call the engine in two threads, so that copies and runs overlap; two batches a call."""
+        """Call the engine in two threads, so that copies and runs overlap; `BY_TWO` batches a call."""
         engine = self._engine(precision, channels_last=channels_last)
         return by_two(lambda: engine.run(images))
 
@@ -131,7 +133,7 @@ class Files:
         return lambda: graphs.run(images, MASKS)
 
     def graphs_by_two(self, precision: str, images: NDArray[np.uint8], *, channels_last: bool = False) -> Way:
-        """The same by two threads, so that copies and runs overlap; two batches a call."""
+        """The same by two threads, so that copies and runs overlap; `BY_TWO` batches a call."""
         return by_two(self.graphs(precision, images, channels_last=channels_last))
 
     def cuda_graphs(self, precision: str, limit: int, *, channels_last: bool = False) -> CudaGraphs:
@@ -289,9 +291,9 @@ def _replay(run: BoundRun) -> BoundRun:
 
 
 def by_two(way: Way) -> Way:
-    """Call a way in two threads at a time."""
+    """Call a way in two threads, four times each, so that the first and the last run count little."""
     pool = ThreadPoolExecutor(2)
-    return lambda: [future.result() for future in [pool.submit(way) for _ in range(2)]]
+    return lambda: [future.result() for future in [pool.submit(way) for _ in range(BY_TWO)]]
 
 
 @dataclass(frozen=True)
