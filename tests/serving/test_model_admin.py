@@ -343,7 +343,7 @@ def test_the_command_lists_loads_reloads_and_unloads(repository: Path, server: R
 
 
 def test_the_command_is_refused_where_changes_are(registry: ModelRegistry) -> None:
-    with running_server(registry, ServerConfig(security=Security(admin=False))) as server:
+    with running_server(registry, ServerConfig(security=Security(admin_closed_by="--no-admin"))) as server:
         assert "cat" in run(server, "list")
         with pytest.raises(PermissionDeniedError, match="LoadModel was refused: .*--no-admin"):
             run(server, "load", "cat")

@@ -47,7 +47,9 @@ class TorchEngine:
             std=model.std,
         )
 
-    def run(self, images: Images, *, confidence: bool = False, beside: bool = False) -> EngineOutput:
+    def run(
+        self, images: Images, *, confidence: bool = False, heatmap: bool = True, beside: bool = False
+    ) -> EngineOutput:
         del beside
         with torch.no_grad():
             class_map, heatmap, confidences = (t.numpy() for t in self._model(torch.from_numpy(np.stack(images))))
