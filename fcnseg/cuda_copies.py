@@ -63,7 +63,10 @@ class CudaCopies:
 
     @contextmanager
     def lane(self) -> Iterator["CudaLane"]:
-        """Lend a lane that no other thread has; there are as many as threads have copied at a time."""
+        """Lend a lane that no other thread has; there are as many as threads have copied at a time.
+
+        One whose copies may go on after a failure, since they could not be waited for, is not lent again.
+        """
         self._driver.enter()
         with self._changing:
             lane = self._free.pop() if self._free else None
@@ -71,11 +74,11 @@ class CudaCopies:
         try:
             yield lane
         except BaseException:
-            lane.forsake()
+            with suppress(DeviceError):  # what fails was told of before
+                lane.wait()
+                self._give_back(lane)
             raise
-        finally:
-            with self._changing:
-                self._free.append(lane)
+        self._give_back(lane)
 
     def lend_stream(self, borrower: object) -> int:
         """Lend a stream for computing, for as long as the borrower is there.
@@ -89,6 +92,10 @@ class CudaCopies:
         stream = stream or _handle(self._driver.open_stream())
         weakref.finalize(borrower, self._streams.append, stream)
         return stream
+
+    def _give_back(self, lane: "CudaLane") -> None:
+        with self._changing:
+            self._free.append(lane)
 
 
 class CudaLane:
@@ -137,11 +144,6 @@ class CudaLane:
     def wait(self) -> None:
         """Return when all that was asked for is done."""
         self._driver.wait("cuStreamSynchronize", self._stream)
-
-    def forsake(self) -> None:
-        """Let nothing go on of what was asked for; what fails was told of before."""
-        with suppress(DeviceError):
-            self.wait()
 
     def lead_into(self, stream: int) -> None:
         """Let what the stream is asked for from now on begin when the copies that were asked for are done."""

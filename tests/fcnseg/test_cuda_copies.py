@@ -117,6 +117,19 @@ def test_nothing_goes_on_in_a_lane_that_was_given_back(driver: StandInDriver) ->
     assert memory.all()
 
 
+def test_a_lane_that_could_not_be_waited_for_is_not_lent_again(driver: StandInDriver) -> None:
+    copies = CudaCopies(0)
+    there = np.zeros(10, np.uint8)
+    driver.codes["cuStreamSynchronize"] = 900
+    with pytest.raises(DeviceError, match="cuStreamSynchronize failed with code 900"):
+        copies.download([(there.ctypes.data, there.shape, there.dtype)])
+    assert driver.pending
+    del driver.codes["cuStreamSynchronize"]
+    copies.upload([there + 1], there.ctypes.data)
+    assert there.all()
+    assert driver.streams == 2
+
+
 def test_a_stream_is_lent_to_one_at_a_time_and_again_when_it_is_free(driver: StandInDriver) -> None:
     class Borrower:
         pass
