@@ -24,11 +24,8 @@ DeviceArray: TypeAlias = tuple[int, tuple[int, ...], np.dtype[Any]]
 """An array in device memory: its address, shape and dtype."""
 _Bytes: TypeAlias = NDArray[np.uint8]
 _LANE_BYTES = 16 << 20
-_PORTABLE, _NON_BLOCKING, _UNTIMED = (
-    1,
-    1,
-    2,
-)  # CU_MEMHOSTALLOC_PORTABLE, CU_STREAM_NON_BLOCKING, CU_EVENT_DISABLE_TIMING
+_PORTABLE, _NON_BLOCKING, _UNTIMED = 1, 1, 2
+"""CU_MEMHOSTALLOC_PORTABLE, CU_STREAM_NON_BLOCKING and CU_EVENT_DISABLE_TIMING."""
 
 
 class CudaCopies:
@@ -110,10 +107,11 @@ class CudaLane:
 
     def __init__(self, driver: "_Driver") -> None:
         self._driver = driver
-        self._stream = driver.open_stream()
         self._event, address = ctypes.c_void_p(), ctypes.c_void_p()
-        driver.wait("cuEventCreate", ctypes.byref(self._event), ctypes.c_uint(_UNTIMED))
+        # What may be short comes first: what was had before it would be lost.
         driver.wait("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(_LANE_BYTES), ctypes.c_uint(_PORTABLE))
+        driver.wait("cuEventCreate", ctypes.byref(self._event), ctypes.c_uint(_UNTIMED))
+        self._stream = driver.open_stream()
         self._address = _handle(address)
         self._memory = np.ctypeslib.as_array((ctypes.c_uint8 * _LANE_BYTES).from_address(self._address))
 
@@ -131,7 +129,7 @@ class CudaLane:
         """Return what lies in device memory when all that was asked for before is done, as new arrays."""
         found = [np.empty(shape, dtype) for _, shape, dtype in sources]
         addresses = (address for address, _, _ in sources)
-        for load in _loads(zip(addresses, map(_bytes_of, found), strict=True)):
+        for load in list(_loads(zip(addresses, map(_bytes_of, found), strict=True))) or [[]]:
             at = 0
             for address, part in load:
                 place, source = ctypes.c_void_p(self._address + at), ctypes.c_uint64(address)

@@ -117,6 +117,30 @@ def test_nothing_goes_on_in_a_lane_that_was_given_back(driver: StandInDriver) ->
     assert memory.all()
 
 
+@pytest.mark.parametrize("shapes", [[], [(0,)], [(3, 0, 0), (0,)]])
+def test_who_reads_nothing_waits_for_what_was_asked_for_before(
+    driver: StandInDriver, shapes: list[tuple[int, ...]]
+) -> None:
+    copies, there = CudaCopies(0), np.zeros(10, np.uint8)
+    with copies.lane() as lane:
+        lane.upload([there + 1], there.ctypes.data)
+        found = lane.download([(there.ctypes.data, shape, there.dtype) for shape in shapes])
+        assert not driver.pending
+    assert [array.shape for array in found] == shapes
+
+
+def test_without_memory_for_a_lane_nothing_is_opened(driver: StandInDriver) -> None:
+    copies, memory = CudaCopies(0), np.zeros(10, np.uint8)
+    driver.codes["cuMemHostAlloc"] = 2
+    for _ in range(3):
+        with pytest.raises(DeviceError, match="the NVIDIA driver's cuMemHostAlloc failed with code 2"):
+            copies.upload([memory + 1], memory.ctypes.data)
+    assert driver.streams == 0
+    del driver.codes["cuMemHostAlloc"]
+    copies.upload([memory + 1], memory.ctypes.data)
+    assert memory.all()
+
+
 def test_a_lane_that_could_not_be_waited_for_is_not_lent_again(driver: StandInDriver) -> None:
     copies = CudaCopies(0)
     there = np.zeros(10, np.uint8)
