@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, wait
 from functools import cache, partial
 from typing import Any, TypeAlias
 
@@ -228,8 +228,16 @@ def _contiguous(images: Images) -> list[NDArray[np.uint8]]:
 def _call(function: Callable[[], None], thread: Executor | None) -> None:
     if thread is None:
         function()
-    else:
-        thread.submit(function).result()
+        return
+    begun = thread.submit(function)
+    try:
+        begun.result()
+    except BaseException:  # this thread may be interrupted, and what it gives up is others' from then on
+        if not begun.cancel():
+            wait([begun])
+        raise
+    finally:
+        del begun  # an exception that it holds would hold this frame
 
 
 def _run_options(graph: int, *, waited_for: bool = True) -> onnxruntime.RunOptions:

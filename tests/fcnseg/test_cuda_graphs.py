@@ -3,9 +3,9 @@
 import re
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 import onnxruntime
@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fcnseg import cuda_graphs
-from fcnseg.bound_run import Shape
+from fcnseg.bound_run import BoundRun, Shape
 from fcnseg.capture_gate import CaptureGate
 from fcnseg.cuda_copies import CudaCopies
 from fcnseg.cuda_driver import free_share
@@ -257,6 +257,49 @@ def test_runs_in_a_stream_are_not_waited_for_before_they_are_read(driver: StandI
         assert answer is not None
         assert np.array_equal(answer[0], engine.run(batch).class_map)
     assert asked == [True] * len(batches)
+    assert not driver.pending
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_that_was_interrupted_does_not_go_on_in_what_it_gave_back(
+    tiny_model: Path, driver: StandInDriver, *, begun: bool
+) -> None:
+    class Replay(Future[None]):
+        """Is waited for in vain, as Ctrl-C has it in the main thread."""
+
+        def __init__(self, function: Callable[[], None]) -> None:
+            super().__init__()
+            self._function = function
+
+        def result(self, timeout: float | None = None) -> Never:
+            del timeout
+            raise KeyboardInterrupt
+
+        def cancel(self) -> bool:
+            if begun:
+                threading.Thread(target=self._end).start()
+            return not begun and super().cancel()
+
+        def _end(self) -> None:
+            self._function()
+            self.set_result(None)
+
+    asked: list[Replay] = []
+
+    class Busy(Executor):
+        def submit(self, function: Callable[..., Any], /, *_: Any, **__: Any) -> Replay:
+            asked.append(Replay(function))
+            return asked[-1]
+
+    copies = CudaCopies(0)
+    stream = copies.lend_stream(copies)
+    session = StreamSession(driver, stream, str(tiny_model), providers=["CPUExecutionProvider"])
+    run = BoundRun(session, "cpu", copies, (1, 8, 12), MASKS, stream=stream)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(images(1, 8, 12), Busy())
+    (replay,) = asked
+    assert replay.done()
+    assert replay.cancelled() is not begun
     assert not driver.pending
 
 
