@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from fcnseg.capture_gate import GATE
 from fcnseg.cuda_copies import CudaCopies, CudaLane, DeviceArray
 from fcnseg.cuda_driver import split_device
 from fcnseg.errors import DeviceError
@@ -172,15 +173,16 @@ def run_bound(
 def open_copies(device: str) -> Copies:
     """Return what copies to and from a device, the same for all models of a process: its pinned memory stays.
 
-    It is tried out first. Where the driver does not do what is asked of it, the log says so, and onnxruntime's own
-    copies are slower and as right.
+    It is tried out first, within the gate, where the thread is not to be already. Where the driver does not do what is
+    asked of it, the log says so, and onnxruntime's own copies are slower and as right.
     """
     kind, number = split_device(device)
     if kind == "cpu":
         return None
     try:
-        copies = CudaCopies(number)
-        prove_copies(copies, device)
+        with GATE.shared():
+            copies = CudaCopies(number)
+            prove_copies(copies, device)
     except (DeviceError, AttributeError) as error:  # AttributeError: a driver without such a function
         _log.warning("%s is used without pinned memory: %s", device, error)
         return None

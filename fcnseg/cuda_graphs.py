@@ -62,7 +62,8 @@ class CudaGraphs:
         self._path, self._device, self._limit, self._open_session = path, device, limit, open_session
         self._sparing = sparing
         self._copies = open_copies(device)
-        self._stream = self._copies.lend_stream(self) if self._copies else None
+        with GATE.shared():
+            self._stream = self._copies.lend_stream(self) if self._copies else None
         with path.open("rb") as file:
             self._model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self._kept: dict[_Key, _RecordedRun] = {}
@@ -92,10 +93,9 @@ class CudaGraphs:
                 f" with another run's addresses; this is {onnxruntime.__version__}"
             )
         key = (shape, False)
-        session = self._open(key)
-        with GATE.alone():
-            self._record(session, key)
-            del session  # frees device memory, which is to be done within the gate
+        self._keep(key)
+        with GATE.alone(), self._changing:
+            del self._kept[key]  # frees device memory, which is to be done within the gate
 
     def run(self, images: Images, outputs: Sequence[str]) -> Arrays | None:
         """Answer by the recorded run of the images' shape.
@@ -182,7 +182,11 @@ class CudaGraphs:
         outputs = OUTPUTS if confidence else OUTPUTS[:2]
         with self._telling(shape):
             make = partial(BoundRun, session, self._device, self._copies, shape, outputs, stream=self._stream)
-            return self._thread.submit(_RecordedRun, make).result()
+            try:
+                return self._thread.submit(_RecordedRun, make).result()
+            finally:
+                del make
+                self._thread.submit(int).result()  # until its next task the thread may hold the session by the last
 
     @contextmanager
     def _telling(self, shape: Shape) -> Iterator[None]:

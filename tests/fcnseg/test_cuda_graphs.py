@@ -4,6 +4,7 @@ import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Never
 
@@ -13,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from fcnseg import cuda_graphs
-from fcnseg.bound_run import BoundRun, Shape
-from fcnseg.capture_gate import CaptureGate
+from fcnseg.bound_run import BoundRun, Shape, open_copies
+from fcnseg.capture_gate import GATE, CaptureGate
 from fcnseg.cuda_copies import CudaCopies
 from fcnseg.cuda_driver import free_share
 from fcnseg.cuda_graphs import CudaGraphs
@@ -232,6 +233,54 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> StandInDriver:
     driver = StandInDriver.put_in_place(monkeypatch)
     monkeypatch.setattr(cuda_graphs, "open_copies", lambda _: CudaCopies(0))
     return driver
+
+
+def test_nothing_is_asked_of_the_driver_outside_the_gate(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gated(StandInDriver):
+        def _answer(self, name: str, *arguments: Any) -> int:
+            assert GATE._sharing or GATE._alone, f"{name} may spoil a recording"
+            return super()._answer(name, *arguments)
+
+    def open_in_stream(path: Path, _shape: Shape, stream: int | None) -> onnxruntime.InferenceSession:
+        assert stream is not None
+        return StreamSession(driver, stream, str(path), providers=["CPUExecutionProvider"])
+
+    driver = Gated.put_in_place(monkeypatch)
+    driver.codes["cuDevicePrimaryCtxRetain"] = 2
+    assert open_copies("cuda:6") is None
+    driver.codes.clear()
+    with GATE.shared():
+        copies = CudaCopies(0)
+    monkeypatch.setattr(cuda_graphs, "open_copies", lambda _: copies)
+    shared = CudaGraphs(tiny_model, "cpu", 1, open_in_stream)
+    shared.prove((1, 8, 8))
+    for _ in range(2):
+        assert shared.run(images(1, 8, 12), MASKS) is not None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("way", ["prove", "run"])
+def test_what_is_not_kept_frees_the_device_within_the_gate(tiny_model: Path, way: str, *, fails: bool) -> None:
+    alone: list[int] = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __del__(self) -> None:
+            alone.append(GATE._alone)
+
+    def open_noted(path: Path, shape: Shape, _stream: int | None) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.add_free_dimension_override_by_name("H", shape[1] + 4 * fails)
+        return Session(str(path), options, providers=["CPUExecutionProvider"])
+
+    graphs = CudaGraphs(tiny_model, "cpu", 1, open_noted)
+    with suppress(DeviceError):
+        if way == "prove":
+            graphs.prove((1, 8, 8))
+        else:
+            graphs.run(images(1, 8, 8), MASKS)
+            for _ in range(8 * (not fails)):
+                graphs.run(images(1, 8, 12), MASKS)
+    assert alone == [1]
 
 
 def test_runs_in_a_stream_are_not_waited_for_before_they_are_read(driver: StandInDriver) -> None:
