@@ -13,6 +13,8 @@ import pytest
 
 from fcnseg import cuda_copies
 
+_INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
+
 
 @dataclass
 class Mark:
@@ -33,6 +35,8 @@ class Mark:
 class StandInDriver:
     """Answers the driver's calls with 0, or with the code that it was told to fail with.
 
+    Each device has a context, and what is opened in one is refused to threads that are in another or in none.
+
     What a stream is asked for is done as late as may be: when somebody waits for it. So what is read too early is not
     there yet, and what is overwritten too early is lost.
 
@@ -51,6 +55,8 @@ class StandInDriver:
         self._queues: defaultdict[int, deque[Callable[[], object]]] = defaultdict(deque)
         self._memory: list[ctypes.Array[ctypes.c_char]] = []
         self._lock = threading.RLock()
+        self._thread = threading.local()
+        self._contexts: dict[int, int | None] = {}  # by stream
 
     @classmethod
     def put_in_place(cls, patch: pytest.MonkeyPatch) -> Self:
@@ -84,15 +90,36 @@ class StandInDriver:
         assert not plain, f"{name} would get {plain} as C's int, with half of an address's bits"
         if code := self.codes.get(name):
             return code
-        with self._lock:
-            self._do(name, *arguments)
+        match name, arguments:
+            case "cuDeviceGet", (device, number):
+                device._obj.value = number.value
+            case "cuDevicePrimaryCtxRetain", (context, device):
+                context._obj.value = device.value + 1
+            case "cuCtxSetCurrent", (context,):
+                self._thread.context = context.value
+            case _ if self._is_misplaced(name, *arguments):
+                return _INVALID_CONTEXT
+            case _:
+                with self._lock:
+                    self._do(name, *arguments)
         return 0
+
+    def _is_misplaced(self, name: str, *arguments: Any) -> bool:
+        """Whether the thread is in no context, or in another than that of the stream that it asks."""
+        context = getattr(self._thread, "context", None)
+        match name, arguments:
+            case "cuStreamSynchronize" | "cuStreamWaitEvent", (stream, *_):
+                return bool(self._contexts[stream.value] != context)
+            case "cuMemcpyHtoDAsync_v2" | "cuMemcpyDtoHAsync_v2" | "cuEventRecord", (*_, stream):
+                return bool(self._contexts[stream.value] != context)
+        return context is None
 
     def _do(self, name: str, *arguments: Any) -> None:
         match name, arguments:
             case "cuStreamCreate", (stream, _):
                 self.streams += 1
                 stream._obj.value = self.streams
+                self._contexts[self.streams] = self._thread.context
             case "cuEventCreate", (event, _):
                 self._events += 1
                 event._obj.value = self._events
@@ -109,8 +136,6 @@ class StandInDriver:
                 self.enqueue(stream.value, partial(self._reach, self._marks[event.value]))
             case "cuStreamSynchronize", (stream,):
                 self.drain(stream.value)
-            case "cuDeviceGet" | "cuDevicePrimaryCtxRetain" | "cuCtxSetCurrent", _:
-                pass
             case _:
                 raise AssertionError(f"the driver has no {name} with {len(arguments)} arguments")
 

@@ -76,6 +76,18 @@ def test_threads_copy_at_a_time_and_lanes_are_used_again(driver: StandInDriver) 
     assert 1 <= driver.streams <= 4
 
 
+@pytest.mark.usefixtures("driver")
+def test_one_thread_copies_to_two_devices_in_turns() -> None:
+    devices = [CudaCopies(number) for number in range(2)]
+    memory = np.zeros(10, np.uint8)
+    for turn in range(1, 7):
+        copies = devices[turn % 2]
+        copies.lend_stream(copies)
+        copies.upload([np.full(10, turn, np.uint8)], memory.ctypes.data)
+        (found,) = devices[turn // 2 % 2].download([(memory.ctypes.data, memory.shape, memory.dtype)])
+        assert set(found) == {turn}
+
+
 def test_a_copy_that_fails_is_told_of_and_keeps_its_lane(driver: StandInDriver) -> None:
     copies = CudaCopies(0)
     memory = np.zeros(10, np.uint8)

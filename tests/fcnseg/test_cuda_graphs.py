@@ -330,8 +330,10 @@ def test_a_run_that_was_interrupted_does_not_go_on_in_what_it_gave_back(
             return not begun and super().cancel()
 
         def _end(self) -> None:
-            self._function()
-            self.set_result(None)
+            try:
+                self._function()
+            finally:
+                self.set_result(None)
 
     asked: list[Replay] = []
 
