@@ -143,7 +143,7 @@ class Files:
             self._path(precision),
             self._device,
             limit,
-            lambda path, shape, stream: open_recording(path, self._device, options, shape, stream),
+            partial(open_recording, self._device, options),
         )
 
     def synchronise(self) -> None:
@@ -153,7 +153,7 @@ class Files:
     def _recorded(self, precision: str, shape: Shape, *, channels_last: bool) -> BoundRun:
         path = self._folder / "specialised.onnx"
         write_specialised(memoryview(self._path(precision).read_bytes()), path, confidence=False)
-        session = open_recording(path, self._device, self._options(channels_last), shape, None)
+        session = open_recording(self._device, self._options(channels_last), path, shape, None)
         return BoundRun(session, self._device, open_copies(self._device), shape, MASKS)
 
     def _session(self, precision: str, *, channels_last: bool) -> onnxruntime.InferenceSession:

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -290,7 +291,9 @@ class Engine:
         if limit == 0:
             return None
         most = _GRAPHS_UNASKED if limit is None else limit
-        graphs = CudaGraphs(self.path, self.device, most, self._open_recording, sparing=limit is None)
+        # A method would hold the engine: it would be freed by the garbage collector, maybe while others record.
+        open_session = partial(open_recording, self.device, self.options)
+        graphs = CudaGraphs(self.path, self.device, most, open_session, sparing=limit is None)
         try:
             graphs.prove((1, *self.info.geometry.canonical(1, 1)))
         except DeviceError as error:
@@ -299,10 +302,6 @@ class Engine:
             _log.warning("%s; it runs without CUDA graphs", error)
             return None
         return graphs
-
-    def _open_recording(self, path: Path, shape: Shape, stream: int | None) -> onnxruntime.InferenceSession:
-        """Open a specialised file for one input shape, to be recorded."""
-        return open_recording(path, self.device, self.options, shape, stream)
 
     def _open_again(self) -> onnxruntime.InferenceSession:
         """Open the file in a forked process.
@@ -410,7 +409,7 @@ def _require_fit(options: EngineOptions, device: str) -> None:
 
 
 def open_recording(
-    path: Path, device: str, options: EngineOptions, shape: Shape, stream: int | None
+    device: str, options: EngineOptions, path: Path, shape: Shape, stream: int | None
 ) -> onnxruntime.InferenceSession:
     """Open a specialised file for one input shape, to be recorded in the stream of a handle, where there is one."""
     cuda = {"enable_cuda_graph": "1"} | ({} if stream is None else {"user_compute_stream": str(stream)})

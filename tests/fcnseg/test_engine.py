@@ -1,3 +1,5 @@
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -121,3 +123,16 @@ def test_threads_may_share_an_engine(tiny_model: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         together = [output.class_map for output in pool.map(engine.run, batches)]
     assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_an_engine_with_recordings_is_freed_with_its_last_user(tiny_model: Path) -> None:
+    engine = Engine(tiny_model, "cpu")
+    engine._graphs = engine._open_graphs(1)  # on the CPU nothing is recorded, and all else is as on CUDA
+    engine.run(np.zeros((1, 8, 12, 3), np.uint8))
+    freed = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert freed() is None
+    finally:
+        gc.enable()
