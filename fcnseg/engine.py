@@ -293,8 +293,8 @@ class Engine:
         most = _GRAPHS_UNASKED if limit is None else limit
         # A method would hold the engine: it would be freed by the garbage collector, maybe while others record.
         open_session = partial(open_recording, self.device, self.options)
-        graphs = CudaGraphs(self.path, self.device, most, open_session, sparing=limit is None)
         try:
+            graphs = CudaGraphs(self.path, self.device, most, open_session, sparing=limit is None)
             graphs.prove((1, *self.info.geometry.canonical(1, 1)))
         except DeviceError as error:
             if limit is not None:

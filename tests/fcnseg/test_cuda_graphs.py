@@ -354,6 +354,18 @@ def test_a_run_that_was_interrupted_does_not_go_on_in_what_it_gave_back(
     assert not driver.pending
 
 
+def test_a_model_for_which_no_stream_can_be_had_runs_without_recordings(
+    tiny_model: Path, driver: StandInDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(tiny_model, "cpu")
+    driver.codes["cuStreamCreate"] = 2
+    assert engine._open_graphs(None) is None
+    (message,) = caplog.messages
+    assert message == "the NVIDIA driver's cuStreamCreate failed with code 2; it runs without CUDA graphs"
+    with pytest.raises(DeviceError, match="failed with code 2; leave CUDA graphs out"):
+        engine._open_graphs(4)
+
+
 def test_a_recording_that_is_not_in_our_stream_is_refused(tiny_model: Path, driver: StandInDriver) -> None:
     def open_elsewhere(path: Path, _shape: Shape, _stream: int | None) -> onnxruntime.InferenceSession:
         return StreamSession(driver, 99, str(path), providers=["CPUExecutionProvider"])
