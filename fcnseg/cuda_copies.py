@@ -116,7 +116,10 @@ class CudaLane:
         self._memory = np.ctypeslib.as_array((ctypes.c_uint8 * _LANE_BYTES).from_address(self._address))
 
     def upload(self, sources: Sequence[NDArray[Any]], address: int) -> None:
-        """Copy contiguous arrays to device memory, one behind the other; the last of them may still be under way."""
+        """Copy contiguous arrays to device memory, one behind the other, in a lane in which nothing is under way.
+
+        The last bytes may still be under way afterwards, as many as the lane holds.
+        """
         ends = accumulate((source.nbytes for source in sources), initial=address)
         for number, load in enumerate(_loads(zip(ends, map(_bytes_of, sources), strict=False))):
             if number:
