@@ -13,6 +13,7 @@ from fcnseg.commands.options import Bytes, SectionedCommand, Size, threads_optio
 from serving.connections import ConnectionConfig
 from serving.security_options import open_security, security_options
 from serving.signals import end_at_once
+from serving.standard_streams import open_standard_streams
 
 if TYPE_CHECKING:
     from serving.served_model import ServedModel
@@ -39,6 +40,7 @@ _SECTIONS = {
 class _ServeCommand(SectionedCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the options, once SIGTERM ends the process: by itself it does not end a container's first process."""
+        open_standard_streams()
         signal.signal(signal.SIGTERM, end_at_once)  # before the slow imports, and until the server listens for it
         return super().parse_args(ctx, args)
 

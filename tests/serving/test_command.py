@@ -24,6 +24,7 @@ from fcnseg.masks import Encoding
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from tests.server_process import free_port
+from tests.serving.test_side_server import answers
 from tests.tiny_model import write_tiny_model
 from tests.untimed import untimed
 from tests.waiting import wait_until
@@ -130,6 +131,20 @@ def wait_until_busy(pid: int) -> None:
 def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_closed_standard_streams_are_done_without(tiny_model: Path, processes: str) -> None:
+    http_port = free_port()
+    options = ("--port", "0", "--http-port", str(http_port), "--device", "cpu", "--processes", processes)
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *RUN, "serve", str(tiny_model), *options]
+    with subprocess.Popen(closed) as process:
+        try:
+            wait_until(lambda: answers(f"127.0.0.1:{http_port}", "/readyz", 200), 60)
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def test_port_in_use_is_one_line_and_exit_code_2(tiny_model: Path) -> None:
