@@ -43,6 +43,11 @@ def collect_into(
     ProcessCollector(registry=collectors)
 
 
+def write_ready(*, is_ready: bool) -> Metric:
+    """Return the metric that tells whether health is SERVING."""
+    return GaugeMetricFamily("fcnseg_ready", "1 where health is SERVING, else 0.", float(is_ready))
+
+
 class _ServerCollector(Collector):
     def __init__(self, models: ModelRegistry, calls: CallObserver, is_ready: Callable[[], bool]) -> None:
         self._models = models
@@ -50,7 +55,7 @@ class _ServerCollector(Collector):
         self._is_ready = is_ready
 
     def collect(self) -> Iterable[Metric]:
-        yield GaugeMetricFamily("fcnseg_ready", "1 where health is SERVING, else 0.", float(self._is_ready()))
+        yield write_ready(is_ready=self._is_ready())
         yield GaugeMetricFamily(
             "fcnseg_unopened_models",
             "Models of which a file could not be opened at the last try.",

@@ -6,6 +6,7 @@ system gives each new connection to one of them (SO_REUSEPORT of socket(7)).
 """
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -15,23 +16,26 @@ import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import Self
-from urllib.request import urlopen
+from itertools import chain
+from typing import Any, Self
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from fcnseg.errors import UsageError
+from serving.metrics import write_ready
+from serving.probing import read
+from serving.server import check_port
 from serving.side_server import SideServer
 
 _log = logging.getLogger(__name__)
 
 _VARIABLE = "FCNSEG_SERVE_PART"
-_LISTENING, _PROBED = re.compile(r"listening on "), re.compile(r"probes and metrics at (http://\S+)")
-_PROBE_S = 5.0
+_LISTENING, _PROBED = re.compile(r"listening on "), re.compile(r"probes and metrics at http://(\S+)")
 LIFELINE = 0
 """The file descriptor of each process, its standard input, that ends when the one that started it does."""
 
@@ -93,6 +97,7 @@ async def serve_in_processes(
             held.callback(loop.remove_signal_handler, number)
         lines: list[str] = []
         if http_port is not None:
+            check_port(host, http_port, "--http-port")  # again: it may be the port that is held
             probes = (servers.metrics(), servers.are_alive, servers.are_ready)
             side = await asyncio.to_thread(SideServer, host, http_port, *probes)
             held.callback(side.close)
@@ -104,17 +109,35 @@ async def serve_in_processes(
 
 @contextmanager
 def held_port(host: str, port: int) -> Iterator[int]:
-    """Hold a port of a host, 0 for a free one, for others to share while the block runs, and give its number."""
+    """Hold a port of a host, 0 for a free one, for others to share while the block runs, and give its number.
+
+    As a server does, it does without those of the host's addresses that this machine has not.
+    """
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    failures: list[OSError] = []
     with ExitStack() as held:
-        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            holder = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for family, _, _, _, address in addresses:
             try:
-                holder.bind((address[0], port, *address[2:]))
+                port = held.enter_context(_hold(family, (address[0], port, *address[2:]))).getsockname()[1]
             except OSError as error:
-                raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
-            port = holder.getsockname()[1]
+                failures.append(error)
+        for failure in failures:
+            if failure.errno == errno.EADDRINUSE or len(failures) == len(addresses):
+                raise UsageError(
+                    f"cannot listen on {host}:{port}: {failure.strerror}; choose another port"
+                ) from failure
         yield port
+
+
+def _hold(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
+    holder = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(address)
+    except OSError:
+        holder.close()
+        raise
+    return holder
 
 
 class _Servers:
@@ -163,15 +186,18 @@ class _Servers:
             server.stop()
 
     def are_alive(self) -> bool:
-        """Tell whether the event loops of those that listen turn; from any thread."""
-        return all(server.says("/healthz") for server in self._servers if server.listens)
+        """Tell whether the event loops of those that listen turn; from any thread.
+
+        One that has ended says nothing of the others, which finish.
+        """
+        return all(server.says("/healthz") for server in self._servers if server.listens and not server.has_ended)
 
     def are_ready(self) -> bool:
         """Tell whether health is SERVING in all of them; from any thread."""
         return all(server.listens and server.says("/readyz") for server in self._servers)
 
     def metrics(self) -> CollectorRegistry:
-        """Return what collects the metrics of those that listen."""
+        """Return what collects the metrics of them all."""
         collectors = CollectorRegistry()
         collectors.register(_Metrics(self._servers))
         return collectors
@@ -213,7 +239,7 @@ class _Server:
         if self._stopping:
             self.stop()
         async for line in process.stdout:
-            text = line.decode().rstrip()
+            text = line.decode(errors="replace").rstrip()
             if found := _PROBED.match(text):
                 self._probes = found[1]
             elif _LISTENING.match(text):
@@ -230,6 +256,11 @@ class _Server:
             with suppress(ProcessLookupError):
                 self._process.terminate()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was there and is no more."""
+        return self._process is not None and self._process.returncode is not None
+
     async def ended(self) -> int:
         """Return its exit code when it has ended, as a shell would: 128 and a signal's number where that ended it."""
         assert self._process is not None  # noqa: S101 - it was started
@@ -239,31 +270,21 @@ class _Server:
     def says(self, path: str) -> bool:
         """Tell whether it answers a probe with yes."""
         try:
-            self.read(path)
-        except OSError:  # HTTP's refusals among them
+            read(self._probes, path)
+        except OSError:
             return False
         return True
 
-    def read(self, path: str) -> str:
-        """Return what it answers over HTTP.
-
-        Raises:
-            OSError: It refuses, or does not answer in time.
-        """
-        with urlopen(self._probes + path, timeout=_PROBE_S) as answer:  # noqa: S310 - the address is its own
-            text: str = answer.read().decode()
-        return text
-
-    def metrics(self) -> Iterable[Metric]:
-        """Return its metrics, with its number as a label; none where it does not answer."""
-        try:
-            families = list(text_string_to_metric_families(self.read("/metrics")))
-        except OSError:
-            return
+    def metrics(self) -> Sequence[Metric]:
+        """Return its metrics, with its number as a label; that it is not ready where it does not answer."""
+        families: list[Metric] = [write_ready(is_ready=False)]
+        if self.listens:
+            with suppress(OSError):
+                families = list(text_string_to_metric_families(read(self._probes, "/metrics")))
+        label = {"process": str(self._part.number)}
         for family in families:
-            label = {"process": str(self._part.number)}
             family.samples = [sample._replace(labels={**sample.labels, **label}) for sample in family.samples]
-            yield family
+        return families
 
 
 class _Metrics(Collector):
@@ -272,8 +293,8 @@ class _Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
-        for server in self._servers:
-            for family in server.metrics() if server.listens else ():
+        with ThreadPoolExecutor(len(self._servers)) as asking:  # each that does not answer takes seconds
+            for family in chain.from_iterable(asking.map(_Server.metrics, self._servers)):
                 families.setdefault(family.name, family)
                 if families[family.name] is not family:
                     families[family.name].samples += family.samples

@@ -117,9 +117,9 @@ class ServerConfig:
             UsageError: One cannot; the message says why.
         """
         if not self.shares_port:
-            _check_port(self.host, self.port)
+            check_port(self.host, self.port)
         if self.http_port is not None:
-            _check_port(self.http_host, self.http_port, "--http-port")
+            check_port(self.http_host, self.http_port, "--http-port")
 
     @property
     def http_host(self) -> str:
@@ -188,7 +188,7 @@ class Server:
         """
         host, port = self._config.host, self._config.port
         if not self._config.shares_port:
-            _check_port(host, port)
+            check_port(host, port)
         host = f"[{host}]" if ":" in host else host
         try:
             port = self._config.security.listen(self._server, f"{host}:{port}")
@@ -196,7 +196,7 @@ class Server:
             raise UsageError(f"cannot listen on {host}:{port}; choose another with --host and --port") from error
         await self._server.start()
         if (http_port := self._config.http_port) is not None:
-            _check_port(self._config.http_host, http_port, "--http-port")
+            check_port(self._config.http_host, http_port, "--http-port")
             # In a thread: the library asks the resolver for the host's name.
             self._side = await asyncio.to_thread(
                 SideServer, self._config.http_host, http_port, self._collectors, self._is_alive, self._is_ready
@@ -344,7 +344,7 @@ def _channel_options(config: ServerConfig) -> list[tuple[str, int]]:
     ]
 
 
-def _check_port(host: str, port: int, option: str = "--port") -> None:
+def check_port(host: str, port: int, option: str = "--port") -> None:
     """Say why a port cannot be listened on: gRPC says it in a log line of its own, and only that it cannot.
 
     Raises:

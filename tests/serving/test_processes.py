@@ -3,10 +3,11 @@
 import os
 import re
 import signal
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import pytest
 
 import fcnseg
 from fcnseg.client import Client
-from fcnseg.errors import FcnsegError
-from serving.processes import Part
+from fcnseg.errors import FcnsegError, UsageError
+from serving.processes import Part, held_port
 from tests.scraping import scrape
 from tests.server_process import ServerProcess, free_port, server_process
 from tests.serving.test_command import fail, serving
@@ -37,6 +38,18 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def killed_at_the_end(pid: int) -> Iterator[list[int]]:
+    """Give a process's children, and leave none of them, whatever they were told and however they stand."""
+    started = children(pid)
+    try:
+        yield started
+    finally:
+        for child in started:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -121,10 +134,47 @@ def test_one_that_does_not_answer_is_told_by_the_probes(server: ServerProcess) -
     try:
         assert (probe(server, "/healthz"), probe(server, "/readyz")) == (503, 503)
         assert server.http_address is not None
-        assert len(scrape(server.http_address).labels("fcnseg_ready")) == 1
+        metrics = scrape(server.http_address)
+        assert sorted(metrics.value("fcnseg_ready", process=number) for number in ("1", "2")) == [0, 1]
+        assert len(metrics.labels("fcnseg_ready")) == 2
+        assert len(metrics.labels("process_resident_memory_bytes")) == 1
     finally:
         os.kill(stands, signal.SIGCONT)
     wait_until(lambda: probe(server, "/readyz") == 200)
+
+
+@reads_proc
+def test_a_scrape_is_answered_in_time_where_none_of_them_answers(tiny_model: Path) -> None:
+    with (
+        server_process(tiny_model, free_port(), "--processes", "3", "--http-port", "0") as server,
+        killed_at_the_end(server.pid) as started,
+    ):
+        for child in started:
+            os.kill(child, signal.SIGSTOP)
+        assert server.http_address is not None
+        metrics = scrape(server.http_address)  # waits 10 s, as Prometheus does
+        assert metrics.samples == {("fcnseg_ready", (("process", number),)): 0 for number in ("1", "2", "3")}
+
+
+def test_they_are_asked_past_the_proxy_of_the_environment(tiny_model: Path) -> None:
+    proxy = {"http_proxy": f"http://127.0.0.1:{free_port()}"}
+    options = ("--processes", "2", "--http-port", "0")
+    with server_process(tiny_model, free_port(), *options, environment=proxy) as server:
+        assert (probe(server, "/healthz"), probe(server, "/readyz")) == (200, 200)
+        assert server.http_address is not None
+        assert scrape(server.http_address).value("fcnseg_ready") == 2
+
+
+@reads_proc
+def test_those_that_finish_are_alive_when_another_has_ended(tiny_model: Path) -> None:
+    options = ("--processes", "2", "--http-port", "0", "--drain-delay", "600")
+    with server_process(tiny_model, free_port(), *options) as server, killed_at_the_end(server.pid) as started:
+        server.begin_stop()
+        wait_until(lambda: probe(server, "/readyz") == 503)
+        os.kill(started[0], signal.SIGKILL)
+        wait_until(lambda: len(children(server.pid)) == 1)
+        wait_until(lambda: probe(server, "/healthz") == 200)
+        assert server.exit_code is None
 
 
 def test_what_is_wrong_with_a_model_is_told_once(tmp_path: Path) -> None:
@@ -141,6 +191,32 @@ def test_a_port_in_use_is_told_before_any_is_started(server: ServerProcess, tiny
     ended = fail(str(tiny_model), "--device", "cpu", "--port", port, "--processes", "2")
     assert f"port {port} of 127.0.0.1 is in use" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_one_port_cannot_be_for_both_grpc_and_http(tiny_model: Path) -> None:
+    port = str(free_port())
+    ended = fail(str(tiny_model), "--device", "cpu", "--port", port, "--http-port", port, "--processes", "2")
+    assert ended.returncode == 2
+    assert f"port {port} of 127.0.0.1 is in use; choose another with --http-port" in ended.stderr
+
+
+def test_an_address_that_the_machine_has_not_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*addresses: str) -> None:
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+    elsewhere = "192.0.2.1"
+    resolve(elsewhere, "127.0.0.1")
+    with held_port("localhost", 0) as port, socket.create_server(("127.0.0.1", port), reuse_port=True):
+        pass
+    resolve(elsewhere)
+    with pytest.raises(UsageError, match="cannot listen on localhost:0"), held_port("localhost", 0):
+        pass
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        resolve(elsewhere, "127.0.0.1")
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"cannot listen on localhost:{port}"), held_port("localhost", port):
+            pass
 
 
 def test_a_free_port_is_found_for_all_of_them(tiny_model: Path) -> None:
