@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 _VARIABLE = "FCNSEG_SERVE_PART"
 _LISTENING, _PROBED = re.compile(r"listening on "), re.compile(r"probes and metrics at http://(\S+)")
+_BY_SIGNAL = 128
 LIFELINE = 0
 """The file descriptor of each process, its standard input, that ends when the one that started it does."""
 
@@ -93,7 +94,7 @@ async def serve_in_processes(
         servers = _Servers(Part(number, count, port) for number in range(1, count + 1))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, servers.stop)
+            loop.add_signal_handler(number, servers.take_signal)
             held.callback(loop.remove_signal_handler, number)
         lines: list[str] = []
         if http_port is not None:
@@ -102,8 +103,13 @@ async def serve_in_processes(
             side = await asyncio.to_thread(SideServer, host, http_port, *probes)
             held.callback(side.close)
             lines.append(f"probes and metrics at http://{side.address}")
-        if await servers.start() and not servers.stopping:
-            announce([*servers.lines, *lines, f"listening on {f'[{host}]' if ':' in host else host}:{port}"])
+        try:
+            if await servers.start() and not servers.stopping:
+                announce([*servers.lines, *lines, f"listening on {f'[{host}]' if ':' in host else host}:{port}"])
+        except Exception:
+            servers.stop()
+            await servers.ended()
+            raise
         return await servers.ended()
 
 
@@ -149,6 +155,7 @@ class _Servers:
 
     def __init__(self, parts: Iterable[Part]) -> None:
         self._servers = [_Server(part) for part in parts]
+        self._signalled = False
         self.stopping = False
 
     @property
@@ -157,11 +164,14 @@ class _Servers:
         return self._servers[0].lines
 
     async def start(self) -> bool:
-        """Start them, and tell whether all of them listen."""
+        """Start them, and tell whether all of them listen, as soon as one does not."""
         first, *others = self._servers
         if not await first.start() or self.stopping:
             return False
-        return all(await asyncio.gather(*(server.start() for server in others)))
+        for starting in asyncio.as_completed([asyncio.create_task(server.start()) for server in others]):
+            if not await starting:
+                return False
+        return True
 
     async def ended(self) -> int:
         """Return the exit code when all have ended; where one does so by itself, the others are stopped."""
@@ -174,13 +184,21 @@ class _Servers:
                 code = max(code, found)
                 if not self.stopping:
                     code = max(code, 1)
-                    if server.listens:
+                    if server.listens or found > _BY_SIGNAL:  # else it has told why
                         _log.error("%s ended with exit code %d; the others are stopped", server.name, found)
                     self.stop()
         return code
 
+    def take_signal(self) -> None:
+        """Let them stop, or, the second time, end at once."""
+        if self._signalled:
+            for server in self._servers:
+                server.kill()
+        self._signalled = True
+        self.stop()
+
     def stop(self) -> None:
-        """Pass on that they are to stop, or, the second time, that they are to end at once."""
+        """Pass on that they are to stop."""
         self.stopping = True
         for server in self._servers:
             server.stop()
@@ -255,6 +273,12 @@ class _Server:
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.terminate()
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
 
     @property
     def has_ended(self) -> bool:

@@ -280,7 +280,8 @@ async def serve_until_stopped(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal ends the process at once.
 
-    So does what still runs a few seconds after the grace.
+    So does what still runs a few seconds after the grace. Where there is a lifeline, a second signal changes nothing:
+    managers of services send the first to a process and to the one that started it, which passes it on.
 
     Args:
         registry: The models; closed at the end.
@@ -317,7 +318,7 @@ async def serve_until_stopped(
         starting.cancel()
         for number in signals:
             loop.remove_signal_handler(number)
-            signal.signal(number, end_at_once)
+            signal.signal(number, signal.SIG_IGN if lifeline is not None else end_at_once)
         await server.stop()
 
 

@@ -4,22 +4,27 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import fcnseg
 from fcnseg.client import Client
 from fcnseg.errors import FcnsegError, UsageError
+from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.processes import Part, held_port
 from tests.scraping import scrape
 from tests.server_process import ServerProcess, free_port, server_process
-from tests.serving.test_command import fail, serving
+from tests.serving.test_command import BLUE, RUN, fail, serving
+from tests.tiny_model import write_tiny_model
 from tests.waiting import wait_until
 
 OK = {"method": "fcnseg.v1.SegmentationService/Segment", "code": "OK"}
@@ -175,6 +180,73 @@ def test_those_that_finish_are_alive_when_another_has_ended(tiny_model: Path) ->
         wait_until(lambda: len(children(server.pid)) == 1)
         wait_until(lambda: probe(server, "/healthz") == 200)
         assert server.exit_code is None
+
+
+@reads_proc
+def test_a_second_signal_ends_also_one_that_stands(server: ServerProcess) -> None:
+    with killed_at_the_end(server.pid) as started:
+        os.kill(started[0], signal.SIGSTOP)
+        server.begin_stop()
+        wait_until(lambda: not runs(started[1]))
+        server.begin_stop()
+        assert server.wait_stopped() == 128 + signal.SIGKILL
+        assert not any(map(runs, started))
+
+
+@reads_proc
+def test_what_is_under_way_is_answered_where_all_get_the_signal_of_a_service_manager(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "slow.onnx", work_rounds=2000)
+    with server_process(path, free_port(), "--processes", "2") as server:
+        started = children(server.pid)
+        with grpc.insecure_channel(server.address) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            segment = SegmentationServiceStub(channel).Segment
+            answers = [segment.future(BLUE, timeout=60) for _ in range(20)]  # seconds of work, within the grace
+            answers[0].result()
+            for child in started:
+                os.kill(child, signal.SIGTERM)
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            server.begin_stop()
+            assert [answer.code() for answer in answers] == [grpc.StatusCode.OK] * len(answers)
+        server.wait_stopped()
+        assert not any(map(runs, started))
+
+
+@reads_proc
+def test_one_that_ends_before_it_listens_is_told_and_the_others_are_not_waited_for(tiny_model: Path, log: Path) -> None:
+    options = ("--device", "cpu", "--port", "0", "--processes", "3")
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen([*RUN, "serve", str(tiny_model), *options], stderr=stderr) as process,
+    ):
+        try:
+            wait_until(lambda: len(children(process.pid)) == 3, 60)
+            with killed_at_the_end(process.pid) as started:
+                variables = [Path(f"/proc/{child}/environ") for child in started]
+                wait_until(lambda: all(b"FCNSEG_SERVE_PART" in path.read_bytes() for path in variables))
+                _, lost, stands = started
+                os.kill(stands, signal.SIGSTOP)
+                os.kill(lost, signal.SIGKILL)
+                told = re.compile("process [23] of 3 ended with exit code 137; the others are stopped")
+                wait_until(lambda: told.search(log.read_text()) is not None, 30, log.read_text)
+            process.wait(30)
+        finally:
+            process.kill()
+
+
+@reads_proc
+def test_where_nobody_reads_what_is_printed_they_end_first(tiny_model: Path) -> None:
+    port = str(free_port())
+    options = ("--device", "cpu", "--port", port, "--processes", "2", "--drain-delay", "1")
+    with serving(str(tiny_model), *options) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        started: set[int] = set()
+        wait_until(lambda: started.update(children(process.pid)) or process.poll() is not None, 60)
+        assert process.returncode == 1
+        assert len(started) == 2
+        assert not any(map(runs, started))
 
 
 def test_what_is_wrong_with_a_model_is_told_once(tmp_path: Path) -> None:
