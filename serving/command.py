@@ -5,7 +5,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, AnyStr, Literal
 
 import click
 
@@ -377,8 +377,9 @@ def serve(
     uvloop.run(serve_until_stopped(registry, config, announce, None if part is None else LIFELINE))
 
 
-def _print(lines: Sequence[str]) -> None:
-    click.echo("\n".join(lines))
+def _print(lines: Sequence[AnyStr]) -> None:
+    for line in lines:
+        click.echo(line)
 
 
 def _describe(model: "ServedModel") -> str:

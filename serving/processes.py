@@ -35,7 +35,7 @@ from serving.side_server import SideServer
 _log = logging.getLogger(__name__)
 
 _VARIABLE = "FCNSEG_SERVE_PART"
-_LISTENING, _PROBED = re.compile(r"listening on "), re.compile(r"probes and metrics at http://(\S+)")
+_LISTENING, _PROBED = re.compile(rb"listening on "), re.compile(rb"probes and metrics at http://(\S+)")
 _BY_SIGNAL = 128
 LIFELINE = 0
 """The file descriptor of each process, its standard input, that ends when the one that started it does."""
@@ -68,7 +68,7 @@ class Part:
 
 
 async def serve_in_processes(
-    count: int, host: str, port: int, http_port: int | None, announce: Callable[[Sequence[str]], None]
+    count: int, host: str, port: int, http_port: int | None, announce: Callable[[Sequence[bytes]], None]
 ) -> int:
     """Serve by processes that share a port, until SIGTERM or SIGINT, or until one of them ends.
 
@@ -96,16 +96,17 @@ async def serve_in_processes(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, servers.take_signal)
             held.callback(loop.remove_signal_handler, number)
-        lines: list[str] = []
+        lines: list[bytes] = []
         if http_port is not None:
             check_port(host, http_port, "--http-port")  # again: it may be the port that is held
             probes = (servers.metrics(), servers.are_alive, servers.are_ready)
             side = await asyncio.to_thread(SideServer, host, http_port, *probes)
             held.callback(side.close)
-            lines.append(f"probes and metrics at http://{side.address}")
+            lines.append(f"probes and metrics at http://{side.address}".encode())
         try:
             if await servers.start() and not servers.stopping:
-                announce([*servers.lines, *lines, f"listening on {f'[{host}]' if ':' in host else host}:{port}"])
+                address = f"{f'[{host}]' if ':' in host else host}:{port}"
+                announce([*servers.lines, *lines, f"listening on {address}".encode()])
         except Exception:
             servers.stop()
             await servers.ended()
@@ -159,8 +160,8 @@ class _Servers:
         self.stopping = False
 
     @property
-    def lines(self) -> Sequence[str]:
-        """What they tell of their models, each the same."""
+    def lines(self) -> Sequence[bytes]:
+        """What they tell of their models, each the same, in the encoding of this process and theirs."""
         return self._servers[0].lines
 
     async def start(self) -> bool:
@@ -234,7 +235,7 @@ class _Server:
         self._process: Process | None = None
         self._probes = ""
         self._stopping = False
-        self.lines: list[str] = []
+        self.lines: list[bytes] = []
         self.listens = False
 
     @property
@@ -257,14 +258,13 @@ class _Server:
         if self._stopping:
             self.stop()
         async for line in process.stdout:
-            text = line.decode(errors="replace").rstrip()
-            if found := _PROBED.match(text):
-                self._probes = found[1]
-            elif _LISTENING.match(text):
+            if found := _PROBED.match(line):
+                self._probes = found[1].decode()
+            elif _LISTENING.match(line):
                 self.listens = True
                 return True
             else:
-                self.lines.append(text)
+                self.lines.append(line.rstrip())
         return False
 
     def stop(self) -> None:

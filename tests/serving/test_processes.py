@@ -304,6 +304,20 @@ def test_a_free_port_is_found_for_all_of_them(tiny_model: Path) -> None:
         assert process.wait(20) == 0
 
 
+def test_what_they_tell_is_printed_in_the_encoding_in_which_they_tell_it(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "größe.onnx"
+    path.write_bytes(tiny_model.read_bytes())
+    command = [*RUN, "serve", str(path), "--device", "cpu", "--port", "0", "--processes", "2"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("serving größe (".encode("latin-1"))
+            assert process.stdout.readline().startswith(b"listening on ")
+        finally:
+            process.kill()
+
+
 def test_a_stop_before_they_listen_leaves_none_behind(tiny_model: Path) -> None:
     with serving(str(tiny_model), "--device", "cpu", "--port", "0", "--processes", "2") as process:
         started: list[int] = []
