@@ -182,6 +182,8 @@ class _Servers:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 server, found = waiting.pop(task), task.result()
+                if self.stopping and found == _BY_SIGNAL + signal.SIGTERM:  # ours, before it listened
+                    continue
                 code = max(code, found)
                 if not self.stopping:
                     code = max(code, 1)

@@ -328,7 +328,7 @@ def test_a_stop_before_they_listen_leaves_none_behind(tiny_model: Path) -> None:
 
         wait_until(one_is_there, 30)
         process.terminate()
-        process.wait(20)
+        assert process.wait(20) == 0
         wait_until(lambda: not any(map(runs, started)), 30)
 
 
