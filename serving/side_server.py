@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 _LONGEST_REQUEST_S = 5.0
 # How long to leave a connection waiting where no file can be opened for it: it would be tried at once, without end.
 _NO_FILE_S = 0.05
-_TEXT = [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")]
+_TEXT = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"))
 
 
 class SideServer:
@@ -109,7 +109,7 @@ def _make_app(
             status, text = "404 Not Found", "there are /healthz, /readyz and /metrics"
         if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
             status, text = "405 Method Not Allowed", "use GET"
-        start_response(status, _TEXT)
+        start_response(status, list(_TEXT))  # the library adds the answer's length to the list
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [f"{text}\n".encode()]
 
     return app

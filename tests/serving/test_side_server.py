@@ -110,6 +110,15 @@ def test_what_is_not_there_is_told(tiny_model: Path, method: str, path: str, sta
         assert ask(server.http_address, path, method) == status
 
 
+def test_each_answer_tells_its_own_length(tiny_model: Path) -> None:
+    with running_server(tiny_model, ServerConfig(http_port=0)) as server:
+        assert ask(server.http_address, "/") == 404
+        for path, text in {"/readyz": b"ready\n", "/healthz": b"alive\n"}.items():
+            with urllib.request.urlopen(f"http://{server.http_address}{path}", timeout=10) as answer:
+                assert answer.read() == text
+                assert answer.headers.get_all("Content-Length") == [str(len(text))]
+
+
 def test_a_connection_that_says_nothing_holds_up_nobody(tiny_model: Path) -> None:
     with running_server(tiny_model, ServerConfig(http_port=0)) as server:
         assert server.http_address is not None
