@@ -296,7 +296,7 @@ def serve(
     Example: fcnseg serve cat.onnx --port 50051 --warm 480x640
     """
     from serving.logs import COMMAND, set_up_logs
-    from serving.processes import LIFELINE, Part, serve_in_processes
+    from serving.processes import Part, serve_in_processes, wait_for_others
 
     part = Part.of_this_process()
     set_up_logs(log_format, log_level, part.number if part else None)  # first: what fails is told in that format
@@ -374,7 +374,7 @@ def serve(
         _print([*(f"serving {_describe(model)}" for model in registry.models), *probes, f"listening on {address}"])
 
     # An event loop of less Python: docs/decisions/.
-    uvloop.run(serve_until_stopped(registry, config, announce, None if part is None else LIFELINE))
+    uvloop.run(serve_until_stopped(registry, config, announce, wait_for_others(part)))
 
 
 def _print(lines: Sequence[AnyStr]) -> None:

@@ -10,18 +10,19 @@ import errno
 import json
 import logging
 import os
-import re
+import select
 import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, Self
 
+import click
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -35,7 +36,8 @@ from serving.side_server import SideServer
 _log = logging.getLogger(__name__)
 
 _VARIABLE = "FCNSEG_SERVE_PART"
-_LISTENING, _PROBED = re.compile(rb"listening on "), re.compile(rb"probes and metrics at http://(\S+)")
+_OPENED = b"the models are open"
+_LISTENING, _PROBED = b"listening on ", b"probes and metrics at http://"
 _BY_SIGNAL = 128
 LIFELINE = 0
 """The file descriptor of each process, its standard input, that ends when the one that started it does."""
@@ -67,12 +69,30 @@ class Part:
         return {**os.environ, _VARIABLE: json.dumps(asdict(self))}
 
 
+def wait_for_others(part: Part | None) -> int | None:
+    """Tell that the models of this process are open, and wait until those of the others are.
+
+    Args:
+        part: Which of the processes this is; None where it is alone, and waits for none.
+
+    Returns:
+        Its lifeline; None where it is alone.
+    """
+    if part is None:
+        return None
+    click.echo(_OPENED)
+    select.select([LIFELINE], [], [])
+    os.read(LIFELINE, 1)  # nothing at its end, which the event loop is told again
+    return LIFELINE
+
+
 async def serve_in_processes(
     count: int, host: str, port: int, http_port: int | None, announce: Callable[[Sequence[bytes]], None]
 ) -> int:
     """Serve by processes that share a port, until SIGTERM or SIGINT, or until one of them ends.
 
-    The first has to listen before the others are started: what is wrong with the models is told once.
+    The first has to open its models before the others are started: what is wrong with them is told once. They listen
+    when the models of all are open: clients that wait for the server would else be connected to the first for good.
 
     Args:
         count: How many.
@@ -167,12 +187,11 @@ class _Servers:
     async def start(self) -> bool:
         """Start them, and tell whether all of them listen, as soon as one does not."""
         first, *others = self._servers
-        if not await first.start() or self.stopping:
+        if not await first.open() or self.stopping:
             return False
-        for starting in asyncio.as_completed([asyncio.create_task(server.start()) for server in others]):
-            if not await starting:
-                return False
-        return True
+        return await _all_do(server.open() for server in others) and await _all_do(
+            server.listen() for server in self._servers
+        )
 
     async def ended(self) -> int:
         """Return the exit code when all have ended; where one does so by itself, the others are stopped."""
@@ -224,6 +243,14 @@ class _Servers:
         return collectors
 
 
+async def _all_do(waited: Iterable[Coroutine[Any, Any, bool]]) -> bool:
+    """Tell whether all that is waited for is so, as soon as something is not."""
+    for found in asyncio.as_completed([asyncio.create_task(each) for each in waited]):
+        if not await found:
+            return False
+    return True
+
+
 class _Server:
     """One of the processes.
 
@@ -250,21 +277,33 @@ class _Server:
         """Whether there is or was such a process."""
         return self._process is not None
 
-    async def start(self) -> bool:
-        """Start it by the command line of this process, and tell whether it listens or has ended."""
+    async def open(self) -> bool:
+        """Start it by the command line of this process, and tell whether its models are open or it has ended."""
         # In a session of its own: Ctrl-C of a terminal is passed on to it once.
-        self._process = process = await asyncio.create_subprocess_exec(
+        self._process = await asyncio.create_subprocess_exec(
             *sys.orig_argv, env=self._part.environment, stdin=PIPE, stdout=PIPE, start_new_session=True
         )
-        assert process.stdout is not None  # noqa: S101 - it was asked for
         if self._stopping:
             self.stop()
-        async for line in process.stdout:
-            if found := _PROBED.match(line):
-                self._probes = found[1].decode()
-            elif _LISTENING.match(line):
-                self.listens = True
+        return await self._tells(_OPENED)
+
+    async def listen(self) -> bool:
+        """Let it listen, and tell whether it does or has ended."""
+        assert self._process is not None  # noqa: S101 - it was started
+        assert self._process.stdin is not None  # noqa: S101 - it was asked for
+        self._process.stdin.write(b"\n")
+        self.listens = await self._tells(_LISTENING)
+        return self.listens
+
+    async def _tells(self, awaited: bytes) -> bool:
+        """Keep what it prints until a line that begins so, and tell whether there was one."""
+        assert self._process is not None  # noqa: S101 - it was started
+        assert self._process.stdout is not None  # noqa: S101 - it was asked for
+        async for line in self._process.stdout:
+            if line.startswith(awaited):
                 return True
+            if line.startswith(_PROBED):
+                self._probes = line.removeprefix(_PROBED).decode().rstrip()
             else:
                 self.lines.append(line.rstrip())
         return False

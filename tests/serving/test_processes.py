@@ -45,6 +45,11 @@ def runs(pid: int) -> bool:
         return False
 
 
+def is_told_its_part(pid: int) -> bool:
+    """Tell whether a process runs the command: one that stood before would keep the one that starts it."""
+    return b"FCNSEG_SERVE_PART" in Path(f"/proc/{pid}/environ").read_bytes()
+
+
 @contextmanager
 def killed_at_the_end(pid: int) -> Iterator[list[int]]:
     """Give a process's children, and leave none of them, whatever they were told and however they stand."""
@@ -223,8 +228,7 @@ def test_one_that_ends_before_it_listens_is_told_and_the_others_are_not_waited_f
         try:
             wait_until(lambda: len(children(process.pid)) == 3, 60)
             with killed_at_the_end(process.pid) as started:
-                variables = [Path(f"/proc/{child}/environ") for child in started]
-                wait_until(lambda: all(b"FCNSEG_SERVE_PART" in path.read_bytes() for path in variables))
+                wait_until(lambda: all(map(is_told_its_part, started)))
                 _, lost, stands = started
                 os.kill(stands, signal.SIGSTOP)
                 os.kill(lost, signal.SIGKILL)
@@ -233,6 +237,22 @@ def test_one_that_ends_before_it_listens_is_told_and_the_others_are_not_waited_f
             process.wait(30)
         finally:
             process.kill()
+
+
+@reads_proc
+def test_none_listens_before_the_models_of_all_are_open(tiny_model: Path) -> None:
+    port = free_port()
+    with serving(str(tiny_model), "--device", "cpu", "--port", str(port), "--processes", "2") as process:
+        wait_until(lambda: len(children(process.pid)) == 2, 60)
+        with killed_at_the_end(process.pid) as (_, late):
+            wait_until(lambda: is_told_its_part(late))
+            os.kill(late, signal.SIGSTOP)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
+            os.kill(late, signal.SIGCONT)
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("serving ")
+            assert process.stdout.readline() == f"listening on 127.0.0.1:{port}\n"
 
 
 @reads_proc
