@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fcnseg.graph import behind
+from fcnseg.model_file import CONFIDENCE
 
-_FLAG, _CONFIDENCE = "with_confidence", "confidence"
+_FLAG = "with_confidence"
 _GRAPH = 7  # of a model
 _NODES, _TENSORS, _INPUTS, _OUTPUTS = 1, 5, 11, 12  # of a graph
 _NODE_INPUT, _NODE_OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5  # of a node
@@ -74,7 +75,7 @@ def _graph_parts(data: memoryview, graph: _Field, *, confidence: bool) -> list[m
             continue
         (name, *_) = _texts(data, field, _TENSOR_NAME if field.number == _TENSORS else _NAME) or [""]
         if (field.number in {_TENSORS, _INPUTS} and name == _FLAG) or (
-            field.number == _OUTPUTS and name == _CONFIDENCE and not confidence
+            field.number == _OUTPUTS and name == CONFIDENCE and not confidence
         ):
             continue
         if field.number == _OUTPUTS:

@@ -331,7 +331,7 @@ def serve(
     if part is None and (exposure := security.exposure(host)):
         logging.getLogger(COMMAND).warning("%s", exposure)
     tracer = None
-    if otlp_endpoint is not None:
+    if otlp_endpoint is not None and (part is not None or processes == 1):  # who starts others has nothing to trace
         from serving.spans import open_tracer
 
         tracer = open_tracer(otlp_endpoint)

@@ -330,7 +330,7 @@ class _Server:
         """Return its exit code when it has ended, as a shell would: 128 and a signal's number where that ended it."""
         assert self._process is not None  # noqa: S101 - it was started
         code = await self._process.wait()
-        return code if code >= 0 else 128 - code
+        return code if code >= 0 else _BY_SIGNAL - code
 
     def says(self, path: str) -> bool:
         """Tell whether it answers a probe with yes."""
