@@ -60,13 +60,19 @@ class Place:
 class Load:
     """Clients that ask, and check the answers, until they are told to stop.
 
+    Args:
+        server: Whom.
+        clients: How many ask.
+        retries: How often they ask anew, beyond what gRPC does by itself.
+
     Attributes:
         answered: Images that were answered rightly.
         failures: What went wrong.
     """
 
-    def __init__(self, server: str, clients: int) -> None:
+    def __init__(self, server: str, clients: int, retries: int = 0) -> None:
         self._server = server
+        self._retries = retries
         self._stopping = threading.Event()
         self._threads = ThreadPoolExecutor(clients)
         self._lock = threading.Lock()
@@ -84,7 +90,7 @@ class Load:
         self._threads.shutdown()
 
     def _ask(self, chance: random.Random) -> None:
-        with Client(self._server, retries=0, timeout_s=20) as client:
+        with Client(self._server, retries=self._retries, timeout_s=20) as client:
             while not self._stopping.is_set():
                 wanted, size = chance.randrange(3), (chance.randint(1, 40), chance.randint(1, 40))
                 image = np.full((*size, 3), COLOURS[wanted], np.uint8)
@@ -117,7 +123,12 @@ def two_places(model: Path) -> Iterator[list[Place]]:
 
 
 def replace_every_server(
-    address: str, places: list[Place], clients: int, rounds: int, replace: Callable[[Place], None] = Place.replace
+    address: str,
+    places: list[Place],
+    clients: int,
+    rounds: int,
+    replace: Callable[[Place], None] = Place.replace,
+    retries: int = 0,
 ) -> None:
     """Replace every server behind a balancer some times, while clients ask; no request may fail.
 
@@ -127,9 +138,10 @@ def replace_every_server(
         clients: How many ask.
         rounds: How often each is replaced.
         replace: Replaces the server of a place.
+        retries: How often a client asks anew, beyond what gRPC does by itself.
     """
     began = time.monotonic()
-    with Load(address, clients) as load:
+    with Load(address, clients, retries) as load:
         for place in places:
             place.wait_until_asked()
         for _ in range(rounds):

@@ -99,4 +99,5 @@ def test_no_request_fails_while_every_server_is_taken_out_and_replaced(
             place.replace()
             nginx.take_back()
 
-        replace_every_server(nginx.address, places, clients, rounds, replace)
+        # Each worker ends the connections it has, and gRPC by itself sends what one did not take once more only.
+        replace_every_server(nginx.address, places, clients, rounds, replace, retries=1)
