@@ -15,8 +15,8 @@ ceiling     multiply-adds a second of one large matrix product in half precision
             at the end
 export NET  a net's files, in half and single precision, before the first section that needs them; those in FOLDER are
             taken as they are
-server      fcnseg serve with VGG16: JPEG in, zstd out, 32 clients, over the fastest run on the device alone, which is
-            measured before and after; the servers follow each other
+server      fcnseg serve with VGG16, in two processes and in one: JPEG in, zstd out, 32 clients, over the fastest run
+            on the device alone, which is measured before and after; the servers follow each other
 NET         ms per image of each way, at each size and batch, its time over that of the first of its turns, and its
             share of the ceiling. First those whose images and masks stay on the device: the file, and PyTorch, on the
             module that the file was exported from and as users of torchvision and segmentation_models_pytorch write
@@ -27,6 +27,7 @@ shapes      two sizes in turns (A B A B) over the same runs in rows (A A B B): 1
 compile NET the same of torch.compile, which takes long to begin, beside the file on the device
 kernels NET which of the device's kernels the time goes to, at the first size, by torch's profiler
 placement   what ran on which provider when the files were opened; a net that is not whole on the device fails here
+settings    what `server` measures, of servers with other settings
 """
 
 import argparse
@@ -72,6 +73,11 @@ PRECISIONS: tuple[FilePrecision, ...] = ("fp16", "fp32")
 LOADING_PROCESSES = 12
 MOST_DIFFERING = 0.1
 """Of the pixels: random scores lie closer together than those of a trained net, and 16-bit floats are rounded."""
+SERVERS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "server": (("--processes", "2"), ()),
+    "settings": (("--processes", "3"), ("--runners", "3"), ("--cuda-graphs", "0")),
+}
+"""Options of the servers that are asked, by section."""
 KERNEL_RUNS, KERNELS_SHOWN = 5, 12
 SAME_MODULE = "PyTorch on the same module"
 PEERS: dict[str, Callable[[SegmentationModel], nn.Module]] = {
@@ -145,7 +151,8 @@ FULL = Plan(
         "export": 130,
         "ceiling": 40,
         "net": 85,
-        "server": 240,
+        "server": 140,
+        "settings": 150,
         "shapes": 60,
         "placement": 60,
         "compile": 90,
@@ -227,7 +234,8 @@ class Section:
             of_a_net = {"": self.net, "export": self.export, "compile": self.compile, "kernels": self.kernels}
             of_a_net[kind](nets[name])
         else:
-            whole = {"placement": self.placement, "shapes": self.shapes, "server": self.server}
+            whole = {"placement": self.placement, "shapes": self.shapes}
+            whole |= {name: partial(self.servers, options) for name, options in SERVERS.items()}
             whole.get(name, self.ceiling)()
 
     def row(
@@ -469,7 +477,8 @@ class Section:
         told = ", ".join(f"{spread.median * 250:.2f} ms a run {order}" for order, spread in found.items())
         self.row(case, name, *ratio.values, unit="of the time in rows", note=told)
 
-    def server(self) -> None:
+    def servers(self, settings: Sequence[tuple[str, ...]]) -> None:
+        """Ask servers, each started with some more options."""
         net, side = self.plan.nets[0], self.plan.square
         paths = self.paths(net)
         precision = self.plan.precision if self.plan.precision in paths else "fp32"  # named in the table
@@ -496,9 +505,9 @@ class Section:
         self.attempt(case, "the first mask", expect)
         request = pb.SegmentRequest(encoded=jpeg, encoding=pb.CLASS_MAP_ENCODING_ZSTD)
         options = ["--device", self.device, "--warm", f"{side}x{side}", "--max-queue", "256"]
-        unrecorded = () if self.device == "cpu" else (["--cuda-graphs", "0"],)
-        settings = (["--processes", "2"], [], ["--processes", "3"], ["--runners", "3"], *unrecorded)
         for more in settings:
+            if self.device == "cpu" and "--cuda-graphs" in more:
+                continue
             name = f"server, {' '.join(more) or 'defaults'}"
             start = partial(serve, paths[precision], *options, *more)
             measure = partial(self.serve, case, name, start, request.SerializeToString(), fastest[0])
@@ -538,7 +547,7 @@ def section_names(plan: Plan) -> list[str]:
     """What `--sections` may name."""
     nets = [net.name for net in plan.nets]
     each = [f"{kind} {name}" for kind in ("compile", "kernels") for name in nets]
-    return ["ceiling", "placement", "server", "shapes", *nets, *each]
+    return ["ceiling", "placement", "shapes", *SERVERS, *nets, *each]
 
 
 def file_of(folder: Path, net: Net, precision: str) -> Path:
@@ -631,8 +640,8 @@ class Bench:
             rows = [row for row in self.rows if row.section == name]
             measured, without = [row for row in rows if row.values], [row for row in rows if not row.values]
             print(f"- {name}: {len(measured)} measured" + (f", {len(without)} not" if without else ""))
-            for row in measured if name in {"server", "ceiling"} else []:
-                told = row.note.partition(";")[0] if name == "server" else ""
+            for row in measured if name in {*SERVERS, "ceiling"} else []:
+                told = row.note.partition(";")[0] if name in SERVERS else ""
                 print(f"  {row.way}: {number(statistics.median(row.values))} {row.unit} {told}".rstrip())
             for row in without:
                 print(f"  {' '.join(filter(None, (row.case, row.way, row.note)))}")
@@ -706,6 +715,7 @@ def parts(plan: Plan, device: str) -> list[tuple[str, str, tuple[Net, ...]]]:
         *kernels,
         *((f"compile {net.name}", "compile", (net,)) for net in plan.nets),
         ("placement", "placement", plan.nets),
+        ("settings", "settings", (first,)),
         ("ceiling after", "ceiling", ()),
     ]
 

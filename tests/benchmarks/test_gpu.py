@@ -13,7 +13,10 @@ from tests.waiting import wait_until
 
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "gpu.py"
 QUICK = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick"]
-SECTIONS = {"export small", "ceiling", "small", "server", "shapes", "placement", "compile small", "ceiling after"}
+SECTIONS = {
+    *("export small", "ceiling", "small", "server", "shapes", "placement", "compile small", "settings"),
+    "ceiling after",
+}
 
 
 def measured(folder: Path, budget_s: int, timeout_s: int) -> tuple[dict[str, Any], str]:
