@@ -1,6 +1,7 @@
 """The gRPC client for asyncio; images are read, and answers decoded, beside the event loop."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -38,7 +39,7 @@ _Response = TypeVar("_Response")
 
 
 class AsyncClient:
-    """A connection to a server, made and used in one running event loop.
+    """A connection to a server, or several, made and used in one running event loop.
 
     >>> async with AsyncClient("127.0.0.1:50051") as client:   # doctest: +SKIP
     ...     (await client.segment("photo.jpg")).class_map.shape
@@ -60,20 +61,23 @@ class AsyncClient:
         tls: bool | ClientTls = False,
         token: str | None = None,
         token_in_clear: bool = False,
+        connections: int = 1,
     ) -> None:
         access = Access.of(tls, token, token_in_clear=token_in_clear)
-        self._exchange = Exchange(server, timeout_s, retries, max_message_bytes, access)
+        self._exchange = Exchange(server, timeout_s, retries, max_message_bytes, access, connections)
         loop = _running_loop()
         options = self._exchange.channel_options
-        if access.tls is None:
-            self._channel = grpc.aio.insecure_channel(server, options)
-        else:
-            self._channel = grpc.aio.secure_channel(server, access.tls.credentials(), options)
-        self._open_stub = SegmentationServiceStub(self._channel)
-        self._open_admin = ModelAdminServiceStub(self._channel)
-        self._open_health: Callable[..., Awaitable[Int32Value]] = self._channel.unary_unary(
-            CHECK, None, Int32Value.FromString
-        )
+        credentials = access.tls and access.tls.credentials()
+        self._channels = [
+            grpc.aio.secure_channel(server, credentials, options)
+            if credentials
+            else grpc.aio.insecure_channel(server, options)
+            for _ in range(connections)
+        ]
+        self._open_stubs = itertools.cycle([SegmentationServiceStub(channel) for channel in self._channels])
+        first = self._channels[0]
+        self._open_admin = ModelAdminServiceStub(first)
+        self._open_health: Callable[..., Awaitable[Int32Value]] = first.unary_unary(CHECK, None, Int32Value.FromString)
         self._loop = loop
         self._closed = False
 
@@ -94,9 +98,9 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; requests under way are cancelled."""
+        """Close the connections; requests under way are cancelled."""
         self._closed = True
-        await self._channel.close()
+        await asyncio.gather(*(channel.close() for channel in self._channels))
 
     async def segment(
         self,
@@ -213,7 +217,7 @@ class AsyncClient:
     @property
     def _stub(self) -> SegmentationServiceStub:
         self._require_usable()
-        return self._open_stub
+        return next(self._open_stubs)
 
     @property
     def _admin(self) -> ModelAdminServiceStub:

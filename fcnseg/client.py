@@ -1,5 +1,6 @@
 """The gRPC client: an image goes to a server, its class map comes back as an array."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -38,7 +39,7 @@ _Response = TypeVar("_Response")
 
 
 class Client:
-    """A connection to a server; threads may share it. `AsyncClient` is its like for asyncio.
+    """A connection to a server, or several; threads may share it. `AsyncClient` is its like for asyncio.
 
     >>> with Client("127.0.0.1:50051") as client:               # doctest: +SKIP
     ...     client.segment("photo.jpg").class_map.shape
@@ -55,6 +56,8 @@ class Client:
         tls: Whether the connection is encrypted and the server must prove who it is, and by which files.
         token: What the server knows the client by, from `fcnseg token`.
         token_in_clear: Whether a token may go to another machine without TLS, where whoever is between can read it.
+        connections: How many connections requests are shared out to, in turns, at least 1. What shares out
+            connections, not requests (`fcnseg serve --processes`, a balancer of TCP), has one of them in one place.
 
     Raises:
         UsageError: One of them has no valid value, or a token would go to another machine in the clear.
@@ -70,17 +73,20 @@ class Client:
         tls: bool | ClientTls = False,
         token: str | None = None,
         token_in_clear: bool = False,
+        connections: int = 1,
     ) -> None:
         access = Access.of(tls, token, token_in_clear=token_in_clear)
-        self._exchange = Exchange(server, timeout_s, retries, max_message_bytes, access)
+        self._exchange = Exchange(server, timeout_s, retries, max_message_bytes, access, connections)
         options = self._exchange.channel_options
-        if access.tls is None:
-            self._channel = grpc.insecure_channel(server, options)
-        else:
-            self._channel = grpc.secure_channel(server, access.tls.credentials(), options)
-        self._open_stub = SegmentationServiceStub(self._channel)
-        self._open_admin = ModelAdminServiceStub(self._channel)
-        self._open_health: Callable[..., Int32Value] = self._channel.unary_unary(CHECK, None, Int32Value.FromString)
+        credentials = access.tls and access.tls.credentials()
+        self._channels = [
+            grpc.secure_channel(server, credentials, options) if credentials else grpc.insecure_channel(server, options)
+            for _ in range(connections)
+        ]
+        self._open_stubs = itertools.cycle([SegmentationServiceStub(channel) for channel in self._channels])
+        first = self._channels[0]
+        self._open_admin = ModelAdminServiceStub(first)
+        self._open_health: Callable[..., Int32Value] = first.unary_unary(CHECK, None, Int32Value.FromString)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -100,9 +106,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; requests under way are cancelled."""
+        """Close the connections; requests under way are cancelled."""
         self._closed = True
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
     def segment(
         self,
@@ -311,7 +318,7 @@ class Client:
     @property
     def _stub(self) -> SegmentationServiceStub:
         self._exchange.require_open(closed=self._closed)
-        return self._open_stub
+        return next(self._open_stubs)
 
     @property
     def _admin(self) -> ModelAdminServiceStub:

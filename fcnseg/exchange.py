@@ -79,6 +79,7 @@ class Exchange:
         retries: How often a request is sent again where the server does not answer or has no room.
         max_message_bytes: The largest request or answer, in bytes; of an answer, decoded too.
         access: How the client is let in.
+        connections: How many connections requests are shared out to.
 
     Raises:
         UsageError: One of them has no valid value, or a token would travel in the clear.
@@ -89,6 +90,7 @@ class Exchange:
     retries: int
     max_message_bytes: int
     access: Access = NO_ACCESS
+    connections: int = 1
 
     def __post_init__(self) -> None:
         hosts = read_hosts(self.server)
@@ -100,6 +102,8 @@ class Exchange:
             raise UsageError(
                 f"largest message is {self.max_message_bytes} bytes; it must be from 1 to {_LARGEST_MESSAGE_BYTES}"
             )
+        if self.connections < 1:
+            raise UsageError(f"connections are {self.connections}; there must be at least 1")
         for host in hosts:
             self.access.require_private(host)
 

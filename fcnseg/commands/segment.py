@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _CLASSES_SHOWN = 24
 _NAMES_SHOWN = 5
 _MIB = 1 << 20
+_MOST_CONNECTIONS = 16
+"""To a server. Each request under way has one, so that processes and servers behind one address share them out."""
 _OF_LOCAL_MODELS = {"device", "threads", "tuned", "batch", "tile"}
 _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored_orientation", "overlay"}
 
@@ -223,7 +225,8 @@ def segment(
             job = Job(LocalModel(segmenter, options, tiles.show, at_a_time), found, options)
         else:
             refuse_given(_OF_LOCAL_MODELS, "{} with --server, where the server decides that; leave it out")
-            client = open_client(server, timeout_s=timeout_s, **access)
+            connections = min(in_flight, _MOST_CONNECTIONS)
+            client = open_client(server, timeout_s=timeout_s, connections=connections, **access)
             job = Job(ServerModel(stack.enter_context(client), model, options), found, options)
         _run(job, tiles, top=bool(top))
 

@@ -1,20 +1,24 @@
 """How a client's connections are made, kept and left."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
 from fcnseg import exchange
 from fcnseg.async_client import AsyncClient
 from fcnseg.client import Client
-from fcnseg.errors import ServerUnavailableError
+from fcnseg.errors import ServerUnavailableError, UsageError
 from fcnseg.exchange import PING_AFTER_MS
+from fcnseg.v1 import segmentation_pb2 as pb
 from serving import connections
 from serving.server import ServerConfig
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.name_server import name_server
+from tests.other_server import ONE_PIXEL, server_that_answers
 from tests.relay import relay_to
 from tests.running_server import running_server
 from tests.server_process import free_port
@@ -96,6 +100,40 @@ def test_a_server_that_has_moved_to_another_address_is_found_within_the_retries(
         names.told = "127.0.0.3"
         with running_server(tiny_model, ServerConfig(host="127.0.0.3", port=port)):
             assert client.segment(IMAGE).class_map.tolist() == BLUE
+
+
+class Peers:
+    """Answers, and counts the requests of each connection."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+
+    def __call__(self, _: pb.SegmentRequest, context: grpc.ServicerContext) -> pb.SegmentResponse:
+        self.asked[context.peer()] += 1
+        return pb.SegmentResponse(class_map=ONE_PIXEL)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_requests_are_shared_out_to_as_many_connections_as_are_asked_for(count: int) -> None:
+    peers = Peers()
+    with server_that_answers(peers) as address, Client(address, connections=count) as client:
+        for _ in range(6):
+            client.segment(IMAGE)
+    assert list(peers.asked.values()) == [6 // count] * count
+
+
+async def test_the_async_client_shares_them_out_too() -> None:
+    peers = Peers()
+    with server_that_answers(peers) as address:
+        async with AsyncClient(address, connections=3) as client:
+            for _ in range(6):
+                await client.segment(IMAGE)
+    assert list(peers.asked.values()) == [2, 2, 2]
+
+
+def test_a_client_without_a_connection_is_refused() -> None:
+    with pytest.raises(UsageError, match="connections are 0; there must be at least 1"):
+        Client("127.0.0.1:1", connections=0)
 
 
 @pytest.mark.parametrize("variable", ["grpc_proxy", "http_proxy", "https_proxy"])

@@ -144,9 +144,9 @@ def test_a_server_that_dies_leaves_nothing_waiting_for_memory(tmp_path: Path) ->
             list(results)
 
 
-def test_the_command_goes_through_a_server(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_command_goes_through_a_server(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_noise(tmp_path / "in", 5)
-    with running_server(tiny_model) as server:
+    with caplog.at_level("INFO", "serving.calls"), running_server(tiny_model) as server:
         command = [sys.executable, "-m", "fcnseg", "segment", "tiny", tmp_path / "in", tmp_path / "out"]
         done = subprocess.run(
             [*command, "--server", server.address], capture_output=True, text=True, check=False, timeout=60
@@ -160,6 +160,8 @@ def test_the_command_goes_through_a_server(tiny_model: Path, tmp_path: Path) -> 
         )
     assert done.returncode == 0, done.stderr
     assert "5 of 5 images segmented" in done.stdout
+    calls = [vars(record)["fields"] for record in caplog.records]
+    assert len({call["peer"] for call in calls if call["method"].endswith("/Segment")}) == 5
     assert "on the server's cpu" in done.stdout
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1
