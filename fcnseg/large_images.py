@@ -180,5 +180,7 @@ def _told_as_image_errors(path: Path) -> Iterator[None]:
     try:
         with gdal_errors_become(damaged):
             yield
-    except (OSError, SyntaxError) as error:  # what Pillow raises
-        raise damaged(error) from error
+    except ImageError:
+        raise
+    except Exception as error:  # tags that are missing or of another type raise anything
+        raise damaged(" ".join(str(error).split()) or type(error).__name__) from error

@@ -238,6 +238,34 @@ def test_damage_is_told_in_one_line(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("tag", "becomes", "profile"),
+    [
+        pytest.param(274, (274, 2), {"photometric": "rgb"}, id="orientation as text"),
+        pytest.param(279, (65000, 4), {**JPEG, "blockysize": 80}, id="no byte count of a JPEG strip"),
+        pytest.param(320, (65000, 3), {"photometric": "palette"}, id="no palette"),
+    ],
+)
+def test_tags_that_are_missing_or_of_another_type_are_damage(
+    tag: int, becomes: tuple[int, int], profile: dict[str, object], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "image.tif", samples(1 if profile["photometric"] == "palette" else 3), **profile)
+    if tag == 274:
+        Image.fromarray(np.moveaxis(samples(3), 0, 2).astype(np.uint8)).save(path, tiffinfo={tag: 6})
+    data = bytearray(path.read_bytes())
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, directory)
+    places = range(directory + 2, directory + 2 + 12 * entries, 12)
+    (place,) = (at for at in places if struct.unpack_from("<H", data, at) == (tag,))
+    struct.pack_into("<HH", data, place, *becomes)
+    path.write_bytes(data)
+    with (
+        pytest.raises(ImageError, match=r"image\.tif: the TIFF image is damaged or cut short \(.+\); store or send it"),
+        open_windowed(path, WINDOWED) as image,
+    ):
+        image.read(slice(0, image.height), slice(0, image.width))
+
+
 def test_files_that_are_not_there_or_no_images_are_told_as_ever(tmp_path: Path) -> None:
     (tmp_path / "note.tif").write_bytes(b"II*\0 and nothing more")
     for name, message in (("nix.tif", "does not exist"), ("note.tif", "damaged or cut short")):
