@@ -283,9 +283,10 @@ class Client:
         The server's health is asked for, which needs no token.
 
         Args:
-            timeout_s: How long to wait at most, in seconds.
+            timeout_s: How long to wait at most, in seconds, up to a day.
 
         Raises:
+            UsageError: The time is not above 0, or longer than a day.
             RequestError: It was not ready within that time, or is not one of `fcnseg serve`.
         """
         readiness = self._exchange.readiness(timeout_s)

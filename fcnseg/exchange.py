@@ -94,8 +94,7 @@ class Exchange:
 
     def __post_init__(self) -> None:
         hosts = read_hosts(self.server)
-        if not 0 < self.timeout_s <= _LONGEST_TIMEOUT_S:
-            raise UsageError(f"timeout is {self.timeout_s:g} s; it must be above 0 and at most {_LONGEST_TIMEOUT_S:g}")
+        _require_timeout(self.timeout_s)
         if not 0 <= self.retries <= MAX_RETRIES:
             raise UsageError(f"retries are {self.retries}; gRPC makes 0 to {MAX_RETRIES}")
         if not 0 < self.max_message_bytes <= _LARGEST_MESSAGE_BYTES:
@@ -245,7 +244,12 @@ class Exchange:
             return StreamItem(item.id, error=error)
 
     def readiness(self, timeout_s: float) -> Readiness:
-        """Return what is known of a server that is waited for from now on, for so many seconds."""
+        """Return what is known of a server that is waited for from now on, for so many seconds.
+
+        Raises:
+            UsageError: They are none that can be waited for.
+        """
+        _require_timeout(timeout_s)
         return Readiness(self.server, timeout_s)
 
     def failure(self, call: FailedCall, asked: Asked | None = None, timeout_s: float | None = None) -> RequestError:
@@ -326,6 +330,11 @@ def require_stream(images: object, in_flight: int) -> None:
         raise UsageError(f"the images of a stream are one {type(images).__name__}; give a list or another iterable")
     if in_flight < 1:
         raise UsageError(f"in_flight is {in_flight}; it must be at least 1")
+
+
+def _require_timeout(timeout_s: float) -> None:
+    if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
+        raise UsageError(f"timeout is {timeout_s:g} s; it must be above 0 and at most {_LONGEST_TIMEOUT_S:g}")
 
 
 def _retrying(attempts: int) -> dict[str, object]:

@@ -107,6 +107,13 @@ def test_a_server_without_health_is_not_waited_for(wait: Wait) -> None:
     assert caught.value.code == "UNIMPLEMENTED"
 
 
+@both_clients
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_time_that_cannot_be_waited_for_is_refused(wait: Wait, timeout_s: float) -> None:
+    with pytest.raises(UsageError, match=rf"timeout is {timeout_s:g} s; it must be above 0 and at most 86400"):
+        wait("127.0.0.1:1", timeout_s)
+
+
 def test_waiting_ends_when_the_client_is_closed() -> None:
     health = UnsteadyServer()
     with ThreadPoolExecutor() as pool:
