@@ -64,11 +64,15 @@ def require_model(model: object, version: object = "") -> None:
     """Check what names a model.
 
     Raises:
-        UsageError: Name or version is something else than text, such as a number.
+        UsageError: Name or version is something else than Unicode text, such as a number.
     """
     for name, value in (("model", model), ("version", version)):
         if not isinstance(value, str):
             raise UsageError(f"{name} is {value!r}; give it as text, such as '{value}'")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{name} is {value!r}, which is not Unicode text; no server has it") from error
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ import functools
 import pickle
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -404,9 +404,20 @@ def test_an_overlay_that_cannot_be_drawn_is_refused_before_it_is_sent(opacity: f
 def test_a_name_that_is_no_text_is_refused_in_one_line(asked: dict[str, Any]) -> None:
     with (
         Client("127.0.0.1:1") as client,
-        pytest.raises(UsageError, match=r"names '\\udcff', which is not Unicode text"),
+        pytest.raises(UsageError, match=r"(names|is) '\\udcff', which is not Unicode text"),
     ):
         client.segment(np.zeros((2, 2, 3), np.uint8), **asked)
+
+
+@pytest.mark.parametrize(
+    "ask", [Client.get_model, Client.load_model, Client.unload_model, Client.reload_model], ids=lambda ask: ask.__name__
+)
+def test_a_name_of_a_model_that_is_no_text_is_refused_in_one_line(ask: Callable[[Client, str], object]) -> None:
+    with (
+        Client("127.0.0.1:1") as client,
+        pytest.raises(UsageError, match=r"model is '\\udcff', which is not Unicode text; no server has it"),
+    ):
+        ask(client, "\udcff")
 
 
 def test_one_text_is_no_list_of_classes() -> None:
