@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fcnseg.client import Client
 from fcnseg.errors import (
+    ImageError,
     InvalidRequestError,
     RequestError,
     RequestTimeoutError,
@@ -122,7 +123,7 @@ class ServerModel:
                     raise
                 time.sleep(pause)
                 continue
-            except (InvalidRequestError, RequestTimeoutError) as error:
+            except (ImageError, InvalidRequestError, RequestTimeoutError) as error:  # the first: beyond what is sent
                 return error
             except RequestError as error:
                 # The model failed on this image, or the image is beyond what a message may hold.

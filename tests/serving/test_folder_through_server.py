@@ -99,6 +99,17 @@ def test_a_server_with_little_room_gets_everything_done(tmp_path: Path) -> None:
     assert [result.error for result in results] == [None] * 40
 
 
+def test_an_image_beyond_what_the_client_sends_fails_alone(tiny_model: Path, tmp_path: Path) -> None:
+    names = write_noise(tmp_path / "in", 3)
+    (tmp_path / "in" / "001.png").write_bytes((tmp_path / "in" / "001.png").read_bytes() + bytes(10_000))
+    with running_server(tiny_model) as server, Client(server.address, max_message_bytes=10_000) as client:
+        model = ServerModel(client, "tiny", FolderOptions())
+        results = list(segment_folder(model, tmp_path / "in", tmp_path / "out"))
+    assert [result.image.name for result in results if result.mask] == [names[0], names[2]]
+    assert results[1].row.error is not None
+    assert "more than the client's limit of 10000" in results[1].row.error
+
+
 def test_a_model_that_the_server_does_not_hold_is_told_before_anything_is_written(
     tiny_model: Path, tmp_path: Path
 ) -> None:
