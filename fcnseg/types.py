@@ -18,6 +18,8 @@ from fcnseg.errors import UsageError
 ClassMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """(H, W) class ids: uint8 up to 256 classes, uint16 beyond."""
 _MOST_UINT8_CLASSES = 256
+MOST_CLASSES = 65535
+"""Of a model: uint16 holds their ids, and one value more for the pixels of classes that were not asked for."""
 
 _EXACT_IN_FLOAT32 = 2**24
 _BAND_PIXELS = 1 << 20
@@ -52,8 +54,11 @@ class LabelMap:
     """What the values of a class map mean.
 
     Attributes:
-        classes: Classes in the order of their ids, which are 0 to K - 1.
+        classes: Classes in the order of their ids, which are 0 to K - 1; K is at least 1 and at most 65535.
         ignore_id: The value that marks pixels without a label in training masks; a model never predicts it.
+
+    Raises:
+        ValueError: The ids are others, or the ignore id is one of them.
     """
 
     classes: tuple[ClassInfo, ...]
@@ -63,6 +68,8 @@ class LabelMap:
         ids = [c.id for c in self.classes]
         if not ids or ids != list(range(len(ids))):
             raise ValueError(f"class ids must be 0 to K - 1 in order, and at least one; got {ids[:20]}")
+        if len(ids) > MOST_CLASSES:
+            raise ValueError(f"there are {len(ids)} classes, and class maps can tell {MOST_CLASSES} apart")
         if self.ignore_id is not None and 0 <= self.ignore_id < len(ids):
             raise ValueError(f"ignore id {self.ignore_id} is also the id of class {self.classes[self.ignore_id].name}")
 

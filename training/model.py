@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fcnseg.errors import ArchitectureError
 from fcnseg.geometry import AxisGeometry, Geometry
 from fcnseg.model_file import CELL_RESOLUTION_ABOVE
-from fcnseg.types import Rgb
+from fcnseg.types import MOST_CLASSES, Rgb
 from training.config import TailChoice, Upsampling, Variant
 from training.fcn import build_fcn
 from training.grid import Lattice
@@ -50,7 +50,8 @@ class SegmentationModel(nn.Module):
         on_tensor_cores: Whether class map and confidence are computed as a GPU does it best (`training.precision`).
 
     Raises:
-        ArchitectureError: The net takes neither RGB nor grey images.
+        ArchitectureError: The net takes neither RGB nor grey images, or scores more classes than class maps can tell
+            apart.
     """
 
     def __init__(
@@ -85,6 +86,11 @@ class SegmentationModel(nn.Module):
         elif channels != 3:
             raise ArchitectureError(
                 f"{self.architecture} takes images of {channels} channels; nets of 3 (RGB) or 1 (grey) are supported"
+            )
+        if self.num_classes > MOST_CLASSES:
+            raise ArchitectureError(
+                f"{self.architecture} scores {self.num_classes} classes, and class maps can tell {MOST_CLASSES} apart;"
+                " choose a classifier of fewer"
             )
         self.register_buffer("_scale", scale.view(1, 3, 1, 1), False)
         self.register_buffer("_shift", shift.view(1, -1, 1, 1), False)

@@ -36,6 +36,14 @@ def test_ids_must_be_0_to_k_minus_1(ids: list[int]) -> None:
         LabelMap(tuple(ClassInfo(i, str(i), (0, 0, 0)) for i in ids))
 
 
+def test_more_classes_than_ids_of_16_bits_tell_apart_are_refused() -> None:
+    names = [""] * 65535
+    label_map = LabelMap.from_names(names)
+    assert np.iinfo(label_map.id_dtype).max not in {info.id for info in label_map.classes}
+    with pytest.raises(ValueError, match="there are 65536 classes, and class maps can tell 65535 apart"):
+        LabelMap.from_names([*names, ""])
+
+
 def test_the_ignore_id_is_no_class() -> None:
     with pytest.raises(ValueError, match="ignore id 1 is also the id of class b"):
         LabelMap.from_names(["a", "b"], ignore_id=1)

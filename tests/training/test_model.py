@@ -73,6 +73,11 @@ def image_of(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (1, height, width, 3), generator=generator, dtype=torch.uint8)
 
 
+def test_more_classes_than_a_class_map_tells_apart_are_refused() -> None:
+    with pytest.raises(ArchitectureError, match="scores 65536 classes, and class maps can tell 65535 apart; choose"):
+        heatmap_model(seeded(lambda: Pooled(nn.Linear(16, 65536))), (64, 64))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (33, 47), (64, 64), (97, 131)])
 def test_maps_have_the_sizes_that_the_geometry_tells(model: SegmentationModel, size: tuple[int, int]) -> None:
     with torch.no_grad():

@@ -89,8 +89,8 @@ def heatmap(
         net, certificate = convolutionalize(classifier.net, classifier.input_size, rule)
         net_grid = derive_net_grid(net, classifier.input_size, input_channels(net, classifier.input_size))
         net_grid = replace(net_grid, global_context=certificate.global_context)  # the proof's findings among it
-        label_map = _label_map(labels, classifier, net_grid.channels)
         model = SegmentationModel(net, net_grid, classifier, "heatmap")
+        label_map = _label_map(labels, classifier, model.num_classes)
     with console.status("exporting and checking against onnxruntime"):
         info = export(model, label_map, output, certificate=certificate)
     table = Table("certificate", arch, title_justify="left")
