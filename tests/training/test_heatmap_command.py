@@ -161,6 +161,19 @@ def test_weights_of_another_class_count_say_so(terminal: Terminal, nets: Path) -
     assert "score 4 classes where LeNet scores 10" in message
 
 
+def test_labels_are_utf_8_with_or_without_a_mark_before_them(terminal: Terminal, nets: Path) -> None:
+    labels, output = nets.with_name("labels.txt"), nets.with_suffix(".onnx")
+    text = "\n".join(["caf\u00e9", *"123456789"])
+    command = ("heatmap", f"{nets}:of_colours", *OPTIONS, "--labels", labels, "-o", output)
+    labels.write_text(text, "latin-1")
+    assert "labels.txt is not UTF-8 text (" in terminal.refused(*command)
+    for encoding in ("utf-8", "utf-8-sig"):
+        labels.write_text(text, encoding)
+        code, _, stderr = terminal.run(*command)
+        assert code == 0, stderr
+        assert read_model_info(output).label_map.classes[0].name == "caf\u00e9"
+
+
 def test_a_file_that_fails_says_how(terminal: Terminal, tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("import nothing_of_that_name")
     message = terminal.refused("heatmap", tmp_path / "bad.py", *OPTIONS, "-o", tmp_path / "m.onnx")

@@ -110,7 +110,11 @@ def _label_map(path: Path | None, classifier: "Classifier", num_classes: int) ->
         return LabelMap.from_names(classifier.labels or [f"class {i}" for i in range(num_classes)])
     if not path.is_file():
         raise UsageError(f"labels file {path} does not exist; give a text file with one class name a line")
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()  # editors put a mark that nobody sees before it
+    except UnicodeDecodeError as error:
+        raise UsageError(f"labels file {path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    names = [line.strip() for line in lines if line.strip()]
     if len(names) != num_classes:
         raise UsageError(f"labels file {path} has {len(names)} names, but the classifier scores {num_classes} classes")
     return LabelMap.from_names(names)
