@@ -8,6 +8,7 @@ no class of the model. It may be the last name, or an id that has no name; 255 w
 `labelmap.txt` has a line `name:r,g,b::` for each class, in the order of the ids. `classes.json` goes before it.
 """
 
+import codecs
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def read_labels(path: Path) -> Labels:
         DatasetError: The file is not of this form; the message names the first field that is wrong.
     """
     try:
-        content = _ClassesFile.model_validate_json(path.read_bytes())
+        content = _ClassesFile.model_validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"
@@ -95,6 +96,8 @@ def read_labels(path: Path) -> Labels:
         )
     if void == len(names) - 1:
         names, colours = names[:-1], colours and colours[:-1]
+    if len(names) < 2:
+        raise DatasetError(f"{path} names one class and void; training takes 2 classes or more, so name another")
     if void is None and len(names) <= IGNORE_ID:
         void = IGNORE_ID
     return Labels(LabelMap.from_names(names, colours, void), drawn, path.name)
@@ -109,7 +112,7 @@ def read_labelmap(path: Path) -> Labels:
     names: list[str] = []
     colours: list[Colour] = []
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read ({error}); write a line name:r,g,b:: for each class") from error
     for number, line in enumerate(lines, 1):

@@ -246,6 +246,13 @@ def test_a_folder_of_neither_layout_is_refused_with_both_named(tmp_path: Path) -
         open_dataset(tmp_path / "nowhere")
 
 
+def test_a_mark_of_utf_8_before_lists_and_classes_is_passed_over(listed: Path) -> None:
+    plain = open_dataset(listed)
+    for name in ("train.txt", "val.txt", "classes.json"):
+        (listed / name).write_text((listed / name).read_text("utf-8"), "utf-8-sig")
+    assert open_dataset(listed) == plain
+
+
 def test_an_unknown_split_names_those_there_are(listed: Path) -> None:
     with pytest.raises(DatasetError, match="train, val"):
         open_dataset(listed).split("zebra")
@@ -259,6 +266,7 @@ def test_an_unknown_split_names_those_there_are(listed: Path) -> None:
         ({"names": ["a", "b"], "palette_rgb": [[0, 0, 0]]}, "1 colours"),
         ({"names": ["a", "b"], "palette_rgb": [[0, 0, 300], [0, 0, 0]]}, r"palette_rgb\.0\.2"),
         ({"names": ["a", "b", "c"], "void": 0}, "void is 0"),
+        ({"names": ["a", "void"], "void": 1}, "names one class and void"),
     ],
 )
 def test_a_wrong_classes_json_is_refused_with_the_field(listed: Path, content: dict[str, object], message: str) -> None:

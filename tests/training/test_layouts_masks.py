@@ -85,7 +85,8 @@ def test_a_jpeg_is_no_mask(tmp_path: Path, labels: Labels) -> None:
 
 
 def test_labelmap_txt_gives_names_and_colours_in_its_order_and_classes_json_goes_before_it(tmp_path: Path) -> None:
-    (tmp_path / "labelmap.txt").write_text("# comment\nbackground:0,0,0::\n\ntraffic light:250,170,30:a,b:c\n")
+    lines = "# comment\nbackground:0,0,0::\n\ntraffic light:250,170,30:a,b:c\n"
+    (tmp_path / "labelmap.txt").write_text(lines, "utf-8-sig")
     labels = find_labels(tmp_path)
     assert labels is not None
     assert [info.name for info in labels.label_map.classes] == ["background", "traffic light"]

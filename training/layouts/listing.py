@@ -161,7 +161,7 @@ def match_list(path: Path, images: Files, masks: Files, labels: Labels | None) -
     pairs = Pairs()
     seen: dict[str, str] = {}
     try:
-        names = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise DatasetError(
             f"split list {path} is not UTF-8 text ({error.reason}); write one image name a line"
