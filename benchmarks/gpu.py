@@ -60,7 +60,8 @@ from served import serve
 from torch import nn
 
 from fcnseg import images, masks
-from fcnseg.engine import Engine, EngineOptions, cudnn_version, resolve_device
+from fcnseg.devices import cudnn_version, resolve_device
+from fcnseg.engine import Engine, EngineOptions
 from fcnseg.masks import Encoding
 from fcnseg.pictures import encode_jpeg
 from fcnseg.v1 import segmentation_pb2 as pb

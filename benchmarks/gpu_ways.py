@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fcnseg.bound_run import BoundRun, Shape, open_copies
 from fcnseg.cuda_graphs import CudaGraphs
-from fcnseg.engine import CUDA, Engine, EngineOptions, EngineOutput, open_recording
+from fcnseg.devices import CUDA, FATAL_ONLY
+from fcnseg.engine import Engine, EngineOptions, EngineOutput, open_recording
 from fcnseg.model_file import OUTPUTS
 from fcnseg.specialised_model import write_specialised
 from training.model import SegmentationModel
@@ -31,7 +32,6 @@ Way = Callable[[], object]
 MASKS = OUTPUTS[:2]
 BY_TWO = 8
 """Batches that a call in two threads computes."""
-_FATAL_ONLY = 4
 _LONGEST_NAME = 110
 
 
@@ -58,7 +58,7 @@ class Files:
 
     def _open_plain(self, precision: str) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _FATAL_ONLY
+        options.log_severity_level = FATAL_ONLY
         on_cuda = (CUDA, {"device_id": self._device.partition(":")[2]})
         providers = ["CPUExecutionProvider"] if self._on_cpu else [on_cuda, "CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(str(self._path(precision)), options, providers=providers)

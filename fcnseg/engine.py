@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from fcnseg.bound_run import Images, Shape, open_copies, run_bound
 from fcnseg.capture_gate import GATE
 from fcnseg.cores import MOST_THREADS, threads_beside, threads_for
-from fcnseg.cuda_driver import device_count, split_device
+from fcnseg.cuda_driver import split_device
 from fcnseg.cuda_graphs import CudaGraphs
+from fcnseg.devices import CPU, CUDA, FATAL_ONLY, require_cuda, resolve_device
 from fcnseg.errors import DeviceError, ModelFileError, UsageError
 from fcnseg.graph import GraphNode, read_graph
 from fcnseg.model_file import CLASS_MAP, CONFIDENCE, HEATMAP, OUTPUTS, ModelInfo, read_info, require_model_file
@@ -33,10 +34,8 @@ from fcnseg.specialised_model import write_specialised
 from fcnseg.trial import try_out
 from fcnseg.types import ClassMap
 
-_FATAL_ONLY = 4  # what fails raises; onnxruntime would print it too
 _BLOCKS_PER_THREAD = "4"
 _GRAPHS_UNASKED = 16
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _log = logging.getLogger(__name__)
 
 CudnnSearch = Literal["heuristic", "exhaustive", "default"]
@@ -365,25 +364,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_sessions_behind)
 
 
-def resolve_device(device: str) -> str:
-    """Return the device that a name stands for: `cpu` or `cuda:N`.
-
-    Args:
-        device: `cpu`, `cuda`, `cuda:N`, or `auto` (the first CUDA device where there is one, else the CPU).
-
-    Raises:
-        DeviceError: It is none of these.
-    """
-    kind, _, number = device.partition(":")
-    if kind == "auto" and not number:
-        return "cuda:0" if _has_cuda() and device_count() else "cpu"
-    if kind == "cpu" and not number:
-        return "cpu"
-    if kind == "cuda" and (number or "0").isdecimal():
-        return f"cuda:{int(number or 0)}"
-    raise DeviceError(f"unknown device {device!r}; use cpu, cuda, cuda:N or auto")
-
-
 def _together(images: Images) -> NDArray[np.uint8]:
     """Return a batch as one array; of one image nothing is copied."""
     if isinstance(images, np.ndarray):
@@ -456,7 +436,7 @@ def _open_file(
 ) -> onnxruntime.InferenceSession:
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads_for(options.threads)
-    session_options.log_severity_level = _FATAL_ONLY
+    session_options.log_severity_level = FATAL_ONLY
     session_options.enable_cpu_mem_arena = options.arena
     # Memory that is laid out ahead saves a run of the CPU a hundredth of its time, and takes up to twice as much.
     session_options.enable_mem_pattern = device != "cpu"
@@ -473,7 +453,7 @@ def _open_file(
         session_options.optimized_model_filepath = str(graph)
     providers: list[str | tuple[str, dict[str, str]]] = [CPU]
     if device != "cpu":
-        _require_cuda(device)
+        require_cuda(device)
         cuda = {
             "device_id": str(split_device(device)[1]),
             "cudnn_conv_algo_search": options.cudnn_search.upper(),
@@ -497,33 +477,3 @@ def _open_file(
             " libraries; install 'onnxruntime-gpu[cuda,cudnn]' or use --device cpu"
         )
     return session
-
-
-def _require_cuda(device: str) -> None:
-    # What fails raises; the provider would also write every way that it tried to stderr.
-    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
-    if not _has_cuda():
-        raise DeviceError(f"device {device} was asked for, but this onnxruntime has no CUDA support; use --device cpu")
-    count = device_count()
-    if int(device.partition(":")[2]) >= count:
-        raise DeviceError(
-            f"device {device} was asked for, but the NVIDIA driver shows {count or 'no'} devices; use --device cpu"
-            + (f" or cuda:0 to cuda:{count - 1}" if count else "")
-        )
-    onnxruntime.preload_dlls()
-
-
-def _has_cuda() -> bool:
-    """Whether this build of onnxruntime knows CUDA at all."""
-    return CUDA in onnxruntime.get_available_providers()
-
-
-def cudnn_version() -> str:
-    """Return the version of the cuDNN that is loaded or can be, such as `9.10.2`; empty where there is none."""
-    for name in ("libcudnn.so.9", "cudnn64_9.dll"):
-        try:
-            number = int(ctypes.CDLL(name).cudnnGetVersion())
-        except (OSError, AttributeError):
-            continue
-        return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
-    return ""

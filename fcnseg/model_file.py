@@ -13,6 +13,7 @@ import onnxruntime
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fcnseg.certificate import Certificate
+from fcnseg.devices import FATAL_ONLY
 from fcnseg.errors import ModelFileError
 from fcnseg.geometry import Geometry
 from fcnseg.layers import Layer
@@ -23,7 +24,6 @@ from fcnseg.types import LabelMap, Rgb
 METADATA_KEY = "fcnseg"
 INPUTS = ("image",)
 OUTPUTS = CLASS_MAP, HEATMAP, CONFIDENCE = "class_map", "heatmap", "confidence"
-_FATAL_ONLY = 4  # what fails raises; onnxruntime would print it too
 CELL_RESOLUTION_ABOVE = 64
 """Above this many classes, the class map is the arg-max at the cells, enlarged by nearest.
 
@@ -147,7 +147,7 @@ def open_unprepared(path: Path, options: onnxruntime.SessionOptions) -> onnxrunt
     Raises:
         ModelFileError: onnxruntime cannot open it.
     """
-    options.log_severity_level = _FATAL_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:

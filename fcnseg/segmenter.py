@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg import images as image_files
-from fcnseg.engine import DEFAULT_OPTIONS, PIPELINE_OPTIONS, Engine, EngineOptions, resolve_device
+from fcnseg.devices import resolve_device
+from fcnseg.engine import DEFAULT_OPTIONS, PIPELINE_OPTIONS, Engine, EngineOptions
 from fcnseg.model_file import ModelInfo
 from fcnseg.tuning import NOTHING_SAID, Settings, tuned_settings
 from fcnseg.types import Segmentation

@@ -21,7 +21,8 @@ import numpy as np
 
 from fcnseg import images, masks
 from fcnseg.cores import threads_for, usable_cores
-from fcnseg.engine import PIPELINE_OPTIONS, Engine, EngineOptions, resolve_device
+from fcnseg.devices import resolve_device
+from fcnseg.engine import PIPELINE_OPTIONS, Engine, EngineOptions
 from fcnseg.errors import UsageError
 from fcnseg.files import sha256_of
 from fcnseg.masks import Encoding

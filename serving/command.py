@@ -17,6 +17,7 @@ from serving.standard_streams import open_standard_streams
 
 if TYPE_CHECKING:
     from serving.served_model import ServedModel
+    from serving.spans import CallTracer
 
 # A net's working memory is some hundred times its image: what one machine can hold, not what a file may contain.
 _MOST_IMAGE_BYTES, _MOST_PIXELS, _LONGEST_SIDE = 64 << 20, 2**25, 2**14
@@ -305,7 +306,8 @@ def serve(
 
     from fcnseg.allocator import keep_freed_memory
     from fcnseg.cores import usable_cores
-    from fcnseg.engine import PIPELINE_OPTIONS, resolve_device
+    from fcnseg.devices import resolve_device
+    from fcnseg.engine import PIPELINE_OPTIONS
     from fcnseg.images import ImageLimits, require_within
     from fcnseg.tuning import Settings, default_settings
     from serving.batcher import BatchingConfig
@@ -330,11 +332,7 @@ def serve(
         security = replace(security, admin_closed_by=security.admin_closed_by or "--processes")
     if part is None and (exposure := security.exposure(host)):
         logging.getLogger(COMMAND).warning("%s", exposure)
-    tracer = None
-    if otlp_endpoint is not None and (part is not None or processes == 1):  # who starts others has nothing to trace
-        from serving.spans import open_tracer
-
-        tracer = open_tracer(otlp_endpoint)
+    tracer = _open_tracer(otlp_endpoint) if part is not None or processes == 1 else None  # who starts others has none
     most_files = allow_most_open_files()
     connections = ConnectionConfig(
         keepalive_s,
@@ -375,6 +373,14 @@ def serve(
 
     # An event loop of less Python: docs/decisions/.
     uvloop.run(serve_until_stopped(registry, config, announce, wait_for_others(part)))
+
+
+def _open_tracer(endpoint: str | None) -> "CallTracer | None":
+    if endpoint is None:
+        return None
+    from serving.spans import open_tracer
+
+    return open_tracer(endpoint)
 
 
 def _print(lines: Sequence[AnyStr]) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import onnxruntime
 
 from fcnseg import masks, rle
-from fcnseg.engine import CUDA, Engine, cudnn_version
+from fcnseg.devices import CUDA, cudnn_version
+from fcnseg.engine import Engine
 from fcnseg.errors import MaskError
 from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fcnseg.cuda_driver import device_memory
-from fcnseg.engine import resolve_device
+from fcnseg.devices import resolve_device
 from fcnseg.errors import FcnsegError, ModelNotFoundError
 from fcnseg.segmenter import Segmenter, load
 from serving.admission import Admission

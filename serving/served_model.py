@@ -4,7 +4,8 @@ import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions, resolve_device
+from fcnseg.devices import resolve_device
+from fcnseg.engine import DEFAULT_OPTIONS, Engine, EngineOptions
 from fcnseg.model_file import ModelInfo
 from fcnseg.tuning import NOTHING_SAID, Settings, tuned_settings
 from serving.admission import Admission

@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from fcnseg.engine import resolve_device
+from fcnseg.devices import resolve_device
 from fcnseg.errors import UsageError
 from fcnseg.model_card import PrecisionRecord
 from training.evaluation import ServedNet, measure

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnseg.engine import PIPELINE_OPTIONS, Engine, resolve_device
+from fcnseg.devices import resolve_device
+from fcnseg.engine import PIPELINE_OPTIONS, Engine
 from fcnseg.errors import ImageTooLargeError
 from fcnseg.files import sha256_of
 from fcnseg.folder.answers import LocalAnswer, WrittenAnswer

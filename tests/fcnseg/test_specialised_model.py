@@ -5,6 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from fcnseg.devices import FATAL_ONLY
 from fcnseg.engine import Engine
 from fcnseg.specialised_model import write_specialised
 from tests.tiny_model import write_tiny_model
@@ -15,7 +16,6 @@ TRAINED = {
     "camvid": ROOT / "results" / "camvid-fcn8s.onnx",
 }
 SHAPE = (2, 97, 131)
-_FATAL_ONLY = 4
 # What CUDA graphs cannot record: branches, and shapes that depend on data.
 UNRECORDABLE = {"If", "Loop", "Scan", "NonZero", "Unique", "Compress"}
 ON_SIZES = {"Shape", "Size", "Range"}
@@ -38,7 +38,7 @@ def open_session(
     path: Path, shape: tuple[int, ...] = (), optimised: Path | None = None
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL_ONLY
+    options.log_severity_level = FATAL_ONLY
     for name, size in zip("NHW", shape, strict=False):
         options.add_free_dimension_override_by_name(name, size)
     if optimised is not None:
