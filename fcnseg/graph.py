@@ -9,7 +9,8 @@ from fcnseg.errors import ModelFileError
 from fcnseg.model_grammar import MODEL
 from fcnseg.protobuf_reader import BrokenError, Part, Reader, UnfitError
 
-_SHAPE_READERS = {"Shape", "Size"}  # they look at no data
+SHAPE_READERS = {"Shape", "Size"}
+"""Operators that look at no data, whatever its size."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def that_see(nodes: Sequence[GraphNode], tensor: str) -> set[int]:
     """Return the positions of the nodes that depend on what a tensor holds, and not on its shape alone."""
     seen, found = {tensor}, set()
     for position, node in enumerate(nodes):
-        if node.operator not in _SHAPE_READERS and seen.intersection(node.inputs):
+        if node.operator not in SHAPE_READERS and seen.intersection(node.inputs):
             found.add(position)
             seen.update(node.outputs)
     return found

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
+from fcnseg.geometry import NotNegative, Positive
 
 Kind = Literal["conv", "pool", "fc", "norm", "activation", "other"]
-NotNegative = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import onnxruntime
 
 from fcnseg.errors import DeviceError
 from fcnseg.geometry import Geometry
+from fcnseg.graph import SHAPE_READERS
 from fcnseg.model_file import CELL_RESOLUTION_ABOVE
 from fcnseg.profiles import Event, end_profiling
 from fcnseg.types import Placement
@@ -24,7 +25,6 @@ _PROBE_SIDE = 128
 _SCORE_BYTES, _CLASS_BYTES = 4, 16
 """What a pixel at a border holds: a float for each class, and its class as int64 and uint8, before and after blocks are
 joined."""
-_SHAPE_READERS = {"Shape", "Size"}  # they look at no data, whatever its size
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _read_placements(runs: Sequence[Sequence[Event]]) -> tuple[Placement, ...]:
     counts: Counter[tuple[str, str, bool]] = Counter()
     for node, sizes in {**plain, **small}.items():
         grown = zip(sizes, higher.get(node, sizes), wider.get(node, sizes), strict=True)
-        image_sized = node.operator not in _SHAPE_READERS and any(
+        image_sized = node.operator not in SHAPE_READERS and any(
             high > size and wide > size for size, high, wide in grown
         )
         counts[node.provider, node.operator, image_sized] += 1

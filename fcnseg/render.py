@@ -9,10 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fcnseg.regions import Region
 from fcnseg.resample import Grid, resample_to_pixels
-from fcnseg.types import ClassArea, ClassMap, LabelMap
+from fcnseg.types import LUMA, ClassArea, ClassMap, LabelMap
 
 _LEGEND_ROWS = 24
-_LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue appear
 _PAPER, _INK, _FRAME = (255, 255, 255), (24, 24, 24), (128, 128, 128)
 
 
@@ -65,7 +64,7 @@ def boxes(picture: NDArray[np.uint8], regions: Sequence[Region]) -> NDArray[np.u
         left = max(0, min(box.left, canvas.width - int(draw.textlength(text, font)) - 2 * gap))
         frame = draw.textbbox((left + gap, box.top + gap), text, font)
         draw.rectangle((left, box.top, frame[2] + gap, frame[3] + gap), fill=colour, outline=_PAPER)
-        draw.text((left + gap, box.top + gap), text, fill=_INK if np.dot(colour, _LUMA) > 128 else _PAPER, font=font)
+        draw.text((left + gap, box.top + gap), text, fill=_INK if np.dot(colour, LUMA) > 128 else _PAPER, font=font)
     return np.array(canvas)
 
 

@@ -29,6 +29,8 @@ _BAND_SCORES = 1 << 20  # computed in milliseconds
 
 Rgb: TypeAlias = tuple[float, float, float]
 """A value for each of the channels red, green and blue."""
+LUMA: Rgb = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey value (ITU-R BT.601, as OpenCV and Pillow have them)."""
 Channel = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Channel, Channel, Channel]
 """Red, green, blue, each 0 to 255."""

@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fcnseg.errors import DatasetError
-from fcnseg.types import LabelMap, voc_colour
+from fcnseg.types import LUMA, LabelMap, count_ids, voc_colour
 from training.labels import CLASSES_FILE
 from training.samples import Sample, read_image, size_fault
 
+MASK_IDS = 256
+"""Values that a pixel of a mask may have: those of a byte."""
 _SHOWN = 5
 _THREADS = 8
 _BINARY = {0, 255}
 _VOC_OUTLINE = (224, 224, 192)  # of PASCAL VOC's objects, which has no label
-_LUMA = (0.299, 0.587, 0.114)  # grey as OpenCV and Pillow make it (ITU-R BT.601)
 _FLAT = 2.0  # grey levels: below, an image has no structure to be known by
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -79,7 +80,7 @@ def look_into(samples: Sequence[Sample], label_map: LabelMap) -> Contents:
     looks = list(in_threads(lambda sample: _look(sample, label_map), samples))
     found = [look for look in looks if isinstance(look, _Found)]
     faults = [look for look in looks if isinstance(look, Fault)]
-    counts = np.stack([look.counts for look in found]) if found else np.zeros((0, 256), np.int64)
+    counts = np.stack([look.counts for look in found]) if found else np.zeros((0, MASK_IDS), np.int64)
     if _are_binary(counts, label_map):
         faults += [
             Fault(
@@ -127,11 +128,6 @@ def require_sound(faults: Sequence[Fault], samples: int) -> None:
         raise DatasetError(faults[0].message + more)
 
 
-def count_ids(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Count the pixels of each of the 256 ids in a mask."""
-    return np.bincount(mask.reshape(-1), minlength=256)
-
-
 def in_threads(function: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:
     """Map in threads, results in the order of the items: decoding and hashing release the interpreter's lock."""
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -149,7 +145,7 @@ def _look(sample: Sample, label_map: LabelMap) -> _Found | Fault:
         return Fault("unreadable mask", str(error))
     if (fault := size_fault(sample, image, mask)) is not None:
         return Fault("sizes differ", fault)
-    counts = count_ids(mask)
+    counts = count_ids(mask, MASK_IDS)
     unknown = [int(i) for i in np.flatnonzero(counts) if i >= len(label_map) and i != label_map.ignore_id]
     if unknown:
         return _unknown_ids(sample, counts, unknown, label_map)
@@ -176,7 +172,7 @@ def _grey_colours(label_map: LabelMap) -> set[int]:
     """The grey values that a picture of the classes' colours, or of PASCAL VOC's, turns to, rounded up or down."""
     voc_colours = [*(voc_colour(i) for i in range(len(label_map))), _VOC_OUTLINE]
     colours = [*(info.colour for info in label_map.classes), *voc_colours]
-    greys = [sum(part * c for part, c in zip(_LUMA, colour, strict=True)) for colour in colours]
+    greys = [sum(part * c for part, c in zip(LUMA, colour, strict=True)) for colour in colours]
     return {math.floor(grey) for grey in greys} | {math.ceil(grey) for grey in greys} | {0, 255}
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg.errors import DatasetError
-from fcnseg.types import LabelMap, closest
-from training.contents import count_ids, in_threads
+from fcnseg.types import LabelMap, closest, count_ids
+from training.contents import MASK_IDS, in_threads
 from training.labels import CLASSES_FILE, IGNORE_ID, find_labels
 from training.layouts import find_layout
 from training.layouts.listing import Unpaired
@@ -103,7 +103,7 @@ def _count_classes(root: Path, splits: dict[str, tuple[Sample, ...]], *, lenient
 
     def count(sample: Sample) -> NDArray[np.int64] | DatasetError:
         try:
-            return count_ids(sample.mask.read())
+            return count_ids(sample.mask.read(), MASK_IDS)
         except DatasetError as error:
             if lenient:
                 return error
@@ -111,7 +111,7 @@ def _count_classes(root: Path, splits: dict[str, tuple[Sample, ...]], *, lenient
 
     looks = list(in_threads(count, splits["train"]))
     errors = [look for look in looks if isinstance(look, DatasetError)]
-    counts = sum((look for look in looks if not isinstance(look, DatasetError)), np.zeros(256, np.int64))
+    counts = sum((look for look in looks if not isinstance(look, DatasetError)), np.zeros(MASK_IDS, np.int64))
     present = [int(i) for i in np.flatnonzero(counts) if i != IGNORE_ID]
     if not present or max(present) == 0:
         if errors:  # those that cannot be read may be the ones that hold the classes

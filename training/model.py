@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fcnseg.errors import ArchitectureError
 from fcnseg.geometry import AxisGeometry, Geometry
 from fcnseg.model_file import CELL_RESOLUTION_ABOVE
-from fcnseg.types import MOST_CLASSES, Rgb
+from fcnseg.types import LUMA, MOST_CLASSES, Rgb
 from training.config import TailChoice, Upsampling, Variant
 from training.fcn import build_fcn
 from training.grid import Lattice
@@ -22,9 +22,6 @@ from training.pixel_blocks import PixelBlocks
 from training.resample import PIXELS, enlarge_nearest, resample, resample_channels_last
 from training.tracing import input_channels
 from training.zoo import Classifier, load_classifier
-
-_LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a grey value (ITU-R BT.601, as OpenCV and Pillow have them)."""
 
 
 class SegmentationModel(nn.Module):
@@ -82,7 +79,7 @@ class SegmentationModel(nn.Module):
         channels = input_channels(classifier.net, classifier.input_size)
         self._is_grey = channels == 1
         if self._is_grey:
-            scale, shift = scale * torch.tensor(_LUMA), (shift * torch.tensor(_LUMA)).sum()[None]
+            scale, shift = scale * torch.tensor(LUMA), (shift * torch.tensor(LUMA)).sum()[None]
         elif channels != 3:
             raise ArchitectureError(
                 f"{self.architecture} takes images of {channels} channels; nets of 3 (RGB) or 1 (grey) are supported"

@@ -7,7 +7,7 @@ import click
 
 from fcnseg.errors import UsageError
 from fcnseg.types import Rgb
-from training.commands.options import read_size, weights_options
+from training.commands.options import MEAN_HELP, STD_HELP, WEIGHTS_HELP, read_channels, read_size
 
 if TYPE_CHECKING:
     from fcnseg.types import LabelMap
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("arch", metavar="ARCH|FILE.py:NAME")
-@weights_options
+@click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help=WEIGHTS_HELP)
+@click.option("--mean", metavar="R,G,B", callback=read_channels, help=MEAN_HELP)
+@click.option("--std", metavar="R,G,B", callback=read_channels, help=STD_HELP)
 @click.option(
     "--input-size",
     metavar="PIXELS|HxW",

@@ -1,9 +1,6 @@
 """Options that more than one command of the training package takes."""
 
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -16,8 +13,6 @@ MEAN_HELP = (
 )
 STD_HELP = "Channel deviations that go with the weights; as --mean."
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
 
 def read_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
     """Read HEIGHTxWIDTH, or one number that stands for both."""
@@ -27,32 +22,6 @@ def read_size(_context: click.Context, _parameter: click.Parameter, value: str |
     if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) > 2:
         raise click.BadParameter(f"{value!r} is neither one number of pixels nor HEIGHTxWIDTH, such as 224 or 192x256")
     return int(parts[0]), int(parts[-1])
-
-
-def weights_options(command: _Command) -> _Command:
-    """Add --weights, --mean and --std: a classifier's weights and the normalisation that belongs to them."""
-    for option in (
-        click.option(
-            "--std",
-            metavar="R,G,B",
-            callback=read_channels,
-            help=STD_HELP,
-        ),
-        click.option(
-            "--mean",
-            metavar="R,G,B",
-            callback=read_channels,
-            help=MEAN_HELP,
-        ),
-        click.option(
-            "--weights",
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help=WEIGHTS_HELP,
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 def read_channels(_context: click.Context, parameter: click.Parameter, value: str | None) -> Rgb | None:
