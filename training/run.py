@@ -116,16 +116,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     checkpoint = find_checkpoint(path)
     refusal = f"{checkpoint} is not a checkpoint of 'fcnseg train'"
+    foreign = f"{refusal}; name a run folder, or a .ckpt file of one"
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        plain, tensors = content[RECORD_KEY], content["state_dict"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{refusal}; name a run folder, or a .ckpt file of one") from error
+        raise ModelFileError(foreign) from error
+    if not isinstance(content, dict) or RECORD_KEY not in content or not isinstance(content.get("state_dict"), dict):
+        raise ModelFileError(foreign)
     try:
-        record = record_from_plain(plain)
+        record = record_from_plain(content[RECORD_KEY])
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise ModelFileError(f"{refusal} of this version ({error!r}); train again with this one") from error
-    weights = {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in tensors.items()}
+    weights = {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in content["state_dict"].items()}
     return Checkpoint(checkpoint, record, weights)
 
 

@@ -82,11 +82,12 @@ def test_no_checkpoint_is_an_error_that_says_how_to_make_one(tmp_path: Path) -> 
 
 
 def test_files_that_are_no_checkpoint_of_ours_are_refused(tmp_path: Path) -> None:
-    garbage, foreign, empty = (tmp_path / f"{name}.ckpt" for name in ("garbage", "foreign", "empty"))
+    garbage, foreign, empty, tensor = (tmp_path / f"{n}.ckpt" for n in ("garbage", "foreign", "empty", "tensor"))
     garbage.write_bytes(b"garbage")
     empty.touch()
     torch.save({"state_dict": {}}, foreign)
-    for path in (garbage, foreign, empty):
+    torch.save(torch.zeros(3), tensor)
+    for path in (garbage, foreign, empty, tensor):
         with pytest.raises(ModelFileError, match="not a checkpoint of 'fcnseg train'"):
             open_run(path)
 
