@@ -137,9 +137,8 @@ class AsyncClient:
     ) -> AsyncGenerator[StreamItem, None]:
         """Segment images one after another; as `Client.segment_stream`.
 
-        An iterable that is not asynchronous is read in a thread; `asyncio.run` waits at its end for one that blocks.
-        Leave a loop over the items early inside
-        `contextlib.aclosing`, which ends the stream at once.
+        A plain iterable is read in a thread; where it blocks, `asyncio.run` waits for it at its end. Use
+        `contextlib.aclosing` around a loop that may be left early: it ends the stream at once.
         """
         wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
         require_stream(images, in_flight)

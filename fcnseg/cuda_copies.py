@@ -31,8 +31,8 @@ _PORTABLE, _NON_BLOCKING, _UNTIMED = 1, 1, 2
 class CudaCopies:
     """Copies to and from one device's memory; threads may share it, and each copies at the same time as others.
 
-    While other threads want Python's lock, to take it again once it was let go takes longer than most of what is done
-    here. It is let go where the device is waited for, and for a copy of as many bytes as can be had by one call.
+    When other threads want Python's lock, to take it again takes longer than most of what is done here. So it is
+    released only where the device is waited for, and for a copy, of as many bytes as one call can copy.
 
     Args:
         number: The device's.

@@ -44,9 +44,9 @@ _SPARED = 0.5
 class CudaGraphs:
     """The recorded runs of a model, by shape, up to a number of shapes; threads may share it.
 
-    While there is room a shape is recorded when it first comes. After that it takes the place of one that has not come
-    once while it came eight times: shapes that come in turns leave each other alone. A shape that cannot be recorded,
-    for want of memory say, is told of in the log, and not tried again.
+    While there is room a shape is recorded when it first comes. After that, a shape that has come eight times replaces
+    one that has not come since the first of them: shapes that alternate do not replace each other. A shape that cannot
+    be recorded, for want of memory say, is told of in the log, and not tried again.
 
     Args:
         path: The model file; it is kept open, and may be replaced by another.

@@ -1,4 +1,4 @@
-"""An image file's bytes for Pillow, which may read its header in so many steps.
+"""An image file's bytes for Pillow, with a limit on the reads that its header takes.
 
 Pillow's readers of headers are written in Python and take some bytes at a time: a file of empty segments, or of nothing
 between its marks, would keep them, and Python's lock, for a quarter of a second a megabyte.

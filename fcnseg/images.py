@@ -310,7 +310,7 @@ def read_bytes(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
 
 
 def require_file(path: Path) -> None:
-    """Check that an image among others is none that may be waited for for ever.
+    """Check that a path is not of a kind whose reading may never end, before it is read among others.
 
     Raises:
         ImageError: The path is a pipe, a socket or a device.

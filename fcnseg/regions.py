@@ -194,8 +194,8 @@ def _windows(at_cells: NDArray[np.float32], grid: Grid, threshold: float) -> Ite
 
     An interpolated value is at most the highest of the four cells around it. A region's pixels thus lie between cells
     that reach the threshold and their neighbours, and regions touch only where such neighbourhoods do: each cluster of
-    these has regions of its own. A few small windows cost less than a plane of the image's size. Many, or such as
-    reach around each other, would cost more: then one window holds them all.
+    these has regions of its own. A few small windows cost less than a plane of the image's size. Many windows, or
+    windows that enclose each other, would cost more: then one window holds them all.
 
     Yields:
         The probabilities within a window and 0 elsewhere, and the box of its cells. The array is good until the next

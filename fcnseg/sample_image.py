@@ -1,4 +1,4 @@
-"""Images that cost what photographs do, where there is none to measure with."""
+"""Synthetic images that cost as much as photographs, for measuring where there is none."""
 
 import cv2
 import numpy as np

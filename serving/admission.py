@@ -1,4 +1,4 @@
-"""One model's door: who is let in, so that whoever is will be answered in time and memory stays bounded."""
+"""One model's door: only requests that can be answered in time, and in bounded memory, are let in."""
 
 import random
 import threading
@@ -51,7 +51,7 @@ class Admission:
     def enter_together(self, byte_counts: Sequence[int]) -> "list[Ticket]":
         """Let images in that are asked for together, each with so much memory: all of them or none.
 
-        Were they let in one by one, requests that are in with some of theirs would wait for each other for ever.
+        If they were let in one by one, requests with some of their images in could wait for each other for ever.
 
         Raises:
             OverloadedError: There are as many as there may be with them, or there is no memory for them now.
@@ -84,9 +84,9 @@ class Admission:
             )
 
     def retry_after_s(self, least: float = _SHORTEST_RETRY_S) -> float:
-        """Return in how many seconds half of what is under way will be done, or the least, or up to half as many more.
+        """Return when to ask again, in seconds: when half of what is under way will be done, and at least `least`.
 
-        Those who are refused at one moment would else all come back at another.
+        Up to half as much is added at random, so that clients that are refused together do not come back together.
         """
         with self._lock:
             ahead = sum(self.batcher.pace.seconds(size) * count for (size, _), count in self._kinds.items())
@@ -105,7 +105,8 @@ class Admission:
             # Its batch may be as large as what waits; an idle model takes whatever comes, or it would never learn.
             own = seconds(pixels) * min(config.max_batch, self._count)
             expected = config.max_delay_s + ahead + own
-            # So it does of answers with the same extras: one that took long to write is not to keep out all the others.
+            # Writing counts while answers with the same extras are under way: else one that took long would keep out
+            # all that could teach otherwise.
             if any(others == extras for _, others in self._kinds):
                 expected += self._finishing[extras].cautious_seconds(pixels)
             if self._kinds and patience_s is not None and expected > patience_s:

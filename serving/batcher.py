@@ -30,7 +30,7 @@ from serving.memory import MemoryBudget
 from serving.pace import PaceBySize
 
 _LONGEST_DELAY_S = 60.0
-# What is kept of the time to an image's deadline when it waits for others: seconds at least, and a share.
+# Kept back of the time to an image's deadline when it waits for others: so many seconds, or this share if it is more.
 _HAND_OVER_S, _HAND_OVER_SHARE = 0.01, 0.1
 _LONGEST_REASON = 300
 _MOST_SIZES_REMEMBERED = 10_000

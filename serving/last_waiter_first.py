@@ -21,7 +21,7 @@ class LastWaiterFirst:
         self._lock.release()
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait until another thread notifies this one, or so long; the lock must be held."""
+        """Wait until another thread notifies this one, or for a time; the lock must be held."""
         own = threading.Condition(self._lock)
         self._waiting.append(own)
         own.wait(timeout_s)

@@ -93,7 +93,7 @@ def require_few_fields(data: bytes, kind: Kind) -> None:
     """Refuse a message that would take far more memory as objects than as bytes.
 
     Args:
-        data: The message. Bytes that are none are left to the parser, from where on they are none.
+        data: The message. From where its bytes are no message, they are left to the parser.
         kind: What it is.
 
     Raises:

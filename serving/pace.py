@@ -7,8 +7,8 @@ _DEVIATIONS = 2
 class Pace:
     """The mean of a series and how far its values lie from it; both follow the newest values.
 
-    Each value counts a fifth when it comes, and less from then on. As TCP's timers do (RFC 6298), who must not promise
-    too much takes the mean and some deviations beside it.
+    Both are exponential averages: a new value counts a fifth, and less with each one after it. The cautious estimate is
+    the mean and some deviations, as in TCP's retransmission timer (RFC 6298).
 
     Attributes:
         mean: The mean; 0 before the first value.
@@ -38,8 +38,8 @@ class Pace:
 class PaceBySize:
     """How long images of a size take, learned from runs; sizes are told apart by powers of two of their pixels.
 
-    A run has a fixed cost, so that seconds a pixel that small images teach are far too many for large ones. Of a size
-    that has not come it is the least that it can be expected to take: who is let in on it teaches more.
+    A run has a fixed cost, so that the seconds a pixel of small images are far too many for large ones. For a size that
+    has not come, the estimate is the least that it can take: its images are let in, and their runs teach the rest.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class PaceBySize:
 
     @staticmethod
     def octave(pixels: int) -> int:
-        """Return the power of two that is the next below so many pixels, or they themselves."""
+        """Return the largest power of two that is at most so many pixels."""
         return 1 << pixels.bit_length() - 1
 
     def add(self, pixels: int, images: int, seconds: float) -> None:

@@ -358,9 +358,10 @@ async def _when_there_is_room(attempt: Callable[[], Awaitable[_Answer]], deadlin
 
 
 def _let_go(ticket: Ticket, held: ExitStack | None, patience: Patience) -> None:
-    """Let a ticket be closed when the answer has left, or by whoever gave it, where nobody holds it here.
+    """See to it that a ticket is closed: when the answer has left, and not before its work is done.
 
-    A caller that has gone away leaves its work behind: what it holds is held until that is done.
+    A caller that has gone away leaves its work behind, which holds the image until it is done. Where `held` is None,
+    whoever gave the ticket closes it.
     """
     left_behind = ticket.work is not None and _leave_behind(ticket.work)
     if left_behind:

@@ -219,7 +219,7 @@ class ModelRegistry:
     def refresh(self) -> None:
         """Make all models what the paths hold now; what cannot be opened is logged once and stays as it was.
 
-        Nothing is raised: whoever looks now and then must look again, whatever a file does to the runtime.
+        Nothing is raised: it is called at intervals, and must be called again, whatever a file does to the runtime.
         """
         with self._changing:
             faults: Faults = {}

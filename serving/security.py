@@ -60,7 +60,7 @@ class Security:
         return server.add_secure_port(address, self.tls.credentials())
 
     def exposure(self, host: str) -> str | None:
-        """Return one line on what whoever reaches a host's network could do, and the flags against it; None if nothing.
+        """Return one line that says what anyone on the network could do, and which flags prevent it; None if nothing.
 
         Args:
             host: Where the server listens.

@@ -280,8 +280,8 @@ async def serve_until_stopped(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal ends the process at once.
 
-    So does what still runs a few seconds after the grace. Where there is a lifeline, a second signal changes nothing:
-    managers of services send the first to a process and to the one that started it, which passes it on.
+    The process ends, too, where something still runs a few seconds after the grace. Where there is a lifeline, a second
+    signal changes nothing: service managers send the first to a process and to its parent, which passes it on.
 
     Args:
         registry: The models; closed at the end.
