@@ -23,6 +23,7 @@ MIN_THRESHOLD = 0.01
 """Below it, each of a thousand classes covers whole images: a minute's work for a megapixel, and no use."""
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
+_MOST_PIXELS = 2**64 - 1  # what the contract's field holds
 # Interpolation in float32 may end above the highest of its cells by less than this share.
 _ROUNDING = 1e-6
 _WINDOW_PIXELS = 1 << 12  # a window costs as much as so many of its pixels, beside all of them
@@ -81,7 +82,7 @@ class RegionQuery:
         classes: Names (any case) or decimal ids; empty stands for all classes.
         threshold: The least probability of a region's pixels, from 0.01 to below 1.
         limit: How many regions at most, those with the highest scores; 1 to 1000.
-        min_pixels: The fewest pixels of a region, at least 1; smaller ones are often crumbs of a neighbour.
+        min_pixels: The fewest pixels of a region, 1 to 2^64 - 1; smaller ones are often crumbs of a neighbour.
 
     Raises:
         UsageError: Threshold, limit or size is out of range, or classes are given as one text or as numbers.
@@ -96,8 +97,10 @@ class RegionQuery:
         require_names("the regions' classes", self.classes)
         require_threshold(self.threshold)
         require_limit(self.limit)
-        if self.min_pixels < 1:
-            raise UsageError(f"the regions' least size is {self.min_pixels} pixels; it must be at least 1")
+        if not 1 <= self.min_pixels <= _MOST_PIXELS:
+            raise UsageError(
+                f"the regions' least size is {self.min_pixels} pixels; it must be from 1 to {_MOST_PIXELS}"
+            )
 
 
 def require_threshold(threshold: float) -> None:

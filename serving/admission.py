@@ -105,8 +105,8 @@ class Admission:
             # Its batch may be as large as what waits; an idle model takes whatever comes, or it would never learn.
             own = seconds(pixels) * min(config.max_batch, self._count)
             expected = config.max_delay_s + ahead + own
-            # Writing counts while answers with the same extras are under way: else one that took long would keep out
-            # all that could teach otherwise.
+            # Writing counts only while an answer with the same extras is under way. Else one that took long would keep
+            # out all others, whose times correct the estimate.
             if any(others == extras for _, others in self._kinds):
                 expected += self._finishing[extras].cautious_seconds(pixels)
             if self._kinds and patience_s is not None and expected > patience_s:

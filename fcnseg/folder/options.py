@@ -65,6 +65,7 @@ class FolderOptions:
         if isinstance(self.tile, int) and self.tile < 1:
             raise UsageError(f"tiles of {self.tile} pixels were asked for; they must have at least 1")
         for name, value, least in (
+            ("top", self.top, 0),
             ("workers", self.workers, 0),
             ("batch", self.batch, 0),
             ("in_flight", self.in_flight, 1),

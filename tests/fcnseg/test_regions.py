@@ -381,9 +381,10 @@ def test_classes_are_given_as_a_list_of_texts(classes: Any, words: str) -> None:
         RegionQuery(classes)
 
 
-def test_regions_have_at_least_one_pixel() -> None:
-    with pytest.raises(UsageError, match="least size is 0 pixels"):
-        RegionQuery(min_pixels=0)
+@pytest.mark.parametrize("min_pixels", [0, 2**64])
+def test_the_fewest_pixels_of_a_region_are_at_least_one_and_what_a_request_can_hold(min_pixels: int) -> None:
+    with pytest.raises(UsageError, match=f"least size is {min_pixels} pixels; it must be from 1 to {2**64 - 1}"):
+        RegionQuery(min_pixels=min_pixels)
 
 
 @pytest.mark.parametrize("limit", [0, -1, MAX_LIMIT + 1])
