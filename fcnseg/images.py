@@ -25,11 +25,9 @@ import re
 import stat
 import struct
 import warnings
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -53,6 +51,7 @@ from fcnseg.jpeg_scans import MOST_SCANS, has_too_many_scans
 from fcnseg.png_chunks import without_unused_chunks
 from fcnseg.sample_depth import to_8_bits
 from fcnseg.tiff_directory import MOST_NUMBERS, has_huge_entries
+from fcnseg.tiff_parts import require_few_scans_in_parts, require_usual_tiles
 from fcnseg.tiff_planes import TiffFile
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
@@ -80,10 +79,6 @@ _BAND_PIXELS = 1 << 18
 _ORIENTATION_TAG = 0x0112
 _INVERSE: dict[object, int] = {6: 8, 8: 6}  # every other orientation is its own inverse
 _BITS_PER_SAMPLE_TAG = 258
-_STRIP_OFFSETS_TAG, _TILE_WIDTH_TAG, _TILE_LENGTH_TAG, _TILE_OFFSETS_TAG = 273, 322, 323, 324
-_USUAL_TILE = 1 << 20  # pixels
-_TILE_TO_IMAGE = 4
-_SCANS_A_PART = 10
 _SAMPLE_FORMAT_TAG = 339
 _WHITE_IS_ZERO = 0
 
@@ -170,7 +165,7 @@ class EncodedImage:
                 _require_few_scans(data, self._stream.tell())
             case TiffImageFile():
                 require_usual_tiles(height, width, self._header.tag_v2)
-                _require_few_scans_in_parts(self._header, data)
+                require_few_scans_in_parts(self._header, data)
                 if not (upright and _orientation(self._header) in range(2, 9)):
                     self.geo_tags = read_geo_tags(self._header.tag_v2)
 
@@ -234,34 +229,6 @@ def _require_few_scans(data: bytes, start: int) -> None:
     """Check that a JPEG does not make a decoder pass over the image again and again."""
     if has_too_many_scans(data, start):
         raise ImageError(f"the JPEG image has more than {MOST_SCANS} scans; store it again")
-
-
-def require_usual_tiles(height: int, width: int, tags: Mapping[int, Any]) -> None:
-    """Check that a TIFF's tiles, of which a decoder allocates one, are not far larger than the image.
-
-    Args:
-        height: Its rows.
-        width: Its columns.
-        tags: Its tags by their numbers, as Pillow reads them.
-
-    Raises:
-        ImageError: They are.
-    """
-    tile_width, tile_height = tags.get(_TILE_WIDTH_TAG, 0), tags.get(_TILE_LENGTH_TAG, 0)
-    if tile_width * tile_height > max(width * height, _USUAL_TILE) * _TILE_TO_IMAGE:
-        raise ImageError(
-            f"the TIFF image of {width} x {height} pixels has tiles of {tile_width} x {tile_height}; store it again"
-        )
-
-
-def _require_few_scans_in_parts(header: TiffImageFile, data: bytes) -> None:
-    """Check that the tiles or strips of a TIFF do not make a decoder pass over them again and again."""
-    tags = header.tag_v2
-    if header.info.get("compression") in {"jpeg", "tiff_jpeg"}:
-        parts = max(len(tags.get(tag, ())) for tag in (_STRIP_OFFSETS_TAG, _TILE_OFFSETS_TAG))
-        most = MOST_SCANS + _SCANS_A_PART * parts
-        if data.count(b"\xff\xda") > most:
-            raise ImageError(f"the TIFF image of {parts} parts has more than {most} scans; store it again")
 
 
 def read(path: Path, limits: ImageLimits = DEFAULT_LIMITS, *, upright: bool = True) -> NDArray[np.uint8]:

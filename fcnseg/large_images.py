@@ -21,6 +21,7 @@ from fcnseg.gdal import CACHE_BYTES, gdal_environment, gdal_errors_become, impor
 from fcnseg.images import DEFAULT_LIMITS, ImageLimits
 from fcnseg.jpeg_blocks import JpegBlocks
 from fcnseg.sample_depth import largest_sample
+from fcnseg.tiff_parts import require_usual_tiles
 from fcnseg.tiff_samples import Pixels, Samples, Tags, conversion, holds_jpeg_of_ycbcr
 from fcnseg.windows import ArrayImage, Windowed
 
@@ -65,7 +66,7 @@ def open_windowed(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[
         yield image
         return
     try:
-        images.require_usual_tiles(tags[IMAGELENGTH], tags[IMAGEWIDTH], tags)
+        require_usual_tiles(tags[IMAGELENGTH], tags[IMAGEWIDTH], tags)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     rasterio = import_rasterio(ImageTooLargeError, f"{path} is too large to be read whole, and not read in windows")

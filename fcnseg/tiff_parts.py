@@ -1,0 +1,49 @@
+"""What the tiles or strips of a TIFF may ask of a decoder, checked before it is given them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from PIL.TiffImagePlugin import STRIPOFFSETS, TILELENGTH, TILEOFFSETS, TILEWIDTH, TiffImageFile
+
+from fcnseg.errors import ImageError
+from fcnseg.jpeg_scans import MOST_SCANS
+
+_USUAL_TILE = 1 << 20  # pixels
+_TILE_TO_IMAGE = 4
+_SCANS_A_PART = 10
+
+
+def require_usual_tiles(height: int, width: int, tags: Mapping[int, Any]) -> None:
+    """Check that a TIFF's tiles, of which a decoder allocates one, are not far larger than the image.
+
+    Args:
+        height: Its rows.
+        width: Its columns.
+        tags: Its tags by their numbers, as Pillow reads them.
+
+    Raises:
+        ImageError: They are.
+    """
+    tile_width, tile_height = tags.get(TILEWIDTH, 0), tags.get(TILELENGTH, 0)
+    if tile_width * tile_height > max(width * height, _USUAL_TILE) * _TILE_TO_IMAGE:
+        raise ImageError(
+            f"the TIFF image of {width} x {height} pixels has tiles of {tile_width} x {tile_height}; store it again"
+        )
+
+
+def require_few_scans_in_parts(header: TiffImageFile, data: bytes) -> None:
+    """Check that a TIFF's tiles or strips do not make a decoder pass over them again and again.
+
+    Args:
+        header: The file, its header read.
+        data: Its bytes.
+
+    Raises:
+        ImageError: They are JPEG of many scans.
+    """
+    tags = header.tag_v2
+    if header.info.get("compression") in {"jpeg", "tiff_jpeg"}:
+        parts = max(len(tags.get(tag, ())) for tag in (STRIPOFFSETS, TILEOFFSETS))
+        most = MOST_SCANS + _SCANS_A_PART * parts
+        if data.count(b"\xff\xda") > most:
+            raise ImageError(f"the TIFF image of {parts} parts has more than {most} scans; store it again")
