@@ -66,7 +66,7 @@ def open_windowed(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[
         yield image
         return
     try:
-        require_usual_tiles(tags[IMAGELENGTH], tags[IMAGEWIDTH], tags)
+        require_usual_tiles(int(tags[IMAGELENGTH]), int(tags[IMAGEWIDTH]), tags)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     rasterio = import_rasterio(ImageTooLargeError, f"{path} is too large to be read whole, and not read in windows")
@@ -123,7 +123,7 @@ def _tags_beyond(path: Path, limits: ImageLimits) -> Tags | None:
         tags = _read_tags(path)
         beyond = tags is not None and path.stat().st_size > limits.max_bytes
         if tags is not None:
-            images.require_within(limits, tags[IMAGELENGTH], tags[IMAGEWIDTH], "")
+            images.require_within(limits, int(tags[IMAGELENGTH]), int(tags[IMAGEWIDTH]), "")  # they may be texts
     except ImageTooLargeError:
         return tags
     except Exception:  # noqa: BLE001  # damaged headers raise anything; images.read tells what is the matter

@@ -352,6 +352,17 @@ def test_a_tiff_whose_tiles_are_far_larger_than_the_image_is_refused() -> None:
         images.decode(tiled_tiff(4096))
 
 
+@pytest.mark.parametrize("tag", [322, 323])
+@pytest.mark.parametrize("kind", [1, 2, 7], ids=["bytes", "text", "undefined"])
+def test_a_tiff_whose_tiles_have_sides_of_another_type_is_refused(kind: int, tag: int) -> None:
+    """Python would repeat the text or the bytes as often as the other side says, up to 4 GB of them."""
+    data = tiled_tiff(1024)
+    entry = struct.pack("<HHII", tag, 4, 1, 1024)
+    assert data.count(entry) == 1
+    with pytest.raises(ImageError, match="the TIFF image has tiles whose sides are no whole numbers; store it again"):
+        images.decode(data.replace(entry, struct.pack("<HHII", tag, kind, 1, 49)))
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_an_image_of_exactly_the_limits_is_accepted(kind: str) -> None:
     data = encoded(Image.fromarray(picture(24, 40)), kind)
