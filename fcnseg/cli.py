@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from fcnseg.errors import FcnsegError
+from fcnseg.errors import FcnsegError, one_line
 from fcnseg.files import shown
 
 _GROUP = "fcnseg.commands"
@@ -100,7 +100,7 @@ def main() -> None:
         named = f"{shown(Path(str(error.filename)))}: {reason}" if error.filename else reason
         code = _fail(error, named, 1, debug=debug)
     except Exception as error:  # noqa: BLE001  # a fault of ours: one line for the user, the traceback for who asks for it
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(f"{type(error).__name__}: {error}")
         code = _fail(error, f"unexpected {reason}; run again with --debug for the traceback", 1, debug=debug)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -113,7 +113,7 @@ def _debug_first(args: list[str]) -> list[str]:
 def _usage(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f"; see '{context.command_path} --help'" if context else ""
-    message = " ".join(error.format_message().split())
+    message = one_line(error.format_message())
     return (message if message.endswith("...") else message.rstrip(".")) + hint
 
 

@@ -21,7 +21,7 @@ import onnxruntime
 from fcnseg.bound_run import Arrays, BoundRun, Images, Shape, open_copies
 from fcnseg.capture_gate import GATE
 from fcnseg.cuda_driver import free_share
-from fcnseg.errors import DeviceError
+from fcnseg.errors import DeviceError, one_line
 from fcnseg.model_file import CONFIDENCE, OUTPUTS
 from fcnseg.specialised_model import write_specialised
 
@@ -195,7 +195,7 @@ class CudaGraphs:
             yield
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             count, height, width = shape
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise DeviceError(
                 f"device {self._device} cannot record a run of {self._path} on {count} images of {height}x{width}:"
                 f" {reason}"

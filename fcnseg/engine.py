@@ -25,7 +25,7 @@ from fcnseg.cores import MOST_THREADS, threads_beside, threads_for
 from fcnseg.cuda_driver import split_device
 from fcnseg.cuda_graphs import CudaGraphs
 from fcnseg.devices import CPU, CUDA, FATAL_ONLY, require_cuda, resolve_device
-from fcnseg.errors import DeviceError, ModelFileError, UsageError
+from fcnseg.errors import DeviceError, ModelFileError, UsageError, one_line
 from fcnseg.graph import GraphNode, read_graph
 from fcnseg.model_file import CLASS_MAP, CONFIDENCE, HEATMAP, OUTPUTS, ModelInfo, read_info, require_model_file
 from fcnseg.placement import Probe, probe, require_device
@@ -348,7 +348,7 @@ class Engine:
         except ModelFileError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ModelFileError(f"{path} cannot be run: {reason}; export the model again") from error
 
 
@@ -467,7 +467,7 @@ def _open_file(
         # With its fallback onnxruntime would try again without CUDA, and print so to stdout.
         session = onnxruntime.InferenceSession(str(path), session_options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if device != "cpu" and "CUDA" in reason:
             raise DeviceError(f"device {device} cannot run {path}: {reason}; use --device cpu") from error
         raise ModelFileError(f"{path} is not an ONNX file that onnxruntime can open: {reason}") from error

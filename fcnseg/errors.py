@@ -208,3 +208,13 @@ class RequestTimeoutError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "DEADLINE_EXCEEDED")
+
+
+def one_line(error: object, most: int | None = None) -> str:
+    """Return what an error of another library says, as part of a message: on one line.
+
+    Args:
+        error: The error, or a text.
+        most: The most characters; None for all of them.
+    """
+    return " ".join(str(error).split())[:most]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from fcnseg.errors import FcnsegError
+from fcnseg.errors import FcnsegError, one_line
 
 CACHE_BYTES = 2**28
 """Decoded blocks that GDAL keeps: those of a strip file's rows, of which each tile of a row wants a part."""
@@ -50,5 +50,5 @@ def gdal_errors_become(make: Callable[[str], Exception]) -> Iterator[None]:
     try:
         yield
     except (RasterioError, CPLE_BaseError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = one_line(error.__cause__ or error)
         raise make(reason[:200]) from error

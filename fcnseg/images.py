@@ -43,7 +43,7 @@ from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from fcnseg.avif import coded_size
-from fcnseg.errors import ImageError, ImageTooLargeError
+from fcnseg.errors import ImageError, ImageTooLargeError, one_line
 from fcnseg.files import shown
 from fcnseg.geotiff import NOWHERE, read_geo_tags
 from fcnseg.header_stream import HeaderStream
@@ -453,7 +453,7 @@ def _sample_bits(header: ImageFile) -> int:
 
 
 def _refused(name: str, error: Exception, compression: str = "") -> ImageError:
-    reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+    reason = (one_line(error) or type(error).__name__)[:200]
     if _UNSUPPORTED.search(reason):
         return ImageError(f"the {name} image is of a kind that is not supported ({reason}); store it as 8-bit PNG")
     compressed = f"; its compression is {compression}" if compression else ""

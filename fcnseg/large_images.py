@@ -16,7 +16,7 @@ from PIL import ExifTags
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, PHOTOMETRIC_INTERPRETATION, ImageFileDirectory_v2
 
 from fcnseg import images
-from fcnseg.errors import ImageError, ImageTooLargeError
+from fcnseg.errors import ImageError, ImageTooLargeError, one_line
 from fcnseg.gdal import CACHE_BYTES, gdal_environment, gdal_errors_become, import_rasterio
 from fcnseg.images import DEFAULT_LIMITS, ImageLimits
 from fcnseg.jpeg_blocks import JpegBlocks
@@ -184,4 +184,4 @@ def _told_as_image_errors(path: Path) -> Iterator[None]:
     except ImageError:
         raise
     except Exception as error:  # tags that are missing or of another type raise anything
-        raise damaged(" ".join(str(error).split()) or type(error).__name__) from error
+        raise damaged(one_line(error) or type(error).__name__) from error

@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from fcnseg.certificate import Certificate
 from fcnseg.devices import FATAL_ONLY
-from fcnseg.errors import ModelFileError
+from fcnseg.errors import ModelFileError, one_line
 from fcnseg.geometry import Geometry
 from fcnseg.layers import Layer
 from fcnseg.model_card import ModelCard
@@ -153,7 +153,7 @@ def open_unprepared(path: Path, options: onnxruntime.SessionOptions) -> onnxrunt
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ModelFileError(f"{path} is not an ONNX file that onnxruntime can open: {reason}") from error
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnseg.errors import FcnsegError, ModelFileError
+from fcnseg.errors import FcnsegError, ModelFileError, one_line
 from fcnseg.graph import GraphNode, behind, that_see
 from fcnseg.placement import node_runs, peak_bytes
 from fcnseg.profiles import Event
@@ -170,7 +170,7 @@ def profile(segmenter: Segmenter, images: Sequence[NDArray[np.uint8]], runs: int
     except FcnsegError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         size = "x".join(map(str, images[0].shape[:2]))
         raise ModelFileError(
             f"{segmenter.engine.path} cannot be run on {len(images)} images of {size}: {reason}; try a smaller size"

@@ -21,6 +21,7 @@ from fcnseg.errors import (
     ServerOverloadedError,
     ServerUnavailableError,
     UnauthenticatedError,
+    one_line,
 )
 from fcnseg.wire import ERROR_DOMAIN
 
@@ -77,7 +78,7 @@ class Status:
         delay = retry.retry_delay if retry.HasField("retry_delay") else None
         return cls(
             call.code(),
-            " ".join((call.details() or "").split()),
+            one_line(call.details() or ""),
             tuple(FieldViolation(v.field, v.description) for v in bad.field_violations),
             delay.seconds + delay.nanos / 1e9 if delay is not None else None,
             info.domain == ERROR_DOMAIN,
@@ -88,7 +89,7 @@ class Status:
         """Return how one image of a stream ended."""
         violations = (FieldViolation(field_name, message),) if field_name else ()
         status = _CODES.get(code, grpc.StatusCode.UNKNOWN)
-        return cls(status, " ".join(message.split()), violations, answered=True)
+        return cls(status, one_line(message), violations, answered=True)
 
 
 def to_error(status: Status, server: str, timeout_s: float, image: str | None = None) -> RequestError:

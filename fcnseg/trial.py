@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from fcnseg.errors import ModelFileError
+from fcnseg.errors import ModelFileError, one_line
 from fcnseg.geometry import AxisGeometry
 from fcnseg.model_file import ModelInfo, open_unprepared, read_info
 from fcnseg.placement import node_runs
@@ -126,7 +126,7 @@ def _fixed_bytes(small: list[Event], large: list[Event]) -> int:
 
 
 def _tell(error: Exception, path: Path, size: int) -> str:
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     if _OUT_OF_ROOM in reason:
         room = (_ROOM + _ROOM_PER_FILE_BYTE * size) >> 20
         return f"{path} was refused: a run takes more than {room} MB for a tiny image; export the model again"

@@ -23,7 +23,7 @@ from fcnseg import images, masks
 from fcnseg.cores import threads_for, usable_cores
 from fcnseg.devices import resolve_device
 from fcnseg.engine import PIPELINE_OPTIONS, Engine, EngineOptions
-from fcnseg.errors import UsageError
+from fcnseg.errors import UsageError, one_line
 from fcnseg.files import sha256_of
 from fcnseg.masks import Encoding
 from fcnseg.pictures import encode_jpeg
@@ -134,7 +134,7 @@ class Tuner:
                 if settings == best:
                     raise
                 # onnxruntime's errors have no base; out of memory, for example
-                _log.warning("left out: %s: %s", settings, " ".join(str(error).split()))
+                _log.warning("left out: %s: %s", settings, one_line(error))
                 del rates[settings]
                 continue
             if round_:

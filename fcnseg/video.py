@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg import render
-from fcnseg.errors import FcnsegError, UsageError
+from fcnseg.errors import FcnsegError, UsageError, one_line
 from fcnseg.files import replacing, require_place
 from fcnseg.frames import Frame, FrameSource
 from fcnseg.segmenter import Segmenter
@@ -169,7 +169,7 @@ def _segment(segmenter: Segmenter, frame: Frame) -> Segmentation | str:
     try:
         return segmenter.segment(frame.image)
     except Exception as error:  # noqa: BLE001  # onnxruntime's have no base: out of memory for one frame, for example
-        return " ".join(str(error).split())
+        return one_line(error)
 
 
 class _OverlayWriter:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnseg.errors import DeviceError, FcnsegError, UsageError
+from fcnseg.errors import DeviceError, FcnsegError, UsageError, one_line
 from fcnseg.segmenter import Segmenter
 from fcnseg.types import Segmentation
 from serving.errors import StoppingError, TooLateError
@@ -220,7 +220,7 @@ class Batcher:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             height, width, _ = image.shape
-            reason = " ".join(str(error).split())[:_LONGEST_REASON]
+            reason = one_line(error, _LONGEST_REASON)
             raise DeviceError(
                 f"device {self._segmenter.device} cannot run the model on {count} images of {height}x{width}: {reason};"
                 " warm another size or a smaller batch, or export the model again"

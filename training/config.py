@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from fcnseg.errors import UsageError
+from fcnseg.errors import UsageError, one_line
 from fcnseg.files import write_text
 from fcnseg.types import closest
 
@@ -173,7 +173,7 @@ def read_values(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UsageError(f"{path} cannot be read as a configuration ({reason}); name a run's config.yaml") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds no configuration; write 'option: value' lines, as in a run's config.yaml")

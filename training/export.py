@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from fcnseg.certificate import Certificate
-from fcnseg.errors import ArchitectureError, ParityError, UsageError
+from fcnseg.errors import ArchitectureError, ParityError, UsageError, one_line
 from fcnseg.files import replacing
 from fcnseg.model_card import ModelCard
 from fcnseg.model_file import METADATA_KEY, OUTPUTS, ModelInfo, ParityRecord, dump_info, parse_info, read_model_info
@@ -374,7 +374,7 @@ def _answers(
 def _reason(error: Exception) -> str:
     """What a foreign error says, on one line: its first cause, where it has one."""
     cause = error.__cause__ or error
-    return " ".join(str(cause).split())[:200]
+    return one_line(cause, 200)
 
 
 def _clear(model: SegmentationModel, images: Tensor, gap: float) -> NDArray[np.bool_]:

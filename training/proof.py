@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcnseg.errors import ArchitectureError
+from fcnseg.errors import ArchitectureError, one_line
 from training.device import exact_products
 from training.grid_tracer import tensors_in
 from training.net_grid import NetGrid
@@ -141,7 +141,7 @@ def _relative_error(model: nn.Module, net: nn.Module, pooled_cells: tuple[int, i
         with torch.no_grad():
             heatmap = net(images)
     except (RuntimeError, ValueError, IndexError) as error:  # what PyTorch raises where shapes do not fit
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ArchitectureError(
             f"{type(model).__name__} has a layer behind its feature map that does not take a map ({reason}); choose"
             " another classifier"

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcnseg.errors import ModelFileError, UsageError
+from fcnseg.errors import ModelFileError, UsageError, one_line
 from fcnseg.types import LabelMap, Rgb
 from training.config import TrainConfig, as_plain, from_plain, read_config
 from training.model import SegmentationModel, build_model
@@ -158,7 +158,7 @@ def open_run(path: Path) -> Run:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ModelFileError(
             f"{checkpoint} is not a checkpoint of 'fcnseg train' of this version ({reason}); train again"
         ) from error

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
+from fcnseg.errors import one_line
 from fcnseg.files import replacing, write_bytes, write_text
 from fcnseg.thumbnails import encode, paint_ids, shrink, tile
 from training.curves import draw_curves
@@ -100,7 +101,7 @@ class RunWriter(Callback):
         try:
             yield
         except (OSError, RuntimeError) as error:  # the latter is PyTorch's, where a file cannot be written
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:150]
+            reason = getattr(error, "strerror", None) or one_line(error, 150)
             raise OSError(
                 f"epoch {epoch} cannot be kept in {self._folder} ({reason}); make room there, and go on by --resume"
             ) from error

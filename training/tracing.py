@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
-from fcnseg.errors import ArchitectureError
+from fcnseg.errors import ArchitectureError, one_line
 
 
 @contextlib.contextmanager
@@ -126,7 +126,7 @@ def trace_layers(model: nn.Module, image_shape: tuple[int, int, int, int]) -> fx
     try:
         graph = LayerTracer(image_shape).trace(model, _defaults(model))
     except Exception as error:  # whatever a foreign forward raises on proxies
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ArchitectureError(
             f"{type(model).__name__} cannot be traced by torch.fx ({reason}); its forward must not branch on values,"
             " nor make Python numbers of them"

@@ -18,7 +18,7 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fcnseg.errors import ArchitectureError, WeightsError
+from fcnseg.errors import ArchitectureError, WeightsError, one_line
 from fcnseg.types import Rgb, closest
 from training.net_file import build_net, is_net_file
 from training.refusal import refuse_transformers
@@ -357,7 +357,7 @@ def _explained(architecture: str) -> Iterator[None]:
     try:
         yield
     except (URLError, OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:150]
+        reason = one_line(error, 150)
         hint = ""
         if architecture in _PACKAGES:
             hint = f", or pip install {_PACKAGES[architecture].module}"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg import images, masks, render
-from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, UsageError
+from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, UsageError, one_line
 from fcnseg.files import remove_halves, write_bytes
 from fcnseg.folder import coco, mask_files
 from fcnseg.folder.answers import Answer, WrittenAnswer
@@ -342,7 +342,7 @@ class _Worker:
             error = ImageError(f"{item.image}: a file name made of its name is too long")
         finally:
             self._memory.give_back(loaded.held)
-        return SegmentedImage(Path(item.image), Row(item.name, error=_line(error)), error=error)
+        return SegmentedImage(Path(item.image), Row(item.name, error=one_line(error)), error=error)
 
     def _write(self, item: PlannedImage, loaded: Loaded, answer: Answer) -> SegmentedImage:
         began = time.perf_counter()
@@ -419,7 +419,3 @@ def _draw(
         written.append(heatmap_path(mask, info))
         write_jpeg(written[-1], render.heatmap(image, answer.scores(info), answer.grid))
     return written
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

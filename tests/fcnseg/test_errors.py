@@ -12,6 +12,7 @@ from fcnseg.errors import (
     RequestTimeoutError,
     ServerOverloadedError,
     UsageError,
+    one_line,
 )
 
 
@@ -54,3 +55,8 @@ def test_an_error_comes_whole_from_another_process(error: FcnsegError) -> None:
         assert str(found) == str(error)
         assert found.args == error.args
         assert vars(found) == vars(error)
+
+
+def test_what_another_library_says_goes_on_one_line() -> None:
+    assert one_line(OSError("no\n  room\tleft ")) == "no room left"
+    assert one_line("no\nroom", 4) == "no r"
