@@ -174,7 +174,7 @@ class Batcher:
 
     def run_bytes(self, height: int, width: int) -> int:
         """Return the working memory that an image takes in a run, in bytes."""
-        return math.ceil(self.padded_pixels(height, width) * self.bytes_per_pixel)
+        return self._bytes_of(self.padded_pixels(height, width))
 
     def warm(self, sizes: Sequence[tuple[int, int]], should_stop: Callable[[], bool] = lambda: False) -> None:
         """Run the model on images of these (height, width), alone and in a full batch, so that none is new to it.
@@ -205,7 +205,7 @@ class Batcher:
                 for first in (True, False):  # the first prepares, the second tells the pace
                     if self._closing or should_stop():
                         return
-                    with self._room(count * pixels):
+                    with self._room(count, pixels):
                         seconds = self._warm_by(image, count, beside=beside)
                     if not first:
                         self._learn(pixels, count, seconds, beside=beside)
@@ -286,8 +286,11 @@ class Batcher:
 
     def _largest_batch(self, pixels: int) -> int:
         """Return how many images of so many padded pixels a run may take."""
-        fitting = self.memory.total / max(1.0, pixels * self.bytes_per_pixel)
-        return max(1, min(self.config.max_batch, int(fitting)))
+        return max(1, min(self.config.max_batch, self.memory.total // max(1, self._bytes_of(pixels))))
+
+    def _bytes_of(self, pixels: int) -> int:
+        """Return the working memory of an image of so many padded pixels: whole bytes, so that sums of it are exact."""
+        return math.ceil(pixels * self.bytes_per_pixel)
 
     def _count(self, waiting: int, most: int) -> int:
         """Return how many images of so many that wait a run takes."""
@@ -373,7 +376,7 @@ class Batcher:
 
     def _run(self, batch: list[_Job]) -> None:
         """Run images together as soon as there is memory for them, but for those whose deadline passed meanwhile."""
-        with self._room(sum(job.pixels for job in batch)):
+        with self._room(len(batch), batch[0].pixels):
             jobs = [job for job in batch if self._begin(job)]
             batch.clear()  # see `_answer`
             if jobs:
@@ -413,9 +416,14 @@ class Batcher:
             self._answer([jobs.pop(0)])
 
     @contextmanager
-    def _room(self, pixels: int) -> Iterator[None]:
-        """Take the memory for a run on so many padded pixels, as soon as it is there, while the block runs."""
-        needed = math.ceil(pixels * self.bytes_per_pixel)
+    def _room(self, count: int, pixels: int) -> Iterator[None]:
+        """Take the memory for a run, as soon as it is there, while the block runs.
+
+        Args:
+            count: Its images.
+            pixels: Padded pixels of each.
+        """
+        needed = count * self._bytes_of(pixels)
         self.memory.take(needed)
         try:
             yield

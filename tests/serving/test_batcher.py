@@ -414,6 +414,19 @@ def test_a_batch_is_no_larger_than_the_memory_for_runs(gated: GatedSegmenter) ->
     assert memory.taken == 0
 
 
+def test_a_batch_that_fills_the_memory_for_runs_to_the_last_byte_runs(gated: GatedSegmenter) -> None:
+    """In floats three times 320 pixels of 32.2 bytes are more than the 30,912 bytes of which they are a third each."""
+    assert gated.engine.probe is not None
+    gated.engine.probe = replace(gated.engine.probe, bytes_per_pixel=32.2)
+    with batching(gated, MemoryBudget(30_912)) as batcher:
+        held = hold(batcher, gated)
+        futures = [batcher.submit(noise(8, 40, i)) for i in range(3)]
+        gated.gate.set()
+        wait([held, *futures], 10)
+        assert all(future.done() for future in futures)
+    assert sizes(gated) == [1, 3]
+
+
 def test_the_first_run_of_a_size_that_is_warmed_does_not_tell_the_pace(tiny_model: Path) -> None:
     class ColdSegmenter(GatedSegmenter):
         def wait(self) -> None:
