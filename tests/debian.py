@@ -28,12 +28,12 @@ def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
         yield process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def output_of(command: Sequence[str]) -> str:
     """Return what a program writes; fail where it fails."""
-    done = subprocess.run(_located(command), capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(_located(command), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -50,7 +50,7 @@ class GatedSegmenter(Segmenter):
 
     def wait(self) -> None:
         """Wait for the gate."""
-        assert self.gate.wait(20)
+        assert self.gate.wait(60)
 
 
 def registry_of(segmenter: Segmenter, path: Path, config: ModelConfig = CPU_CONFIG) -> ModelRegistry:

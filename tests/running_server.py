@@ -13,7 +13,7 @@ from serving.served_model import ModelConfig
 from serving.server import Server, ServerConfig
 
 CPU_CONFIG = ModelConfig("cpu", EngineOptions(threads=1))
-_START_S = 20.0
+_START_S = 60.0
 _STOP_S = 30.0
 
 

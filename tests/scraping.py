@@ -34,10 +34,10 @@ class Scrape:
         return [dict(labels) for n, labels in self.samples if n == name]
 
 
-def scrape(server: RunningServer | str) -> Scrape:
+def scrape(server: RunningServer | str, timeout_s: float = 60) -> Scrape:
     """Read a server's metrics."""
     address = server if isinstance(server, str) else server.http_address
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=timeout_s) as answer:
         text = answer.read().decode()
     samples = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value

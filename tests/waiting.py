@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 def wait_until(
-    condition: Callable[[], bool], timeout_s: float = 15.0, tell: Callable[[], object] = lambda: "it did not happen"
+    condition: Callable[[], bool], timeout_s: float = 60.0, tell: Callable[[], object] = lambda: "it did not happen"
 ) -> None:
     """Return when a condition holds, and fail where it does not within a time.
 

@@ -29,10 +29,11 @@ from fcnseg.errors import (
 from fcnseg.masks import Encoding
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.batcher import BatchingConfig
+from serving.server import ServerConfig
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.other_server import Wide, server_that_answers
 from tests.running_server import CPU_CONFIG, running_server
-from tests.server_process import ServerProcess, free_port, server_process
+from tests.server_process import free_port, server_process
 from tests.waiting import wait_until
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -55,7 +56,7 @@ async def test_the_answers_are_those_of_the_other_client(tiny_model: Path) -> No
     with running_server(tiny_model) as server, Client(server.address) as client:
         expected = {encoding: client.segment(IMAGE, encoding=encoding, **asked) for encoding in Encoding}
         async with AsyncClient(server.address) as aio:
-            await aio.wait_until_ready(5)
+            await aio.wait_until_ready(60)
             assert await aio.list_models() == client.list_models() == (await aio.get_model(),)
             answers = {encoding: await aio.segment(IMAGE, encoding=encoding, **asked) for encoding in Encoding}
     for encoding, answer in answers.items():
@@ -246,14 +247,14 @@ async def test_a_server_that_falls_silent_is_left_after_the_timeout() -> None:
 
     def answer(_: object, context: object) -> Iterator[pb.SegmentStreamResponse]:
         context.add_callback(silence.set)  # type: ignore[attr-defined]
-        silence.wait(20)
+        silence.wait(60)
         return iter(())
 
     with server_that_answers(stream=answer) as address:
-        async with AsyncClient(address, timeout_s=0.4) as client:
-            with pytest.raises(RequestTimeoutError, match=r"within 0\.4 s"):
+        async with AsyncClient(address, timeout_s=2) as client:
+            with pytest.raises(RequestTimeoutError, match="within 2 s"):
                 await anext(client.segment_stream(itertools.repeat(IMAGE)))
-            assert await asyncio.to_thread(silence.wait, 5)
+            assert await asyncio.to_thread(silence.wait, 20)
 
 
 async def test_an_idle_stream_is_told_that_the_server_has_gone(tiny_model: Path) -> None:
@@ -283,7 +284,7 @@ async def test_a_killed_server_is_told_and_a_new_one_found(tiny_model: Path) -> 
             with pytest.raises(ServerUnavailableError):
                 await client.segment(IMAGE)
         with server_process(tiny_model, port):
-            await client.wait_until_ready(10)
+            await client.wait_until_ready(60)
             assert (await client.segment(IMAGE)).class_map.shape == (40, 60)
     await require_no_tasks()
 
@@ -296,11 +297,9 @@ async def test_retries_ride_through_a_restart(tiny_model: Path) -> None:
             server.kill()
         requests = [asyncio.create_task(client.segment(IMAGE)) for _ in range(5)]
         await asyncio.sleep(0.1)
-        another = await asyncio.to_thread(ServerProcess, tiny_model, port)
-        try:
+        # In this process, where it is there at once: the retries end after 8 s.
+        with running_server(tiny_model, ServerConfig(port=port)):
             answers = await asyncio.gather(*requests)
-        finally:
-            another.kill()
     assert [answer.class_map.shape for answer in answers] == [(40, 60)] * 5
 
 

@@ -281,15 +281,15 @@ def test_a_server_that_falls_silent_is_left_after_the_timeout() -> None:
     ) -> Iterator[pb.SegmentStreamResponse]:
         context.add_callback(silence.set)
         yield pb.SegmentStreamResponse(id=next(requests).id, response=pb.SegmentResponse(class_map=ONE_PIXEL))
-        silence.wait(20)
+        silence.wait(60)
 
-    with server_that_answers(stream=answer) as address, Client(address, timeout_s=0.5) as client:
+    with server_that_answers(stream=answer) as address, Client(address, timeout_s=2) as client:
         stream = client.segment_stream(itertools.repeat(IMAGE))
         assert next(stream).result().class_map.shape == (1, 1)
         assert len(threads_of_streams()) >= 2
-        with pytest.raises(RequestTimeoutError, match=r"within 0\.5 s"):
+        with pytest.raises(RequestTimeoutError, match="within 2 s"):
             next(stream)
-        assert silence.wait(5)  # the call was cancelled at the server too
+        assert silence.wait(20)  # the call was cancelled at the server too
     require_no_threads()
 
 

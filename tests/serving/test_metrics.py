@@ -181,18 +181,18 @@ def test_a_full_queue_a_late_answer_and_a_deadline_that_cannot_be_met(gated: Gat
         held = hold(stub, threads, gated)
         seen = until(server, "fcnseg_queue_images", 1)
         assert seen.value("fcnseg_queue_limit_images") == 2
-        refuse(stub, grpc.StatusCode.DEADLINE_EXCEEDED, timeout=1)
+        refuse(stub, grpc.StatusCode.DEADLINE_EXCEEDED, timeout=2)
         assert refusals(until(server, "fcnseg_refusals_total", 1)) == {"late": 1}
         waiting = threads.submit(stub.Segment, RED, timeout=20)
         until(server, "fcnseg_queue_images", 2)
         refuse(stub, grpc.StatusCode.RESOURCE_EXHAUSTED)
         gated.gate.set()
         held.result(10), waiting.result(10)
-        gated.gate.clear()  # by now the model is known to take a second
+        gated.gate.clear()  # by now the model is known to take two seconds
         while gated.begun.acquire(blocking=False):
             pass
         held = hold(stub, threads, gated)
-        refuse(stub, grpc.StatusCode.RESOURCE_EXHAUSTED, timeout=1)
+        refuse(stub, grpc.StatusCode.RESOURCE_EXHAUSTED, timeout=2)
         gated.gate.set()
         held.result(10)
         seen = until(server, "fcnseg_requests_total", 6)

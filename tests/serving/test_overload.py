@@ -179,13 +179,20 @@ def test_an_image_that_can_never_fit_is_the_clients_mistake(gated: GatedSegmente
 
 
 def test_an_expired_request_leaves_the_queue_and_is_never_run(gated: GatedSegmenter, tiny_model: Path) -> None:
-    with serving(gated, tiny_model) as stub, ThreadPoolExecutor(1) as threads:
+    registry = registry_of(gated, tiny_model)
+    admission = registry.models[0].admission
+    with (
+        running_server(registry) as server,
+        grpc.insecure_channel(server.address) as channel,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        stub = SegmentationServiceStub(channel)  # type: ignore[no-untyped-call] # generated
         held = threads.submit(stub.Segment, RED, timeout=20)
         assert gated.begun.acquire(timeout=10)
-        with pytest.raises(grpc.RpcError) as caught:
-            stub.Segment(RED, timeout=0.2)
-        assert status(caught.value)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
-        time.sleep(0.2)
+        late = stub.Segment.future(RED, timeout=1)
+        wait_until(lambda: admission.pending == 2 or late.done())
+        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        wait_until(lambda: admission.pending == 1)  # by the server's own clock
         gated.gate.set()
         held.result(10)
         stub.Segment(RED, timeout=10)
@@ -196,7 +203,7 @@ def test_a_stream_waits_where_a_call_is_refused(gated: GatedSegmenter, tiny_mode
     requests = [pb.SegmentStreamRequest(id=str(i), request=RED) for i in range(30)]
     with serving(gated, tiny_model, max_queue=2) as stub:
         threading.Timer(0.5, gated.gate.set).start()
-        answers = list(stub.SegmentStream(iter(requests), timeout=20))
+        answers = list(stub.SegmentStream(iter(requests), timeout=60))
     assert [answer.id for answer in answers] == [str(i) for i in range(30)]
     assert all(answer.response.class_map.data == bytes(16) for answer in answers)
 
@@ -212,13 +219,14 @@ def test_a_stream_reads_no_more_than_a_few_images_ahead(gated: GatedSegmenter, t
             yield pb.SegmentStreamRequest(request=large)
 
     with serving(gated, tiny_model) as stub:
-        answers = stub.SegmentStream(send(), timeout=30)
+        answers = stub.SegmentStream(send(), timeout=60)
         assert gated.begun.acquire(timeout=10)
+        wait_until(lambda: sent >= 8)
         time.sleep(1)
         sent_while_held = sent
         gated.gate.set()
         assert len(list(answers)) == 40
-    assert 8 <= sent_while_held < 35  # what was read ahead, and what fits into the transport's windows
+    assert sent_while_held < 35  # what was read ahead, and what fits into the transport's windows
 
 
 def test_a_failure_in_a_stream_is_told_in_its_place(gated: GatedSegmenter, tiny_model: Path) -> None:
@@ -340,6 +348,7 @@ def test_streams_that_nobody_reads_hold_no_more_than_the_memory_there_is_and_giv
         channels = [grpc.insecure_channel(server.address, options=[("test", i)]) for i in range(4)]
         stubs = [SegmentationServiceStub(channel) for channel in channels]  # type: ignore[no-untyped-call] # generated
         calls = [stub.SegmentStream(itertools.repeat(request, 60)) for stub in stubs]
+        wait_until(lambda: memory.taken > 10_000_000)
         most = 0
         for _ in range(100):
             most = max(most, memory.taken)
@@ -350,5 +359,5 @@ def test_streams_that_nobody_reads_hold_no_more_than_the_memory_there_is_and_giv
         wait_until(lambda: memory.taken == 0)
         with Client(server.address) as client:
             client.segment(np.zeros((4, 4, 3), np.uint8))
-    assert 10_000_000 < most <= memory.total
+    assert most <= memory.total
     assert not list(filter(tells_of_a_fault, caplog.records))

@@ -72,10 +72,18 @@ def test_no_more_is_begun_than_the_widths_allow() -> None:
 
 
 def test_what_waits_while_the_engine_runs_becomes_a_batch() -> None:
-    stages = Stages(Widths(2, 1, 1, batch=4), [0.02])
+    stages = Stages(Widths(2, 1, 1, batch=4))
+    waiting = stages.pipeline._unanswered
+
+    def segment(items: Sequence[int]) -> list[int]:
+        if items[0] == 0:
+            wait_until(lambda: len(waiting) == 12 - len(items) and all(job.decoded.done() for job in waiting))
+        return stages.segment(items)
+
+    stages.pipeline._segment = segment
     list(stages.pipeline.results(range(12)))
     stages.pipeline.close()
-    assert max(map(len, stages.batches)) > 1
+    assert len(stages.batches[1]) == 4
 
 
 @pytest.mark.parametrize("stage", ["decode", "segment", "write"])
@@ -104,9 +112,7 @@ def test_closing_ends_the_wait_of_every_stage() -> None:
     stages = Stages(Widths(1, 1, 1), [0.05])
     results = stages.pipeline.results(range(100))
     next(results)
-    before = time.monotonic()
     stages.pipeline.close()
-    assert time.monotonic() - before < 2
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fcnseg-")]
 
 
