@@ -49,7 +49,7 @@ class Place:
 
     def wait_until_asked(self) -> None:
         """Return when the process has answered requests; balancers and clients try again what has failed them late."""
-        wait_until(lambda: self.requests() > 0, 60)
+        wait_until(lambda: self.requests() > 0)
 
     def requests(self) -> float:
         return scrape(f"127.0.0.1:{self.http_port}").value(
@@ -90,7 +90,7 @@ class Load:
         self._threads.shutdown()
 
     def _ask(self, chance: random.Random) -> None:
-        with Client(self._server, retries=self._retries, timeout_s=20) as client:
+        with Client(self._server, retries=self._retries, timeout_s=60) as client:
             while not self._stopping.is_set():
                 wanted, size = chance.randrange(3), (chance.randint(1, 40), chance.randint(1, 40))
                 image = np.full((*size, 3), COLOURS[wanted], np.uint8)

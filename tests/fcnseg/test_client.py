@@ -42,6 +42,7 @@ from fcnseg.v1 import segmentation_pb2 as pb
 from serving.batcher import BatchingConfig
 from serving.registry import ModelRegistry
 from serving.server import ServerConfig
+from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.other_server import ONE_PIXEL, server_that_answers
 from tests.running_server import CPU_CONFIG, RunningServer, running_server
 from tests.server_process import free_port
@@ -121,14 +122,15 @@ def test_unreachable_server_is_one_line_with_the_address() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_deadline_is_told_with_the_seconds(tmp_path: Path) -> None:
-    path = write_tiny_model(tmp_path / "slow.onnx", work_rounds=8000)
+def test_deadline_is_told_with_the_seconds(tiny_model: Path) -> None:
+    segmenter = GatedSegmenter(tiny_model)
     with (
-        running_server(path) as server,
+        running_server(registry_of(segmenter, tiny_model)) as server,
         Client(server.address, timeout_s=0.2) as client,
-        pytest.raises(RequestTimeoutError, match=r"did not answer within 0\.2 s") as caught,
     ):
-        client.segment(IMAGE)
+        with pytest.raises(RequestTimeoutError, match=r"did not answer within 0\.2 s") as caught:
+            client.segment(IMAGE)
+        segmenter.gate.set()
     assert caught.value.code == "DEADLINE_EXCEEDED"
 
 
@@ -168,7 +170,7 @@ def test_waiting_ends_when_the_server_comes_up(tiny_model: Path) -> None:
 
     def wait() -> None:
         with Client(f"127.0.0.1:{port}") as client:
-            client.wait_until_ready(20)
+            client.wait_until_ready(60)
             ready.set()
 
     waiter = threading.Thread(target=wait)
@@ -176,16 +178,16 @@ def test_waiting_ends_when_the_server_comes_up(tiny_model: Path) -> None:
     time.sleep(0.3)
     assert not ready.is_set()
     with running_server(tiny_model, ServerConfig(port=port)):
-        waiter.join(20)
+        waiter.join(60)
     assert ready.is_set()
 
 
 def test_waiting_gives_up_after_its_time() -> None:
-    with Client(f"127.0.0.1:{free_port()}") as client:
-        started = time.monotonic()
-        with pytest.raises(RequestTimeoutError, match=r"within 0\.5 s"):
-            client.wait_until_ready(0.5)
-        assert time.monotonic() - started < 5
+    with (
+        Client(f"127.0.0.1:{free_port()}") as client,
+        pytest.raises(RequestTimeoutError, match=r"within 0\.5 s"),
+    ):
+        client.wait_until_ready(0.5)
 
 
 def test_encodings_differ_on_the_wire_alone(tiny_model: Path) -> None:

@@ -154,9 +154,12 @@ def test_many_failures_before_do_not_use_up_the_retries() -> None:
 
 def test_the_deadline_bounds_all_attempts() -> None:
     busy = Busy(9, grpc.StatusCode.UNAVAILABLE)
-    with server_that_answers(busy) as address, Client(address, timeout_s=0.8, retries=4) as client:
-        with pytest.raises((RequestTimeoutError, ServerUnavailableError)):
-            client.segment(IMAGE)
+    with (
+        server_that_answers(busy) as address,
+        Client(address, timeout_s=0.8, retries=4) as client,
+        pytest.raises((RequestTimeoutError, ServerUnavailableError)),
+    ):
+        client.segment(IMAGE)
     assert len(busy.times) < 5
 
 

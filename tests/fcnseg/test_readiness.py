@@ -70,10 +70,10 @@ def test_a_server_that_warms_its_models_is_waited_for(tiny_model: Path, wait: Wa
         assert segmenter.begun.acquire(timeout=10)
         with pytest.raises(RequestTimeoutError, match=r"answers, and was not ready within 3 s: it warms its models"):
             wait(f"127.0.0.1:{port}", 3)
-        waiting = pool.submit(wait, f"127.0.0.1:{port}", 20)
+        waiting = pool.submit(wait, f"127.0.0.1:{port}", 60)
         segmenter.gate.set()
-        waiting.result(20)
-        starting.result(20).stop()
+        waiting.result(60)
+        starting.result(60).stop()
 
 
 @both_clients
@@ -96,14 +96,14 @@ def test_waiting_needs_no_token(tiny_model: Path, tmp_path: Path, wait: Wait) ->
     path = tmp_path / "tokens.txt"
     path.write_text(make_token("someone")[1].line)
     with running_server(tiny_model, ServerConfig(security=Security(tokens=Tokens(path)))) as server:
-        wait(server.address, 20)
-        wait(server.address, 20, "unknown")
+        wait(server.address, 60)
+        wait(server.address, 60, "unknown")
 
 
 @both_clients
 def test_a_server_without_health_is_not_waited_for(wait: Wait) -> None:
     with server_that_answers() as address, pytest.raises(RequestError, match="is not one of 'fcnseg serve'") as caught:
-        wait(address, 20)
+        wait(address, 60)
     assert caught.value.code == "UNIMPLEMENTED"
 
 
@@ -125,5 +125,5 @@ def test_waiting_ends_when_the_client_is_closed() -> None:
         wait_until(lambda: health.calls > 0)
         client.close()
         with pytest.raises(UsageError, match="has been closed"):
-            waiting.result(20)
+            waiting.result(60)
         server.stop(None).wait()

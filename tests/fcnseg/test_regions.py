@@ -187,9 +187,9 @@ def test_many_regions_take_about_as_long_as_one_that_covers_the_image(cells: NDA
         assert segmentation.probabilities.shape == (3, 600, 600)  # computed now
         seconds = []
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.process_time()
             find_regions(segmentation, SMALL_GRID, RegionQuery(("cat",), limit=1))
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.process_time() - began)
         return min(seconds)
 
     plane = resample_to_pixels(cells.astype(np.float32), SMALL_GRID, 1200, 1200)

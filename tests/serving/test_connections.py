@@ -114,7 +114,7 @@ def test_connections_beyond_what_there_may_be_are_closed_until_others_end(tiny_m
             with pytest.raises(ServerUnavailableError):
                 client.list_models()
             held.close()
-            client.wait_until_ready(20)
+            client.wait_until_ready(60)
             client.list_models()
 
 

@@ -112,7 +112,7 @@ def test_tls_on_both_sides_and_a_log(name: str, server: RunningServer, authority
     assert "warn" not in told.lower()
     with balanced(name, configuration):
         with Client(f"localhost:{port}", tls=ClientTls(authority.path)) as client:
-            client.wait_until_ready(20)
+            client.wait_until_ready(60)
             assert client.segment(RED).class_map.tolist() == [[0] * 6] * 4
             assert [item.error for item in client.segment_stream([RED] * 3)] == [None] * 3
         log = tmp_path / ("fcnseg.log" if name == "nginx" else "output")

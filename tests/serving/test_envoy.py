@@ -38,7 +38,7 @@ def balanced(model: Path, folder: Path, text: str) -> Iterator[tuple[str, list[P
         configuration.write_text(configured(text, port, places))
         with running([*ENVOY, "-c", str(configuration)], folder / "envoy.log"):
             with Client(f"127.0.0.1:{port}") as client:
-                client.wait_until_ready(20)
+                client.wait_until_ready(60)
             yield f"127.0.0.1:{port}", places
 
 

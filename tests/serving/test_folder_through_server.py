@@ -135,7 +135,7 @@ def test_a_server_that_dies_ends_the_job_which_goes_on_with_the_next(tmp_path: P
             with pytest.raises(ServerUnavailableError):
                 done += list(results)
         with server_process(model, port):
-            client.wait_until_ready(20)
+            client.wait_until_ready(60)
             again = list(segment_folder(ServerModel(client, "m", options), tmp_path / "in", tmp_path / "out", options))
     assert [result.image.name for result in again] == names
     assert sum(result.skipped for result in again) >= len(done)

@@ -24,7 +24,7 @@ def balanced(model: Path, folder: Path) -> Iterator[tuple[str, list[Place]]]:
         configuration.write_text(configured(port, places))
         with running(["haproxy", "-db", "-f", str(configuration)], folder / "haproxy.log"):
             with Client(f"127.0.0.1:{port}") as client:
-                client.wait_until_ready(20)
+                client.wait_until_ready(60)
             yield f"127.0.0.1:{port}", places
 
 

@@ -78,7 +78,7 @@ def balanced(model: Path, folder: Path) -> Iterator[tuple[Nginx, list[Place]]]:
         (folder / "nginx.conf").write_text(text)
         with running(command(folder, folder / "nginx.conf"), folder / "nginx.log") as process:
             with Client(f"127.0.0.1:{port}") as client:
-                client.wait_until_ready(20)
+                client.wait_until_ready(60)
             yield Nginx(f"127.0.0.1:{port}", folder, text, process), places
 
 

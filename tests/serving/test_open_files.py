@@ -19,7 +19,7 @@ from tests.tiny_model import write_tiny_model
 
 FEW = 128
 PIXEL = pb.SegmentRequest(raw=pb.RawImage(height=1, width=1, rgb=bytes(3)))
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 @contextmanager

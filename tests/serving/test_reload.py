@@ -74,7 +74,7 @@ def hammered(server: RunningServer, failures: list[FcnsegError]) -> Iterator[lis
     finally:
         ended.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
 
 
 def test_models_are_replaced_under_load_without_a_failed_request(repository: Path) -> None:
@@ -152,7 +152,8 @@ def test_a_watching_server_serves_what_the_repository_holds(repository: Path, ca
         wait_until(lambda: licence(registry) == "second")
         put(repository, 2, "changed")
         wait_until(lambda: licence(registry) == "changed")
-        (repository / "cat" / "2" / "model.onnx").write_bytes(b"broken")
+        (repository.parent / "broken.onnx").write_bytes(b"broken")
+        (repository.parent / "broken.onnx").replace(repository / "cat" / "2" / "model.onnx")
         wait_until(lambda: "not an ONNX file" in caplog.text)
         time.sleep(0.3)
         assert caplog.text.count("not an ONNX file") == 1

@@ -58,7 +58,7 @@ def test_health_is_not_serving_until_the_models_are_warm(segmenter: GatedSegment
             request = health_pb2.HealthCheckRequest(service=service)
             assert health.Check(request, timeout=10, wait_for_ready=True).status == NOT_SERVING
         segmenter.gate.set()
-        server = starting.result(20)
+        server = starting.result(60)
         assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == SERVING
         sizes = [[image.shape[:2] for image in batch] for batch in segmenter.batches]
         assert sizes == [[(8, 12)]] * 2 + [[(8, 12)] * 8] * 2

@@ -88,12 +88,12 @@ def test_half_files_of_a_killed_run_are_cleared_away(segmenter: Segmenter, tmp_p
 
 
 def test_an_interrupt_finishes_what_is_under_way(tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "m.onnx", work_rounds=60)
+    model = write_tiny_model(tmp_path / "m.onnx", work_rounds=600)
     write_noise(tmp_path / "in", 200)
     process = start(model, tmp_path / "in", tmp_path / "out")
     wait_until(lambda: done_count(tmp_path / "out") >= 20)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on from here" in stderr
     rows = (tmp_path / "out" / "manifest.jsonl").read_bytes().splitlines()
