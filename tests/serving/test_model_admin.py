@@ -311,10 +311,8 @@ def test_health_and_metrics_know_the_service(repository: Path, registry: ModelRe
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         with Client(server.address) as client:
             client.reload_model("cat")
-        assert (
-            scrape(server).value("fcnseg_requests_total", method="fcnseg.v1.ModelAdminService/ReloadModel", code="OK")
-            == 1
-        )
+        reloads = {"method": "fcnseg.v1.ModelAdminService/ReloadModel", "code": "OK"}
+        wait_until(lambda: scrape(server).value("fcnseg_requests_total", **reloads) == 1)
 
 
 def test_a_watching_server_refuses_a_hostile_file_once_and_keeps_the_old(
