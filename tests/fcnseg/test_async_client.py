@@ -107,7 +107,7 @@ async def test_overload_is_told_and_a_cancelled_task_gives_its_place_back(tiny_m
         with running_server(registry) as server:
             async with AsyncClient(server.address, retries=0) as client:
                 running = asyncio.create_task(client.segment(IMAGE))
-                assert await asyncio.to_thread(gated.begun.acquire, timeout=20)
+                assert await asyncio.to_thread(gated.begun.acquire, timeout=60)
                 waiting = asyncio.create_task(client.segment(IMAGE))
                 await asyncio.to_thread(wait_until, lambda: admission.pending == 2)
                 with pytest.raises(ServerOverloadedError) as caught:
@@ -237,7 +237,7 @@ async def test_answers_are_received_while_their_reader_is_busy() -> None:
     with server_that_answers(stream=wide) as address:
         async with AsyncClient(address) as client, aclosing(client.segment_stream([IMAGE] * 8, in_flight=8)) as items:
             assert (await anext(items)).id == 0
-            assert await asyncio.to_thread(wide.all_sent.wait, 20)
+            assert await asyncio.to_thread(wide.all_sent.wait, 60)
             assert [item.id async for item in items] == [1, 2, 3, 4, 5, 6, 7]
     await require_no_tasks()
 
@@ -328,7 +328,7 @@ async def test_closing_the_client_ends_what_is_under_way_and_it_takes_nothing_mo
             client = AsyncClient(server.address)
             stream = client.segment_stream(itertools.repeat(IMAGE), in_flight=2)
             tasks = [asyncio.create_task(client.segment(IMAGE)), asyncio.ensure_future(anext(stream))]
-            assert await asyncio.to_thread(gated.begun.acquire, timeout=20)
+            assert await asyncio.to_thread(gated.begun.acquire, timeout=60)
             await client.close()
             for task in tasks:
                 with pytest.raises(RequestError, match="the client was closed") as caught:

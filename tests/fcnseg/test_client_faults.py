@@ -67,7 +67,7 @@ def test_an_overloaded_server_is_told_with_the_time_it_asks_for(
         ThreadPoolExecutor(1) as pool,
     ):
         held = pool.submit(client.segment, IMAGE)
-        assert gated.begun.acquire(timeout=20)
+        assert gated.begun.acquire(timeout=60)
         with pytest.raises(ServerOverloadedError, match=f"server {server.address}: 1 images are under way") as caught:
             client.segment(IMAGE)
         gated.gate.set()
@@ -250,9 +250,9 @@ def test_a_call_that_ends_with_its_server_is_not_told_as_a_server_that_is_not_th
         ThreadPoolExecutor(1) as pool,
     ):
         asked = pool.submit(client.segment, IMAGE)
-        assert segmenter.begun.acquire(timeout=10)
+        assert segmenter.begun.acquire(timeout=60)
         server.begin_stop()
-        error = asked.exception(20)
+        error = asked.exception(60)
         segmenter.gate.set()
     assert isinstance(error, ServerUnavailableError)
     assert str(error).startswith(f"server {server.address} was stopped before it had answered (")

@@ -184,7 +184,7 @@ def test_answers_are_received_while_their_reader_is_busy() -> None:
     with server_that_answers(stream=wide) as address, Client(address) as client:
         items = client.segment_stream([IMAGE] * 8, in_flight=8)
         assert next(items).id == 0
-        assert wide.all_sent.wait(20)
+        assert wide.all_sent.wait(60)
         assert [item.id for item in items] == [1, 2, 3, 4, 5, 6, 7]
     require_no_threads()
 

@@ -434,7 +434,7 @@ def test_the_gate_lets_in_many_or_one() -> None:
     alone.start()
     leave.set()
     for thread in (*sharing, alone):
-        thread.join(10)
+        thread.join(60)
     assert inside == ["shared", "shared", "alone"]
     with gate.alone():
         pass

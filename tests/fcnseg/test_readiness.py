@@ -67,7 +67,7 @@ def test_a_server_that_warms_its_models_is_waited_for(tiny_model: Path, wait: Wa
     registry = registry_of(segmenter, tiny_model, replace(CPU_CONFIG, warm_sizes=((8, 12),)))
     with ThreadPoolExecutor() as pool:
         starting = pool.submit(RunningServer, registry, ServerConfig(port=port))
-        assert segmenter.begun.acquire(timeout=10)
+        assert segmenter.begun.acquire(timeout=60)
         with pytest.raises(RequestTimeoutError, match=r"answers, and was not ready within 3 s: it warms its models"):
             wait(f"127.0.0.1:{port}", 3)
         waiting = pool.submit(wait, f"127.0.0.1:{port}", 60)

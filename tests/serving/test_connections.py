@@ -72,7 +72,7 @@ def test_an_old_connection_ends_when_its_request_is_answered_and_the_next_gets_a
         answers: list[object] = []
         asking = threading.Thread(target=lambda: answers.append(client.segment(IMAGE)))
         asking.start()
-        assert segmenter.begun.acquire(timeout=10)
+        assert segmenter.begun.acquire(timeout=60)
         time.sleep(1.0)  # it is older than it may be, and has a request under way
         segmenter.gate.set()
         asking.join(60)
@@ -98,7 +98,7 @@ def test_a_connection_carries_no_more_requests_than_it_may(tiny_model: Path) -> 
         assert admission.pending == 2
         segmenter.gate.set()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         assert sum(map(len, segmenter.batches)) == 3
 
 
@@ -131,7 +131,7 @@ def test_of_thousands_of_calls_at_once_none_is_dropped(tiny_model: Path) -> None
     with server_process(tiny_model, free_port()) as server, ExitStack() as stack:
         channels = [stack.enter_context(grpc.insecure_channel(server.address, options=apart)) for _ in range(12)]
         for channel in channels:
-            grpc.channel_ready_future(channel).result(20)
+            grpc.channel_ready_future(channel).result(60)
         stubs = [health_pb2_grpc.HealthStub(channel) for channel in channels]
         server.pause()  # so that all have come before the first is taken
         watches = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=60) for stub in stubs for _ in range(250)]

@@ -45,11 +45,11 @@ def exported(tiny_model: Path) -> Scrape:
         ThreadPoolExecutor(1) as thread,
     ):
         held = thread.submit(client.segment, image, confidence=True)
-        assert gated.begun.acquire(timeout=10)
+        assert gated.begun.acquire(timeout=60)
         with pytest.raises(ServerOverloadedError):
             client.segment(image)
         gated.gate.set()
-        held.result(10)
+        held.result(60)
         client.segment(image)
         return scrape(server)
 

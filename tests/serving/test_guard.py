@@ -381,7 +381,7 @@ def test_a_token_has_no_more_calls_at_a_time_than_it_may(tiny_model: Path, token
         ThreadPoolExecutor(1) as thread,
     ):
         held = thread.submit(client.segment, RED)
-        assert gated.begun.acquire(timeout=10)
+        assert gated.begun.acquire(timeout=60)
         busy = "1 calls with this token are under way, as many as it may have; ask again later"
         for name in ("Segment", "SegmentStream", "ModelStreamInfer", "reflection"):
             assert outcome(server, CALLS[name], bearer(tokens.narrow)) == (RESOURCE_EXHAUSTED, busy)
@@ -390,7 +390,7 @@ def test_a_token_has_no_more_calls_at_a_time_than_it_may(tiny_model: Path, token
         assert caught.value.retry_after_s == 0.25
         assert outcome(server, CALLS["ListModels"], bearer(tokens.plain)) == (grpc.StatusCode.OK, "")
         gated.gate.set()
-        held.result(10)
+        held.result(60)
         client.segment(RED)
 
 
@@ -404,7 +404,7 @@ def test_a_stream_counts_until_it_ends_or_its_client_goes_away(tiny_model: Path,
         with grpc.insecure_channel(server.address) as channel:
             item = pb.SegmentStreamRequest(request=red_request())
             stream = segmentation(channel).SegmentStream(iter([item]), metadata=[bearer(tokens.narrow)], timeout=20)
-            assert gated.begun.acquire(timeout=10)
+            assert gated.begun.acquire(timeout=60)
             with pytest.raises(ServerOverloadedError):
                 client.list_models()
             stream.cancel()
@@ -431,7 +431,7 @@ def test_what_a_cancelled_call_leaves_behind_counts_until_it_is_done(
             call = stub.SegmentStream(items, metadata=metadata, timeout=20)
         else:
             call = stub.Segment.future(red_request(), metadata=metadata, timeout=20)
-        assert gated.begun.acquire(timeout=10)
+        assert gated.begun.acquire(timeout=60)
         call.cancel()
         wait_until(lambda: "call ended" in caplog.messages)
         with pytest.raises(ServerOverloadedError, match="1 calls with this token are under way"):
@@ -448,7 +448,7 @@ async def test_work_in_a_codec_thread_that_nobody_waits_for_counts_until_it_is_d
 
     def work() -> None:
         begun.set()
-        gate.wait(20)
+        gate.wait(60)
 
     current_call.set(Call("method", "id", allowance=allowance))
     task = asyncio.create_task(pipeline.in_thread(work))

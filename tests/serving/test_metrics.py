@@ -59,7 +59,7 @@ def asking(server: RunningServer) -> Iterator[tuple[Any, ThreadPoolExecutor]]:
 def hold(stub: Any, threads: ThreadPoolExecutor, gated: GatedSegmenter) -> Future[pb.SegmentResponse]:
     """Ask for an image whose run waits for the gate."""
     answer: Future[pb.SegmentResponse] = threads.submit(stub.Segment, RED, timeout=20)
-    assert gated.begun.acquire(timeout=10)
+    assert gated.begun.acquire(timeout=60)
     return answer
 
 
@@ -187,14 +187,14 @@ def test_a_full_queue_a_late_answer_and_a_deadline_that_cannot_be_met(gated: Gat
         until(server, "fcnseg_queue_images", 2)
         refuse(stub, grpc.StatusCode.RESOURCE_EXHAUSTED)
         gated.gate.set()
-        held.result(10), waiting.result(10)
+        held.result(60), waiting.result(60)
         gated.gate.clear()  # by now the model is known to take two seconds
         while gated.begun.acquire(blocking=False):
             pass
         held = hold(stub, threads, gated)
         refuse(stub, grpc.StatusCode.RESOURCE_EXHAUSTED, timeout=2)
         gated.gate.set()
-        held.result(10)
+        held.result(60)
         seen = until(server, "fcnseg_requests_total", 6)
     assert refusals(seen) == {"queue_full": 1, "late": 1, "deadline": 1}
     assert outcomes(seen) == {"answered": 3, "refused": 3}
@@ -208,11 +208,11 @@ def test_memory_that_is_held_and_running(gated: GatedSegmenter, tiny_model: Path
     with running_server(registry_of(gated, tiny_model, config), HTTP) as server, asking(server) as (stub, threads):
         before = scrape(server)
         futures = [threads.submit(stub.Segment, large, timeout=20) for _ in range(8)]  # six or seven fit
-        assert gated.begun.acquire(timeout=10)
+        assert gated.begun.acquire(timeout=60)
         wait_until(lambda: scrape(server).value("fcnseg_refusals_total", reason="memory") > 0)
         during = scrape(server)
         gated.gate.set()
-        refused = sum(future.exception(10) is not None for future in futures)
+        refused = sum(future.exception(60) is not None for future in futures)
         after = until(server, "fcnseg_memory_bytes", 0)
     for use in ("held", "running"):
         assert before.value("fcnseg_memory_bytes", use=use) == 0
@@ -241,7 +241,7 @@ def test_a_cancelled_call_is_no_refusal(gated: GatedSegmenter, tiny_model: Path)
         leaving.cancel()
         seen = until(server, "fcnseg_requests_total", 1)
         gated.gate.set()
-        held.result(10)
+        held.result(60)
     assert (outcomes(seen), refusals(seen)) == ({"cancelled": 1}, {})
     assert seen.value("fcnseg_requests_total", code="CANCELLED") == 1
 
@@ -250,7 +250,7 @@ def test_a_stream_that_waits_for_room_is_not_refused(gated: GatedSegmenter, tiny
     config = replace(PROVED, batching=BatchingConfig(max_batch=1, max_queue=1))
     with running_server(registry_of(gated, tiny_model, config), HTTP) as server, asking(server) as (stub, _):
         answers = stub.SegmentStream(iter([pb.SegmentStreamRequest(request=RED)] * 6), timeout=20)
-        assert gated.begun.acquire(timeout=10)
+        assert gated.begun.acquire(timeout=60)
         time.sleep(0.3)
         gated.gate.set()
         assert len(list(answers)) == 6
@@ -265,7 +265,7 @@ def test_stages_and_batches_are_those_that_clients_are_told(gated: GatedSegmente
         futures += [threads.submit(stub.Segment, RED, timeout=20) for _ in range(4)]
         until(server, "fcnseg_queue_images", 5)
         gated.gate.set()
-        timings = [future.result(10).timings for future in futures]
+        timings = [future.result(60).timings for future in futures]
         seen = until(server, "fcnseg_images_total", 5, outcome="answered")
     told = {s: sum(getattr(t, f"{s}_ms") for t in timings) / 1000 for s in ("decode", "queue", "infer", "encode")}
     for stage, seconds in (told | {"total": sum(told.values())}).items():

@@ -90,10 +90,10 @@ def test_typed_pixels_are_held_at_what_the_message_makes_of_them(tiny_model: Pat
         for request in (ask(pixels), typed):
             segmenter.gate.clear()
             call = stub.ModelInfer.future(request, timeout=20)
-            assert segmenter.begun.acquire(timeout=10)
+            assert segmenter.begun.acquire(timeout=60)
             taken.append(registry.held.taken)
             segmenter.gate.set()
-            call.result(timeout=10)
+            call.result(timeout=60)
             wait_until(lambda: registry.held.taken == 0)
     assert taken[1] - taken[0] == 16 * pixels.size  # protobuf's array of four bytes each, up to four times
 
@@ -110,7 +110,7 @@ def test_a_heatmap_is_held_in_its_message_and_as_that_is_sent(tiny_model: Path, 
             wait_until(lambda: sum(map(len, segmenter.batches)) == count)
             taken.append(registry.held.taken)
             segmenter.gate.set()
-            call.result(timeout=10)
+            call.result(timeout=60)
             wait_until(lambda: registry.held.taken == 0)
             segmenter.batches.clear()
     cells = registry.models[0].info.geometry.cells(*PIXELS.shape[1:3])
@@ -221,7 +221,7 @@ def test_request_beyond_what_may_be_under_way_is_refused_and_a_stream_waits(tiny
     ):
         stub = GRPCInferenceServiceStub(channel)
         first = stub.ModelInfer.future(ask(PIXELS[:2]))
-        assert segmenter.begun.acquire(timeout=10)
+        assert segmenter.begun.acquire(timeout=60)
         with pytest.raises(grpc.RpcError) as caught:
             stub.ModelInfer(ask(PIXELS[:1]))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -229,7 +229,7 @@ def test_request_beyond_what_may_be_under_way_is_refused_and_a_stream_waits(tiny
         time.sleep(0.3)
         segmenter.gate.set()
         assert [answer.infer_response.id for answer in stream] == ["a", "b"]
-        first.result(timeout=10)
+        first.result(timeout=60)
 
 
 def test_stream_reads_only_a_few_requests_ahead(tiny_model: Path) -> None:
@@ -248,7 +248,7 @@ def test_stream_reads_only_a_few_requests_ahead(tiny_model: Path) -> None:
         grpc.insecure_channel(server.address) as channel,
     ):
         stream = GRPCInferenceServiceStub(channel).ModelStreamInfer(requests(), timeout=60)
-        assert segmenter.begun.acquire(timeout=10)
+        assert segmenter.begun.acquire(timeout=60)
         time.sleep(0.5)
         assert sent < 35  # what was read ahead, and what fits into the transport's windows
         segmenter.gate.set()
@@ -262,7 +262,7 @@ def test_images_of_a_cancelled_request_hold_their_memory_until_their_run_has_end
         stub = GRPCInferenceServiceStub(channel)
         stub.ModelReady(pb.ModelReadyRequest(name="tiny"), timeout=20)
         cancelled = stub.ModelInfer.future(ask(PIXELS), timeout=20)
-        assert segmenter.begun.acquire(timeout=10)
+        assert segmenter.begun.acquire(timeout=60)
         wait_until(lambda: registry.models[0].admission.pending == 3)
         taken, in_run = registry.held.taken, len(segmenter.batches[0])
         cancelled.cancel()
@@ -281,7 +281,7 @@ def test_images_of_a_request_are_let_in_together_or_not_at_all(tiny_model: Path)
     with running_server(registry) as server, grpc.insecure_channel(server.address) as channel:
         stub = GRPCInferenceServiceStub(channel)
         first = stub.ModelInfer.future(ask(PIXELS[:1]), timeout=20)
-        assert segmenter.begun.acquire(timeout=10)
+        assert segmenter.begun.acquire(timeout=60)
         taken = registry.held.taken
         with pytest.raises(grpc.RpcError) as caught:
             stub.ModelInfer(ask(np.repeat(PIXELS[:1], 4, axis=0)), timeout=20)
@@ -290,7 +290,7 @@ def test_images_of_a_request_are_let_in_together_or_not_at_all(tiny_model: Path)
         assert registry.models[0].statistics.failure.count == 4
         assert registry.held.taken == taken
         segmenter.gate.set()
-        first.result(timeout=10)
+        first.result(timeout=60)
         assert stub.ModelInfer(ask(np.repeat(PIXELS[:1], 4, axis=0)), timeout=20).outputs
 
 
@@ -304,7 +304,7 @@ def test_deadline_ends_a_request_that_waits(tiny_model: Path) -> None:
     ):
         stub = GRPCInferenceServiceStub(channel)
         first = stub.ModelInfer.future(ask(PIXELS[:1]))
-        assert segmenter.begun.acquire(timeout=10)
+        assert segmenter.begun.acquire(timeout=60)
         late = stub.ModelInfer.future(ask(PIXELS[:1]), timeout=1)
         wait_until(lambda: admission.pending == 2 or late.done())
         assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -315,8 +315,8 @@ def test_deadline_ends_a_request_that_waits(tiny_model: Path) -> None:
         wait_until(lambda: admission.pending == 2 or second.done())
         time.sleep(0.2)
         segmenter.gate.set()
-        first.result(timeout=10)
-        assert second.exception(timeout=10).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        first.result(timeout=60)
+        assert second.exception(timeout=60).code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert len(segmenter.batches) == 1
 
 
@@ -334,7 +334,7 @@ def test_stop_answers_what_a_stream_has_sent_and_ends_it(tiny_model: Path) -> No
     ):
         stub = GRPCInferenceServiceStub(channel)
         stream = stub.ModelStreamInfer(requests(), timeout=20)
-        assert segmenter.begun.acquire(timeout=10)
+        assert segmenter.begun.acquire(timeout=60)
         server.begin_stop()
         segmenter.gate.set()
         assert next(stream).infer_response.id == "a"
@@ -358,13 +358,13 @@ def test_unload_answers_what_is_under_way(tiny_model: Path) -> None:
     ):
         stub = GRPCInferenceServiceStub(channel)
         answer = stub.ModelInfer.future(ask(PIXELS[:1]))
-        assert segmenter.begun.acquire(timeout=10)
+        assert segmenter.begun.acquire(timeout=60)
         unloaded = stub.RepositoryModelUnload.future(pb.RepositoryModelUnloadRequest(model_name="tiny"))
         while stub.ModelReady(pb.ModelReadyRequest(name="tiny")).ready:
             time.sleep(0.01)
         segmenter.gate.set()
-        assert len(answer.result(timeout=10).outputs) == 3
-        unloaded.result(timeout=10)
+        assert len(answer.result(timeout=60).outputs) == 3
+        unloaded.result(timeout=60)
         states = [model.state for model in stub.RepositoryIndex(pb.RepositoryIndexRequest()).models]
         assert states == ["UNAVAILABLE"]
         assert list(stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True)).models) == []

@@ -63,7 +63,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
             [PYTHON, Path(__file__).with_name("tritonclient_script.py"), server.address, folder],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
     assert done.returncode == 0, done.stderr

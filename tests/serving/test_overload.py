@@ -65,7 +65,7 @@ def test_a_full_queue_is_told_with_the_time_to_ask_again(gated: GatedSegmenter, 
         futures = [threads.submit(stub.Segment, RED, timeout=20) for _ in range(3)]
         wait_until(lambda: any(future.done() for future in futures))  # whichever came last
         gated.gate.set()
-        (error,) = filter(None, (future.exception(10) for future in futures))
+        (error,) = filter(None, (future.exception(60) for future in futures))
         held = [future.result() for future in futures if future.exception() is None]
         assert [answer.class_map.data for answer in held] == [bytes(16)] * 2
     assert status(error) == (
@@ -87,10 +87,10 @@ def test_images_that_fill_the_memory_keep_others_out_until_they_are_answered(
     request = pb.SegmentRequest(raw=pb.RawImage(height=300, width=300, rgb=bytes(270_000)))
     with serving(gated, tiny_model, max_memory=2 * 8_000_000) as stub, ThreadPoolExecutor(20) as threads:
         futures = [threads.submit(stub.Segment, request, timeout=20) for _ in range(20)]
-        assert gated.begun.acquire(timeout=10)
+        assert gated.begun.acquire(timeout=60)
         wait_until(lambda: sum(future.done() for future in futures) >= 10)
         gated.gate.set()
-        errors = [future.exception(10) for future in futures]
+        errors = [future.exception(60) for future in futures]
         assert stub.Segment(request, timeout=20).class_map.height == 300
     # Each holds message, pixels, ids, scores and what is made of them, about 25 bytes a pixel: some three fit.
     refused = [error for error in errors if error is not None]
@@ -120,7 +120,7 @@ def test_the_memory_of_extras_is_taken_with_the_images(
             gated.gate.clear()
             request.raw.MergeFrom(pb.RawImage(height=40, width=20, rgb=bytes(2400)))
             call = stub.Segment.future(request, timeout=20)
-            assert gated.begun.acquire(timeout=10)
+            assert gated.begun.acquire(timeout=60)
             taken.append(registry.held.taken)
             gated.gate.set()
             call.result()
@@ -188,13 +188,13 @@ def test_an_expired_request_leaves_the_queue_and_is_never_run(gated: GatedSegmen
     ):
         stub = SegmentationServiceStub(channel)  # type: ignore[no-untyped-call] # generated
         held = threads.submit(stub.Segment, RED, timeout=20)
-        assert gated.begun.acquire(timeout=10)
+        assert gated.begun.acquire(timeout=60)
         late = stub.Segment.future(RED, timeout=1)
         wait_until(lambda: admission.pending == 2 or late.done())
         assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         wait_until(lambda: admission.pending == 1)  # by the server's own clock
         gated.gate.set()
-        held.result(10)
+        held.result(60)
         stub.Segment(RED, timeout=10)
     assert [len(batch) for batch in gated.batches] == [1, 1]
 
@@ -220,7 +220,7 @@ def test_a_stream_reads_no_more_than_a_few_images_ahead(gated: GatedSegmenter, t
 
     with serving(gated, tiny_model) as stub:
         answers = stub.SegmentStream(send(), timeout=60)
-        assert gated.begun.acquire(timeout=10)
+        assert gated.begun.acquire(timeout=60)
         wait_until(lambda: sent >= 8)
         time.sleep(1)
         sent_while_held = sent
@@ -258,7 +258,7 @@ def test_a_stopping_server_answers_what_a_stream_has_sent_and_ends_it(gated: Gat
     with running_server(registry_of(gated, tiny_model)) as server, grpc.insecure_channel(server.address) as channel:
         stub = SegmentationServiceStub(channel)  # type: ignore[no-untyped-call] # generated
         answers = stub.SegmentStream(send(), timeout=20)
-        assert gated.begun.acquire(timeout=10)
+        assert gated.begun.acquire(timeout=60)
         server.begin_stop()
         time.sleep(0.2)
         gated.gate.set()
@@ -305,13 +305,13 @@ def test_a_refusal_counts_as_a_failure_once_and_waiting_does_not(gated: GatedSeg
     ):
         stub = SegmentationServiceStub(channel)  # type: ignore[no-untyped-call] # generated
         held = threads.submit(stub.Segment, RED, timeout=20)
-        assert gated.begun.acquire(timeout=10)
+        assert gated.begun.acquire(timeout=60)
         waiting = stub.SegmentStream(iter([pb.SegmentStreamRequest(request=RED)]), timeout=20)
         with pytest.raises(grpc.RpcError):
             stub.Segment(RED, timeout=20)
         time.sleep(0.3)  # the stream tries again and again
         gated.gate.set()
-        held.result(10)
+        held.result(60)
         assert next(waiting).HasField("response")
     assert (statistics.success.count, statistics.failure.count) == (2, 1)
 

@@ -24,7 +24,7 @@ def threads() -> Any:
 def test_each_stage_gets_what_the_one_before_gave(threads: ThreadPoolExecutor) -> None:
     first: Relay[int] = Relay(threads.submit(lambda: 2), lambda two: threads.submit(lambda: two + 3))
     relay: Relay[str] = Relay(first, lambda five: done(f"{five}"))
-    assert relay.result(10) == "5"
+    assert relay.result(60) == "5"
 
 
 @pytest.mark.parametrize("at", range(3))
@@ -37,7 +37,7 @@ def test_a_failure_ends_it_and_nothing_is_begun_after_it(threads: ThreadPoolExec
 
     relay: Relay[float] = Relay(Relay(stage(0), lambda _: stage(1)), lambda _: stage(2))
     with pytest.raises(ZeroDivisionError):
-        relay.result(10)
+        relay.result(60)
     assert begun == list(range(at + 1))
 
 
@@ -46,7 +46,7 @@ def test_a_stage_that_cannot_begin_has_failed(threads: ThreadPoolExecutor) -> No
         raise RuntimeError("no room")
 
     with pytest.raises(RuntimeError, match="no room"):
-        Relay(Relay(threads.submit(lambda: 1), refuse), lambda _: done(2)).result(10)
+        Relay(Relay(threads.submit(lambda: 1), refuse), lambda _: done(2)).result(60)
 
 
 def test_cancelled_it_takes_the_stage_that_waits_from_its_queue() -> None:
@@ -64,16 +64,16 @@ def test_cancelled_while_a_stage_runs_it_is_done_when_that_has_ended(threads: Th
 
     def work() -> int:
         running.set()
-        go_on.wait(10)
+        go_on.wait(60)
         return 1
 
     relay: Relay[Any] = Relay(threads.submit(work), lambda _: begun.append(1) or done(2))
-    running.wait(10)
+    running.wait(60)
     assert not relay.cancel()
     assert not relay.done()
     go_on.set()
     with pytest.raises(CancelledError):
-        relay.result(10)
+        relay.result(60)
     assert not begun
 
 

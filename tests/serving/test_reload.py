@@ -130,13 +130,13 @@ def test_a_model_that_is_being_warmed_holds_a_closing_registry_up_for_one_run_al
     with ThreadPoolExecutor(2) as threads:
         loading = threads.submit(registry.load, "cat")
         wait_until(lambda: len(opened) == 2)
-        assert opened[1].begun.acquire(timeout=10)
+        assert opened[1].begun.acquire(timeout=60)
         closing = threads.submit(registry.close)
         wait_until(registry._closing.is_set)
         opened[1].gate.set()
-        closing.result(20)
+        closing.result(60)
         with pytest.raises(StoppingError, match="the server is stopping"):
-            loading.result(20)
+            loading.result(60)
     assert len(opened[1].batches) == 1
     assert [model.version for model in registry.models] == ["1"]
 

@@ -53,7 +53,7 @@ def test_ready_is_503_while_warming_200_while_serving_and_503_while_draining(
     address = f"127.0.0.1:{config.http_port}"
     with ThreadPoolExecutor() as pool:
         starting = pool.submit(RunningServer, registry, config)
-        assert segmenter.begun.acquire(timeout=10)
+        assert segmenter.begun.acquire(timeout=60)
         assert (ask(address, "/readyz"), ask(address, "/healthz")) == (503, 200)
         assert scrape(address).value("fcnseg_ready") == 0
         segmenter.gate.set()
@@ -66,13 +66,13 @@ def test_ready_is_503_while_warming_200_while_serving_and_503_while_draining(
             pass
         with Client(server.address) as client:
             held = pool.submit(client.segment, IMAGE)
-            assert segmenter.begun.acquire(timeout=10)
+            assert segmenter.begun.acquire(timeout=60)
             server.begin_stop()
             wait_until(lambda: answers(address, "/readyz", 503))
             assert ask(address, "/healthz") == 200
             assert scrape(address).value("fcnseg_ready") == 0
             segmenter.gate.set()
-            held.result(10)
+            held.result(60)
         server.wait_stopped()
     with pytest.raises(OSError, match="refused"):
         ask(address, "/healthz")

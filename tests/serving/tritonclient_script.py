@@ -18,7 +18,7 @@ from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-TIMEOUT_S = 30
+TIMEOUT_S = 120
 
 
 def main() -> None:

@@ -140,7 +140,7 @@ def test_memory_is_given_in_order_and_never_more_than_there_is_but_to_one_alone(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert sorted(order) == list(range(len(sizes)))
 
 

@@ -265,11 +265,11 @@ def test_images_under_way_take_no_more_memory_than_there_is(tiny_model: Path, tm
     model = CountingModel(gated, options)
     with under_way(model, tmp_path / "in", tmp_path / "out", options) as done:
         try:
-            assert all(model.reading.acquire(timeout=10) for _ in range(4))  # three fit, and one waits
+            assert all(model.reading.acquire(timeout=60) for _ in range(4))  # three fit, and one waits
             assert not model.reading.acquire(timeout=0.3)
         finally:
             gated.gate.set()
-        assert done.result(20) == 20
+        assert done.result(60) == 20
 
 
 def test_images_that_are_read_meanwhile_run_together(tiny_model: Path, tmp_path: Path) -> None:
@@ -279,12 +279,12 @@ def test_images_that_are_read_meanwhile_run_together(tiny_model: Path, tmp_path:
         model = CountingModel(gated, options)
         with under_way(model, tmp_path / "in", tmp_path / f"{batch}", options) as done:
             try:
-                assert gated.begun.acquire(timeout=10)
+                assert gated.begun.acquire(timeout=60)
                 ready = 20 if batch == 8 else 5
-                assert all(model.reading.acquire(timeout=10) for _ in range(ready))
+                assert all(model.reading.acquire(timeout=60) for _ in range(ready))
             finally:
                 gated.gate.set()
-            assert done.result(20) == 20
+            assert done.result(60) == 20
         sizes = [len(images) for images in gated.batches]
         assert (sizes[1], max(sizes), sum(sizes)) == (batch, batch, 20)
     for name in names:
@@ -296,11 +296,11 @@ def test_two_images_run_at_a_time(tiny_model: Path, tmp_path: Path) -> None:
     gated, options = GatedSegmenter(tiny_model), FolderOptions()
     with under_way(LocalModel(gated, options, at_a_time=2), tmp_path / "in", tmp_path / "out", options) as done:
         try:
-            assert all(gated.begun.acquire(timeout=10) for _ in range(2))
+            assert all(gated.begun.acquire(timeout=60) for _ in range(2))
             assert not gated.begun.acquire(timeout=0.3)
         finally:
             gated.gate.set()
-        assert done.result(20) == 8
+        assert done.result(60) == 8
 
 
 def test_an_image_in_tiles_has_all_runs_to_itself(tiny_model: Path, tmp_path: Path) -> None:
@@ -312,13 +312,13 @@ def test_an_image_in_tiles_has_all_runs_to_itself(tiny_model: Path, tmp_path: Pa
             outcomes = [threads.submit(model.segment, [order[0]])]
             try:
                 # An image takes one of the two turns; one in tiles takes both, a tile each.
-                assert all(gated.begun.acquire(timeout=10) for _ in range(1 if order[0] is plain else 2))
+                assert all(gated.begun.acquire(timeout=60) for _ in range(1 if order[0] is plain else 2))
                 for loaded in order[1:]:
                     outcomes.append(threads.submit(model.segment, [loaded]))
                     assert not gated.begun.acquire(timeout=0.3)
             finally:
                 gated.gate.set()
-            assert all(isinstance(outcome.result(20)[0], LocalAnswer) for outcome in outcomes)
+            assert all(isinstance(outcome.result(60)[0], LocalAnswer) for outcome in outcomes)
         shapes = [image.shape for (image,) in gated.batches]
         assert [shape == (30, 30, 3) for shape in shapes] == [
             part for loaded in order for part in ([True] if loaded is plain else [False] * 25)
