@@ -17,7 +17,7 @@ PUBLISHED = {name: Path(__file__).parent / f"{name}_v1.binpb" for name in ("segm
 
 
 def run_buf(*arguments: str | Path) -> str:
-    done = subprocess.run([BUF, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([BUF, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

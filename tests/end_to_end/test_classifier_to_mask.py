@@ -56,7 +56,7 @@ def server(model: Path) -> Iterator[str]:
         lines = iter(process.stdout.readline, "")
         yield next(line.split()[-1] for line in lines if line.startswith("listening on"))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 def test_checkpoint_and_model_file_score_the_same(folder: Path, data: Path, run: Path, model: Path) -> None:

@@ -12,7 +12,7 @@ def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
         env=os.environ | environment,
     )
 
@@ -39,7 +39,7 @@ def test_help_lists_the_commands_without_torch(without_torch: str) -> None:
 def test_the_core_imports_without_torch(without_torch: str) -> None:
     code = "import sys, fcnseg, fcnseg.folder, fcnseg.render; assert sys.modules['torch'] is None"
     environment = os.environ | {"PYTHONPATH": without_torch}
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60, env=environment)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=180, env=environment)
 
 
 def test_a_command_that_needs_a_package_names_the_extra(without_torch: str, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_fault_of_ours_is_one_line_that_tells_of_debug() -> None:
         "sys.argv = ['fcnseg', 'faulty']\n"
         "fcnseg.cli.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 1
     assert done.stderr == (
         "fcnseg: error: unexpected ZeroDivisionError: by zero; run again with --debug for the traceback\n"

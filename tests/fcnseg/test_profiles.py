@@ -31,7 +31,7 @@ def test_a_full_disk_for_temporary_files_ends_a_command_with_one_line(tiny_model
     command = [sys.executable, "-m", "fcnseg", "segment", tiny_model, photo, tmp_path / "out", "--device", "cpu"]
     with small_disk(disk, "16k"):
         environment = {**os.environ, "TMPDIR": str(disk)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
         assert list(disk.glob("fcnseg-*")) == []
     assert done.returncode == ModelFileError.exit_code
     assert done.stderr.splitlines()[-1].endswith(

@@ -262,7 +262,7 @@ def test_a_disk_that_is_full_is_told(tiny_model: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 1
     assert "OSError" in done.stderr

@@ -160,14 +160,14 @@ def test_the_command_goes_through_a_server(tiny_model: Path, tmp_path: Path, cap
     with caplog.at_level("INFO", "serving.calls"), running_server(tiny_model) as server:
         command = [sys.executable, "-m", "fcnseg", "segment", "tiny", tmp_path / "in", tmp_path / "out"]
         done = subprocess.run(
-            [*command, "--server", server.address], capture_output=True, text=True, check=False, timeout=60
+            [*command, "--server", server.address], capture_output=True, text=True, check=False, timeout=180
         )
         wrong = subprocess.run(
             [*command[:4], "other", *command[5:], "--server", server.address],
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=180,
         )
     assert done.returncode == 0, done.stderr
     assert "5 of 5 images segmented" in done.stdout

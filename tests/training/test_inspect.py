@@ -151,7 +151,7 @@ def test_model_files_need_no_torch(model_file: Path, tmp_path: Path) -> None:
     for source, code in ((model_file, 0), ("resnet18", 2)):
         done = subprocess.run(
             [sys.executable, "-m", "fcnseg", "inspect", str(source)],
-            capture_output=True, text=True, check=False, timeout=60, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            capture_output=True, text=True, check=False, timeout=180, env=os.environ | {"PYTHONPATH": str(tmp_path)},
         )  # fmt: skip
         assert done.returncode == code, done.stderr
     assert "which is not installed: pip install 'fcnseg[train]'" in done.stderr

@@ -93,7 +93,7 @@ def test_an_interrupt_finishes_what_is_under_way(tmp_path: Path) -> None:
     process = start(model, tmp_path / "in", tmp_path / "out")
     wait_until(lambda: done_count(tmp_path / "out") >= 20)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "the same command goes on from here" in stderr
     rows = (tmp_path / "out" / "manifest.jsonl").read_bytes().splitlines()
@@ -191,7 +191,7 @@ def test_a_full_disk_ends_the_job_with_one_line_and_it_goes_on_when_there_is_roo
     disk = tmp_path / "disk"
     with small_disk(disk, "100k"):
         process = start(model, tmp_path / "in", disk / "out")
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=180)
         assert process.returncode == 1
         assert stderr.splitlines()[-1].startswith("fcnseg: error: ")
         assert re.fullmatch(r".*/disk/out/[^./][^/]*: No space left on device", stderr.splitlines()[-1])
@@ -200,7 +200,7 @@ def test_a_full_disk_ends_the_job_with_one_line_and_it_goes_on_when_there_is_roo
             fcnseg.masks.read_ids(mask)
         subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)
         process = start(model, tmp_path / "in", disk / "out")
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=180)
         assert process.returncode == 0, stderr
         assert "were done before" in stdout
         assert done_count(disk / "out") == 30
