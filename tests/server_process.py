@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+_ports = iter(random.sample(range(20_000, 30_000), 10_000))
+
 
 class ServerProcess:
     """A server that answers at `address` until it is stopped or killed.
@@ -113,11 +115,11 @@ def server_process(
 
 
 def free_port() -> int:
-    """Return a port outside the range that systems hand out.
+    """Return a port outside the range that systems hand out, another one at each call.
 
     No other program gets it in the meantime, and a client that tries it cannot connect to itself.
     """
-    for port in random.sample(range(20_000, 30_000), 100):
+    for port in _ports:
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     pytest.fail("no free port")
