@@ -74,6 +74,13 @@ def server(tiny_model: Path, log: Path) -> Iterator[ServerProcess]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def lasting(tiny_model: Path) -> Iterator[ServerProcess]:
+    """A server for tests that leave it as it was."""
+    with server_process(tiny_model, free_port(), "--processes", "2", "--http-port", "0") as server:
+        yield server
+
+
 def answered_by(server: ServerProcess) -> dict[str, float]:
     """How many requests each of the processes has answered."""
     assert server.http_address is not None
@@ -90,22 +97,23 @@ def probe(server: ServerProcess, path: str) -> int:
     return status
 
 
-def test_connections_to_one_port_are_answered_by_all_of_them(server: ServerProcess, tiny_model: Path) -> None:
+def test_connections_to_one_port_are_answered_by_all_of_them(lasting: ServerProcess, tiny_model: Path) -> None:
     expected = fcnseg.load(tiny_model, "cpu", threads=1).segment(IMAGE).class_map
+    before = sum(answered_by(lasting).values())
     with ExitStack() as connections:
         for count in range(1, MOST_CONNECTIONS + 1):
-            client = connections.enter_context(Client(server.address))
+            client = connections.enter_context(Client(lasting.address))
             assert np.array_equal(client.segment(IMAGE).class_map, expected)
-            if count % 8 == 0 and all(answered_by(server).values()):
+            if count % 8 == 0 and all(answered_by(lasting).values()):
                 break
-    assert min(answered_by(server).values()) > 0
+    assert min(answered_by(lasting).values()) > 0
     # What a client sees may be counted a moment later.
-    wait_until(lambda: sum(answered_by(server).values()) == count, tell=lambda: answered_by(server))
-    assert server.http_address is not None
-    families = scrape(server.http_address)
+    wait_until(lambda: sum(answered_by(lasting).values()) == before + count, tell=lambda: answered_by(lasting))
+    assert lasting.http_address is not None
+    families = scrape(lasting.http_address)
     assert families.value("fcnseg_ready") == 2
     assert {labels["process"] for labels in families.labels("process_resident_memory_bytes")} == {"1", "2"}
-    assert (probe(server, "/healthz"), probe(server, "/readyz")) == (200, 200)
+    assert (probe(lasting, "/healthz"), probe(lasting, "/readyz")) == (200, 200)
 
 
 @reads_proc
@@ -139,21 +147,21 @@ def test_none_of_them_outlives_the_one_that_started_them(server: ServerProcess) 
 
 
 @reads_proc
-def test_one_that_does_not_answer_is_told_by_the_probes(server: ServerProcess) -> None:
-    stands, _ = children(server.pid)
-    assert server.http_address is not None
+def test_one_that_does_not_answer_is_told_by_the_probes(lasting: ServerProcess) -> None:
+    stands, _ = children(lasting.pid)
+    assert lasting.http_address is not None
     os.kill(stands, signal.SIGSTOP)
     try:
         with ThreadPoolExecutor(3) as asking:  # each answer takes 5 s
-            alive, ready = (asking.submit(probe, server, path) for path in ("/healthz", "/readyz"))
-            metrics = asking.submit(scrape, server.http_address).result()
+            alive, ready = (asking.submit(probe, lasting, path) for path in ("/healthz", "/readyz"))
+            metrics = asking.submit(scrape, lasting.http_address).result()
         assert (alive.result(), ready.result()) == (503, 503)
         assert sorted(metrics.value("fcnseg_ready", process=number) for number in ("1", "2")) == [0, 1]
         assert len(metrics.labels("fcnseg_ready")) == 2
         assert len(metrics.labels("process_resident_memory_bytes")) == 1
     finally:
         os.kill(stands, signal.SIGCONT)
-    wait_until(lambda: probe(server, "/readyz") == 200)
+    wait_until(lambda: probe(lasting, "/readyz") == 200)
 
 
 @reads_proc
@@ -281,8 +289,8 @@ def test_what_is_wrong_with_a_model_is_told_once(tmp_path: Path) -> None:
     assert "broken.onnx" in line
 
 
-def test_a_port_in_use_is_told_before_any_is_started(server: ServerProcess, tiny_model: Path) -> None:
-    port = server.address.rpartition(":")[2]
+def test_a_port_in_use_is_told_before_any_is_started(lasting: ServerProcess, tiny_model: Path) -> None:
+    port = lasting.address.rpartition(":")[2]
     ended = fail(str(tiny_model), "--device", "cpu", "--port", port, "--processes", "2")
     assert f"port {port} of 127.0.0.1 is in use" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
@@ -355,8 +363,8 @@ def test_a_stop_before_they_listen_leaves_none_behind(tiny_model: Path) -> None:
         wait_until(lambda: not any(map(runs, started)))
 
 
-def test_who_would_change_the_models_of_one_of_them_is_refused(server: ServerProcess) -> None:
-    with Client(server.address) as client, pytest.raises(FcnsegError, match="started with --processes; start it"):
+def test_who_would_change_the_models_of_one_of_them_is_refused(lasting: ServerProcess) -> None:
+    with Client(lasting.address) as client, pytest.raises(FcnsegError, match="started with --processes; start it"):
         client.reload_model("m")
     ended = fail("m.onnx", "--processes", "2", "--open-admin", "--port", "0")
     assert "--open-admin and --processes contradict each other; give one of them" in ended.stderr
