@@ -269,6 +269,11 @@ def read_bytes(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
     except ImageTooLargeError as error:
         raise ImageTooLargeError(f"{shown(path)}: {error}") from None
     except FileNotFoundError as error:
+        if path.is_symlink():
+            target = shown(path.readlink())
+            raise ImageError(
+                f"image {shown(path)} is a link to {target}, which does not exist; bring it back"
+            ) from error
         raise ImageError(f"image {shown(path)} does not exist; check the path") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -154,10 +154,15 @@ def _by_folder(path: str) -> list[str]:
 
 
 def _is_image(path: str) -> bool:
-    """Tell whether a path is a file, not a pipe that would be waited for, of a name that images have."""
+    """Tell whether a path is a file, not a pipe that would be waited for, of a name that images have.
+
+    So is a link that leads nowhere: left out, an image whose file is away would be missed by nobody.
+    """
     name = os.path.basename(path)  # noqa: PTH119
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
-    return suffix in images.SUFFIXES and not name.startswith(".") and os.path.isfile(path)  # noqa: PTH113
+    if suffix not in images.SUFFIXES or name.startswith("."):
+        return False
+    return os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH113, PTH110
 
 
 def _first_magic(pattern: str) -> int:

@@ -69,6 +69,23 @@ def test_a_broken_image_is_reported_in_its_turn_and_the_others_are_done(segmente
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [f"{i}.png" for i in (0, 1, 2, 4, 6, 7)]
 
 
+@pytest.mark.parametrize("pattern", ["", "/**/*.png"])
+def test_a_link_to_a_file_that_is_away_is_an_image_that_failed(
+    segmenter: Segmenter, tmp_path: Path, pattern: str
+) -> None:
+    """As in a checkout whose large files were not fetched: passed over, they would be missed by nobody."""
+    touch(tmp_path / "in", "here.png")
+    (tmp_path / "in" / "away.png").symlink_to(tmp_path / "store" / "0f3a")
+    (tmp_path / "in" / ".#hidden.png").symlink_to("an editor's mark")
+    away, here = segment_folder(segmenter, f"{tmp_path}/in{pattern}", tmp_path / "out")
+    assert str(away.error) == (
+        f"image {tmp_path}/in/away.png is a link to {tmp_path}/store/0f3a, which does not exist; bring it back"
+    )
+    assert here.error is None
+    touch(tmp_path / "store", "0f3a")
+    assert all(done.error is None for done in segment_folder(segmenter, f"{tmp_path}/in{pattern}", tmp_path / "out"))
+
+
 def test_a_model_that_fails_on_an_image_is_reported(tmp_path: Path) -> None:
     broken = fcnseg.load(write_tiny_model(tmp_path / "m.onnx", fails_on_magenta=True), "cpu")
     (tmp_path / "in").mkdir()
