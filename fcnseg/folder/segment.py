@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fcnseg import images, masks, render
 from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, UsageError, one_line
-from fcnseg.files import remove_halves, write_bytes
+from fcnseg.files import remove_halves, shown, write_bytes
 from fcnseg.folder import coco, mask_files
 from fcnseg.folder.answers import Answer, WrittenAnswer
 from fcnseg.folder.job import JobFile, claim, only_one
@@ -294,7 +294,8 @@ class _Worker:
         except ImageError as error:
             if not taken:
                 self._memory.take(turn, 0)
-            named = error if item.image in str(error) else type(error)(f"{item.image}: {error}")
+            image = shown(Path(item.image))
+            named = error if image in str(error) else type(error)(f"{image}: {error}")
             if isinstance(named, ImageTooLargeError) and not self._model.remote and self._options.tile != "none":
                 loaded.too_large = named
             else:
@@ -339,7 +340,10 @@ class _Worker:
         except OSError as caught:
             if caught.errno != errno.ENAMETOOLONG:
                 raise
-            error = ImageError(f"{item.image}: a file name made of its name is too long")
+            image = shown(Path(item.image))
+            error = ImageError(
+                f"{image}: its mask's name, or a picture's, is too long to be a file's; shorten the image's"
+            )
         finally:
             self._memory.give_back(loaded.held)
         return SegmentedImage(Path(item.image), Row(item.name, error=one_line(error)), error=error)

@@ -86,6 +86,25 @@ def test_a_link_to_a_file_that_is_away_is_an_image_that_failed(
     assert all(done.error is None for done in segment_folder(segmenter, f"{tmp_path}/in{pattern}", tmp_path / "out"))
 
 
+def test_an_image_whose_name_leaves_no_room_for_its_masks_is_told_what_to_do(
+    segmenter: Segmenter, tmp_path: Path
+) -> None:
+    name = "x" * 250 + ".png"
+    touch(tmp_path / "in", name)
+    (done,) = segment_folder(segmenter, tmp_path / "in", tmp_path / "out", FolderOptions(overlay=True))
+    assert str(done.error) == (
+        f"{tmp_path}/in/{name}: its mask's name, or a picture's, is too long to be a file's; shorten the image's"
+    )
+
+
+def test_a_broken_image_of_an_odd_name_is_named_once_and_as_it_can_be_shown(
+    segmenter: Segmenter, tmp_path: Path
+) -> None:
+    (tmp_path / "a\x1b[31m\n.png").write_bytes(b"broken")
+    (done,) = segment_folder(segmenter, tmp_path, tmp_path / "out")
+    assert str(done.error).startswith(f"'{tmp_path}/a\\x1b[31m\\n.png': the data is not an image")
+
+
 def test_a_model_that_fails_on_an_image_is_reported(tmp_path: Path) -> None:
     broken = fcnseg.load(write_tiny_model(tmp_path / "m.onnx", fails_on_magenta=True), "cpu")
     (tmp_path / "in").mkdir()
