@@ -32,10 +32,9 @@ _Contents: TypeAlias = tuple[tuple[str, FileStamp], ...]
 """Versions of a model and what their files are."""
 
 
-def _there_are(names: Collection[str]) -> str:
-    """Say which there are; the first ones, where all would not fit into a message."""
-    first = ", ".join(islice(names, _MOST_NAMED))
-    return f"there are {first or 'none'}{', ...' if len(names) > _MOST_NAMED else ''}"
+def _listed(names: Collection[str]) -> str:
+    """List names; the first ones, where all would not fit into a message."""
+    return f"{', '.join(islice(names, _MOST_NAMED)) or 'none'}{', ...' if len(names) > _MOST_NAMED else ''}"
 
 
 class ModelRegistry:
@@ -145,13 +144,16 @@ class ModelRegistry:
         """
         models = self._models
         if not name and len(models) != 1:
-            raise ModelNotFoundError(f"no model was named and there is not exactly one; {_there_are(models)}")
+            remedy = "; name one of them" if models else ""
+            raise ModelNotFoundError(f"no model was named, and this server serves {_listed(models)}{remedy}")
         wanted = name or next(iter(models))
         if wanted not in models:
-            raise ModelNotFoundError(f"no model {quote(name)} on this server; {_there_are(models)}")
+            raise ModelNotFoundError(f"no model {quote(name)} on this server, which serves {_listed(models)}")
         versions = models[wanted]
         if version and version not in versions:
-            raise ModelNotFoundError(f"no version {quote(version)} of model {wanted!r}; {_there_are(versions)}")
+            raise ModelNotFoundError(
+                f"no version {quote(version)} of model {wanted!r}, whose versions are {_listed(versions)}"
+            )
         return versions[version or next(reversed(versions))]
 
     def warm(self) -> None:

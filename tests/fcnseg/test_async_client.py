@@ -84,7 +84,7 @@ async def test_errors_are_typed(tiny_model: Path, tmp_path: Path) -> None:
         async with AsyncClient(server.address) as client:
             with pytest.raises(InvalidRequestError, match=f"image {path}: server {server.address}") as invalid:
                 await client.segment(path)
-            with pytest.raises(RemoteModelNotFoundError, match="there are tiny"):
+            with pytest.raises(RemoteModelNotFoundError, match="which serves tiny"):
                 await client.get_model("dog")
             with pytest.raises(ImageError, match=r"gone\.jpg cannot be read"):
                 await client.segment(tmp_path / "gone.jpg")

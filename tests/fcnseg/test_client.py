@@ -107,7 +107,7 @@ def test_unknown_model_is_not_found(tiny_model: Path) -> None:
     with (
         running_server(tiny_model) as server,
         Client(server.address) as client,
-        pytest.raises(RemoteModelNotFoundError, match="there are tiny") as caught,
+        pytest.raises(RemoteModelNotFoundError, match="which serves tiny") as caught,
     ):
         client.segment(IMAGE, model="dog")
     assert (caught.value.code, caught.value.field, caught.value.exit_code) == ("NOT_FOUND", None, 2)

@@ -142,7 +142,7 @@ def name_a_missing_version(client: Client) -> object:
 
 @pytest.mark.parametrize(
     ("ask", "words"),
-    [(name_three, "one, two"), (name_nothing, "one, two"), (name_a_missing_version, "there are 1")],
+    [(name_three, "one, two"), (name_nothing, "one, two"), (name_a_missing_version, "whose versions are 1")],
 )
 def test_not_found_lists_what_there_is(tmp_path: Path, ask: Callable[[Client], object], words: str) -> None:
     paths = [write_tiny_model(tmp_path / f"{name}.onnx") for name in ("one", "two")]

@@ -115,7 +115,7 @@ def test_versions_are_unloaded_one_by_one_or_all_and_loaded_again(repository: Pa
     assert told(client.unload_model("cat", "2")) == [("cat", "1"), ("dog", "3")]
     assert client.segment(RED, model="cat").model_version == "1"
     assert told(client.unload_model("cat")) == [("dog", "3")]
-    with pytest.raises(RemoteModelNotFoundError, match="no model 'cat' on this server; there are dog"):
+    with pytest.raises(RemoteModelNotFoundError, match="no model 'cat' on this server, which serves dog"):
         client.segment(RED, model="cat")
     assert told(client.load_model("cat")) == [("cat", "1"), ("cat", "2"), ("dog", "3")]
 
@@ -133,9 +133,9 @@ def test_a_model_is_opened_anew_though_its_file_is_the_same(registry: ModelRegis
     ("order", "words"),
     [
         (lambda client: client.load_model("cow"), "no model 'cow' in the repository"),
-        (lambda client: client.unload_model("cow"), "no model 'cow' on this server; there are cat, dog"),
-        (lambda client: client.unload_model("cat", "9"), "no version '9' of model 'cat'; there are 1"),
-        (lambda client: client.reload_model("cow"), "no model 'cow' on this server; there are cat, dog"),
+        (lambda client: client.unload_model("cow"), "no model 'cow' on this server, which serves cat, dog"),
+        (lambda client: client.unload_model("cat", "9"), "no version '9' of model 'cat', whose versions are 1"),
+        (lambda client: client.reload_model("cow"), "no model 'cow' on this server, which serves cat, dog"),
     ],
 )
 def test_what_is_not_there_is_told(client: Client, order: Callable[[Client], object], words: str) -> None:

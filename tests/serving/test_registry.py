@@ -51,9 +51,9 @@ def test_empty_name_is_the_only_model(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "version", "words"),
     [
-        ("cow", "", "no model 'cow' on this server; there are cat, dog"),
-        ("", "", "there is not exactly one; there are cat, dog"),
-        ("cat", "3", "no version '3' of model 'cat'; there are 1, 2, 10"),
+        ("cow", "", "no model 'cow' on this server, which serves cat, dog"),
+        ("", "", "no model was named, and this server serves cat, dog; name one of them"),
+        ("cat", "3", "no version '3' of model 'cat', whose versions are 1, 2, 10"),
         ("cat", "01", "no version '01'"),
         ("Cat", "", "no model 'Cat'"),
     ],

@@ -168,7 +168,7 @@ def test_a_watching_server_serves_what_the_repository_holds(repository: Path, ca
         (repository / "cat" / "2").rmdir()
         (repository / "cat").rmdir()
         wait_until(lambda: len(registry.models) == 1)
-        with pytest.raises(RemoteModelNotFoundError, match="there are dog"):
+        with pytest.raises(RemoteModelNotFoundError, match="which serves dog"):
             client.segment(IMAGE, model="cat")
 
 
