@@ -187,7 +187,7 @@ def _show(answer: "RemoteSegmentation", output: Path) -> None:
     if answer.other_id is not None and others:
         table.add_row(str(answer.other_id), "other classes", str(others), f"{others / (height * width):.1%}")
     spent = answer.timings
-    click.echo(f"{answer.model_name} (version {answer.model_version}), {width} x {height} pixels")
+    click.echo(f"{answer.model_name} (version {answer.model_version}), {height}x{width} pixels (HxW)")
     Console().print(table)
     click.echo(
         f"decode {spent.decode_ms:.1f} ms, queue {spent.queue_ms:.1f} ms, infer {spent.infer_ms:.1f} ms, encode"

@@ -43,7 +43,7 @@ def test_png_is_indexed_in_the_classes_colours(tiny_model: Path, photo: Path, tm
     for area in expected.classes:
         assert area.info.name in text
         assert f"{area.fraction:.1%}" in text
-    assert "tiny (version 1), 40 x 30 pixels" in text
+    assert "tiny (version 1), 30x40 pixels (HxW)" in text
     assert "infer" in text
     assert [f.name for f in output.parent.iterdir()] == ["mask.png"]
 
