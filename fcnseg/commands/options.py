@@ -156,7 +156,7 @@ def refuse_given(names: Collection[str], why: str) -> None:
 
 
 def region_options(command: _Command) -> _Command:
-    """Add --regions, --region-class, --threshold and --min-pixels."""
+    """Add --regions, --region-class, --threshold, --min-pixels and --max-regions."""
     return add_options(
         command,
         click.option(
@@ -185,11 +185,18 @@ def region_options(command: _Command) -> _Command:
             type=click.IntRange(min=1),
             help="The fewest pixels of a region.",
         ),
+        click.option(
+            "--max-regions",
+            default=100,
+            show_default=True,
+            type=click.IntRange(1, 1000),
+            help="The most regions of an image: those with the highest scores.",
+        ),
     )
 
 
 def region_query(
-    *, regions: bool, region_classes: tuple[str, ...], threshold: float, min_pixels: int
+    *, regions: bool, region_classes: tuple[str, ...], threshold: float, min_pixels: int, max_regions: int
 ) -> "RegionQuery | None":
     """Return which regions the options ask for; naming a class asks for regions too.
 
@@ -199,9 +206,9 @@ def region_query(
     from fcnseg.regions import RegionQuery
 
     if not (regions or region_classes):
-        refuse_given({"threshold", "min_pixels"}, "{} is for regions; add --regions, or leave it out")
+        refuse_given({"threshold", "min_pixels", "max_regions"}, "{} is for regions; add --regions, or leave it out")
         return None
-    return RegionQuery(region_classes, threshold, min_pixels=min_pixels)
+    return RegionQuery(region_classes, threshold, max_regions, min_pixels)
 
 
 def show_regions(regions: "Iterable[Region]") -> None:

@@ -80,6 +80,7 @@ def request(
     region_classes: tuple[str, ...],
     threshold: float,
     min_pixels: int,
+    max_regions: int,
     model: str,
     version: str,
     timeout_s: float,
@@ -106,7 +107,13 @@ def request(
         places["overlay"] = overlay_path(output)
     for name, place in places.items():
         _require_other(name, place, image)
-    query = region_query(regions=regions, region_classes=region_classes, threshold=threshold, min_pixels=min_pixels)
+    query = region_query(
+        regions=regions,
+        region_classes=region_classes,
+        threshold=threshold,
+        min_pixels=min_pixels,
+        max_regions=max_regions,
+    )
     with open_client(server, timeout_s=timeout_s, retries=retries, **access) as client:
         answer = client.segment(
             image,

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import subprocess
@@ -183,6 +184,19 @@ def test_regions_are_listed_beside_each_mask_and_boxed_in_the_overlay(
     assert (boxed / "one.overlay.jpg").read_bytes() != (plain / "one.overlay.jpg").read_bytes()
 
 
+def test_more_regions_than_usual_can_be_had_or_fewer(tiny_model: Path, tmp_path: Path) -> None:
+    """Counting what is in an image, one must get all of it."""
+    dots = Image.new("RGB", (96, 96), "black")
+    for top, left in itertools.product(range(8, 96, 8), repeat=2):
+        dots.putpixel((left, top), (255, 0, 0))
+    dots.save(tmp_path / "dots.png")
+    for options, count in (((), 100), (("--max-regions", "1000"), 121), (("--max-regions", "7"), 7)):
+        out = tmp_path / str(count)
+        done = run(tiny_model, tmp_path / "dots.png", out, "--region-class", "red", *options, "--device", "cpu")
+        assert done.returncode == 0, done.stderr
+        assert len(json.loads((out / "dots.regions.json").read_text())["regions"]) == count
+
+
 def test_the_report_can_be_left_out(tiny_model: Path, photos: Path, tmp_path: Path) -> None:
     done = run(tiny_model, photos, tmp_path / "out", "--no-report", "--device", "cpu")
     assert done.returncode == 0, done.stderr
@@ -249,6 +263,7 @@ def test_a_folder_of_frames_becomes_a_video_and_a_manifest(tiny_model: Path, tmp
         ("out", ("--server", "localhost:1", "--tile", "64"), "--tile with --server, where the server decides that"),
         ("out", ("--server", "localhost:1", "--no-tuned"), "--tuned/--no-tuned with --server"),
         ("out", ("--threshold", "0.8"), "--threshold is for regions; add --regions, or leave it out"),
+        ("out", ("--max-regions", "1000"), "--max-regions is for regions; add --regions, or leave it out"),
         ("out", ("--tls",), "--tls without a server; name one by --server"),
         ("out", ("--timeout", "5"), "--timeout without a server; name one by --server"),
         ("out", ("--in-flight", "2"), "--in-flight without a server; name one by --server"),
