@@ -7,6 +7,7 @@ module imports heavy packages inside its function, so that --help is quick and w
 import importlib.metadata
 import logging
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -19,6 +20,8 @@ from fcnseg.files import shown
 _GROUP = "fcnseg.commands"
 _EXTRA_OF = {"training": "train", "serving": "serve", "serving.spans": "tracing"}
 _INTERRUPTED = 130
+_RANGE = re.compile(r"is not a valid (integer|float)(?: range)?(?=$|\.)")
+_NUMBERS = {"integer": "a whole number", "float": "a number"}
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +43,13 @@ class _Commands(click.Group):
             command: click.Command = entry.load()
             return command
         return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what each command is for, as a whole sentence: click would cut it to a line."""
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, command.get_short_help_str(limit=200)) for name, command in found if command is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -113,7 +123,7 @@ def _debug_first(args: list[str]) -> list[str]:
 def _usage(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f"; see '{context.command_path} --help'" if context else ""
-    message = one_line(error.format_message())
+    message = _RANGE.sub(lambda found: f"is not {_NUMBERS[found[1]]}", one_line(error.format_message()))
     return (message if message.endswith("...") else message.rstrip(".")) + hint
 
 

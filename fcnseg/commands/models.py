@@ -62,6 +62,7 @@ def load(name: str, **access: Any) -> None:
     Versions that are new or have changed are opened; those that are gone are closed. What is served answers until the
     new versions are warm. If one of them cannot be opened, all stays as it was.
 
+    \b
     Example: fcnseg models load cat --server 127.0.0.1:50051 --token-file operator.token
     """
     with open_client(**access) as client:

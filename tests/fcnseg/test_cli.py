@@ -67,6 +67,34 @@ def test_an_unknown_option_is_one_line() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--memory", "2GiB", "Invalid value for '--memory': '2GiB' is not a whole number; see 'fcnseg segment --help'"),
+        ("--timeout", "5s", "Invalid value for '--timeout': '5s' is not a number; see 'fcnseg segment --help'"),
+    ],
+)
+def test_what_is_no_number_is_said_to_be_none(option: str, value: str, words: str) -> None:
+    assert run("segment", "a", "b", "c", option, value).stderr == f"fcnseg: error: {words}\n"
+
+
+def test_the_help_says_in_whole_sentences_what_each_command_is_for() -> None:
+    _, listed = run("--help").stdout.split("Commands:\n")
+    assert "..." not in listed
+    assert listed.count("  tune ") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("profile",), "--size HxW"),
+        (("models", "load"), "Example: fcnseg models load cat --server 127.0.0.1:50051 --token-file operator.token\n"),
+    ],
+)
+def test_what_the_help_shows_can_be_typed(command: tuple[str, ...], words: str) -> None:
+    assert words in run(*command, "--help").stdout
+
+
 def test_without_arguments_the_help_is_shown() -> None:
     done = run()
     assert done.returncode == 2
