@@ -4,6 +4,7 @@ The core knows none of them by import: `serve` comes from serving, `train` or `h
 module imports heavy packages inside its function, so that --help is quick and works without them.
 """
 
+import errno
 import importlib.metadata
 import logging
 import os
@@ -21,6 +22,12 @@ _GROUP = "fcnseg.commands"
 _EXTRA_OF = {"training": "train", "serving": "serve", "serving.spans": "tracing"}
 _INTERRUPTED = 130
 _RANGE = re.compile(r"is not a valid (integer|float)(?: range)?(?=$|\.)")
+_REMEDIES = {
+    errno.ENOSPC: "; make room, and run the command again",
+    errno.EDQUOT: "; make room, and run the command again",
+    errno.EROFS: "; choose another place",
+    errno.EACCES: "; let this user into it, or choose another place",
+}
 _NUMBERS = {"integer": "a whole number", "float": "a number"}
 
 _log = logging.getLogger(__name__)
@@ -108,7 +115,7 @@ def main() -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         named = f"{shown(Path(str(error.filename)))}: {reason}" if error.filename else reason
-        code = _fail(error, named, 1, debug=debug)
+        code = _fail(error, named + _REMEDIES.get(error.errno or 0, ""), 1, debug=debug)
     except Exception as error:  # noqa: BLE001  # a fault of ours: one line for the user, the traceback for who asks for it
         reason = one_line(f"{type(error).__name__}: {error}")
         code = _fail(error, f"unexpected {reason}; run again with --debug for the traceback", 1, debug=debug)

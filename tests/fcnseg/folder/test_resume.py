@@ -194,7 +194,10 @@ def test_a_full_disk_ends_the_job_with_one_line_and_it_goes_on_when_there_is_roo
         _, stderr = process.communicate(timeout=180)
         assert process.returncode == 1
         assert stderr.splitlines()[-1].startswith("fcnseg: error: ")
-        assert re.fullmatch(r".*/disk/out/[^./][^/]*: No space left on device", stderr.splitlines()[-1])
+        line = stderr.splitlines()[-1]
+        assert re.fullmatch(
+            r".*/disk/out/[^./][^/]*: No space left on device; make room, and run the command again", line
+        )
         assert not list((disk / "out").glob(".*.part*"))
         for mask in (disk / "out").glob("[0-9]*.png"):
             fcnseg.masks.read_ids(mask)
