@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # A net's working memory is some hundred times its image: what one machine can hold, not what a file may contain.
 _MOST_IMAGE_BYTES, _MOST_PIXELS, _LONGEST_SIDE = 64 << 20, 2**25, 2**14
+_LEAST_MEMORY = 2**20  # no model has a run in less
 _MOST = 2**31 - 1  # what clients are told of a limit fits into its field
 _KEPT_BYTES = 256 << 20
 _MOST_PROCESSES = 64
@@ -106,8 +107,7 @@ class _ServeCommand(SectionedCommand):
 @tuned_option
 @click.option(
     "--max-memory",
-    default=0,
-    type=Bytes(0),
+    type=Bytes(_LEAST_MEMORY),
     help="Bytes, such as 2GiB, that all images under way may take together, their runs included. [default: half of the"
     " memory; for runs on CUDA half of the device's]",
 )
@@ -259,7 +259,7 @@ def serve(
     max_queue: int,
     runners: int | None,
     tuned: bool,
-    max_memory: int,
+    max_memory: int | None,
     max_image_bytes: int,
     max_image_pixels: int,
     max_image_side: int,
@@ -364,7 +364,7 @@ def serve(
     if device == "cpu" and threads is None and sharers > 1:
         threads = max(1, usable_cores() // sharers)
     said = Settings(threads, spinning, runners, max_batch)
-    models_config = ModelConfig(device, engine, batching, max_memory, warm_sizes, said, tuned, sharers)
+    models_config = ModelConfig(device, engine, batching, max_memory or 0, warm_sizes, said, tuned, sharers)
     registry = ModelRegistry(models, models_config, strict=not watch_s)  # a watched folder may be being filled
 
     def announce(address: str, http_address: str | None) -> None:

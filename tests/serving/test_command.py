@@ -183,6 +183,7 @@ def test_http_port_in_use_is_one_line_and_exit_code_2(tiny_model: Path) -> None:
         ),
         (("--max-image-side", "9" * 20), "Invalid value for '--max-image-side': 99999999999999999999 is not in"),
         (("--max-image-bytes", "9" * 20), "Invalid value for '--max-image-bytes': 99999999999999999999 is more bytes"),
+        (("--max-memory", "2"), "Invalid value for '--max-memory': 2 is too few bytes; give at least 1048576;"),
         (("--max-memory", "9EiB"), "Invalid value for '--max-memory': 9EiB is more bytes than there are; give at most"),
         (
             ("--max-connection-age-grace", "5"),
