@@ -87,6 +87,17 @@ def require_place(path: Path, *inputs: Path | None) -> None:
         raise UsageError(f"output {path} would take the place of what it is made of; name another")
 
 
+def require_model_place(path: Path, *inputs: Path | None) -> None:
+    """Check, as `require_place` does, that a model file can stand at a path.
+
+    Raises:
+        UsageError: As of `require_place`, or the name does not end in .onnx: it may be an image's.
+    """
+    require_place(path, *inputs)
+    if path.suffix.lower() != ".onnx":
+        raise UsageError(f"output {path} is to be a model file; end its name in .onnx")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     with replacing(path) as temporary:

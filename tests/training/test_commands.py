@@ -101,6 +101,18 @@ def test_export_does_not_take_its_checkpoints_place(terminal: Terminal, tmp_path
         assert f"output {checkpoint} would take the place of what it is made of; name another" in message
 
 
+@pytest.mark.parametrize("command", [("export", "run"), ("heatmap", "squeezenet1_1")])
+@pytest.mark.parametrize("name", ["photo.jpg", "model", "model.md"])
+def test_a_model_takes_the_place_of_nothing_but_a_model(
+    terminal: Terminal, tmp_path: Path, command: tuple[str, str], name: str
+) -> None:
+    output = tmp_path / name
+    output.write_bytes(b"mine")
+    message = terminal.refused(*command, "-o", output)
+    assert f"output {output} is to be a model file; end its name in .onnx" in message
+    assert output.read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("option", ["--weights", "--labels"])
 def test_heatmap_does_not_take_the_place_of_what_it_is_given(terminal: Terminal, tmp_path: Path, option: str) -> None:
     given = tmp_path / "given"

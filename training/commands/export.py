@@ -71,7 +71,7 @@ def export(
     """
     from rich.console import Console
 
-    from fcnseg.files import require_place, write_text
+    from fcnseg.files import require_model_place, require_place, write_text
     from fcnseg.model_card import describe_precision, to_markdown
     from training.card import make_card
     from training.data import open_dataset
@@ -80,10 +80,9 @@ def export(
     from training.run import open_run
 
     card_path = output.with_suffix(".md")
-    if card_path == output:
-        raise UsageError(f"output {output} has the name of its model card; end the model's name in .onnx")
-    for path in (output, card_path):
-        require_place(path, run, run / "best.ckpt", run / "last.ckpt")
+    checkpoints = run / "best.ckpt", run / "last.ckpt"
+    require_model_place(output, run, *checkpoints)
+    require_place(card_path, run, *checkpoints)
     if precision == "fp32":
         refuse_given({"data"}, "{} is measured on for --precision fp16 and int8 alone; leave it out")
     if precision != "int8":

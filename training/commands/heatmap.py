@@ -69,7 +69,7 @@ def heatmap(
     from rich.console import Console
     from rich.table import Table
 
-    from fcnseg.files import require_place
+    from fcnseg.files import require_model_place
     from training.conversion import convolutionalize
     from training.export import export
     from training.model import SegmentationModel
@@ -78,7 +78,7 @@ def heatmap(
     from training.tracing import input_channels
     from training.zoo import load_classifier
 
-    require_place(output, weights, labels)
+    require_model_place(output, weights, labels)
     if is_net_file(arch) and (mean is None or std is None):
         raise UsageError(
             f"the normalisation of {arch} is not known; give the --mean and --std that it was trained with, of values"
