@@ -18,7 +18,8 @@ from tests.scraping import scrape
 from tests.server_process import ServerProcess, free_port
 from tests.waiting import wait_until
 
-DRAIN_S = 1.0
+DRAIN_S = 3.0
+"""Longer than the tests' balancers take to see that a server drains."""
 LOADS = pytest.mark.parametrize(
     ("clients", "rounds"), [(4, 1), pytest.param(16, 5, marks=pytest.mark.slow)], ids=["once", "again and again"]
 )

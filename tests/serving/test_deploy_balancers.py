@@ -65,7 +65,7 @@ def configured(name: str, server: RunningServer, port: int, folder: Path, author
         r"bind :50051": f"bind 127.0.0.1:{port}",
         r"listen 50051": f"listen 127.0.0.1:{port}",
         r"10\.0\.0\.1[12]:50051": server.address,
-        r"port 8080 inter 2s": f"port {http_port} inter 100ms",
+        r"port 8080 inter 2s": f"port {http_port} inter 500ms",
         r"/etc/haproxy/fcnseg\.pem": f"{folder}/both.pem",
         r"/etc/(nginx|envoy)/fcnseg\.(?=pem|key)": f"{folder}/server.",
         r"/etc/envoy/fcnseg\.binpb": str(DESCRIPTOR),

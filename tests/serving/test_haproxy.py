@@ -29,9 +29,12 @@ def balanced(model: Path, folder: Path) -> Iterator[tuple[str, list[Place]]]:
 
 
 def configured(port: int, places: list[Place]) -> str:
-    """Return the configuration in deploy/ with other addresses, and checks that are as often as a test is short."""
+    """Return the configuration in deploy/ with other addresses, and checks that are as often as a test is short.
+
+    A check must be answered within that time.
+    """
     text = CONFIGURATION.read_text()
-    changes = [(r"^    bind :50051 ", f"    bind 127.0.0.1:{port} "), (r" inter 2s ", " inter 100ms ")]
+    changes = [(r"^    bind :50051 ", f"    bind 127.0.0.1:{port} "), (r" inter 2s ", " inter 500ms ")]
     for name, place in zip(("first", "second"), places, strict=True):
         server = f"    server {name} 127.0.0.1:{place.port} port {place.http_port}"
         changes.append((rf"^    server {name} \S+:50051$", server))
