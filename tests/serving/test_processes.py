@@ -75,9 +75,10 @@ def server(tiny_model: Path, log: Path) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
-def lasting(tiny_model: Path) -> Iterator[ServerProcess]:
+def lasting(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server for tests that leave it as it was."""
-    with server_process(tiny_model, free_port(), "--processes", "2", "--http-port", "0") as server:
+    log = tmp_path_factory.mktemp("lasting") / "log.txt"
+    with server_process(tiny_model, free_port(), "--processes", "2", "--http-port", "0", log=log) as server:
         yield server
 
 
