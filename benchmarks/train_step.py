@@ -53,7 +53,7 @@ from training.losses import SegmentationLoss, balance_classes
 from training.model import SegmentationModel
 from training.optimisation import build_optimiser, rate_factor
 from training.recipes import resolve
-from training.run import METRICS
+from training.run_folder import METRICS
 from training.samples import read_sample
 from training.stages import build_for
 from training.task import ignore_value

@@ -31,7 +31,8 @@ from training.divergence import DivergenceWatch
 from training.environment import describe_environment
 from training.model import SegmentationModel
 from training.progress import TrainingProgress
-from training.run import CONFIG, ENVIRONMENT, LAST, SAMPLES, TENSORBOARD, RunRecord, read_checkpoint
+from training.run import RunRecord, read_checkpoint
+from training.run_folder import CONFIG, ENVIRONMENT, LAST, SAMPLES, TENSORBOARD
 from training.run_writer import RunWriter
 from training.task import SegmentationTask, ignore_value
 
@@ -60,7 +61,7 @@ def fit(
         dataset: Has the splits `train` and `val`, checked already.
         data_fingerprint: Of those splits, for the checkpoints.
         config: How.
-        folder: The run's folder, without an earlier run (see `training.run.prepare_folder`) unless it is resumed.
+        folder: The run's folder, without an earlier run (see `run_folder.prepare_folder`) unless it is resumed.
         console: Where progress is shown.
         class_weights: (K,) weight of each class's pixels in the loss; None weighs all alike.
         resume: Whether to go on behind the last finished epoch that the folder holds.

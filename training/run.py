@@ -1,22 +1,11 @@
-"""The folder that a training run leaves behind, and how a model comes back out of it.
-
-    RUN/config.yaml         what the run was asked to do; 'fcnseg train --config' does it again
-    RUN/environment.json    machine, package versions, the data's fingerprint, and machine and versions of each resuming
-    RUN/metrics.csv         one row an epoch
-    RUN/curves.png          the same as a picture
-    RUN/samples/            image, truth and prediction, every fifth epoch
-    RUN/tensorboard/        for TensorBoard: loss, rate, and every class's IoU
-    RUN/best.ckpt           the epoch with the best validation mean IoU
-    RUN/last.ckpt           the last epoch, or where the run was interrupted in the first
+"""How a model comes back out of a training run.
 
 A checkpoint is a Lightning checkpoint of plain types (it opens with `torch.load(..., weights_only=True)`) whose entry
 `fcnseg` holds all that rebuilding the model takes: no weights file, data folder or network is needed, but for a
 classifier of one's own its FILE.py.
 """
 
-import json
 import pickle
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,21 +17,12 @@ from fcnseg.errors import ModelFileError, UsageError, one_line
 from fcnseg.types import LabelMap, Rgb
 from training.config import TrainConfig, as_plain, from_plain, read_config
 from training.model import SegmentationModel, build_model
+from training.run_folder import BEST, CONFIG, ENVIRONMENT, LAST, METRICS, UNTOLD, data_begun_on
 
-BEST = "best.ckpt"
-LAST = "last.ckpt"
-CONFIG = "config.yaml"
-METRICS = "metrics.csv"
-ENVIRONMENT = "environment.json"
-CURVES = "curves.png"
-SAMPLES = "samples"
-TENSORBOARD = "tensorboard"
 RECORD_KEY = "fcnseg"
 MODEL_PREFIX = "model."
 """What the names of the model's own tensors begin with in a checkpoint's `state_dict`."""
-_LEFT_BEHIND = (BEST, LAST, CONFIG, METRICS, ENVIRONMENT, CURVES, SAMPLES, TENSORBOARD)
 _FORMAT = 1
-_UNTOLD = (OSError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -208,8 +188,8 @@ def can_resume(folder: Path, config: TrainConfig, data_fingerprint: str) -> bool
                 " options, or name another folder"
             )
     try:
-        begun_on = _begun_on(folder)
-    except _UNTOLD as error:
+        begun_on = data_begun_on(folder)
+    except UNTOLD as error:
         raise UsageError(
             f"{folder / ENVIRONMENT} does not tell what data the run was begun on ({error!r}); begin it anew in another"
             " folder"
@@ -220,52 +200,6 @@ def can_resume(folder: Path, config: TrainConfig, data_fingerprint: str) -> bool
             " back as they were, or name another folder"
         )
     return True
-
-
-def prepare_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
-    """Make a run's folder, and clear it of an earlier run if that was asked for.
-
-    Args:
-        folder: The folder.
-        overwrite: Whether files of a run are removed, whoever left them.
-        resume: Whether they are removed where `environment.json` tells that a run left them: to begin it anew, as it
-            finished no epoch.
-
-    Raises:
-        UsageError: It holds such files and they are not to be removed, or it is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"run folder {folder} is a file; name a folder")
-    earlier = [folder / name for name in _LEFT_BEHIND if (folder / name).exists()]
-    is_run = _is_run(folder)
-    if earlier and not overwrite and not (resume and is_run):
-        if is_run:
-            held, remedy = f"already holds a run ({earlier[0].name})", "add --resume or --overwrite"
-        else:
-            names = ", ".join(path.name for path in earlier)
-            held, remedy = f"holds {names}, and no {ENVIRONMENT} that a run left", "have them removed by --overwrite"
-        raise UsageError(f"{folder} {held}; name another folder, or {remedy}")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in earlier:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _is_run(folder: Path) -> bool:
-    """Whether a run has begun in a folder; its configuration alone may have been written by hand."""
-    try:
-        _begun_on(folder)
-    except _UNTOLD:
-        return False
-    return True
-
-
-def _begun_on(folder: Path) -> str:
-    """The fingerprint of the data that a run was begun on; one of _UNTOLD where that cannot be read."""
-    fingerprint: str = json.loads((folder / ENVIRONMENT).read_text("utf-8"))["data_fingerprint"]
-    return fingerprint
 
 
 def record_as_plain(record: RunRecord) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from fcnseg.files import replacing, write_bytes, write_text
 from fcnseg.thumbnails import encode, paint_ids, shrink, tile
 from training.curves import draw_curves
 from training.metrics import Scores
-from training.run import BEST, CURVES, LAST, METRICS, RECORD_KEY, SAMPLES
+from training.run import RECORD_KEY
+from training.run_folder import BEST, CURVES, LAST, METRICS, SAMPLES
 from training.samples import Sample, read_sample
 from training.task import SegmentationTask
 

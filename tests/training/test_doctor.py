@@ -509,6 +509,26 @@ def test_train_refuses_with_the_first_fault_and_how_many_more_there_are(data: Pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--weights", "away.pth"), "--weights away.pth does not exist; give the path of a state_dict (.pth)"),
+        (("--start", "away"), "--start away does not exist; name a run folder, or a checkpoint file"),
+        (("--crop", "5"), "the configuration: crop is (5, 5): Input should be greater than or equal to 32; correct it"),
+        ((), "{run} already holds a run (environment.json); name another folder, or add --resume or --overwrite"),
+    ],
+)
+def test_train_tells_what_else_is_wrong_before_it_looks_at_all_images(
+    data: Path, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    (data / "images" / "b.png").write_bytes(b"no image")
+    if not options:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "environment.json").write_text('{"data_fingerprint": "0"}')
+    asked = [str(data), "--backbone", "no_such_net", "-o", str(tmp_path / "run"), *options]
+    assert str(CliRunner().invoke(train, asked).exception) == words.format(run=tmp_path / "run")
+
+
 def test_train_refuses_0_255_masks_that_would_be_no_label(data: Path, tmp_path: Path) -> None:
     write_classes(data, ["ground", "thing"])
     for name in "abc":

@@ -36,7 +36,8 @@ from training.fit import fit
 from training.losses import cross_entropy
 from training.model import SegmentationModel, build_model
 from training.optimisation import rate_factor
-from training.run import Run, RunRecord, can_resume, open_run, prepare_folder
+from training.run import Run, RunRecord, can_resume, open_run
+from training.run_folder import prepare_folder
 from training.scenes import LABEL_MAP, write_scenes
 
 BACKBONE = "squeezenet1_1"

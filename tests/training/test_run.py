@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from fcnseg.errors import ModelFileError, UsageError
 from fcnseg.types import LabelMap
 from training.config import TrainConfig, as_plain, from_plain, write_config
-from training.run import RunRecord, find_checkpoint, open_run, prepare_folder, record_as_plain, record_from_plain
+from training.run import RunRecord, find_checkpoint, open_run, record_as_plain, record_from_plain
+from training.run_folder import prepare_folder
 
 unit = st.floats(0, 1)
 channels = st.tuples(unit, unit, unit)

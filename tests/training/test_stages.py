@@ -13,7 +13,8 @@ from training.config import TrainConfig, as_plain
 from training.data import open_dataset
 from training.fit import fit
 from training.recipes import resolve
-from training.run import open_run, prepare_folder
+from training.run import open_run
+from training.run_folder import prepare_folder
 from training.scenes import LABEL_MAP, write_scenes
 from training.stages import build_for
 

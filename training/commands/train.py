@@ -77,9 +77,10 @@ def train(
     from training.data import fingerprint, open_dataset
     from training.doctor import examine
     from training.recipes import resolve
+    from training.run_folder import BEST, LAST, METRICS, prepare_folder
 
-    _refuse_several_processes()
     given = _asked_for(data, config_path, options)
+    _require_sense(given, run, overwrite=overwrite, resume=resume)
     console = Console(stderr=True)
     dataset = open_dataset(Path(given["data"]), ("train", "val"))
     with console.status("checking images and masks"):
@@ -95,7 +96,7 @@ def train(
     from training.device import resolve_device, resolve_precision
     from training.fit import fit
     from training.losses import balance_classes
-    from training.run import BEST, LAST, METRICS, can_resume, open_run, prepare_folder
+    from training.run import can_resume, open_run
     from training.stages import build_for
 
     used = resolve_device(config.device)
@@ -141,6 +142,22 @@ def _refuse_several_processes() -> None:
         raise UsageError(
             f"training runs in one process on one device, and WORLD_SIZE is {processes}; start it without torchrun"
         )
+
+
+def _require_sense(given: dict[str, Any], run: Path, *, overwrite: bool, resume: bool) -> None:
+    """Refuse what can be told to be wrong before all images have been looked at, which may take minutes."""
+    from training.recipes import LARGEST_CROP, resolve
+    from training.run_folder import require_free
+
+    _refuse_several_processes()
+    require_free(run, overwrite=overwrite or resume)
+    resolve(given, (LARGEST_CROP, LARGEST_CROP))
+    if resume:  # these files may be gone
+        return
+    remedies = {"weights": "give the path of a state_dict (.pth)", "start": "name a run folder, or a checkpoint file"}
+    for name, remedy in remedies.items():
+        if (path := given.get(name)) is not None and not Path(path).exists():
+            raise UsageError(f"--{name} {path} does not exist; {remedy}")
 
 
 def _require_batches(config: "TrainConfig", *, one_size: bool) -> None:

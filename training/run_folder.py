@@ -1,0 +1,90 @@
+"""The folder that a training run leaves behind; torch is not needed to look at it.
+
+RUN/config.yaml         what the run was asked to do; 'fcnseg train --config' does it again
+RUN/environment.json    machine, package versions, the data's fingerprint, and machine and versions of each resuming
+RUN/metrics.csv         one row an epoch
+RUN/curves.png          the same as a picture
+RUN/samples/            image, truth and prediction, every fifth epoch
+RUN/tensorboard/        for TensorBoard: loss, rate, and every class's IoU
+RUN/best.ckpt           the epoch with the best validation mean IoU
+RUN/last.ckpt           the last epoch, or where the run was interrupted in the first
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from fcnseg.errors import UsageError
+
+BEST = "best.ckpt"
+LAST = "last.ckpt"
+CONFIG = "config.yaml"
+METRICS = "metrics.csv"
+ENVIRONMENT = "environment.json"
+CURVES = "curves.png"
+SAMPLES = "samples"
+TENSORBOARD = "tensorboard"
+_LEFT_BEHIND = (BEST, LAST, CONFIG, METRICS, ENVIRONMENT, CURVES, SAMPLES, TENSORBOARD)
+UNTOLD = (OSError, ValueError, KeyError, TypeError)
+"""What comes of an `environment.json` that is not there, or not a run's."""
+
+
+def prepare_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
+    """Make a run's folder, and clear it of an earlier run if that was asked for.
+
+    Args:
+        folder: The folder.
+        overwrite: Whether files of a run are removed, whoever left them.
+        resume: Whether they are removed where `environment.json` tells that a run left them: to begin it anew, as it
+            finished no epoch.
+
+    Raises:
+        UsageError: It holds such files and they are not to be removed, or it is a file.
+    """
+    earlier = require_free(folder, overwrite=overwrite, resume=resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in earlier:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def require_free(folder: Path, *, overwrite: bool, resume: bool = False) -> list[Path]:
+    """Check that a run can have a folder, and return what is to be removed there first.
+
+    Args:
+        folder: The folder; it need not be there.
+        overwrite: As for `prepare_folder`.
+        resume: As for `prepare_folder`.
+
+    Raises:
+        UsageError: As of `prepare_folder`.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"run folder {folder} is a file; name a folder")
+    earlier = [folder / name for name in _LEFT_BEHIND if (folder / name).exists()]
+    is_run = _is_run(folder)
+    if earlier and not overwrite and not (resume and is_run):
+        if is_run:
+            held, remedy = f"already holds a run ({earlier[0].name})", "add --resume or --overwrite"
+        else:
+            names = ", ".join(path.name for path in earlier)
+            held, remedy = f"holds {names}, and no {ENVIRONMENT} that a run left", "have them removed by --overwrite"
+        raise UsageError(f"{folder} {held}; name another folder, or {remedy}")
+    return earlier
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run has begun in a folder; its configuration alone may have been written by hand."""
+    try:
+        data_begun_on(folder)
+    except UNTOLD:
+        return False
+    return True
+
+
+def data_begun_on(folder: Path) -> str:
+    """The fingerprint of the data that a run was begun on; one of `UNTOLD` where that cannot be read."""
+    fingerprint: str = json.loads((folder / ENVIRONMENT).read_text("utf-8"))["data_fingerprint"]
+    return fingerprint
