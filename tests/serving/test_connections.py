@@ -68,7 +68,7 @@ def test_an_old_connection_ends_when_its_request_is_answered_and_the_next_gets_a
     config = ServerConfig(connections=ConnectionConfig(max_age_s=0.5))
     states: list[grpc.ChannelConnectivity] = []
     with running_server(registry_of(segmenter, tiny_model), config) as server, Client(server.address) as client:
-        client._channel.subscribe(states.append)
+        client._channels[0].subscribe(states.append)
         answers: list[object] = []
         asking = threading.Thread(target=lambda: answers.append(client.segment(IMAGE)))
         asking.start()
