@@ -1,5 +1,6 @@
 """Servers for a benchmark, each in a process of its own, on a free port."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,13 +9,17 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from loop import HEIGHT, WIDTH
+from reporting import ROOT
 
 BARE = Path(__file__).with_name("bare_server.py")
 
 
-def serve(model: Path, *options: str) -> AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
+def serve(
+    model: Path, *options: str, python: str | Path = sys.executable
+) -> AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
     """Serve a model file by `fcnseg serve`, without a line a request in its log; gives HOST:PORT and the process."""
-    return _listening("-m", "fcnseg", "serve", str(model), "--port", "0", "--log-level", "warning", *options)
+    quiet = ("--port", "0", "--log-level", "warning")
+    return _listening(python, "-m", "fcnseg", "serve", str(model), *quiet, *options)
 
 
 def serve_beside_loop(model: Path, threads: int) -> AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
@@ -25,18 +30,19 @@ def serve_beside_loop(model: Path, threads: int) -> AbstractContextManager[tuple
 
 def serve_barely(model: Path, threads: int) -> AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
     """Serve a model file by bare_server.py; gives HOST:PORT and the process."""
-    return _listening(str(BARE), str(model), str(threads))
+    return _listening(sys.executable, str(BARE), str(model), str(threads))
 
 
 @contextmanager
-def _listening(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Run Python on arguments while the block runs; gives HOST:PORT and the process."""
-    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as process:
+def _listening(*command: str | Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run a command of Python's, on this checkout, while the block runs; gives HOST:PORT and the process."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as process:
         for line in process.stdout or ():
             if match := re.match(r"listening on (\S+)", line):
                 break
         else:
-            raise SystemExit(f"{' '.join(arguments)} did not start")
+            raise SystemExit(f"{' '.join(map(str, command))} did not start")
         try:
             yield match[1], process
         finally:

@@ -4,16 +4,17 @@ Run it: python benchmarks/peers/environments.py, once, then
         python benchmarks/serving_peers.py [--peers A,B] [--nets small,heavy] [--rounds N] [--seconds N] [--json FILE]
 
 Needs h2load (Debian: apt install nghttp2-client). Every server runs the same ONNX file in onnxruntime with the same
-settings (session.py), in a process of its own on the same cores, and writes no line a request. The peers run one image
-at a time, and so does fcnseg with `--runners 1`; by default it runs two while images wait, with half of the threads
-each. It serves once more as `fcnseg tune` found best for many clients before the first round. A request is one 480x360
-photograph as pixels, an answer its class map; where the peer speaks the Open Inference Protocol, the bytes are the same
-for all. In each round each server is started, asked until its answer is session.run's own class map, byte for byte,
-warmed, loaded by 1 and by 8 clients, and stopped. A plain loop over session.run runs before and after each load; a
-server's figure is its rate over the loop's. Prints a Markdown table of medians and ranges.
+settings (session.py) by the same Python, in a process of its own on the same cores, and writes no line a request. The
+peers run one image at a time, and so does fcnseg with `--runners 1`; by default it runs two while images wait, with
+half of the threads each. It serves once more as `fcnseg tune` found best for many clients before the first round. A
+request is one 480x360 photograph as pixels, an answer its class map; where the peer speaks the Open Inference Protocol,
+the bytes are the same for all. In each round each server is started, asked until its answer is session.run's own class
+map, byte for byte, warmed, loaded by 1 and by 8 clients, and stopped. A plain loop over session.run runs before and
+after each load; a server's figure is its rate over the loop's. Prints a Markdown table of medians and ranges.
 """
 
 import argparse
+import os
 import shutil
 import signal
 import statistics
@@ -28,8 +29,8 @@ import grpc
 from h2load import Request, h2load, require_h2load
 from loop import HEIGHT, SMALL, WIDTH, Loop, photograph
 from nets import build
-from peers.sides import SIDES, Side
-from reporting import Report, Spread, add_json_option, ordered
+from peers.sides import OWN, SIDES, Side
+from reporting import ROOT, Report, Spread, add_json_option, ordered
 
 from fcnseg.cores import usable_cores
 
@@ -73,9 +74,10 @@ class Comparison:
         self._loop = Loop(model, self._threads, self._photo)
         self._expected = self._loop.class_map.tobytes()
         if any(side.is_tuned for side in sides):
-            command = [sys.executable, "-m", "fcnseg", "tune", str(model), "--size", f"{HEIGHT}x{WIDTH}"]
+            command = [str(OWN.python), "-m", "fcnseg", "tune", str(model), "--size", f"{HEIGHT}x{WIDTH}"]
             command += ["--device", "cpu", "--seconds", str(TUNE_ROUNDS * self._seconds)]
-            subprocess.run(command, check=True, stdout=sys.stderr)
+            variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+            subprocess.run(command, check=True, stdout=sys.stderr, env=variables)
 
     def measure(self, turn: int) -> list[Figure]:
         """Measure every server once."""
@@ -135,11 +137,12 @@ def tell(report: Report, nets: list[str], sides: list[Side], figures: list[Figur
 
 
 def _versions(sides: list[Side]) -> str:
-    """What the peers are, by the packages that their environments are made of."""
-    made = {side.environment.name: side.environment for side in sides if side.environment is not None}
+    """What the peers are, by the packages that their environments are made of, and by which Python all run."""
+    made = {side.environment.name: side.environment for side in sides}
     found = {name: version for environment in made.values() for name, version in environment.versions().items()}
     shown = [f"{name} {found[name]}" for name in PEERS if name in found]
-    return f"Peers: {', '.join(shown)}." if shown else ""
+    pythons = ", ".join(sorted({environment.python_version() for environment in made.values()}))
+    return f"Peers: {', '.join(shown)}. All run by Python {pythons}."
 
 
 def choose_sides(names: str | None) -> list[Side]:
@@ -154,15 +157,15 @@ def choose_sides(names: str | None) -> list[Side]:
         raise SystemExit(f"no peer {', '.join(sorted(unknown))}; there are {known}")
     found = []
     for side in SIDES:
-        if side.name in asked and (side.environment is None or side.environment.is_made):
+        if side.name in asked and side.environment.is_made:
             found.append(side)
-        elif side.name in asked and side.environment is not None:
+        elif side.name in asked:
             name = side.environment.name
             print(
                 f"{side.name} is left out: make its environment by python benchmarks/peers/environments.py {name}",
                 file=sys.stderr,
             )
-    if not any(side.environment is not None for side in found) and any(side.environment is not None for side in SIDES):
+    if not any(side.is_peer for side in found):
         raise SystemExit("no peer is left to compare with; benchmarks/README.md tells how to make their environments")
     return found
 

@@ -1,8 +1,9 @@
-"""The peers' virtual environments: `python benchmarks/peers/environments.py [PEER...] [--python PYTHON]` makes them.
+"""The servers' virtual environments: `python benchmarks/peers/environments.py [PEER...] [--python PYTHON]` makes them.
 
 Each is made from the requirements.txt beside the peer's server, in the folder FCNSEG_PEERS (fcnseg/peers in the cache
-folder by default), where it is kept until the requirements change; all together take 1.4 GB. Debian's own Python makes
-them (apt install python3-venv libpython3.11): Triton's backend starts the system's interpreter.
+folder by default), where it is kept until the requirements change; all together take 2 GB. Debian's own Python makes
+them (apt install python3-venv libpython3.11): Triton's backend starts the system's interpreter, and the others have the
+same, fcnseg among them, since one that is built otherwise may be half as fast again.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+_ROOT = _HERE.parent.parent
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
 FOLDER = Path(os.environ.get("FCNSEG_PEERS", _CACHE / "fcnseg" / "peers"))
 ENVIRONMENTS = tuple(sorted(path.parent.name for path in _HERE.glob("*/requirements.txt")))
@@ -20,7 +22,7 @@ ENVIRONMENTS = tuple(sorted(path.parent.name for path in _HERE.glob("*/requireme
 
 @dataclass(frozen=True)
 class Environment:
-    """A peer's virtual environment, whether it is made or not.
+    """A server's virtual environment, whether it is made or not.
 
     Attributes:
         name: The folder of its requirements.
@@ -45,7 +47,7 @@ class Environment:
         """Make it anew."""
         subprocess.run([python, "-m", "venv", "--clear", self.folder], check=True)
         options = ["--quiet", "--no-cache-dir", "--disable-pip-version-check", "-r", str(self._requirements)]
-        subprocess.run([str(self.python), "-m", "pip", "install", *options], check=True)
+        subprocess.run([str(self.python), "-m", "pip", "install", *options], check=True, cwd=_ROOT)
         self._made_from.write_bytes(self._requirements.read_bytes())
 
     def versions(self) -> dict[str, str]:
@@ -53,6 +55,11 @@ class Environment:
         command = [str(self.python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         return {package["name"]: package["version"] for package in json.loads(text)}
+
+    def python_version(self) -> str:
+        """The version of its Python, such as `3.11.2`."""
+        command = [str(self.python), "-c", "import platform; print(platform.python_version())"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     @property
     def _requirements(self) -> Path:

@@ -17,6 +17,7 @@ from served import serve
 
 _HERE = Path(__file__).parent
 _GRACE_S = 20.0
+OWN = Environment("fcnseg")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Side:
         name: As options and results name it; a peer's server is the server.py in the folder of this name.
         title: As the table names it.
         face: How it is asked.
-        environment: The peer's environment; None for fcnseg, which runs in this one.
+        environment: That it runs in.
         options: Of `fcnseg serve`; with `--tuned` it runs the model as `fcnseg tune` found best, and otherwise with the
             threads of all.
     """
@@ -35,8 +36,12 @@ class Side:
     name: str
     title: str
     face: Face
-    environment: Environment | None = None
+    environment: Environment
     options: tuple[str, ...] = ()
+
+    @property
+    def is_peer(self) -> bool:
+        return self.environment != OWN
 
     @property
     def is_tuned(self) -> bool:
@@ -45,10 +50,11 @@ class Side:
     @contextmanager
     def serve(self, model: Path, threads: int, size: tuple[int, int]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         """Serve the model while the block runs; gives HOST:PORT, where it answers sooner or later, and the process."""
-        if self.environment is None:
+        if not self.is_peer:
             settings = [] if self.is_tuned else ["--no-tuned", "--threads", str(threads)]
             size_option = f"{size[0]}x{size[1]}"
-            with serve(model, "--device", "cpu", "--warm", size_option, *settings, *self.options) as served:
+            options = ("--device", "cpu", "--warm", size_option, *settings, *self.options)
+            with serve(model, *options, python=self.environment.python) as served:
                 yield served
         else:
             with _serve_peer(_HERE / self.name / "server.py", self.environment, model, threads) as served:
@@ -56,10 +62,10 @@ class Side:
 
 
 SIDES = (
-    Side("fcnseg", "`fcnseg serve`", INFER),
-    Side("fcnseg-segment", "`fcnseg serve`", SEGMENT),
-    Side("fcnseg-one", "`fcnseg serve --runners 1`", INFER, options=("--runners", "1")),
-    Side("fcnseg-tuned", "`fcnseg serve --tuned`", SEGMENT, options=("--tuned",)),
+    Side("fcnseg", "`fcnseg serve`", INFER, OWN),
+    Side("fcnseg-segment", "`fcnseg serve`", SEGMENT, OWN),
+    Side("fcnseg-one", "`fcnseg serve --runners 1`", INFER, OWN, ("--runners", "1")),
+    Side("fcnseg-tuned", "`fcnseg serve --tuned`", SEGMENT, OWN, ("--tuned",)),
     Side("pytriton", "Triton, PyTriton", INFER, Environment("pytriton")),
     Side("triton", "Triton, Python backend", INFER, Environment("pytriton")),
     Side("kserve", "KServe SDK", INFER, Environment("kserve")),
