@@ -4,7 +4,7 @@ import ctypes
 
 import onnxruntime
 
-from fcnseg.cuda_driver import device_count
+from fcnseg.cuda_driver import device_count, split_device
 from fcnseg.errors import DeviceError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -46,7 +46,7 @@ def require_cuda(device: str) -> None:
     if not _has_cuda():
         raise DeviceError(f"device {device} was asked for, but this onnxruntime has no CUDA support; use --device cpu")
     count = device_count()
-    if int(device.partition(":")[2]) >= count:
+    if split_device(device)[1] >= count:
         raise DeviceError(
             f"device {device} was asked for, but the NVIDIA driver shows {count or 'no'} devices; use --device cpu"
             + (f" or cuda:0 to cuda:{count - 1}" if count else "")

@@ -50,5 +50,4 @@ def gdal_errors_become(make: Callable[[str], Exception]) -> Iterator[None]:
     try:
         yield
     except (RasterioError, CPLE_BaseError) as error:
-        reason = one_line(error.__cause__ or error)
-        raise make(reason[:200]) from error
+        raise make(one_line(error.__cause__ or error, 200)) from error
