@@ -11,6 +11,8 @@ from pathlib import Path
 from loop import HEIGHT, WIDTH
 from reporting import ROOT
 
+ON_THIS_CHECKOUT = {**os.environ, "PYTHONPATH": str(ROOT)}
+"""Variables by which any Python, with whatever it has installed, runs the fcnseg that stands here."""
 BARE = Path(__file__).with_name("bare_server.py")
 
 
@@ -36,8 +38,7 @@ def serve_barely(model: Path, threads: int) -> AbstractContextManager[tuple[str,
 @contextmanager
 def _listening(*command: str | Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Run a command of Python's, on this checkout, while the block runs; gives HOST:PORT and the process."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ON_THIS_CHECKOUT) as process:
         for line in process.stdout or ():
             if match := re.match(r"listening on (\S+)", line):
                 break

@@ -14,7 +14,6 @@ after each load; a server's figure is its rate over the loop's. Prints a Markdow
 """
 
 import argparse
-import os
 import shutil
 import signal
 import statistics
@@ -30,7 +29,8 @@ from h2load import Request, h2load, require_h2load
 from loop import HEIGHT, SMALL, WIDTH, Loop, photograph
 from nets import build
 from peers.sides import OWN, SIDES, Side
-from reporting import ROOT, Report, Spread, add_json_option, ordered
+from reporting import Report, Spread, add_json_option, ordered
+from served import ON_THIS_CHECKOUT
 
 from fcnseg.cores import usable_cores
 
@@ -76,8 +76,7 @@ class Comparison:
         if any(side.is_tuned for side in sides):
             command = [str(OWN.python), "-m", "fcnseg", "tune", str(model), "--size", f"{HEIGHT}x{WIDTH}"]
             command += ["--device", "cpu", "--seconds", str(TUNE_ROUNDS * self._seconds)]
-            variables = {**os.environ, "PYTHONPATH": str(ROOT)}
-            subprocess.run(command, check=True, stdout=sys.stderr, env=variables)
+            subprocess.run(command, check=True, stdout=sys.stderr, env=ON_THIS_CHECKOUT)
 
     def measure(self, turn: int) -> list[Figure]:
         """Measure every server once."""
