@@ -1,9 +1,10 @@
 """What commands share: how options are added, sizes, the device, the options of regions, and the table of them."""
 
+import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from click.core import ParameterSource
@@ -11,7 +12,7 @@ from click.core import ParameterSource
 from fcnseg.cores import MOST_THREADS
 
 if TYPE_CHECKING:
-    from fcnseg.regions import Region, RegionQuery
+    from fcnseg.regions import Region
 
 _REGIONS_SHOWN = 24
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -160,9 +161,35 @@ def refuse_given(names: Collection[str], why: str) -> None:
 
 
 def region_options(command: _Command) -> _Command:
-    """Add --regions, --region-class, --threshold, --min-pixels and --max-regions."""
+    """Add --regions, --region-class, --threshold, --min-pixels and --max-regions, and hand over `regions`.
+
+    Args:
+        command: Takes `regions`: a `RegionQuery`, or None where no regions are asked for; naming a class asks for them.
+            It is not called where something else is said of regions that are not asked for.
+    """
+
+    @functools.wraps(command)
+    def with_regions(
+        *,
+        regions: bool,
+        region_classes: tuple[str, ...],
+        threshold: float,
+        min_pixels: int,
+        max_regions: int,
+        **others: Any,
+    ) -> Any:
+        from fcnseg.regions import RegionQuery
+
+        query = None
+        if regions or region_classes:
+            query = RegionQuery(region_classes, threshold, max_regions, min_pixels)
+        else:
+            other = {"threshold", "min_pixels", "max_regions"}
+            refuse_given(other, "{} is for regions; add --regions, or leave it out")
+        return command(regions=query, **others)
+
     return add_options(
-        command,
+        cast("_Command", with_regions),
         click.option(
             "--regions",
             is_flag=True,
@@ -197,22 +224,6 @@ def region_options(command: _Command) -> _Command:
             help="The most regions of an image: those with the highest scores.",
         ),
     )
-
-
-def region_query(
-    *, regions: bool, region_classes: tuple[str, ...], threshold: float, min_pixels: int, max_regions: int
-) -> "RegionQuery | None":
-    """Return which regions the options ask for; naming a class asks for regions too.
-
-    Raises:
-        click.UsageError: Something is said of regions that are not asked for.
-    """
-    from fcnseg.regions import RegionQuery
-
-    if not (regions or region_classes):
-        refuse_given({"threshold", "min_pixels", "max_regions"}, "{} is for regions; add --regions, or leave it out")
-        return None
-    return RegionQuery(region_classes, threshold, max_regions, min_pixels)
 
 
 def show_regions(regions: "Iterable[Region]") -> None:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcnseg.commands.access import access_options, open_client
-from fcnseg.commands.options import region_options, region_query, show_regions
+from fcnseg.commands.options import region_options, show_regions
 
 if TYPE_CHECKING:
+    from fcnseg.regions import RegionQuery
     from fcnseg.remote import RemoteSegmentation
 
 
@@ -76,11 +77,7 @@ def request(
     confidence: bool,
     overlay: bool,
     classes: tuple[str, ...],
-    regions: bool,
-    region_classes: tuple[str, ...],
-    threshold: float,
-    min_pixels: int,
-    max_regions: int,
+    regions: "RegionQuery | None",
     model: str,
     version: str,
     timeout_s: float,
@@ -107,13 +104,6 @@ def request(
         places["overlay"] = overlay_path(output)
     for name, place in places.items():
         _require_other(name, place, image)
-    query = region_query(
-        regions=regions,
-        region_classes=region_classes,
-        threshold=threshold,
-        min_pixels=min_pixels,
-        max_regions=max_regions,
-    )
     with open_client(server, timeout_s=timeout_s, retries=retries, **access) as client:
         answer = client.segment(
             image,
@@ -121,17 +111,17 @@ def request(
             version=version,
             encoding=Encoding.PNG if suffix == ".png" else Encoding.ZSTD,
             heatmaps=heatmaps,
-            regions=query,
+            regions=regions,
             confidence=confidence,
             overlay=overlay,
             classes=classes,
         )
     _write_heatmaps(answer, image, output)
-    if query:
+    if regions:
         write_regions(regions_path(output), answer.regions, answer.class_map.shape)
     _write_answer(answer, output)
     _show(answer, output)
-    if query:
+    if regions:
         show_regions(answer.regions)
 
 

@@ -15,7 +15,6 @@ from fcnseg.commands.options import (
     device_option,
     refuse_given,
     region_options,
-    region_query,
     show_regions,
     threads_option,
     tuned_option,
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from fcnseg.folder import Job, SegmentedImage
     from fcnseg.folder.options import Tile
     from fcnseg.folder.totals import Totals
-    from fcnseg.regions import Region
+    from fcnseg.regions import Region, RegionQuery
     from fcnseg.tuning import Settings
     from fcnseg.types import LabelMap
 
@@ -149,11 +148,7 @@ def segment(
     confidence: bool,
     heatmaps: tuple[str, ...],
     top: int,
-    regions: bool,
-    region_classes: tuple[str, ...],
-    threshold: float,
-    min_pixels: int,
-    max_regions: int,
+    regions: "RegionQuery | None",
     overwrite: bool,
     stored_orientation: bool,
     report: bool,
@@ -193,13 +188,7 @@ def segment(
         confidence,
         heatmaps,
         top,
-        region_query(
-            regions=regions,
-            region_classes=region_classes,
-            threshold=threshold,
-            min_pixels=min_pixels,
-            max_regions=max_regions,
-        ),
+        regions,
         upright=not stored_orientation,
         overwrite=overwrite,
         report=report,
