@@ -58,7 +58,11 @@ def claim(output: Path, job: JobFile, *, overwrite: bool) -> bool:
                 f" {_brief(job.model)}); {remedy}"
             )
         then = found.get("options") or {}
-        changed = [f"{name} {then.get(name)!r}" for name, value in job.options.items() if then.get(name) != value]
+        changed = [
+            f"{name} was {json.dumps(then.get(name))} and is {json.dumps(value)}"
+            for name, value in job.options.items()
+            if then.get(name) != value
+        ]
         if changed:
             raise UsageError(f"the masks in {output} were made with other options ({', '.join(changed)}); {remedy}")
     goes_on = known and not overwrite

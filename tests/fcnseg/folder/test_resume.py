@@ -166,7 +166,7 @@ def test_masks_of_another_model_or_of_other_options_are_not_mixed_with_ours(
     other = fcnseg.load(write_tiny_model(tmp_path / "m.onnx", class_names=("a", "b", "c")), "cpu")
     with pytest.raises(UsageError, match="were made by another model"):
         list(segment_folder(other, tmp_path / "in", tmp_path / "out"))
-    with pytest.raises(UsageError, match=r"were made with other options \(overlay False\)"):
+    with pytest.raises(UsageError, match=r"were made with other options \(overlay was false and is true\)"):
         list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", FolderOptions(overlay=True)))
     assert contents(tmp_path / "out") == before
     results = list(segment_folder(other, tmp_path / "in", tmp_path / "out", FolderOptions(overwrite=True)))
