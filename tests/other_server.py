@@ -46,9 +46,15 @@ class Wide:
 
 @contextmanager
 def server_that_answers(
-    answer: pb.SegmentResponse | Answer | None = None, stream: StreamAnswer | None = None
+    answer: pb.SegmentResponse | Answer | None = None,
+    stream: StreamAnswer | None = None,
+    model: pb.Model | None = None,
 ) -> Iterator[str]:
-    """Serve one answer to Segment, or what a function returns, and a function's to SegmentStream; yield the address."""
+    """Serve one answer to Segment, or what a function returns, a function's to SegmentStream, and a model to GetModel.
+
+    Yields:
+        The address.
+    """
 
     class Servicer(SegmentationServiceServicer):
         def Segment(self, request: pb.SegmentRequest, context: grpc.ServicerContext) -> pb.SegmentResponse:  # noqa: N802
@@ -60,6 +66,9 @@ def server_that_answers(
         ) -> Iterator[pb.SegmentStreamResponse]:
             assert stream is not None
             return stream(request_iterator, context)
+
+        def GetModel(self, _request: pb.GetModelRequest, _: grpc.ServicerContext) -> pb.GetModelResponse:  # noqa: N802
+            return pb.GetModelResponse(model=model)
 
     server = grpc.server(ThreadPoolExecutor(4))
     add_SegmentationServiceServicer_to_server(Servicer(), server)  # type: ignore[no-untyped-call] # generated

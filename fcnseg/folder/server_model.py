@@ -41,7 +41,7 @@ class ServerModel:
 
     Raises:
         RequestError: The server holds no such model, or does not answer.
-        UsageError: The server cannot be asked for a class whose scores are wanted.
+        UsageError: The server cannot be asked for a class whose scores are wanted, or numbers its classes otherwise.
     """
 
     remote = True
@@ -53,7 +53,10 @@ class ServerModel:
         self._model = client.get_model(name, version)
         self._options = options
         self.at_a_time = options.in_flight
-        self.label_map = LabelMap(self._model.classes)
+        try:
+            self.label_map = LabelMap(self._model.classes)
+        except ValueError as error:
+            raise UsageError(f"the server's model {self._model.name!r} cannot be used: {error}") from error
         pictures = options.pictures(self.label_map)
         # The most probable classes are known only once all are.
         heatmaps = self.label_map.classes if pictures.top else pictures.heatmaps

@@ -13,11 +13,13 @@ from fcnseg import Client
 from fcnseg.errors import RemoteModelNotFoundError, ServerUnavailableError, UsageError
 from fcnseg.folder import FolderOptions, MaskFormat, ServerModel, segment_folder
 from fcnseg.regions import RegionQuery
+from fcnseg.v1 import segmentation_pb2 as pb
 from serving.batcher import BatchingConfig
 from serving.registry import ModelRegistry
 from serving.served_model import ModelConfig
 from serving.server import ServerConfig
 from tests.image_folders import save, write_noise
+from tests.other_server import server_that_answers
 from tests.running_server import running_server
 from tests.server_process import free_port, server_process
 from tests.tiny_model import write_tiny_model
@@ -77,6 +79,21 @@ def test_a_class_that_no_word_finds_at_the_server_is_refused_at_once(tmp_path: P
         pytest.raises(UsageError, match="class 1 cannot be asked for"),
     ):
         ServerModel(client, "m", FolderOptions(top=1))
+
+
+def test_a_server_that_numbers_classes_otherwise_is_told_of_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "in" / "1.jpg", (40, 30))
+    model = pb.Model(name="theirs", version="1", classes=[pb.Class(id=1, name="road"), pb.Class(id=2, name="sky")])
+    with server_that_answers(model=model) as address:
+        command = [sys.executable, "-m", "fcnseg", "segment", "theirs", "in", "out", "--server", address]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == 2
+    assert run.stderr == (
+        "fcnseg: error: the server's model 'theirs' cannot be used: class ids must be 0 to K - 1 in order, and at least"
+        " one; got [1, 2]\n"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_heatmaps_are_counted_among_what_images_hold_here(tiny_model: Path) -> None:
