@@ -161,12 +161,15 @@ def _stored_reader(path: Path, tags: Tags, dataset: Any) -> Callable[[slice, sli
     to_rgb = conversion(tags, dtype, dataset.count, find_largest)
     if to_rgb is None:
         kind = f"photometric interpretation {tags.get(PHOTOMETRIC_INTERPRETATION)}, {dataset.count} x {dtype.name}"
-        raise _not_in_windows(path, f"{path}: the TIFF image is too large to be read whole, is of {kind}")
+        why = f"{path}: the TIFF image is too large to be read whole, is of {kind}"
+        # Of three grey bands and more the first three are the colours where the file says so.
+        grey = tags.get(PHOTOMETRIC_INTERPRETATION, 0) in {0, 1}
+        raise _not_in_windows(path, why, " --co photometric=rgb" if grey and dataset.count > 2 else "")
     return lambda rows, columns: to_rgb(read(rows, columns))
 
 
-def _not_in_windows(path: Path, why: str) -> ImageTooLargeError:
-    options = "--co tiled=yes --co blockxsize=512 --co blockysize=512 --co compress=deflate"
+def _not_in_windows(path: Path, why: str, more: str = "") -> ImageTooLargeError:
+    options = f"--co tiled=yes --co blockxsize=512 --co blockysize=512 --co compress=deflate{more}"
     return ImageTooLargeError(
         f"{why}, and is not read in windows; store it as a tiled TIFF, for example by"
         f" 'rio convert {path.name} large.tif {options}'"

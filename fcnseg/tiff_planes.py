@@ -1,12 +1,22 @@
-"""TIFF files as Pillow reads them, but for planes, a band each, that are stored uncompressed: those libtiff reads.
+"""TIFF files as Pillow reads them, but for planes, a band each.
 
-Pillow 13 by itself takes their samples of 16 bits for such of 8, and fails on bands beyond those of the colour.
+Those that are stored uncompressed libtiff reads: Pillow 13 by itself takes their samples of 16 bits for such of 8, and
+fails on bands beyond those of the colour. Of several grey ones it would take the first, without a word; stored
+together it refuses them, and so are planes.
 """
 
-from PIL.TiffImagePlugin import COMPRESSION, PLANAR_CONFIGURATION, TiffImageFile
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    COMPRESSION,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    SAMPLESPERPIXEL,
+    TiffImageFile,
+)
 
 _UNCOMPRESSED, _PACKBITS = 1, 32773
 _PLANES = 2
+_GREY = {0, 1}
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"
 
 
@@ -26,6 +36,9 @@ class TiffFile(TiffImageFile):
 
     def _setup(self) -> None:
         tags = self.tag_v2
+        bands, bits = tags.get(SAMPLESPERPIXEL, 1), tags.get(BITSPERSAMPLE, (1,))
+        if tags.get(PHOTOMETRIC_INTERPRETATION, 0) in _GREY and (bands > 2 or (bands == 2 and bits[0] > 8)):
+            raise SyntaxError(f"unknown which of {bands} grey bands are the colours; PHOTOMETRIC=RGB would say it")
         stored = tags.get(COMPRESSION, _UNCOMPRESSED)
         if stored == _UNCOMPRESSED and tags.get(PLANAR_CONFIGURATION) == _PLANES:
             tags[COMPRESSION] = _PACKBITS  # Pillow leaves what is compressed to libtiff, which reads the tag for itself

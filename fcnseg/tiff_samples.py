@@ -20,7 +20,7 @@ from fcnseg.sample_depth import to_8_bits
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
 _JPEG = 7
 _TOGETHER = 1  # the samples of a pixel
-_PREMULTIPLIED = 1
+_UNSPECIFIED, _PREMULTIPLIED, _UNASSOCIATED = 0, 1, 2  # what an extra sample is
 
 Tags: TypeAlias = Mapping[int, Any]
 """The tags of a TIFF file's first image, by their numbers, as Pillow reads them."""
@@ -52,6 +52,8 @@ def conversion(tags: Tags, dtype: np.dtype[Any], bands: int, find_largest: Calla
     photometric = tags.get(PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO)
     bits = int(tags.get(BITSPERSAMPLE, (1,))[0])
     if photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO}:
+        if bands > 1 and not _is_grey_and_alpha(tags, dtype, bands):
+            return None
         return _from_grey(dtype, bits, find_largest, is_inverted=photometric == _WHITE_IS_ZERO)
     if photometric == _PALETTE and dtype in (np.uint8, np.uint16):
         table = (np.array(tags[COLORMAP]) // 256).astype(np.uint8).reshape(3, -1).T
@@ -63,6 +65,11 @@ def conversion(tags: Tags, dtype: np.dtype[Any], bands: int, find_largest: Calla
     if mode == "RGB" and bands > 3 and tags.get(EXTRASAMPLES, (0,))[0] == _PREMULTIPLIED:
         mode, raw_mode = "RGBA", "RGBa"
     return lambda samples: _by_pillow(_high_bytes(samples[:, :, : len(mode)], bits), mode, raw_mode)
+
+
+def _is_grey_and_alpha(tags: Tags, dtype: np.dtype[Any], bands: int) -> bool:
+    """Whether grey has one band beside it, which is dropped; which of more are the colours, a file does not say."""
+    return bands == 2 and dtype == np.uint8 and tags.get(EXTRASAMPLES) in {(_UNSPECIFIED,), (_UNASSOCIATED,)}
 
 
 def _from_grey(dtype: np.dtype[Any], bits: int, find_largest: Callable[[], float], *, is_inverted: bool) -> Conversion:

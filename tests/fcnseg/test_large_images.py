@@ -109,6 +109,18 @@ def test_windows_have_the_pixels_of_the_whole_file(kind: str, tmp_path: Path) ->
     check_windows(path, whole)
 
 
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+@pytest.mark.parametrize(("bands", "dtype"), [(4, UINT16), (3, UINT8), (2, UINT16)])
+def test_of_several_grey_bands_none_is_taken_for_the_picture(
+    interleave: str, bands: int, dtype: np.dtype[np.generic], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "image.tif", samples(bands, dtype), photometric="minisblack", interleave=interleave)
+    with pytest.raises(ImageError, match="kind that is not supported"):
+        images.read(path)
+    with pytest.raises(ImageError, match=f"{bands} x {dtype.name}"), open_windowed(path, WINDOWED):
+        pass
+
+
 def test_blocks_that_were_never_written_are_black(tmp_path: Path) -> None:
     blocks = {"tiled": True, "blockxsize": 32, "blockysize": 32, "sparse_ok": True}
     profile = {"driver": "GTiff", "height": 64, "width": 96, "count": 3, "dtype": "uint8", **blocks, **JPEG}
