@@ -86,8 +86,9 @@ getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # silent: what fails becomes 
 # What Pillow warns of (damaged EXIF above all) either does no harm to the pixels or ends in an ImageError. A filter
 # put in place once is safe under threads; catch_warnings around every call is not.
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # as with OpenCV
-for _category in (UserWarning, Image.DecompressionBombWarning):
-    warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+# Behind the filters that there are, so that a program that has Pillow raise it for its own images goes on to be safe.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.", append=True)
 
 
 @dataclass(frozen=True)
@@ -334,8 +335,10 @@ def _read_header(stream: HeaderStream, data: bytes, limits: ImageLimits) -> Imag
         raise ImageError(f"the TIFF image's directory has an entry of more than {MOST_NUMBERS} numbers; store it again")
     try:
         header = reader(stream)
-    except Image.DecompressionBombError as error:  # WebP's reader allocates its canvas, and so has a limit of its own
-        limit = min(limits.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or limits.max_pixels))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # WebP's reader allocates its canvas, and so has a limit of its own.
+        most = Image.MAX_IMAGE_PIXELS or limits.max_pixels
+        limit = min(limits.max_pixels, most if isinstance(error, Warning) else 2 * most)
         raise ImageTooLargeError(
             f"the {reader.format} image has more pixels than the limit of {limit}; {_SMALLER}"
         ) from error
