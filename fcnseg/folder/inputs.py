@@ -75,10 +75,7 @@ def find_inputs(source: str | Path, output: Path) -> Inputs:
 def _search(folder: Path, output: Path) -> list[InputImage]:
     """Find the images of a folder, by path."""
     excluded = output.resolve()
-    if excluded == folder.resolve():
-        raise UsageError(
-            f"output {output} is the input folder, where masks would be taken for images next time; name another"
-        )
+    _require_other(output, excluded, folder.resolve())
     found = []
     for parent, subfolders, files in _walk(str(folder)):
         subfolders[:] = [name for name in subfolders if Path(parent, name).resolve() != excluded]
@@ -90,13 +87,23 @@ def _search(folder: Path, output: Path) -> list[InputImage]:
     return _named(sorted(found, key=_by_folder), str(folder))
 
 
+def _require_other(output: Path, real_output: Path, real_input: Path) -> None:
+    if real_output == real_input:
+        raise UsageError(
+            f"output {output} is the input folder, where masks would be taken for images next time; name another"
+        )
+
+
 def _match(pattern: str, output: Path) -> list[InputImage]:
     """Find the images that a pattern matches, by path."""
-    excluded = output.resolve()
-    found = [path for path in _expand(pattern) if _is_image(path) and excluded not in Path(path).resolve().parents]
+    fixed = os.path.dirname(pattern[: _first_magic(pattern)])  # noqa: PTH120 - '' stands for here
+    start, excluded = Path(fixed).resolve(), output.resolve()
+    _require_other(output, excluded, start)
+    found = [path for path in _expand(pattern) if _is_image(path)]
+    if start in excluded.parents:
+        found = [path for path in found if excluded not in Path(path).resolve().parents]
     if not found:
         raise UsageError(f"no images match {pattern}; looked for {_wanted()}")
-    fixed = os.path.dirname(pattern[: _first_magic(pattern)])  # noqa: PTH120 - '' stands for here
     return _named(sorted(set(found), key=_by_folder), fixed)
 
 

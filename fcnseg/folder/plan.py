@@ -1,14 +1,14 @@
 """What a job is to do: which image becomes which mask, and that no file takes another's place."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from fcnseg import images
 from fcnseg.errors import UsageError
-from fcnseg.files import require_place
+from fcnseg.files import require_place, shown
 from fcnseg.folder.inputs import find_inputs
 from fcnseg.folder.mask_files import MaskFormat
 from fcnseg.folder.names import name_masks
@@ -112,8 +112,10 @@ def require_room(found: Plan, pictures: Pictures, label_map: LabelMap) -> None:
 
 
 def _require_apart(found: Plan) -> None:
-    """Check that no mask takes an input's place."""
+    """Check that no mask takes the place of an input, or of a folder of masks."""
     inputs, real = _inputs(found), cache(os.path.realpath)
+    parents = {os.path.dirname(item.mask) for item in found.images}  # noqa: PTH120
+    folders = {folder for parent in parents for folder in _upwards(parent)}
     for item in found.images:
         folder, name = os.path.split(os.path.join(found.output, item.mask))  # noqa: PTH118
         if (real(folder or "."), name) in inputs:
@@ -121,6 +123,18 @@ def _require_apart(found: Plan) -> None:
                 f"the mask {found.output / item.mask} would take the place of an input image; name another output"
                 " folder"
             )
+        if item.mask in folders:
+            raise UsageError(
+                f"{found.output / item.mask} would be both the mask of {shown(Path(item.image))} and a folder of masks;"
+                " rename one of the inputs"
+            )
+
+
+def _upwards(folder: str) -> Iterator[str]:
+    """Yield a folder of masks and those that it lies in, below the output."""
+    while folder:
+        yield folder
+        folder = os.path.dirname(folder)  # noqa: PTH120
 
 
 def _inputs(found: Plan) -> set[tuple[str, str]]:

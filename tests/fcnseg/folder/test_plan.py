@@ -107,7 +107,21 @@ def test_an_input_inside_the_output_is_safe_from_its_masks(tmp_path: Path) -> No
         plan(tmp_path / "out" / "in", tmp_path / "out")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_mask_named_as_a_folder_of_masks_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "in", "a.jpg", "a.png/sub/b.jpg")
+    with pytest.raises(UsageError, match=r"a\.png would be both the mask of .*a\.jpg and a folder of masks"):
+        plan(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_pattern_may_match_what_lies_below_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "photos/a.jpg", "photos/masks/old.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert [item.mask for item in plan("photos/*.jpg", Path()).images] == ["a.png"]
+    assert [item.mask for item in plan("photos/**/*.jpg", Path("photos/masks")).images] == ["a.png"]
+    with pytest.raises(UsageError, match="output photos is the input folder"):
+        plan("photos/*.jpg", Path("photos"))
+
+
 def test_an_empty_name_does_not_stand_for_the_folder_that_one_is_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +131,7 @@ def test_an_empty_name_does_not_stand_for_the_folder_that_one_is_in(
         plan("", tmp_path / "out")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_no_image(tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png")
     os.mkfifo(tmp_path / "in" / "b.png")
