@@ -41,7 +41,8 @@ class FolderOptions:
             what the runs under way may take.
 
     Raises:
-        UsageError: A number is out of range, or heatmaps are given as one text or as numbers.
+        UsageError: A number is out of range, there is no such mask format or tile, regions are no `RegionQuery`, or
+            heatmaps are given as one text or as numbers.
     """
 
     mask_format: MaskFormat = MaskFormat.PNG
@@ -62,6 +63,13 @@ class FolderOptions:
 
     def __post_init__(self) -> None:
         require_names("heatmaps", self.heatmaps)
+        if self.mask_format not in tuple(MaskFormat):
+            raise UsageError(f"there is no mask format {self.mask_format!r}; there are {', '.join(MaskFormat)}")
+        object.__setattr__(self, "mask_format", MaskFormat(self.mask_format))
+        if not isinstance(self.regions, RegionQuery | None):
+            raise UsageError(f"regions is {self.regions!r}; give a RegionQuery, or None for no list")
+        if not isinstance(self.tile, int) and self.tile not in ("auto", "none"):
+            raise UsageError(f"tile is {self.tile!r}; it must be 'auto', 'none' or a number of pixels")
         if isinstance(self.tile, int) and self.tile < 1:
             raise UsageError(f"tiles of {self.tile} pixels were asked for; they must have at least 1")
         for name, value, least in (

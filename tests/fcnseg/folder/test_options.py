@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from fcnseg.errors import UsageError
-from fcnseg.folder import FolderOptions
+from fcnseg.folder import FolderOptions, MaskFormat
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,21 @@ from fcnseg.folder import FolderOptions
 def test_numbers_out_of_range_are_refused(number: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         FolderOptions(**number)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"mask_format": "gif"}, "there is no mask format 'gif'; there are png, tiff, npy, coco"),
+        ({"tile": "512"}, "tile is '512'; it must be 'auto', 'none' or a number of pixels"),
+        ({"tile": [512]}, "tile is \\[512\\]"),
+        ({"regions": True}, "regions is True; give a RegionQuery, or None for no list"),
+    ],
+)
+def test_what_options_cannot_mean_is_refused(option: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        FolderOptions(**option)
+
+
+def test_a_mask_format_may_be_given_as_text() -> None:
+    assert FolderOptions(mask_format="tiff").mask_format is MaskFormat.TIFF  # type: ignore[arg-type]
