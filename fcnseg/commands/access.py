@@ -1,7 +1,8 @@
 """What commands that ask a server share: the options by which it lets them in."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +44,7 @@ def access_options(command: _Command) -> _Command:
     )
 
 
+@contextmanager
 def open_client(
     server: str,
     *,
@@ -53,21 +55,28 @@ def open_client(
     token_file: Path | None,
     token_in_clear: bool,
     **settings: Any,
-) -> "Client":
-    """Return a client of a server that the options let in; `settings` are the client's own, such as `timeout_s`.
+) -> "Iterator[Client]":
+    """Have a client of a server that the options let in; `settings` are the client's own, such as `timeout_s`.
 
     Raises:
         UsageError: An option has no valid value.
+        UnauthenticatedError: The server wants another token, or one; the message names the option.
     """
     from fcnseg.client import Client
+    from fcnseg.errors import UnauthenticatedError
 
-    return Client(
+    client = Client(
         server,
         tls=_read_tls(tls=tls, ca=ca, cert=cert, key=key),
         token=_read_token(token_file),
         token_in_clear=token_in_clear,
         **settings,
     )
+    try:
+        with client:
+            yield client
+    except UnauthenticatedError as error:
+        raise UnauthenticatedError(f"{error} (here by --token-file FILE, or {_TOKEN_VARIABLE})") from error
 
 
 def _read_tls(*, tls: bool, ca: Path | None, cert: Path | None, key: Path | None) -> "ClientTls | bool":

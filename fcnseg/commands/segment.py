@@ -222,8 +222,8 @@ def segment(
         else:
             refuse_given(_OF_LOCAL_MODELS, "{} with --server, where the server decides that; leave it out")
             connections = min(in_flight, _MOST_CONNECTIONS)
-            client = open_client(server, timeout_s=timeout_s, connections=connections, **access)
-            job = Job(ServerModel(stack.enter_context(client), model, options), found, options)
+            asking = open_client(server, timeout_s=timeout_s, connections=connections, **access)
+            job = Job(ServerModel(stack.enter_context(asking), model, options), found, options)
         _run(job, tiles, top=bool(top))
 
 

@@ -69,7 +69,8 @@ def test_a_closed_server_answers_who_brings_certificate_and_token(
     assert "warning" not in log.lower()
     assert refused.returncode == 2
     assert refused.stderr == (
-        f"fcnseg: error: server {local}: the request brings no token; send one as 'authorization: Bearer TOKEN'\n"
+        f"fcnseg: error: server {local}: the request brings no token; send one as 'authorization: Bearer TOKEN' (here"
+        " by --token-file FILE, or FCNSEG_TOKEN)\n"
     )
 
 
