@@ -14,6 +14,7 @@ after each load; a server's figure is its rate over the loop's. Prints a Markdow
 """
 
 import argparse
+import json
 import shutil
 import signal
 import statistics
@@ -33,6 +34,7 @@ from reporting import Report, Spread, add_json_option, ordered
 from served import ON_THIS_CHECKOUT
 
 from fcnseg.cores import usable_cores
+from fcnseg.tuning import Settings, tuning_path
 
 CLIENTS = (1, 8)
 PEERS = ("nvidia-pytriton", "kserve", "mosec", "litserve")
@@ -65,10 +67,16 @@ class Figure:
 
 
 class Comparison:
-    """The servers, on one model."""
+    """The servers, on one model.
+
+    Attributes:
+        net: What the model is called.
+        tuned: What `fcnseg tune` found for it; empty where no side asks.
+    """
 
     def __init__(self, net: str, model: Path, sides: list[Side], arguments: argparse.Namespace) -> None:
-        self._net, self._model, self._sides = net, model, sides
+        self.net, self._model, self._sides = net, model, sides
+        self.tuned = ""
         self._threads, self._seconds = arguments.threads, arguments.seconds
         self._photo = photograph()
         self._loop = Loop(model, self._threads, self._photo)
@@ -77,6 +85,7 @@ class Comparison:
             command = [str(OWN.python), "-m", "fcnseg", "tune", str(model), "--size", f"{HEIGHT}x{WIDTH}"]
             command += ["--device", "cpu", "--seconds", str(TUNE_ROUNDS * self._seconds)]
             subprocess.run(command, check=True, stdout=sys.stderr, env=ON_THIS_CHECKOUT)
+            self.tuned = str(Settings(**json.loads(tuning_path(model).read_bytes())["settings"]))
 
     def measure(self, turn: int) -> list[Figure]:
         """Measure every server once."""
@@ -96,8 +105,8 @@ class Comparison:
 
                 times, rate = self._loop.around(self._seconds, load)
                 mean = statistics.fmean(times)
-                found.append(Figure(self._net, side.name, turn, clients, mean, rate, rate * mean))
-                text = f"{self._net}, round {turn}, {side.name}, {clients} clients: {rate:.1f} /s, {rate * mean:.3f}"
+                found.append(Figure(self.net, side.name, turn, clients, mean, rate, rate * mean))
+                text = f"{self.net}, round {turn}, {side.name}, {clients} clients: {rate:.1f} /s, {rate * mean:.3f}"
                 print(text, file=sys.stderr)
         return found
 
@@ -117,15 +126,17 @@ class Comparison:
             raise SystemExit(f"{side.name}'s class map is not that of session.run")
 
 
-def tell(report: Report, nets: list[str], sides: list[Side], figures: list[Figure]) -> None:
+def tell(report: Report, comparisons: list[Comparison], sides: list[Side], figures: list[Figure]) -> None:
     """Put the figures of all rounds into the report, a table for each net."""
-    for net in nets:
+    for comparison in comparisons:
+        net = comparison.net
         loads = [f"{clients} client{'s' * (clients > 1)}" for clients in CLIENTS]
         columns = [f"{load}, {what}" for load in loads for what in ("requests/s", "of session.run")]
         frames = Spread.of(figure.loop_s * 1000 for figure in figures if figure.net == net)
         left_out = ", ".join(side.name for side in SIDES if side not in sides)
         note = f"session.run alone takes {frames} ms. {_versions(sides)}"
         note += f" Left out: {left_out}." if left_out else ""
+        note += f" `fcnseg tune` found: {comparison.tuned}." if comparison.tuned else ""
         table = report.table(net, f"Servers of the {net} net", ("server", "protocol", *columns), note)
         for side in sides:
             cells: list[Spread] = []
@@ -199,7 +210,7 @@ def main() -> None:
             models[net] = Path(shutil.copy(given, folder)) if given else build("resnet50", Path(folder))
         comparisons = [Comparison(net, model, sides, arguments) for net, model in models.items()]
         figures = [figure for turn in range(arguments.rounds) for side in comparisons for figure in side.measure(turn)]
-    tell(report, list(models), sides, figures)
+    tell(report, comparisons, sides, figures)
     report.write()
 
 
