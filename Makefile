@@ -4,6 +4,8 @@ PYTHON ?= python3
 PROTO := $(wildcard proto/fcnseg/v1/*.proto) proto/serving/oip/inference.proto
 STUBS := --python_out=. --pyi_out=. --grpc_python_out=.
 MINUTES ?= 10
+# A file's tests share what they set up. More than four processes would want more memory than a machine may have.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
 # The stubs carry the version that made them as the floor of the grpcio that runs them.
 GRPC_TOOLS := grpcio-tools==1.76.0
 # Its protobuf and ml-dtypes are older than ours may be, and its messages have the names of ours.
@@ -23,17 +25,17 @@ quickstart: .venv/installed-quickstart  ## From a pretrained classifier to a mas
 	.venv/bin/python -m fcnseg quickstart
 
 test: .venv/installed-dev .venv-triton/installed  ## Every test but the slow ones
-	.venv/bin/python -m pytest
+	.venv/bin/python $(PYTEST)
 
 test-all: .venv/installed-dev .venv-triton/installed  ## Every test
-	.venv/bin/python -m pytest -m ""
+	.venv/bin/python $(PYTEST) -m ""
 
 test-runtime: .venv-runtime/installed .venv-triton/installed  ## The core and serving tests with the wheel's packages, no torch among them; what the wheel holds
 	cd .venv-runtime && bin/fcnseg --help && bin/python -P ../tests/built_wheel.py
-	.venv-runtime/bin/python -m pytest tests/fcnseg tests/serving tests/contract
+	.venv-runtime/bin/python $(PYTEST) tests/fcnseg tests/serving tests/contract
 
 test-rest: .venv/installed-dev  ## What test-runtime leaves: training, and the whole path
-	.venv/bin/python -m pytest --ignore tests/fcnseg --ignore tests/serving --ignore tests/contract
+	.venv/bin/python $(PYTEST) --ignore tests/fcnseg --ignore tests/serving --ignore tests/contract
 
 soak: .venv/installed-dev  ## A server under everything at once for MINUTES=10, with SERVE='--no-arena' or other options
 	.venv/bin/python -m tests.soak --minutes $(MINUTES) -- $(SERVE)
