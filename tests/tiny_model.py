@@ -10,7 +10,7 @@ The image is edge-padded behind to a multiple of 4. Up to 64 classes, the arg-ma
 interpolation; above, at the cells, and enlarged by nearest. All arithmetic is exact in float32, on any device.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ def write_tiny_model(
     class_count: int = 3,
     class_names: tuple[str, ...] | None = None,
     licence: str | None = None,
+    global_context: tuple[str, ...] = (),
     fails_on_magenta: bool = False,
     work_rounds: int = 0,
 ) -> Path:
@@ -46,6 +47,7 @@ def write_tiny_model(
         class_count: K; beyond 256 the class map is uint16.
         class_names: Names of the K classes; the default is red, green, blue, or `class 0`, `class 1`, ...
         licence: The metadata's licence note.
+        global_context: Layers of which the metadata says that they look at whole images; none does.
         fails_on_magenta: Whether a run fails inside the graph where the first pixel of an image is (255, 0, 255).
         work_rounds: How much to compute for nothing, to make a run last: 0.1 to 0.3 ms each on one core. Opening
             the file takes two such runs and more.
@@ -62,7 +64,8 @@ def write_tiny_model(
     model = helper.make_model(
         graph.build(class_count), opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
     )
-    helper.set_model_props(model, {METADATA_KEY: dump_info(tiny_info(class_count, class_names, licence))})
+    info = replace(tiny_info(class_count, class_names, licence), global_context=global_context)
+    helper.set_model_props(model, {METADATA_KEY: dump_info(info)})
     onnx.checker.check_model(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)

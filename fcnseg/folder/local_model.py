@@ -20,6 +20,7 @@ from fcnseg.folder.mask_files import MaskFormat
 from fcnseg.folder.models import Loaded, Outcome
 from fcnseg.folder.options import FolderOptions
 from fcnseg.folder.turns import Turns
+from fcnseg.images import ImageLimits
 from fcnseg.large_images import open_windowed
 from fcnseg.large_masks import segment_to_mask
 from fcnseg.segmenter import Segmenter, load
@@ -30,6 +31,8 @@ from fcnseg.types import LabelMap, answer_bytes
 
 _MOST_BYTES_PER_PIXEL = 2000
 _CUDA_BATCH = 8
+_RUNS_OF_WHOLE_IMAGES = 2
+"""Runs at a time that share the memory where a net looks at whole images; the CPU's, where nothing else was found."""
 
 
 def open_model(
@@ -59,7 +62,8 @@ def open_model(
         return load(path, device, threads, tuned=tuned, pipeline=True), 1
     found = tuned_settings(path, device) if tuned else NOTHING_SAID
     runs = found.runners or (default_settings(device).runners if device == "cpu" else 1) or 1
-    options = found.with_runs(runs).engine_options(PIPELINE_OPTIONS)
+    found = found.with_runs(runs)
+    options = found.engine_options(PIPELINE_OPTIONS)
     if device == "cpu":
         options = options.beside(runs)
     return Segmenter(Engine(path, device, options), found), runs
@@ -93,7 +97,10 @@ class LocalModel:
         self._progress = progress
         self.at_a_time = at_a_time
         self.batch = options.batch or segmenter.tuned.max_batch or (1 if segmenter.device == "cpu" else _CUDA_BATCH)
-        self._memory = options.memory_bytes // at_a_time
+        # How a net that looks at whole images is given them decides on its masks, and must not depend on `at_a_time`.
+        sharing = _RUNS_OF_WHOLE_IMAGES if segmenter.info.global_context else at_a_time
+        self._memory = options.memory_bytes // sharing
+        self._tiles_at_a_time = min(at_a_time, sharing)
         self._turns = Turns(at_a_time)
         self._measuring = threading.Lock()
 
@@ -132,6 +139,11 @@ class LocalModel:
             return f"auto, {self._memory} bytes a run"
         return tile
 
+    @property
+    def limits(self) -> ImageLimits:
+        """Those of the options."""
+        return self._options.limits
+
     def kind(self, image: NDArray[np.uint8]) -> object:
         """Return the size that the image is padded to."""
         return self._segmenter.canonical_shape(image)
@@ -165,7 +177,7 @@ class LocalModel:
 
     def _segment_whole(self, loaded: Sequence[Loaded]) -> list[Outcome]:
         images = [item.image for item in loaded if item.image is not None]
-        with self._turns.taking(1):
+        with self._turns.taking(self._turns_for(len(images), *images[0].shape[:2])):
             began = time.perf_counter()
             found = self._segmenter.segment_batch(images, confidence=self._options.confidence)
             infer_ms = (time.perf_counter() - began) * 1000
@@ -185,8 +197,8 @@ class LocalModel:
                 image,
                 tile,
                 confidence=self._options.confidence,
-                progress=partial(self._progress, item.source),
-                at_a_time=self.at_a_time,
+                progress=partial(self._tell_progress, item),
+                at_a_time=self._tiles_at_a_time,
             )
             infer_ms = (time.perf_counter() - began) * 1000
         timings_ms = {"decode": item.decode_ms, "infer": infer_ms}
@@ -204,10 +216,14 @@ class LocalModel:
             began = time.perf_counter()
             tile = self._tile(image.height, image.width)
             tiling = plan_tiles(self._segmenter.info, image.height, image.width, tile)
-            progress = partial(self._progress, item.source)
-            classes = segment_to_mask(self._segmenter, image, tiling, item.mask, progress, self.at_a_time)
+            progress = partial(self._tell_progress, item)
+            classes = segment_to_mask(self._segmenter, image, tiling, item.mask, progress, self._tiles_at_a_time)
             timings_ms = {"infer": (time.perf_counter() - began) * 1000}
         return WrittenAnswer((image.height, image.width), classes, timings_ms, tiling.notice)
+
+    def _tell_progress(self, item: Loaded, done: int, total: int) -> None:
+        item.require_time()
+        self._progress(item.source, done, total)
 
     def _tile(self, height: int, width: int) -> int | None:
         """Return the size of an image's tiles; None where it is not cut."""
@@ -225,6 +241,14 @@ class LocalModel:
     def _fits(self, height: int, width: int, count: int = 1) -> bool:
         """Whether a run on images of a size surely has memory enough: what it takes need not be measured then."""
         return count * self._pixels(height, width) * _MOST_BYTES_PER_PIXEL <= self._memory
+
+    def _turns_for(self, count: int, height: int, width: int) -> int:
+        """Return how many turns' memory a run on so many images of a size takes."""
+        if self._tiles_at_a_time == self.at_a_time:
+            return 1
+        share = self._options.memory_bytes / self.at_a_time
+        taken = count * self._pixels(height, width) * self._bytes_per_pixel()
+        return min(self.at_a_time, max(1, math.ceil(taken / share)))
 
     def _pixels(self, height: int, width: int) -> int:
         return math.prod(self._segmenter.info.geometry.padded(height, width))

@@ -1,5 +1,6 @@
 """The model of a job: what it is given, and what it answers."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,12 @@ from numpy.typing import NDArray
 from fcnseg.errors import ImageError, ImageTooLargeError
 from fcnseg.folder.answers import Answer, WrittenAnswer
 from fcnseg.geotiff import GeoTags
+from fcnseg.images import ImageLimits
 from fcnseg.types import LabelMap
+
+
+class JobEndedError(BaseException):
+    """The job ends before its time, and this image is left for the next: no failure of the image."""
 
 
 @dataclass(eq=False)
@@ -30,6 +36,7 @@ class Loaded:
         modified_ns: When the file was last written, as `os.stat` tells it.
         held: Bytes that it holds of the job's memory.
         decode_ms: What reading and decoding took.
+        ended: Set where the job ends before its time: what takes long is given up then, by a `JobEndedError`.
     """
 
     source: Path
@@ -43,6 +50,16 @@ class Loaded:
     modified_ns: int | None = None
     held: int = 0
     decode_ms: float = 0.0
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def require_time(self) -> None:
+        """Check that the job goes on.
+
+        Raises:
+            JobEndedError: It does not.
+        """
+        if self.ended.is_set():
+            raise JobEndedError(f"the job ended before {self.source.name} was done")
 
 
 Outcome: TypeAlias = Answer | WrittenAnswer | Exception
@@ -83,6 +100,10 @@ class JobModel(Protocol):
     @property
     def tile(self) -> str | int:
         """What masks depend on in how images are cut: with most nets on nothing but the size of tiles."""
+
+    @property
+    def limits(self) -> ImageLimits:
+        """What is refused before any pixel is decoded."""
 
     def kind(self, image: NDArray[np.uint8]) -> object:
         """Return what is equal for images that one call of `segment` may take."""

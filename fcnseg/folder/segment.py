@@ -3,10 +3,11 @@
 import errno
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -130,7 +131,7 @@ class Job:
     """
 
     def __init__(self, model: JobModel, plan: Plan, options: FolderOptions) -> None:
-        self.model, self.plan, self.options = model, plan, options
+        self.model, self.plan, self.options = model, plan, replace(options, limits=model.limits)
         self._pictures = options.pictures(self.model.label_map)
         require_room(self.plan, self._pictures, self.model.label_map)
 
@@ -142,12 +143,17 @@ class Job:
     def run(self) -> Generator[SegmentedImage, None, None]:
         """Do the job, once."""
         if self.plan.single:
+            mask = self.output / self.plan.images[0].mask
+            if (self.output / JOB).exists() and mask.exists():
+                raise UsageError(
+                    f"the mask {mask} belongs to a folder's job, which {JOB} beside it tells of; name another place"
+                )
             yield from self._segment(iter(self.plan.images), lambda _: None)
             return
         with ExitStack() as stack:
             stack.enter_context(only_one(self.output))
             goes_on = self._claim()
-            for folder in {(self.output / item.mask).parent for item in self.plan.images}:
+            for folder in {self.output, *((self.output / item.mask).parent for item in self.plan.images)}:
                 remove_halves(folder)
             manifest = stack.enter_context(Manifest(self.output / MANIFEST, fresh=not goes_on))
             yield from self._record(manifest)
@@ -235,6 +241,9 @@ class Job:
                 for result in pipeline.results(enumerate(items)):
                     record(result.row)
                     yield result
+            except BaseException:
+                worker.end()
+                raise
             finally:
                 for result in pipeline.finish():
                     record(result.row)
@@ -260,10 +269,15 @@ class _Worker:
     def __init__(self, plan: Plan, options: FolderOptions, pictures: Pictures, model: JobModel) -> None:
         self._plan, self._options, self._pictures, self._model = plan, options, pictures, model
         self._memory = OrderedMemory(options.memory_bytes)
+        self._ended = threading.Event()
         # A server decodes by itself; pixels are wanted here to be drawn on, or where it would turn them.
         self._needs_pixels = (
             not model.remote or pictures.overlay or bool(pictures.heatmaps) or bool(pictures.top) or not options.upright
         )
+
+    def end(self) -> None:
+        """Finish soon: what takes long is left for the next time."""
+        self._ended.set()
 
     def close(self) -> None:
         """Let nothing wait for memory any more."""
@@ -273,7 +287,7 @@ class _Worker:
         """Read an image when there is memory for it."""
         turn, item = numbered
         began = time.perf_counter()
-        loaded = Loaded(Path(item.image), self._plan.output / item.mask)
+        loaded = Loaded(Path(item.image), self._plan.output / item.mask, ended=self._ended)
         held, taken = 0, False
         try:
             with suppress(OSError):  # reading it tells why

@@ -20,6 +20,7 @@ from fcnseg.errors import (
 from fcnseg.folder.answers import RemoteAnswer
 from fcnseg.folder.models import Loaded, Outcome
 from fcnseg.folder.options import FolderOptions
+from fcnseg.images import DEFAULT_LIMITS, ImageLimits
 from fcnseg.masks import Encoding
 from fcnseg.types import LabelMap, answer_bytes
 
@@ -89,6 +90,12 @@ class ServerModel:
         """A server cuts no image."""
         return "none"
 
+    @property
+    def limits(self) -> ImageLimits:
+        """The server's, but where the options have others or it tells none."""
+        told, asked = self._model.image_limits, self._options.limits
+        return told if asked == DEFAULT_LIMITS and told.max_bytes else asked
+
     def kind(self, image: NDArray[np.uint8]) -> object:
         """Every image goes alone."""
         return id(image)
@@ -110,6 +117,7 @@ class ServerModel:
             raise ValueError("an image that could not be read was sent on")
         end = time.monotonic() + _PATIENCE_S
         while True:
+            item.require_time()
             try:
                 answer = self._client.segment(
                     source,
@@ -124,7 +132,7 @@ class ServerModel:
                 pause = min(error.retry_after_s or 1.0, _LONGEST_PAUSE_S)
                 if time.monotonic() + pause >= end:
                     raise
-                time.sleep(pause)
+                item.ended.wait(pause)
                 continue
             except (ImageError, InvalidRequestError, RequestTimeoutError) as error:  # the first: beyond what is sent
                 return error

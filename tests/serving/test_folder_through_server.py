@@ -12,6 +12,7 @@ import fcnseg
 from fcnseg import Client
 from fcnseg.errors import RemoteModelNotFoundError, ServerUnavailableError, UsageError
 from fcnseg.folder import FolderOptions, MaskFormat, ServerModel, segment_folder
+from fcnseg.images import DEFAULT_LIMITS, ImageLimits
 from fcnseg.regions import RegionQuery
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.batcher import BatchingConfig
@@ -94,6 +95,19 @@ def test_a_server_that_numbers_classes_otherwise_is_told_of_in_one_line(tmp_path
         " one; got [1, 2]\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_the_limits_on_images_are_the_servers(tiny_model: Path, tmp_path: Path) -> None:
+    large = save(tmp_path / "in" / "1.bmp", (200, 100))
+    large.write_bytes(large.read_bytes() + bytes(DEFAULT_LIMITS.max_bytes))
+    save(tmp_path / "in" / "2.png", (200, 100))
+    for most, failed in ((DEFAULT_LIMITS.max_pixels, ""), (10_000, "limit of 10000")):
+        limits = ImageLimits(max_bytes=2**27, max_pixels=most)
+        config = ServerConfig(limits=limits)
+        with running_server(tiny_model, config) as server, Client(server.address) as client:
+            model = ServerModel(client, "tiny", FolderOptions(overwrite=True))
+            results = list(segment_folder(model, tmp_path / "in", tmp_path / "out", FolderOptions(overwrite=True)))
+            assert all(failed in str(result.error) if failed else result.error is None for result in results)
 
 
 def test_heatmaps_are_counted_among_what_images_hold_here(tiny_model: Path) -> None:

@@ -19,7 +19,7 @@ from fcnseg.folder import FolderOptions, segment_folder
 from fcnseg.folder.job import JobFile, claim
 from fcnseg.segmenter import Segmenter
 from tests.disks import small_disk
-from tests.image_folders import touch, write_noise
+from tests.image_folders import save, touch, write_noise
 from tests.tiny_model import write_tiny_model
 from tests.waiting import wait_until
 
@@ -38,8 +38,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {**found, "manifest": json.dumps(rows).encode()}
 
 
-def start(model: Path, source: Path, output: Path) -> "subprocess.Popen[str]":
+def start(model: Path, source: Path, output: Path, *options: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "fcnseg", "segment", model, source, output, "--overlay", "--device", "cpu"]
+    command += options
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -72,16 +73,16 @@ def test_a_job_killed_at_any_moment_goes_on_and_gives_the_same_bytes(tmp_path: P
 
 
 def test_half_files_of_a_killed_run_are_cleared_away(segmenter: Segmenter, tmp_path: Path) -> None:
-    touch(tmp_path / "in", "a.png", "sub/b.png")
+    touch(tmp_path / "in", "a/a.png", "sub/b.png")
     list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
     code = (
         "import os, pathlib, sys; from fcnseg.files import replacing\n"
         "with replacing(pathlib.Path(sys.argv[1])) as half: half.write_bytes(b'half'); os.kill(os.getpid(), 9)"
     )
-    for name in ("a.png", "sub/b.overlay.jpg"):
+    for name in ("a/a.png", "sub/b.overlay.jpg", "report.html"):
         subprocess.run([sys.executable, "-c", code, tmp_path / "out" / name], check=False)
     (tmp_path / "out" / ".keep.part").write_text("not ours")
-    assert len(list((tmp_path / "out").rglob(".*.part?*"))) == 2
+    assert len(list((tmp_path / "out").rglob(".*.part?*"))) == 3
     list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
     assert not list((tmp_path / "out").rglob(".*.part?*"))
     assert (tmp_path / "out" / ".keep.part").exists()
@@ -99,6 +100,21 @@ def test_an_interrupt_finishes_what_is_under_way(tmp_path: Path) -> None:
     rows = (tmp_path / "out" / "manifest.jsonl").read_bytes().splitlines()
     assert {json.loads(line)["mask"] for line in rows} == {p.name for p in (tmp_path / "out").glob("[0-9]*.png")}
     assert 20 <= len(rows) < 200
+
+
+def test_an_interrupt_leaves_an_image_in_tiles_for_the_next_time(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "m.onnx", work_rounds=600)
+    save(tmp_path / "in" / "0.png", (30, 30))
+    save(tmp_path / "in" / "1.png", (900, 900))
+    process = start(model, tmp_path / "in", tmp_path / "out", "--tile", "64")
+    wait_until(lambda: done_count(tmp_path / "out") >= 1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=180)
+    assert process.returncode == 130
+    assert "the same command goes on from here" in stderr
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["0.png"]
+    rows = (tmp_path / "out" / "manifest.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["mask"] for line in rows] == ["0.png"]
 
 
 def test_a_second_run_does_nothing_and_leaves_everything_as_it_is(segmenter: Segmenter, tmp_path: Path) -> None:
@@ -172,6 +188,19 @@ def test_masks_of_another_model_or_of_other_options_are_not_mixed_with_ours(
     results = list(segment_folder(other, tmp_path / "in", tmp_path / "out", FolderOptions(overwrite=True)))
     assert not any(result.skipped for result in results)
     assert {area["name"] for result in results for area in result.row.classes} <= {"a", "b", "c"}
+
+
+def test_a_single_image_takes_no_mask_of_a_job(segmenter: Segmenter, tmp_path: Path) -> None:
+    write_noise(tmp_path / "in", 3)
+    list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
+    before = contents(tmp_path / "out")
+    other = fcnseg.load(write_tiny_model(tmp_path / "m.onnx", class_names=("a", "b", "c")), "cpu")
+    for options in (FolderOptions(), FolderOptions(overwrite=True)):
+        with pytest.raises(UsageError, match=r"001\.png belongs to a folder's job"):
+            list(segment_folder(other, tmp_path / "in" / "001.png", tmp_path / "out", options))
+    assert contents(tmp_path / "out") == before
+    list(segment_folder(other, tmp_path / "in" / "001.png", tmp_path / "out" / "once.png"))
+    assert all(result.skipped for result in segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
 
 
 def test_a_manifest_that_ends_in_half_a_line_is_read_up_to_there(segmenter: Segmenter, tmp_path: Path) -> None:

@@ -373,6 +373,26 @@ def test_masks_do_not_depend_on_how_many_images_run_at_a_time(segmenter: Segment
         assert (tmp_path / "one" / f"{i}.png").read_bytes() == (tmp_path / "two" / f"{i}.png").read_bytes()
 
 
+def test_how_a_net_that_looks_at_whole_images_is_given_them_depends_on_the_memory_alone(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "m.onnx", global_context=("gate",))
+    segmenter = fcnseg.load(path, "cpu", threads=1)
+    costs = segmenter.engine.measured().plain_bytes_per_pixel
+    for i, side in enumerate((40, 60, 90)):
+        Image.fromarray(noise(side, side, i)).save(tmp_path / f"{i}.png")
+    options = FolderOptions(memory_bytes=int(2 * costs * 64 * 64))
+    told = []
+    for at_a_time in (1, 2, 4):
+        tiles: dict[str, int] = {}
+        model = LocalModel(
+            segmenter, options, lambda path, _, total, tiles=tiles: tiles.update({path.name: total}), at_a_time
+        )
+        list(segment_folder(model, tmp_path, tmp_path / str(at_a_time), options))
+        told.append((model.tile, sorted(tiles)))
+    assert told == [(f"auto, {options.memory_bytes // 2} bytes a run", ["2.png"])] * 3
+    for i in range(3):
+        assert len({(tmp_path / str(at_a_time) / f"{i}.png").read_bytes() for at_a_time in (1, 2, 4)}) == 1
+
+
 @pytest.mark.skipif(physical_cores() < 2, reason="there is one core")
 def test_many_images_run_two_at_a_time_on_half_of_the_cores_each(tiny_model: Path, tmp_path: Path) -> None:
     many, single, threads = (
@@ -388,6 +408,19 @@ def test_many_images_run_two_at_a_time_on_half_of_the_cores_each(tiny_model: Pat
     Tuning(sha256_of(model), this_machine("cpu"), "throughput", ((8, 8),), settings, ()).write(model)
     tuned, runs = open_model(model, "cpu")
     assert (tuned.engine.options.threads, runs) == (1, 3)
+    assert tuned.tuned == settings
+
+
+@pytest.mark.skipif(physical_cores() < 2, reason="there is one core")
+def test_threads_that_were_found_for_one_client_are_not_said_to_be_used_for_many_images(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "m.onnx"
+    model.write_bytes(tiny_model.read_bytes())
+    settings = Settings(threads=1, spinning=True)
+    Tuning(sha256_of(model), this_machine("cpu"), "latency", ((8, 8),), settings, ()).write(model)
+    segmenter, runs = open_model(model, "cpu")
+    assert (runs, segmenter.tuned) == (2, Settings(spinning=True))
 
 
 def test_of_a_batch_only_the_image_that_fails_fails(tmp_path: Path) -> None:
