@@ -335,10 +335,8 @@ def _read_header(stream: HeaderStream, data: bytes, limits: ImageLimits) -> Imag
         raise ImageError(f"the TIFF image's directory has an entry of more than {MOST_NUMBERS} numbers; store it again")
     try:
         header = reader(stream)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # WebP's reader allocates its canvas, and so has a limit of its own.
-        most = Image.MAX_IMAGE_PIXELS or limits.max_pixels
-        limit = min(limits.max_pixels, most if isinstance(error, Warning) else 2 * most)
+    except Image.DecompressionBombError as error:  # WebP's reader allocates its canvas, and so has a limit of its own
+        limit = min(limits.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or limits.max_pixels))
         raise ImageTooLargeError(
             f"the {reader.format} image has more pixels than the limit of {limit}; {_SMALLER}"
         ) from error
@@ -462,6 +460,8 @@ def _sample_bits(header: ImageFile) -> int:
 
 def _refused(name: str, error: Exception, compression: str = "") -> ImageError:
     reason = (one_line(error) or type(error).__name__)[:200]
+    if isinstance(error, Image.DecompressionBombWarning):  # raised where the program that imports us asks for it
+        return ImageTooLargeError(f"the {name} image is beyond what Pillow was told to read ({reason}); {_SMALLER}")
     if _UNSUPPORTED.search(reason):
         return ImageError(f"the {name} image is of a kind that is not supported ({reason}); store it as 8-bit PNG")
     compressed = f"; its compression is {compression}" if compression else ""

@@ -3,6 +3,7 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import sys
 import warnings
 import zlib
@@ -505,3 +506,21 @@ def test_what_pillow_decodes_takes_its_own_copy_and_the_pixels(file_format: str,
     before = resident()
     images.decode(file.getvalue())
     assert peak() - before < 9 * 2000 * 2000
+
+
+def test_a_program_that_has_pillow_raise_of_bombs_keeps_that() -> None:
+    code = (
+        "import io, warnings; from PIL import Image\n"
+        "warnings.simplefilter('error', Image.DecompressionBombWarning)\n"
+        "Image.MAX_IMAGE_PIXELS = 10\n"
+        "from fcnseg import images; from fcnseg.errors import ImageTooLargeError\n"
+        "for kind in ('PNG', 'TIFF'):\n"
+        "    file = io.BytesIO(); Image.new('RGB', (5, 3)).save(file, kind)\n"
+        "    try: Image.open(file); print(kind, 'opened')\n"
+        "    except Image.DecompressionBombWarning: print(kind, 'refused')\n"
+        "    try: print(images.decode(file.getvalue()).shape)\n"
+        "    except ImageTooLargeError as error: print(str(error)[:60])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    beyond = "the TIFF image is beyond what Pillow was told to read (Image"
+    assert run.stdout.splitlines() == ["PNG refused", "(3, 5, 3)", "TIFF refused", beyond]
