@@ -245,7 +245,15 @@ class Pipeline:
 
     def _submit(self, context: Context, work: Callable[..., _Answer], *arguments: Any) -> Future[_Answer]:
         """Let a thread do work in a context in which no other does meanwhile."""
-        return self._codecs.submit(context.run, work, *arguments)
+        todo = [partial(work, *arguments)]
+
+        def do() -> _Answer:
+            return todo.pop()()
+
+        submitted = self._codecs.submit(context.run, do)
+        # The pool keeps cancelled work until a thread comes to it; what it was to work on is not kept with it.
+        submitted.add_done_callback(lambda _: todo.clear())
+        return submitted
 
     def _read(
         self,

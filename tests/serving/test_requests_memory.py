@@ -1,17 +1,23 @@
 """What a request leaves behind, above all one that fails: nothing, though the collector of cycles does not come by."""
 
+import asyncio
 import gc
 import itertools
 import math
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from fcnseg.allocator import release_freed_memory
+from fcnseg.cores import usable_cores
+from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
 from fcnseg.types import Segmentation
 from fcnseg.v1 import segmentation_pb2 as pb
@@ -20,7 +26,7 @@ from serving.converters import write_answer
 from serving.extras import read_extras, write_extras
 from serving.oip import inference_pb2 as oip
 from serving.patience import Patience
-from serving.pipeline import held_bytes
+from serving.pipeline import Pipeline, held_bytes
 from serving.registry import ModelRegistry
 from serving.servicer import demands_of
 from tests.process_memory import forget_peak, peak, resident
@@ -115,6 +121,31 @@ def test_items_of_a_stream_that_fail_are_gone(channel: grpc.Channel) -> None:
         assert [answer.WhichOneof("result") for answer in answers] == ["failure"] * 2
 
     stays_small(fail)
+
+
+class Image(np.ndarray[Any, Any]):
+    """An array that can be watched."""
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_what_waits_for_a_thread_is_gone_as_soon_as_it_is_cancelled() -> None:
+    pipeline, gate = Pipeline(ImageLimits()), threading.Event()
+    busy = [asyncio.create_task(pipeline.in_thread(gate.wait, 60)) for _ in range(usable_cores())]
+    image = np.zeros((4, 4, 3), np.uint8).view(Image)
+    watched = weakref.ref(image)
+    waiting = asyncio.create_task(pipeline.in_thread(np.sum, image))
+    del image
+    await asyncio.sleep(0)  # now all threads are busy, and it waits
+    assert watched() is not None
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    del waiting
+    gone = watched() is None
+    gate.set()
+    await asyncio.gather(*busy)
+    pipeline.close()
+    assert gone
 
 
 def test_an_answer_is_made_with_one_copy_of_its_class_map_beside_that_in_the_message(tiny_model: Path) -> None:
