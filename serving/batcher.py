@@ -255,9 +255,16 @@ class Batcher:
 
         Raises:
             StoppingError: The model is being closed.
+            UsageError: A run of the image alone would take more memory than there is for runs.
         """
         size = size or (image.shape[0], image.shape[1])
         job = _Job(image, size, confidence, heatmap, self._padded(image), deadline)
+        if (needed := self._bytes_of(job.pixels)) > self.memory.total:  # in a run it would end the thread
+            height, width = size
+            raise UsageError(
+                f"an image of {height}x{width} takes {needed} bytes of the {self.memory.total} there are for runs;"
+                " scale it down, or allow more memory"
+            )
         with self._changed:
             if self._closing:
                 raise StoppingError("the model is being closed; ask again")

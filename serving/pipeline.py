@@ -267,9 +267,11 @@ class Pipeline:
         height, width = source.open(self.limits)
         demands.require_size(height, width)
         needed = source.byte_count + held_bytes(model, height, width, demands)
+        # Its orientation may turn the image, which a net may pad otherwise then.
+        run_bytes = max(model.batcher.run_bytes(height, width), model.batcher.run_bytes(width, height))
         for kind, count, most in (
             ("to be held", needed, model.admission.memory.total),
-            ("to be computed", model.batcher.run_bytes(height, width), model.batcher.memory.total),
+            ("to be computed", run_bytes, model.batcher.memory.total),
         ):
             if count > most:
                 raise InvalidFieldError(

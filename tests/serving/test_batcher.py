@@ -433,6 +433,15 @@ def test_a_batch_that_fills_the_memory_for_runs_to_the_last_byte_runs(gated: Gat
     assert sizes(gated) == [1, 3]
 
 
+def test_an_image_beyond_the_memory_for_runs_is_refused_and_the_next_is_answered(gated: GatedSegmenter) -> None:
+    assert gated.engine.probe is not None
+    gated.gate.set()
+    with batching(gated, MemoryBudget(math.ceil(64 * gated.engine.probe.bytes_per_pixel))) as batcher:
+        with pytest.raises(UsageError, match=r"an image of 8x9 takes \d+ bytes of the \d+ there are for runs"):
+            batcher.submit(noise(8, 9)).result(10)
+        assert batcher.submit(noise(8, 8)).result(10).batch_size == 1
+
+
 def test_the_first_run_of_a_size_that_is_warmed_does_not_tell_the_pace(tiny_model: Path) -> None:
     class ColdSegmenter(GatedSegmenter):
         def wait(self) -> None:

@@ -1,6 +1,7 @@
 """What clients see of a server that has more to do than it can."""
 
 import asyncio
+import io
 import itertools
 import socket
 import threading
@@ -17,8 +18,10 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
+from PIL import Image
 
 from fcnseg.client import Client
+from fcnseg.geometry import Geometry
 from fcnseg.pictures import encode_jpeg
 from fcnseg.regions import search_bytes
 from fcnseg.v1 import segmentation_pb2 as pb
@@ -176,6 +179,25 @@ def test_an_image_that_can_never_fit_is_the_clients_mistake(gated: GatedSegmente
     code, message = status(caught.value)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "more than the limit of 100000; scale it down or cut it into tiles" in message
+
+
+def test_an_image_that_cannot_be_run_once_it_is_turned_is_the_clients_mistake(
+    gated: GatedSegmenter, tiny_model: Path
+) -> None:
+    """Of a model that pads columns to more than rows."""
+    assert gated.engine.probe is not None
+    axis = gated.info.geometry.y
+    gated.engine.info = replace(gated.info, geometry=Geometry(axis, replace(axis, alignment=64, minimum=64)))
+    gated.engine.probe = replace(gated.engine.probe, bytes_per_pixel=10.0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    file = io.BytesIO()
+    Image.new("RGB", (200, 4)).save(file, "JPEG", exif=exif)
+    with serving(gated, tiny_model, max_memory=2 * 50_000) as stub, pytest.raises(grpc.RpcError) as caught:
+        stub.Segment(pb.SegmentRequest(encoded=file.getvalue()), timeout=20)
+    code, message = status(caught.value)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "an image of 200 x 4 pixels needs about 128000 bytes to be computed" in message
 
 
 def test_an_expired_request_leaves_the_queue_and_is_never_run(gated: GatedSegmenter, tiny_model: Path) -> None:
