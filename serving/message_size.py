@@ -7,6 +7,7 @@ contract: https://protobuf.dev/programming-guides/encoding has the format.
 The count sees what the parser would: where the bytes are no message, both end.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from serving.calls import asked_by_probes
 from serving.errors import OversizedMessageError
 from serving.handlers import HandlerInterceptor, parts_of
 
@@ -29,6 +31,8 @@ MOST_WIDENED_BYTES = 1 << 20
 """Of a message's packed integers, but for those of uint32."""
 MOST_UINT32_BYTES = 12 << 20
 """Of a message's packed integers of uint32, as which typed pixels come: 1920 x 1080 of them, whatever their values."""
+MOST_PROBE_BYTES = 4 << 10
+"""Of a message to health, which anybody may send and wait with, or to reflection: both take a name."""
 _MOST_PACKED_BYTES = {
     FieldDescriptor.TYPE_INT64: MOST_WIDENED_BYTES,
     FieldDescriptor.TYPE_UINT64: MOST_WIDENED_BYTES,
@@ -75,8 +79,13 @@ class MessageSizeInterceptor(HandlerInterceptor):
         if parse is None or kind is None or parts is None:
             return handler
         make, inner = parts
+        most = MOST_PROBE_BYTES if asked_by_probes(method.removeprefix("/")) else sys.maxsize
 
         def check_and_parse(data: bytes) -> Any:
+            if len(data) > most:
+                raise OversizedMessageError(
+                    f"the request has {len(data)} bytes; to health and reflection send no more than {most}, a name"
+                )
             if len(data) > SMALL_BYTES:
                 require_few_fields(data, kind)
             return parse(data)

@@ -216,6 +216,20 @@ def test_health_is_open(guarded: RunningServer) -> None:
         watch.cancel()
 
 
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_nobody_makes_health_hold_a_large_message(guarded: RunningServer, method: str) -> None:
+    request = health_pb2.HealthCheckRequest(service="x" * (1 << 20))
+
+    def ask(channel: grpc.Channel, metadata: Any) -> Any:
+        stub = health_pb2_grpc.HealthStub(channel)
+        if method == "Check":
+            return stub.Check(request, metadata=metadata, timeout=10)
+        return next(stub.Watch(request, metadata=metadata, timeout=10))
+
+    message = f"the request has {request.ByteSize()} bytes; to health and reflection send no more than 4096, a name"
+    assert outcome(guarded, ask) == (grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
 def change(server: RunningServer, *metadata: tuple[str, str]) -> set[tuple[grpc.StatusCode, str]]:
     """Return what becomes of every method that changes what is served."""
 
