@@ -118,7 +118,7 @@ def _read_pixels(
     if values is None:
         values = _narrow(tensor.contents, field)
     one = expected // shape[0]
-    held = one * _TYPED_BYTES if typed else one
+    held = one * _TYPED_BYTES if typed else None
     return [RawSource(values[i * one : (i + 1) * one], shape[1], shape[2], field, held) for i in range(shape[0])]
 
 

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 
 import fcnseg
 from fcnseg import masks
+from fcnseg.v1 import segmentation_pb2
+from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.batcher import BatchingConfig
+from serving.image_sources import COPIES
 from serving.oip import inference_pb2 as pb
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.oip.servicer import SERVICE
@@ -77,25 +80,41 @@ def test_typed_pixels_are_answered_as_raw_ones(stub: Any, tiny_model: Path) -> N
     np.testing.assert_array_equal(read(response, "class_map"), expect(tiny_model))
 
 
-def test_typed_pixels_are_held_at_what_the_message_makes_of_them(tiny_model: Path) -> None:
+def held_for(tiny_model: Path, *requests: pb.ModelInferRequest | segmentation_pb2.SegmentRequest) -> list[int]:
+    """Return how many bytes are held for each request of one image while it is run."""
     segmenter = GatedSegmenter(tiny_model)
     registry = registry_of(segmenter, tiny_model)
-    pixels = PIXELS[:1]
-    typed = pb.ModelInferRequest()
-    contents = pb.InferTensorContents(uint_contents=pixels.ravel().tolist())
-    typed.inputs.add(name="image", datatype="UINT8", shape=pixels.shape, contents=contents)
     taken = []
     with running_server(registry) as server, grpc.insecure_channel(server.address) as channel:
-        stub = GRPCInferenceServiceStub(channel)
-        for request in (ask(pixels), typed):
+        infer, segment = GRPCInferenceServiceStub(channel).ModelInfer, SegmentationServiceStub(channel).Segment
+        for request in requests:
             segmenter.gate.clear()
-            call = stub.ModelInfer.future(request, timeout=20)
+            method = infer if isinstance(request, pb.ModelInferRequest) else segment
+            call = method.future(request, timeout=20)
             assert segmenter.begun.acquire(timeout=60)
             taken.append(registry.held.taken)
             segmenter.gate.set()
             call.result(timeout=60)
             wait_until(lambda: registry.held.taken == 0)
-    assert taken[1] - taken[0] == 16 * pixels.size  # protobuf's array of four bytes each, up to four times
+    return taken
+
+
+def test_raw_pixels_are_held_as_those_of_a_segment_request(tiny_model: Path) -> None:
+    height, width, _ = PIXELS[0].shape
+    image = segmentation_pb2.RawImage(height=height, width=width, rgb=PIXELS[0].tobytes())
+    segment = segmentation_pb2.SegmentRequest(raw=image, encoding=segmentation_pb2.CLASS_MAP_ENCODING_RAW)
+    infer, other = held_for(tiny_model, ask(PIXELS[:1], "class_map"), segment)
+    assert infer == other
+
+
+def test_typed_pixels_are_held_at_what_the_message_makes_of_them(tiny_model: Path) -> None:
+    pixels = PIXELS[:1]
+    typed = pb.ModelInferRequest()
+    contents = pb.InferTensorContents(uint_contents=pixels.ravel().tolist())
+    typed.inputs.add(name="image", datatype="UINT8", shape=pixels.shape, contents=contents)
+    as_raw, as_typed = held_for(tiny_model, ask(pixels), typed)
+    # Raw three times; typed in protobuf's array of four bytes each, up to four times, and as bytes.
+    assert as_typed - as_raw == (17 - COPIES) * pixels.size
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -201,7 +220,7 @@ def test_request_whose_images_never_fit_together_is_the_clients_mistake(tiny_mod
 def test_requests_of_several_images_never_wait_for_each_other_for_ever(tiny_model: Path) -> None:
     """Three images fit into the memory: were it given image by image, two requests of two might hold it for ever."""
     registry = ModelRegistry([tiny_model], replace(CPU_CONFIG, max_memory=2 * 8_000_000))
-    request = ask(np.zeros((2, 360, 360, 3), np.uint8), "class_map")
+    request = ask(np.zeros((2, 320, 320, 3), np.uint8), "class_map")
     with running_server(registry) as server, ThreadPoolExecutor(4) as threads:
 
         def stream(_: int) -> int:
