@@ -23,6 +23,7 @@ from opentelemetry.util.types import AttributeValue
 
 import fcnseg
 from fcnseg.errors import UsageError
+from fcnseg.exchange import LONGEST_ID
 from serving.calls import asked_by_probes
 from serving.statistics import Stages
 
@@ -66,9 +67,9 @@ class Span:
         """Begin the span of one of several images.
 
         Args:
-            image_id: What its client calls it; empty for nothing.
+            image_id: What its client calls it, empty for nothing; of one that is too long, the beginning is told.
         """
-        attributes = {"fcnseg.image.id": image_id} if image_id else {}
+        attributes = {"fcnseg.image.id": image_id[:LONGEST_ID]} if image_id else {}
         return Span(self._tracer, self._begin("image", time.monotonic(), attributes), self._epoch_ns)
 
     def reached(self, model: str, version: str) -> None:

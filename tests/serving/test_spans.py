@@ -234,6 +234,14 @@ def test_each_image_of_a_stream_is_a_span_under_the_streams(traced: Traced) -> N
     assert call.attributes["rpc.grpc.status_code"] == 0
 
 
+def test_an_id_that_is_too_long_is_cut(traced: Traced) -> None:
+    with segmentation_stub(traced.server) as stub:
+        request = pb.SegmentStreamRequest(id="x" * 1_000_000, request=RED)
+        assert [answer.failure.field for answer in stub.SegmentStream(iter([request]), timeout=10)] == ["id"]
+    (image,) = traced.under(traced.call("fcnseg.v1.SegmentationService/SegmentStream"))
+    assert image.attributes["fcnseg.image.id"] == "x" * 256
+
+
 def infer_request(images: int, request_id: str = "") -> oip.ModelInferRequest:
     shape = (images, *IMAGE.shape)
     tensor = oip.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=shape)
