@@ -77,8 +77,9 @@ class Span:
         self._span.set_attributes({"fcnseg.model.name": model, "fcnseg.model.version": version})
 
     def decoded(self, height: int, width: int) -> None:
-        """Take in the image's size."""
-        self._span.set_attributes({"fcnseg.image.height": height, "fcnseg.image.width": width})
+        """Take in the image's size; of a call that was cancelled meanwhile, it is of no use any more."""
+        if self._span.is_recording():  # else there would be a warning of the span's end
+            self._span.set_attributes({"fcnseg.image.height": height, "fcnseg.image.width": width})
 
     def answered(self, stages: Stages) -> None:
         """Take in what an image's stages took."""

@@ -242,6 +242,25 @@ def test_an_id_that_is_too_long_is_cut(traced: Traced) -> None:
     assert image.attributes["fcnseg.image.id"] == "x" * 256
 
 
+def test_an_image_that_is_decoded_when_its_call_was_cancelled_raises_no_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Work in a thread goes on, and a warning would be told as that of spans that are lost."""
+    monkeypatch.setattr(logging.getLogger("opentelemetry"), "propagate", True)
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    call = CallTracer(provider).begin(SEGMENT, "an id", (), time.monotonic())
+    assert call is not None
+    image = call.begin_image("")
+    image.decoded(4, 6)
+    image.end()
+    image.decoded(8, 12)
+    provider.shutdown()
+    assert not caplog.records
+    assert [span.attributes["fcnseg.image.height"] for span in exporter.get_finished_spans()] == [4]
+
+
 def infer_request(images: int, request_id: str = "") -> oip.ModelInferRequest:
     shape = (images, *IMAGE.shape)
     tensor = oip.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=shape)
