@@ -31,6 +31,11 @@ MOST_WIDENED_BYTES = 1 << 20
 """Of a message's packed integers, but for those of uint32."""
 MOST_UINT32_BYTES = 12 << 20
 """Of a message's packed integers of uint32, as which typed pixels come: 1920 x 1080 of them, whatever their values."""
+MOST_BYTES_BESIDE = 4 << 20
+"""Of a message's texts, packed floats and flags, fields that the contract does not know, and images before its last.
+
+Fields of bytes are images, and are counted where those are let in.
+"""
 MOST_PROBE_BYTES = 4 << 10
 """Of a message to health, which anybody may send and wait with, or to reflection: both take a name."""
 _MOST_PACKED_BYTES = {
@@ -55,10 +60,14 @@ class Kind:
         messages: The fields that hold messages, by number; a map's entries are messages.
         packed: The fields whose packed numbers take four or eight bytes each once they are parsed, and how many bytes
             of those that have the same limit a message may have.
+        image: The fields of bytes that hold one image: of those in a message the last is taken.
+        images: The fields of bytes that hold any number of them.
     """
 
     messages: dict[int, "Kind"] = field(default_factory=dict)
     packed: dict[int, int] = field(default_factory=dict)
+    image: set[int] = field(default_factory=set)
+    images: set[int] = field(default_factory=set)
 
 
 _UNKNOWN = Kind()
@@ -106,7 +115,7 @@ def require_few_fields(data: bytes, kind: Kind) -> None:
         kind: What it is.
 
     Raises:
-        OversizedMessageError: It has more fields, or more bytes of packed integers, than a request needs.
+        OversizedMessageError: It has more fields, packed integers, or bytes beside its images than a request needs.
     """
     try:
         _Count(data, kind).run()
@@ -120,6 +129,7 @@ class _Count:
         self._at = 0
         self._fields = 0
         self._packed: Counter[int] = Counter()
+        self._beside = self._image = 0
         # The message, or the group, that is being read: its kind, its end, and its number where it is a group.
         self._inner = (kind, len(data), 0)
         self._outer: list[tuple[Kind, int, int]] = []
@@ -170,6 +180,19 @@ class _Count:
                     f"the request has {self._packed[most]} bytes of packed integers, and of this kind no more than"
                     f" {most} are taken; send tensors as raw_input_contents"
                 )
+        elif number in kind.image:
+            self._add_beside(self._image)  # which this one takes the place of, and which is held all the same
+            self._image = size
+        elif number not in kind.images:
+            self._add_beside(size)
+
+    def _add_beside(self, size: int) -> None:
+        self._beside += size
+        if self._beside > MOST_BYTES_BESIDE:
+            raise OversizedMessageError(
+                f"the request has more than {MOST_BYTES_BESIDE} bytes beside its image, as names, parameters or fields"
+                " that the server does not know; leave them out"
+            )
 
     def _group(self, number: int, wire: int) -> None:
         """Go into a group, which no kind of ours has, or out of it."""
@@ -210,4 +233,6 @@ def _kind_of(descriptor: Descriptor, known: dict[str, Kind]) -> Kind:
                 kind.messages[found.number] = _kind_of(found.message_type, known)
             elif found.type in _MOST_PACKED_BYTES:
                 kind.packed[found.number] = _MOST_PACKED_BYTES[found.type]
+            elif found.type == FieldDescriptor.TYPE_BYTES:
+                (kind.images if found.is_repeated else kind.image).add(found.number)
     return kind

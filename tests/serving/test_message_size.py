@@ -19,6 +19,7 @@ from fcnseg.v1 import model_admin_pb2
 from fcnseg.v1 import segmentation_pb2 as pb
 from serving.errors import OversizedMessageError
 from serving.message_size import (
+    MOST_BYTES_BESIDE,
     MOST_FIELDS,
     MOST_PROBE_BYTES,
     MOST_UINT32_BYTES,
@@ -38,7 +39,7 @@ REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 PROBED = [REFLECTION, "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"]
 FLOOD_BYTES = 16 << 20
 PATIENCE_S = 60
-FIELDS, WIDENED = f"more than {MOST_FIELDS} fields", "packed integers"
+FIELDS, WIDENED, BESIDE = f"more than {MOST_FIELDS} fields", "packed integers", "bytes beside its image"
 REQUESTS = [
     GetMessageClass(method.input_type)
     for file in (pb, model_admin_pb2, oip)
@@ -74,6 +75,9 @@ IN_SEGMENT = {
     "classes of regions": (holding(7, many(holding(1, b""))), FIELDS),
     "images": (many(holding(4, b"")), FIELDS),
     "unknown fields": (many(b"\xa0\x06\0"), FIELDS),
+    "an unknown field": (holding(100, bytes(FLOOD_BYTES)), BESIDE),
+    "a name": (holding(1, bytes(FLOOD_BYTES)), BESIDE),
+    "a file before pixels": (holding(3, bytes(FLOOD_BYTES)) + holding(4, holding(3, bytes(3))), BESIDE),
 }
 IN_INFER = {
     "inputs": (many(holding(5, b"")), FIELDS),
@@ -92,6 +96,10 @@ IN_INFER = {
     "packed small numbers": (holding(5, holding(5, holding(2, many(b"\x01")))), WIDENED),
     "typed pixels": (holding(5, holding(5, holding(4, many(b"\x01")))), WIDENED),
     "packed numbers in parts": (many(holding(5, holding(5, holding(5, bytes(4000))))), WIDENED),
+    "packed floats": (holding(5, holding(5, holding(6, bytes(FLOOD_BYTES)))), BESIDE),
+    "an id": (holding(3, bytes(FLOOD_BYTES)), BESIDE),
+    "a parameter": (holding(4, holding(1, b"a") + holding(2, holding(3, bytes(FLOOD_BYTES)))), BESIDE),
+    "an unknown field": (holding(100, bytes(FLOOD_BYTES)), BESIDE),
 }
 FLOODS = {
     **{f"{what}, Segment": (SEGMENT, *flood) for what, flood in IN_SEGMENT.items()},
@@ -316,3 +324,18 @@ def test_the_limits_are_exact() -> None:
     ):
         with pytest.raises(OversizedMessageError, match=f"{most + 1} bytes of {WIDENED}.*no more than {most} are"):
             require_few_fields(holding(5, tensor), kind)
+
+
+def test_all_but_images_is_counted_together() -> None:
+    segment, infer = kind_of(pb.SegmentRequest.DESCRIPTOR), kind_of(oip.ModelInferRequest.DESCRIPTOR)
+    most, image = bytes(MOST_BYTES_BESIDE), bytes(MOST_BYTES_BESIDE + 1)
+    file, pixels = holding(3, image), holding(4, holding(3, image))
+    files, tensor = holding(5, holding(5, holding(8, image) * 2)), holding(7, image)
+    for kind, data in ((segment, file), (segment, pixels), (infer, files), (infer, tensor)):
+        require_few_fields(holding(1, most) + data, kind)
+        with pytest.raises(OversizedMessageError, match=f"more than {MOST_BYTES_BESIDE} {BESIDE}"):
+            require_few_fields(holding(1, most) + data + holding(100, b"x"), kind)
+    require_few_fields(holding(3, most) + pixels, segment)
+    for data in (file + file, file + pixels, pixels + file):
+        with pytest.raises(OversizedMessageError, match=BESIDE):
+            require_few_fields(data, segment)
