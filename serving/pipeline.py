@@ -118,9 +118,7 @@ class Pipeline:
                 turn,
             )
         except BaseException as error:
-            ended = time.monotonic()
-            late = isinstance(error, asyncio.CancelledError) and ran_out(deadline - ended)
-            model.statistics.failed(ended - began, TooLateError("the deadline passed on the way") if late else error)
+            _count_failure(model, error, began, deadline)
             raise
         model.statistics.answered(stages)
         if call is not None:
@@ -203,16 +201,9 @@ class Pipeline:
             InvalidFieldError: They could never be held together, or one is beyond a limit.
             OverloadedError: There is no room for them now.
         """
-        began, total = time.monotonic(), model.admission.memory.total
+        began = time.monotonic()
         if (call := current_call.get()) is not None:
             call.reached(model.name, model.version)
-        byte_counts = await self.in_thread(self._bytes_of, model, sources, demands)
-        if (needed := sum(byte_counts)) > total:
-            raise InvalidFieldError(
-                sources[0].field,
-                f"{len(sources)} images need about {needed} bytes to be held together by model {model.name!r}, more"
-                f" than the limit of {total}; send fewer at a time",
-            )
 
         async def enter() -> list[Ticket]:
             tickets = model.admission.enter_together(byte_counts)
@@ -221,14 +212,27 @@ class Pipeline:
             return tickets
 
         try:
+            byte_counts = await self.in_thread(self._bytes_of, model, sources, demands)
             return await _when_there_is_room(enter, deadline, turn)
-        except OverloadedError as error:
+        except BaseException as error:
             for _ in sources:
-                model.statistics.failed(time.monotonic() - began, error)
+                _count_failure(model, error, began, deadline)
             raise
 
     def _bytes_of(self, model: ServedModel, sources: Sequence[Source], demands: Demands) -> list[int]:
-        return [source.byte_count + held_bytes(model, *source.open(self.limits), demands) for source in sources]
+        """Return how many bytes are held for each of images that are asked for together.
+
+        Raises:
+            InvalidFieldError: There will never be as many, or an image is beyond a limit.
+        """
+        byte_counts = [source.byte_count + held_bytes(model, *source.open(self.limits), demands) for source in sources]
+        if (needed := sum(byte_counts)) > (total := model.admission.memory.total):
+            raise InvalidFieldError(
+                sources[0].field,
+                f"{len(sources)} images need about {needed} bytes to be held together by model {model.name!r}, more"
+                f" than the limit of {total}; send fewer at a time",
+            )
+        return byte_counts
 
     async def in_thread(self, work: Callable[..., _Answer], *arguments: Any) -> _Answer:
         """Do work in one of the threads for decoding and writing."""
@@ -353,6 +357,20 @@ class _Passage:
         executed = self._executed
         decode_s, encode_s = self._decoded - arrived, written - self._ran
         return Stages(arrived, written, decode_s, executed.queue_s, executed.infer_s, encode_s, executed.batch_size)
+
+
+def _count_failure(model: ServedModel, error: BaseException, began: float, deadline: float) -> None:
+    """Count an image that was not answered.
+
+    Args:
+        model: The model that it was for.
+        error: Why.
+        began: When it came, on the monotonic clock.
+        deadline: When its answer was of no use any more, on the same.
+    """
+    ended = time.monotonic()
+    late = isinstance(error, asyncio.CancelledError) and ran_out(deadline - ended)
+    model.statistics.failed(ended - began, TooLateError("the deadline passed on the way") if late else error)
 
 
 async def _when_there_is_room(attempt: Callable[[], Awaitable[_Answer]], deadline: float, turn: Turn | None) -> _Answer:

@@ -1,9 +1,10 @@
 """What a running server's metrics say of what real clients asked."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fcnseg.client import Client
 from fcnseg.errors import RequestError
+from fcnseg.images import ImageLimits
 from fcnseg.masks import Encoding
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.batcher import BatchingConfig
+from serving.image_sources import RawSource
 from serving.oip import inference_pb2 as oip
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
+from serving.pipeline import Pipeline
 from serving.registry import ModelRegistry
 from serving.security import Security
 from serving.server import ServerConfig
+from serving.statistics import Outcome
 from serving.tokens import Tokens
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, RunningServer, running_server
@@ -244,6 +249,18 @@ def test_a_cancelled_call_is_no_refusal(gated: GatedSegmenter, tiny_model: Path)
         held.result(60)
     assert (outcomes(seen), refusals(seen)) == ({"cancelled": 1}, {})
     assert seen.value("fcnseg_requests_total", code="CANCELLED") == 1
+
+
+async def test_images_that_are_cancelled_before_they_are_let_in_together_are_counted(tiny_model: Path) -> None:
+    registry, pipeline = ModelRegistry([tiny_model], CPU_CONFIG), Pipeline(ImageLimits())
+    (model,) = registry.models
+    entering = asyncio.create_task(pipeline.enter_together(model, [RawSource(bytes(48), 4, 4)] * 2, ExitStack()))
+    await asyncio.sleep(0)
+    entering.cancel()
+    await asyncio.wait([entering])
+    pipeline.close()
+    registry.close()
+    assert model.statistics.outcomes == {Outcome.CANCELLED: 2}
 
 
 def test_a_stream_that_waits_for_room_is_not_refused(gated: GatedSegmenter, tiny_model: Path) -> None:

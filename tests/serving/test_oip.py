@@ -28,6 +28,7 @@ from serving.oip.servicer import SERVICE
 from serving.registry import ModelRegistry
 from serving.served_model import ModelConfig
 from serving.server import ServerConfig
+from serving.statistics import Outcome
 from tests.gated_segmenter import GatedSegmenter, registry_of
 from tests.running_server import CPU_CONFIG, running_server
 from tests.tiny_model import write_tiny_model
@@ -214,6 +215,7 @@ def test_request_whose_images_never_fit_together_is_the_clients_mistake(tiny_mod
             stub.ModelInfer(ask(np.zeros((20, 300, 300, 3), np.uint8), "class_map"), timeout=20)
         assert isinstance(caught.value, grpc.Call)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert registry.models[0].statistics.outcomes == {Outcome.INVALID: 20}
         assert stub.ModelInfer(ask(np.zeros((3, 300, 300, 3), np.uint8), "class_map"), timeout=20).outputs
 
 
