@@ -109,7 +109,10 @@ class ModelRegistry:
 
     @property
     def unopened(self) -> frozenset[str]:
-        """Names of the models of which a file could not be opened at the last try; what was served still is."""
+        """Names of the models of which a file could not be opened at the last try; what was served still is.
+
+        A model that is unloaded, or found to be gone, is none of them any more.
+        """
         return self._unopened
 
     def sources(self) -> list[ModelSource]:
@@ -189,7 +192,7 @@ class ModelRegistry:
             StoppingError: Nothing more is opened.
         """
         with self._changing:
-            self._replace(name, self.sources_of(name))
+            self._replace(name, self._sources_to_open(name))
 
     def reload(self, name: str) -> None:
         """Open a model's files again, changed or not; else as `load`.
@@ -202,7 +205,7 @@ class ModelRegistry:
         """
         with self._changing:
             self.find(name, "")
-            self._replace(name, self.sources_of(name), anew=True)
+            self._replace(name, self._sources_to_open(name), anew=True)
 
     def unload(self, name: str, version: str = "") -> None:
         """Take a model from service, and close it when what is under way is done.
@@ -215,8 +218,11 @@ class ModelRegistry:
             ModelNotFoundError: There is no such model or version.
         """
         with self._changing:
+            left = [m for m in self._versions_of(name) if version and m.version != version]
+            if not left:
+                self._unopened -= {name}  # whether or not it was open, it is not wanted any more
             self.find(name, version)
-            self._serve(name, [m for m in self._versions_of(name) if version and m.version != version])
+            self._serve(name, left)
 
     def refresh(self) -> None:
         """Make all models what the paths hold now; what cannot be opened is logged once and stays as it was.
@@ -268,6 +274,14 @@ class ModelRegistry:
 
     def _versions_of(self, name: str) -> list[ServedModel]:
         return list(self._models.get(name, {}).values())
+
+    def _sources_to_open(self, name: str) -> list[ModelSource]:
+        """Return what `sources_of` does; where that is nothing, no file of the model fails to open any more."""
+        try:
+            return self.sources_of(name)
+        except ModelNotFoundError:
+            self._unopened -= {name}
+            raise
 
     def _replace(self, name: str, sources: Sequence[ModelSource], *, anew: bool = False) -> None:
         """Open these versions of a model, but for those that are open, and serve them in the place of those there are.

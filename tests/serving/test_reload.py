@@ -17,7 +17,7 @@ import pytest
 
 from fcnseg.client import Client
 from fcnseg.engine import EngineOptions
-from fcnseg.errors import FcnsegError, ModelFileError, RemoteModelNotFoundError
+from fcnseg.errors import FcnsegError, ModelFileError, ModelNotFoundError, RemoteModelNotFoundError
 from fcnseg.segmenter import Segmenter, load
 from serving.errors import StoppingError
 from serving.oip import inference_pb2
@@ -114,6 +114,26 @@ def test_a_broken_model_is_told_and_all_stays_as_it_was(repository: Path) -> Non
     shutil.rmtree(repository / "cat" / "2")
     shutil.rmtree(repository / "cat" / "3")
     registry.refresh()
+    assert registry.unopened == set()
+    registry.close()
+
+
+def test_a_model_that_could_not_be_opened_is_forgotten_when_it_is_gone_or_unloaded(repository: Path) -> None:
+    registry = ModelRegistry([repository], CPU_CONFIG)
+    for name, version in (("cat", "2"), ("cow", "1"), ("dog", "1")):
+        (repository / name / version).mkdir(parents=True)
+        (repository / name / version / "model.onnx").write_bytes(b"broken")
+        with pytest.raises(ModelFileError, match="not an ONNX file"):
+            registry.load(name)
+    assert registry.unopened == {"cat", "cow", "dog"}
+    shutil.rmtree(repository / "dog")
+    with pytest.raises(ModelNotFoundError, match="no model 'dog' in the repository"):
+        registry.load("dog")
+    assert registry.unopened == {"cat", "cow"}
+    with pytest.raises(ModelNotFoundError, match="no model 'cow' on this server"):
+        registry.unload("cow")
+    assert registry.unopened == {"cat"}
+    registry.unload("cat", "1")
     assert registry.unopened == set()
     registry.close()
 
