@@ -133,12 +133,9 @@ class Server:
     Args:
         registry: The models; closed with the server.
         config: How to serve.
-        collectors: Takes the server's metrics; the default is one of its own.
     """
 
-    def __init__(
-        self, registry: ModelRegistry, config: ServerConfig, collectors: CollectorRegistry | None = None
-    ) -> None:
+    def __init__(self, registry: ModelRegistry, config: ServerConfig) -> None:
         self._registry = registry
         self._config = config
         self._pipeline = Pipeline(config.limits)
@@ -150,7 +147,7 @@ class Server:
         self._last_beat = time.monotonic()
         services = [*_SERVICES, HEALTH_SERVICE, *([reflection.SERVICE_NAME] if config.security.reflection else [])]
         observer = CallObserver(_methods_of(services), config.tracer)
-        self._collectors = collectors or CollectorRegistry()
+        self._collectors = CollectorRegistry()
         collect_into(self._collectors, registry, observer, self._is_ready)
         self._server = grpc.aio.server(
             interceptors=[
