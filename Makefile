@@ -43,7 +43,7 @@ soak: .venv/installed-dev  ## A server under everything at once for MINUTES=10, 
 fuzz: .venv/installed-dev  ## Odd bytes at every door for MINUTES=10
 	.venv/bin/python -m tests.fuzz --minutes $(MINUTES)
 
-bench: .venv/installed-dev  ## Every benchmark that needs neither a GPU nor data, two hours, and docs/benchmarks.md from their figures
+bench: .venv/installed-dev  ## Every benchmark that needs neither a GPU nor data, an hour and a half, and docs/benchmarks.md from their figures
 	.venv/bin/python benchmarks/run_all.py
 
 bench-quick: .venv/installed-dev  ## Every benchmark at its smallest sizes, to see that it runs; keeps no figures
