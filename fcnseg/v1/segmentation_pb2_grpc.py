@@ -32,7 +32,10 @@ class SegmentationServiceStub(object):
     - UNAUTHENTICATED: the server wants metadata `authorization: Bearer TOKEN`, and knows no such token;
     - RESOURCE_EXHAUSTED: the token is over its limits, with google.rpc.RetryInfo; or the message is larger than
     `MemoryLimits.max_request_bytes`, without;
-    - UNAVAILABLE: the server is stopping, with google.rpc.ErrorInfo of the reason STOPPING and the domain `fcnseg`;
+    - UNAVAILABLE: the server is stopping, or closes the model, with google.rpc.ErrorInfo of the reason STOPPING and the
+    domain `fcnseg`;
+    - INVALID_ARGUMENT, without google.rpc.BadRequest: the bytes are no message of the method, or would take far more memory
+    than their size;
     - INTERNAL: a fault of the server.
 
     No method changes anything, so that a call may be sent again. Metadata `x-request-id` names it in the server's log.
@@ -73,7 +76,10 @@ class SegmentationServiceServicer(object):
     - UNAUTHENTICATED: the server wants metadata `authorization: Bearer TOKEN`, and knows no such token;
     - RESOURCE_EXHAUSTED: the token is over its limits, with google.rpc.RetryInfo; or the message is larger than
     `MemoryLimits.max_request_bytes`, without;
-    - UNAVAILABLE: the server is stopping, with google.rpc.ErrorInfo of the reason STOPPING and the domain `fcnseg`;
+    - UNAVAILABLE: the server is stopping, or closes the model, with google.rpc.ErrorInfo of the reason STOPPING and the
+    domain `fcnseg`;
+    - INVALID_ARGUMENT, without google.rpc.BadRequest: the bytes are no message of the method, or would take far more memory
+    than their size;
     - INTERNAL: a fault of the server.
 
     No method changes anything, so that a call may be sent again. Metadata `x-request-id` names it in the server's log.
@@ -160,7 +166,10 @@ class SegmentationService(object):
     - UNAUTHENTICATED: the server wants metadata `authorization: Bearer TOKEN`, and knows no such token;
     - RESOURCE_EXHAUSTED: the token is over its limits, with google.rpc.RetryInfo; or the message is larger than
     `MemoryLimits.max_request_bytes`, without;
-    - UNAVAILABLE: the server is stopping, with google.rpc.ErrorInfo of the reason STOPPING and the domain `fcnseg`;
+    - UNAVAILABLE: the server is stopping, or closes the model, with google.rpc.ErrorInfo of the reason STOPPING and the
+    domain `fcnseg`;
+    - INVALID_ARGUMENT, without google.rpc.BadRequest: the bytes are no message of the method, or would take far more memory
+    than their size;
     - INTERNAL: a fault of the server.
 
     No method changes anything, so that a call may be sent again. Metadata `x-request-id` names it in the server's log.
