@@ -1,4 +1,4 @@
-"""The session that every side of a benchmark of serving runs: with `fcnseg serve`'s own settings."""
+"""The session that every side of a benchmark of serving runs: as `fcnseg serve`, but that memory is laid out ahead."""
 
 from pathlib import Path
 
