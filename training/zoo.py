@@ -1,5 +1,6 @@
 """Classifiers by name, with the normalisation and labels that belong to their weights."""
 
+import argparse
 import contextlib
 import importlib
 import logging
@@ -162,7 +163,8 @@ def read_state(path: Path) -> "OrderedDict[str, Tensor]":
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # the options, in what training scripts leave
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the bytes suggest
         raise WeightsError(
             f"weights file {path} cannot be read as a state_dict; give what torch.save(net.state_dict(), ...) wrote"

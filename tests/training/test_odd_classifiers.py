@@ -1,5 +1,6 @@
 """Classifiers as people have them: on another device, of another type, wrapped, or with layers of odd forms."""
 
+import argparse
 import copy
 from collections.abc import Callable
 from pathlib import Path
@@ -328,6 +329,15 @@ def test_weights_of_another_net_below_a_prefix_are_refused(tmp_path: Path) -> No
     weights = save_lenet(tmp_path, ["model."], **{"model.more.weight": torch.ones(2)})
     with pytest.raises(WeightsError, match="1 unexpected, first more.weight"):
         load_classifier(f"{tmp_path / 'own.py'}:net", weights=weights, input_size=(32, 36))
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict"])
+def test_weights_are_found_in_what_training_scripts_leave(key: str, tmp_path: Path) -> None:
+    """torchvision's keep them as `model`, timm's as `state_dict`, and both keep their options beside them."""
+    weights, expected = save_lenet(tmp_path, [""]), seeded(LeNet).state_dict()
+    torch.save({key: expected, "args": argparse.Namespace(lr=0.1, milestones=[30, 60])}, weights)
+    classifier = load_classifier(f"{tmp_path / 'own.py'}:net", weights=weights, input_size=(32, 36))
+    assert all(torch.equal(value, expected[name]) for name, value in classifier.net.state_dict().items())
 
 
 GLOBAL_MAXIMA: dict[str, Callable[[Tensor], Tensor]] = {
