@@ -131,7 +131,7 @@ def load_classifier(
             refuse_transformers(entry.make(None))
     if weights is not None:
         state = read_state(weights)
-        net = entry.make(_class_count(state))
+        net = entry.make(_class_count(entry, state, str(weights)))
         load_state(net, state, str(weights))
         source = str(weights)
     elif pretrained:
@@ -369,9 +369,17 @@ def _explained(architecture: str) -> Iterator[None]:
         ) from error
 
 
-def _class_count(state: "OrderedDict[str, Tensor]") -> int | None:
-    """Number of classes that a state_dict's last layer has; None when it does not tell."""
-    biases = [v for k, v in state.items() if k.endswith("bias") and v.ndim == 1 and "AuxLogits" not in k]
+def _class_count(entry: _Entry, state: "OrderedDict[str, Tensor]", source: str) -> int | None:
+    """Number of classes that the last layer of a zoo's net has in a state_dict; None when it does not tell."""
+    if not entry.imagenet:
+        return None
+    try:
+        with torch.device("meta"):
+            expected = entry.make(None).state_dict()
+    except NotImplementedError:  # a RegNet
+        expected = entry.make(None).state_dict()
+    own = _below_prefix(state, expected, source)  # what lies beside the net may have biases too
+    biases = [v for k, v in own.items() if k.endswith("bias") and v.ndim == 1 and "AuxLogits" not in k]
     return int(biases[-1].shape[0]) if biases else None
 
 

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 from training.zoo import load_classifier
 
@@ -49,3 +52,12 @@ def test_nets_that_normalise_anew_when_pretrained_take_the_same_pixels_either_wa
 
 def normalised(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+def test_classes_are_counted_in_the_net_and_not_in_what_lies_beside_it(tmp_path: Path) -> None:
+    net = torchvision.models.squeezenet1_1(num_classes=5)
+    module = nn.ModuleDict({"model": net, "auxiliary": nn.Linear(512, 2)})
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "weights.ckpt")
+    classifier = load_classifier("squeezenet1_1", weights=tmp_path / "weights.ckpt")
+    assert classifier.num_classes == 5
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in classifier.net.state_dict().items())
