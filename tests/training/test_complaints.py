@@ -349,3 +349,13 @@ def logged_rates(run: Path) -> dict[int, float]:
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     return {event.step: event.value for event in events.Scalars("lr")}
+
+
+def test_a_stray_id_in_what_an_export_is_measured_on_is_told_before_it(data: Path, run: Path, tmp_path: Path) -> None:
+    path, output = data / "masks" / "val_0001.png", tmp_path / "out" / "m.onnx"
+    ids = read_mask(path).copy()
+    ids[0, 0] = 77
+    Image.fromarray(ids).save(path)
+    message = refusal(export, run, "-o", output, "--precision", "fp16", "--data", data)
+    assert f"mask {path} has ids 77 on 1 pixels where the classes are 0 to 4" in message
+    assert not output.parent.exists()

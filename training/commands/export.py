@@ -74,6 +74,7 @@ def export(
     from fcnseg.files import require_model_place, require_place, write_text
     from fcnseg.model_card import describe_precision, to_markdown
     from training.card import make_card
+    from training.contents import check_samples
     from training.data import open_dataset
     from training.evaluation import require_same_classes
     from training.export import HALF_TOLERANCE, PARITY_SIZES, TOLERANCE
@@ -97,6 +98,7 @@ def export(
                 raise UsageError(f"--store {store} and --precision {precision} exclude each other; leave --store out")
             dataset = open_dataset(data or Path(trained.record.config.data), ("train", "val"))
             require_same_classes(trained.record.label_map, dataset.label_map)
+            check_samples(dataset.split("val"), dataset.label_map)
             info = _write_measured(trained, output, card, precision, dataset, calibration_images)
         if info.card is not None:
             write_text(card_path, to_markdown(info, info.card, output.stem))
