@@ -1,5 +1,6 @@
 """The model card of a run: what its checkpoint tells of data, recipe and limits."""
 
+import shlex
 from pathlib import Path
 
 from fcnseg.model_card import ModelCard, Option
@@ -8,6 +9,7 @@ from training.export import Store
 from training.net_file import without_folder
 from training.precision import FilePrecision
 from training.run import Run
+from training.run_folder import LAST
 
 _POOR = 0.5
 
@@ -19,6 +21,7 @@ def make_card(
     data_licence: str | None = None,
     store: Store = "fp32",
     precision: FilePrecision = "fp32",
+    calibration_images: int | None = None,
 ) -> ModelCard:
     """Make the card of a run's model.
 
@@ -30,10 +33,18 @@ def make_card(
         data_licence: Licence of the training data; None where it is not known.
         store: How the file stores the weights.
         precision: What the net computes with.
+        calibration_images: Training images that 8-bit integers were calibrated with; None where there are none.
     """
     config = run.record.config
-    stored = "" if store == "fp32" else f" --store {store}"
-    stored += "" if precision == "fp32" else f" --precision {precision}"
+    exported = ["fcnseg", "export", f"run/{LAST}" if run.checkpoint.name == LAST else "run", "-o", file_name]
+    if store != "fp32":
+        exported += ["--store", store]
+    if precision != "fp32":
+        exported += ["--precision", precision]
+    if calibration_images is not None:
+        exported += ["--calibration-images", str(calibration_images)]
+    if data_licence is not None:
+        exported += ["--data-licence", data_licence]
     return ModelCard(
         data=Path(config.data).name,
         images=run.record.images,
@@ -45,8 +56,8 @@ def make_card(
         limits=tuple(_limits(run, store, precision)),
         reproduce=(
             "fcnseg train --config config.yaml -o run",
-            f"fcnseg export run -o {file_name}{stored}",
-            f"fcnseg evaluate {file_name} {Path(config.data).name} --split val",
+            shlex.join(exported),
+            shlex.join(["fcnseg", "evaluate", file_name, Path(config.data).name, "--split", "val"]),
         ),
     )
 

@@ -93,7 +93,9 @@ def test_every_encoding_carries_the_offline_mask(data: Path, model: Path, server
 def test_8_bit_integers_are_calibrated_measured_and_served(folder: Path, data: Path, run: Path) -> None:
     told = fcnseg("export", run, "-o", folder / "int8.onnx", "--precision", "int8", "--calibration-images", 4)
     assert "Computed in int8: on 6 validation images mean IoU" in told
-    assert "Computed in int8" in (folder / "int8.md").read_text()
+    card = (folder / "int8.md").read_text()
+    assert "Computed in int8" in card
+    assert "fcnseg export run -o int8.onnx --precision int8 --calibration-images 4\n" in card
     photo = min((data / "images").iterdir())
     command = [
         sys.executable,

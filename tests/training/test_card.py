@@ -1,3 +1,5 @@
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,11 @@ def test_the_card_is_in_the_file_and_its_recipe_is_a_configuration(run: Run, tmp
 def test_files_without_a_card_are_read(run: Run, tmp_path: Path) -> None:
     info: ModelInfo = export(run.model, LABELS, tmp_path / "m.onnx")
     assert parse_info(dump_info(info), "a file").card is None
+
+
+@pytest.mark.parametrize(("checkpoint", "named"), [("best.ckpt", "run"), ("last.ckpt", "run/last.ckpt")])
+def test_a_card_tells_the_export_that_makes_its_file_again(run: Run, checkpoint: str, named: str) -> None:
+    exported = replace(run, checkpoint=Path("/home/somewhere") / checkpoint)
+    card = make_card(exported, "my m.onnx", data_licence="CC BY-NC 4.0", precision="int8", calibration_images=9)
+    options = ["--precision", "int8", "--calibration-images", "9", "--data-licence", "CC BY-NC 4.0"]
+    assert shlex.split(card.reproduce[1]) == ["fcnseg", "export", named, "-o", "my m.onnx", *options]

@@ -89,7 +89,14 @@ def export(
     if precision != "int8":
         refuse_given({"calibration_images"}, "{} are for --precision int8 alone; leave them out")
     trained = open_run(run)
-    card = make_card(trained, output.name, data_licence=data_licence, store=store, precision=precision)
+    card = make_card(
+        trained,
+        output.name,
+        data_licence=data_licence,
+        store=store,
+        precision=precision,
+        calibration_images=calibration_images if precision == "int8" else None,
+    )
     with Console(stderr=True).status("exporting and checking against onnxruntime"):
         if precision == "fp32":
             info = _write(trained, output, card, store)
