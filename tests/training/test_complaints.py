@@ -359,3 +359,19 @@ def test_a_stray_id_in_what_an_export_is_measured_on_is_told_before_it(data: Pat
     message = refusal(export, run, "-o", output, "--precision", "fp16", "--data", data)
     assert f"mask {path} has ids 77 on 1 pixels where the classes are 0 to 4" in message
     assert not output.parent.exists()
+
+
+def test_a_model_card_takes_the_place_of_no_other_text_and_a_second_export_that_of_the_first(
+    run: Path, model_file: Path, tmp_path: Path
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("mine")
+    message = refusal(export, run, "-o", readme.with_suffix(".onnx"), error=UsageError)
+    assert message == f"{readme} is there, and the model card would take its place; name another output"
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert readme.read_text() == "mine"
+    for suffix in (".onnx", ".md"):
+        shutil.copy(model_file.with_suffix(suffix), tmp_path)
+    (tmp_path / "model.md").write_text("the first card")
+    succeed(export, run, "-o", tmp_path / "model.onnx")
+    assert (tmp_path / "model.md").read_text().startswith("# model\n")

@@ -84,6 +84,8 @@ def export(
     checkpoints = run / "best.ckpt", run / "last.ckpt"
     require_model_place(output, run, *checkpoints)
     require_place(card_path, run, *checkpoints)
+    if card_path.exists() and not output.exists():
+        raise UsageError(f"{card_path} is there, and the model card would take its place; name another output")
     if precision == "fp32":
         refuse_given({"data"}, "{} is measured on for --precision fp16 and int8 alone; leave it out")
     if precision != "int8":
