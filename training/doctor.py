@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnseg.errors import DatasetError
 from training.contents import Contents, Fault, look_into
 from training.data import Dataset, open_dataset
 
@@ -21,6 +22,7 @@ NEAR_BITS = 4
 """Perceptual hashes of 64 bits that differ in at most so many belong to near duplicates."""
 _COMPARED = ("train", "val")
 _MOSTLY = 0.5
+_NO_LABEL = "no label at all"
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,17 @@ def examine(dataset: Dataset, splits: Sequence[str]) -> Diagnosis:
     return Diagnosis(dataset, contents, tuple(findings))
 
 
+def require_labels(diagnosis: Diagnosis) -> None:
+    """Refuse to train on, or to validate with, masks of which no pixel has a label.
+
+    Raises:
+        DatasetError: A split that training needs has none.
+    """
+    for finding in diagnosis.errors:
+        if finding.kind == _NO_LABEL:
+            raise DatasetError(finding.messages[0])
+
+
 def near_pairs(first: Sequence[int | None], second: Sequence[int | None]) -> Iterator[tuple[int, int]]:
     """Find near duplicates by their hashes: (place in `first`, place in `second`) of each pair of NEAR_BITS or less."""
     known = [place for place, value in enumerate(second) if value is not None]
@@ -142,6 +155,14 @@ def _classes(dataset: Dataset, contents: Mapping[str, Contents]) -> Iterator[Fin
     for split, found in contents.items():
         if not found.images:
             continue
+        labelled = sum(found.class_pixels)
+        if not labelled and split in _COMPARED:
+            message = (
+                f"no pixel of the {split} masks has a class: all have id {dataset.label_map.ignore_id}, which counts as"
+                " no label; give them classes"
+            )
+            yield Finding("error", _NO_LABEL, split, (message,))
+            continue
         absent = [
             info.name for info, pixels in zip(dataset.label_map.classes, found.class_pixels, strict=True) if pixels == 0
         ]
@@ -152,7 +173,6 @@ def _classes(dataset: Dataset, contents: Mapping[str, Contents]) -> Iterator[Fin
                 for name in absent
             )
             yield Finding("warning", "class never seen", split, messages)
-        labelled = sum(found.class_pixels)
         if found.ignored_pixels > _MOSTLY * (labelled + found.ignored_pixels):
             share = found.ignored_pixels / (labelled + found.ignored_pixels)
             message = (

@@ -261,6 +261,35 @@ def test_a_split_that_is_mostly_without_labels_is_warned_of(data: Path) -> None:
     assert message.startswith("75% of the val pixels have id 255")
 
 
+@pytest.mark.parametrize(("split", "masks"), [("train", "ab"), ("val", "c")])
+def test_a_split_without_any_label_is_an_error_and_told_before_an_earlier_run_is_replaced(
+    data: Path, tmp_path: Path, split: str, masks: str
+) -> None:
+    for name in masks:
+        save(data / "masks" / f"{name}.png", some_ids((255,)))
+    (message,) = only(data, "no label at all", split)
+    assert message.startswith(f"no pixel of the {split} masks has a class: all have id 255, which counts as no label;")
+    kept = tmp_path / "run" / "best.ckpt"
+    kept.parent.mkdir()
+    kept.write_bytes(b"weights")
+    result = CliRunner().invoke(
+        train, [str(data), "--backbone", "squeezenet1_1", "--no-pretrained", "--overwrite", "-o", str(kept.parent)]
+    )
+    assert isinstance(result.exception, DatasetError)
+    assert str(result.exception) == message
+    assert kept.read_bytes() == b"weights"
+
+
+def test_a_test_split_may_be_without_any_label_as_that_of_cityscapes_is(data: Path) -> None:
+    save(data / "images" / "d.png", picture(3))
+    save(data / "masks" / "d.png", some_ids((255,)))
+    (data / "test.txt").write_text("d\n")
+    assert {(f.kind, f.split, f.severity) for f in diagnose(data).findings} == {
+        ("class never seen", "test", "warning"),
+        ("mostly no label", "test", "warning"),
+    }
+
+
 def test_the_share_of_each_class_is_told_for_each_split(data: Path) -> None:
     save(data / "masks" / "b.png", some_ids((1, 1, 2, 255)))
     contents = diagnose(data).contents["train"]

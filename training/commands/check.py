@@ -27,8 +27,9 @@ def check(data: Path, report: Path | None, *, show_all: bool) -> None:
     """Examine the images and masks of the folder DATA, in any layout that 'fcnseg train' reads.
 
     Errors are files that cannot be read, images without masks and masks without images, sizes that differ, ids that are
-    no class, 0/255 binaries, masks in colours that are no class's. Warnings are a missing split, classes that no mask
-    has, and near duplicates across the splits, told by a perceptual hash.
+    no class, 0/255 binaries, masks in colours that are no class's, and a split to train on or to validate with that has
+    no label at all. Warnings are a missing split, classes that no mask has, and near duplicates across the splits, told
+    by a perceptual hash.
 
     The exit code is 1 where there are errors, and 0 otherwise. 'fcnseg train' examines its data in the same way.
 

@@ -75,7 +75,7 @@ def train(
 
     from training.contents import require_sound
     from training.data import fingerprint, open_dataset
-    from training.doctor import examine
+    from training.doctor import examine, require_labels
     from training.recipes import resolve
     from training.run_folder import BEST, LAST, METRICS, prepare_folder
 
@@ -87,6 +87,7 @@ def train(
         diagnosis = examine(dataset, ("train", "val"))
         found = diagnosis.contents
         require_sound(diagnosis.faults, sum(len(dataset.split(split)) for split in found))
+        require_labels(diagnosis)
         data_fingerprint = fingerprint(dataset, found)
     _print_data(console, diagnosis)
     config = resolve(given, found["train"].size)
