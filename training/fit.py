@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from typing_extensions import override
 
 from fcnseg.allocator import keep_freed_memory
+from fcnseg.errors import UsageError
 from fcnseg.files import remove_halves, write_text
 from training.augment import TrainingCrops, WholeImages
 from training.averaging import MovingAverage
@@ -71,7 +72,8 @@ def fit(
 
     Raises:
         DeviceError: The device asked for is not there, or does not train in the precision asked for.
-        UsageError: The training diverges: a loss is no number. The epochs before are kept.
+        UsageError: The training diverges: a loss is no number; or the GPU has too little memory for a step, or for an
+            image that is validated. The epochs before are kept.
         OSError: An epoch cannot be kept, as on a full disk. The epochs before are kept.
         KeyboardInterrupt: The run was interrupted; the last checkpoint is that of the last finished epoch, or holds the
             weights of that moment where there is none.
@@ -126,6 +128,8 @@ def fit(
             checkpoint = folder / LAST if resume else None
             with exact_products() if precision == "fp32" else contextlib.nullcontext():
                 trainer.fit(task, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
+        except torch.OutOfMemoryError as error:
+            raise UsageError(_out_of_memory(config, training=task.training)) from error
         except SIGTERMException:
             raise SystemExit(_TERMINATED) from None
         except SystemExit:
@@ -139,6 +143,18 @@ def fit(
 def epoch_seed(seed: int, epoch: int) -> int:
     """Seed that everything random in an epoch, numbered from 0, follows from in a run of that seed."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def _out_of_memory(config: TrainConfig, *, training: bool) -> str:
+    if not training:
+        return (
+            "a validation image, which is taken whole, did not fit into the GPU's memory; make the images of val"
+            " smaller, or take a smaller --backbone"
+        )
+    size = "whole images" if config.crop is None else "crops of {}x{} pixels".format(*config.crop)
+    return (
+        f"a step of {config.batch_size} {size} did not fit into the GPU's memory; take a smaller --batch-size or --crop"
+    )
 
 
 class _EpochSeeds(Callback):

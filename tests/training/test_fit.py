@@ -295,6 +295,28 @@ def test_a_run_that_diverges_is_an_error_and_keeps_nothing(scenes: Path, tmp_pat
     assert {path.name for path in run.iterdir()} == {"config.yaml", "environment.json", "tensorboard"}
 
 
+@pytest.mark.parametrize(
+    ("training", "told"),
+    [
+        (True, "a step of 4 crops of 64x64 pixels did not fit into the GPU's memory; take a smaller --batch-size or"),
+        (False, "a validation image, which is taken whole, did not fit into the GPU's memory; make the images of val"),
+    ],
+)
+def test_a_gpu_of_too_little_memory_is_told_with_what_takes_less(
+    scenes: Path, config: TrainConfig, tmp_path: Path, *, training: bool, told: str
+) -> None:
+    def run_out(net: torch.nn.Module, _args: tuple[Tensor]) -> None:
+        if net.training is training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1.00 GiB.")
+
+    model = make_model(BACKBONE)
+    model.net.register_forward_pre_hook(run_out)
+    with pytest.raises(UsageError) as refusal:
+        fit(model, open_dataset(scenes), "", config, tmp_path, Console(stderr=True))
+    assert str(refusal.value).startswith(told)
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_folder_that_holds_a_run_is_refused_and_kept(run: Path, scenes: Path, tmp_path: Path) -> None:
     before = (run / "best.ckpt").read_bytes()
     result = CliRunner().invoke(train, [*train_arguments(scenes, tmp_path), "-o", str(run)])
