@@ -10,9 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from fcnseg.errors import ArchitectureError, one_line
+
+_DROPOUTS = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+}
 
 
 @contextlib.contextmanager
@@ -134,7 +142,9 @@ def trace_layers(model: nn.Module, image_shape: tuple[int, int, int, int]) -> fx
     _take_image_alone(graph)
     _take_maxima_alone(graph)
     _follow_changes_in_place(model, graph)
-    return fx.GraphModule(model, graph, class_name=type(model).__name__)
+    traced = fx.GraphModule(model, graph, class_name=type(model).__name__)
+    _drop_in_training(traced)
+    return traced
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
@@ -189,6 +199,22 @@ def _follow_changes_in_place(model: nn.Module, graph: fx.Graph) -> None:
             changed = node.args[0]
             for user in [user for user in changed.users if place[user] > at]:
                 user.replace_input_with(changed, node)
+
+
+def _drop_in_training(traced: fx.GraphModule) -> None:
+    """Let dropouts that are functions be layers: tracing in eval mode has fixed for ever that they do not drop."""
+    for node in list(traced.graph.nodes):
+        layer, p = _DROPOUTS.get(node.target), node.kwargs.get("p")
+        if layer is None or node.kwargs["training"] is not False or not isinstance(p, (int, float)):
+            continue
+        name = f"functional_{node.name}"
+        traced.add_submodule(name, layer(p).eval())
+        with traced.graph.inserting_before(node):
+            dropped = traced.graph.call_module(name, node.args)
+        dropped.meta = dict(node.meta)
+        node.replace_all_uses_with(dropped)
+        traced.graph.erase_node(node)
+    traced.recompile()
 
 
 def _changes_in_place(model: nn.Module, node: fx.Node) -> bool:

@@ -51,6 +51,7 @@ def test_every_tail_shape_keeps_its_identity_on_images_it_was_not_certified_on(t
         ("global pooling, one Linear", "cam"),
         ("global pooling, BatchNorm1d", "cam"),
         ("no Linear", "cam"),
+        ("mean over the spatial axes", "cam"),
         ("global pooling, LayerNorm", "window"),
         ("global pooling, hidden layers", "window"),
         ("a grid of cells, hidden layers", "window"),
@@ -118,8 +119,9 @@ def test_parameters_keep_their_names() -> None:
     assert net.state_dict()["tail.0.weight"].shape == (20, 16, 4, 4)
 
 
-def test_dropout_still_drops_in_training() -> None:
-    net = convolutionalize(seeded(lambda: Pooled(hidden_tail(16))), (64, 64)).net
+@pytest.mark.parametrize("make", [lambda: Pooled(hidden_tail(16)), Residual], ids=["layer", "function"])
+def test_dropout_still_drops_in_training_alone(make: Callable[[], nn.Module]) -> None:
+    net = convolutionalize(seeded(make), (64, 64)).net
     image = torch.ones(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(net(image), net(image))
@@ -128,6 +130,8 @@ def test_dropout_still_drops_in_training() -> None:
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         assert not torch.equal(net(image), net(image))
+        net.eval()
+        assert torch.equal(net(image), net(image))
 
 
 def test_a_wrong_flatten_order_fails_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
