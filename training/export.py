@@ -38,6 +38,8 @@ HALF_TOLERANCE = 2e-2
 _FLAG = "with_confidence"
 _PLAIN = "plain_class_map"
 _TRACED_SIZE = (2, 203, 157)
+_MOST_BYTES = 2**31 - 2**24
+"""Of weights in one file: protobuf holds no more than 2 GiB, the graph and the metadata among it."""
 
 
 def export(
@@ -76,7 +78,8 @@ def export(
             with, or there are no images for 8-bit integers.
         ModelFileError: A metric is no number from 0 to 1.
         WeightsError: A weight cannot be rounded to 16 bits.
-        ArchitectureError: The net has an operator that cannot be exported, or that onnxruntime cannot run.
+        ArchitectureError: The net has an operator that cannot be exported, or that onnxruntime cannot run, or more
+            weights than a file can hold.
         ParityError: At some size the scores differ by more than 1e-4 of their range, or a class map differs where the
             two best scores are further apart than twice that; with 16-bit floats 2e-2. 8-bit integers are made of a
             file that is proved in 32 bits, and measured, not proved (`training.precision.compare`).
@@ -87,6 +90,7 @@ def export(
         )
     if len(label_map) != model.num_classes:
         raise UsageError(f"{len(label_map)} labels were given for a model of {model.num_classes} classes")
+    _require_room(model, store, precision)
     model.eval()
     if next(model.parameters()).device.type != "cpu":
         model = copy.deepcopy(model).cpu()
@@ -136,6 +140,21 @@ def replace_card(path: Path, card: ModelCard, target: Path) -> ModelInfo:
     with replacing(target) as temporary:
         onnx.save(proto, temporary)
     return info
+
+
+def _require_room(model: SegmentationModel, store: Store, precision: FilePrecision) -> None:
+    """Refuse a net whose weights no file holds, before minutes are spent on it."""
+    values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    size = values * (2 if "fp16" in (store, precision) else 4)
+    if size <= _MOST_BYTES:
+        return
+    remedy = "choose a smaller classifier"
+    if store == precision == "fp32" and values * 2 <= _MOST_BYTES and model.variant != "heatmap":
+        remedy += ", or store them in 16 bits (--store fp16)"
+    raise ArchitectureError(
+        f"{without_folder(model.architecture)} has {size / 2**30:.1f} GiB of weights, and a model file holds less than"
+        f" 2; {remedy}"
+    )
 
 
 def _write_proved(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fcnseg
 from fcnseg.engine import Engine
-from fcnseg.errors import ParityError, UsageError, WeightsError
+from fcnseg.errors import ArchitectureError, ParityError, UsageError, WeightsError
 from fcnseg.layers import count_parameters
 from fcnseg.model_file import read_model_info
 from fcnseg.types import LabelMap
@@ -20,7 +20,7 @@ from tests.image_folders import random_images
 from tests.training.small_nets import Pooled, Residual, seeded
 from tests.training.test_model import CLASSES, VggLike, classifier_of, fcn_model, heatmap_model
 from training import export as exporting
-from training.export import export
+from training.export import Store, export
 from training.fcn import build_fcn
 from training.half_weights import round_weights
 from training.layers import derive_layers
@@ -231,6 +231,25 @@ def test_a_graph_whose_class_map_is_wrong_is_not_written(
 def test_labels_must_fit_the_model(fcn: SegmentationModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 labels"):
         export(fcn, LabelMap.from_names(["a", "b"]), tmp_path / "x.onnx")
+
+
+def test_a_net_beyond_what_a_file_holds_is_refused_before_it_is_traced(
+    fcn: SegmentationModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(model: SegmentationModel, most: int, store: Store = "fp32") -> str:
+        monkeypatch.setattr(exporting, "_MOST_BYTES", most)
+        labels = LabelMap.from_names([f"class {i}" for i in range(model.num_classes)])
+        with pytest.raises(ArchitectureError, match="GiB of weights, and a model file holds less than 2;") as refused:
+            export(model, labels, tmp_path / "m.onnx", store=store)
+        return str(refused.value).partition("; ")[2]
+
+    values, smaller = sum(t.numel() for t in (*fcn.parameters(), *fcn.buffers())), "choose a smaller classifier"
+    monkeypatch.setattr(exporting, "_trace", lambda _: pytest.fail("it was traced"))
+    assert refusal(fcn, 2 * values) == f"{smaller}, or store them in 16 bits (--store fp16)"
+    assert refusal(fcn, 2 * values - 1) == refusal(fcn, 2 * values - 1, "fp16") == smaller
+    heatmap = heatmap_model(seeded(Residual), (64, 64))  # 'fcnseg heatmap' has no such option
+    assert refusal(heatmap, 3 * sum(t.numel() for t in heatmap.parameters())) == smaller
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_stored_in_16_bits_halve_the_file_and_answer_as_the_rounded_model(tmp_path: Path) -> None:
