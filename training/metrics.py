@@ -83,12 +83,8 @@ class Meter:
         self._matrix.update(class_map.long(), mask.long())
 
     def compute(self) -> Scores:
-        """Return the scores of everything counted since the last reset."""
+        """Return the scores of everything counted so far."""
         return score(self._matrix.compute())
-
-    def reset(self) -> None:
-        """Forget what was counted."""
-        self._matrix.reset()
 
 
 class FullMeter:

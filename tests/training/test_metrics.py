@@ -192,14 +192,6 @@ def test_no_labelled_pixel_scores_zero_and_not_nan() -> None:
     assert measure([]).images == ()
 
 
-def test_reset_forgets() -> None:
-    meter = Meter(2, 255)
-    meter.update(torch.ones(2, 2), torch.zeros(2, 2))
-    meter.reset()
-    meter.update(torch.ones(2, 2), torch.ones(2, 2))
-    assert meter.compute().mean_iou == 1.0
-
-
 def test_boundary_iou_sees_a_ragged_edge_that_iou_hardly_does() -> None:
     truth = np.zeros((200, 200), np.uint8)
     truth[:, 100:] = 1
