@@ -79,9 +79,10 @@ def export(
     from training.evaluation import require_same_classes
     from training.export import HALF_TOLERANCE, PARITY_SIZES, TOLERANCE
     from training.run import open_run
+    from training.run_folder import BEST, LAST
 
     card_path = output.with_suffix(".md")
-    checkpoints = run / "best.ckpt", run / "last.ckpt"
+    checkpoints = run / BEST, run / LAST
     require_model_place(output, run, *checkpoints)
     require_place(card_path, run, *checkpoints)
     if card_path.exists() and not output.exists():
