@@ -32,7 +32,7 @@ from training.divergence import DivergenceWatch
 from training.environment import describe_environment
 from training.model import SegmentationModel
 from training.progress import TrainingProgress
-from training.run import RunRecord, read_checkpoint
+from training.run import RunRecord
 from training.run_folder import CONFIG, ENVIRONMENT, LAST, SAMPLES, TENSORBOARD
 from training.run_writer import RunWriter
 from training.task import SegmentationTask, ignore_value
@@ -50,7 +50,7 @@ def fit(
     console: Console,
     *,
     class_weights: Tensor | None = None,
-    resume: bool = False,
+    after_epoch: int | None = None,
 ) -> dict[str, float]:
     """Train a model and leave its checkpoints in a run folder.
 
@@ -65,7 +65,7 @@ def fit(
         folder: The run's folder, without an earlier run (see `run_folder.prepare_folder`) unless it is resumed.
         console: Where progress is shown.
         class_weights: (K,) weight of each class's pixels in the loss; None weighs all alike.
-        resume: Whether to go on behind the last finished epoch that the folder holds.
+        after_epoch: The last finished epoch that the folder holds, to go on behind it; None begins a run.
 
     Returns:
         The best epoch's `mean_iou` and `pixel_accuracy`.
@@ -88,9 +88,9 @@ def fit(
     for place in (folder, folder / SAMPLES):
         remove_halves(place)  # of a run that was killed while it wrote
     environment = describe_environment(device)
-    if resume:
+    if after_epoch is not None:
         begun = json.loads((folder / ENVIRONMENT).read_text("utf-8"))
-        later = {"after_epoch": read_checkpoint(folder / LAST).record.epoch, **environment}
+        later = {"after_epoch": after_epoch, **environment}
         environment = {**begun, "resumed": [*begun.get("resumed", []), later]}
     else:
         environment["data_fingerprint"] = data_fingerprint
@@ -125,7 +125,7 @@ def fit(
         task = SegmentationTask(model, record, class_weights)
         task.train()  # Lightning leaves modules in the mode they are in, and a built model is in evaluation mode
         try:
-            checkpoint = folder / LAST if resume else None
+            checkpoint = None if after_epoch is None else folder / LAST
             with exact_products() if precision == "fp32" else contextlib.nullcontext():
                 trainer.fit(task, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
         except torch.OutOfMemoryError as error:

@@ -102,9 +102,8 @@ def train(
 
     used = resolve_device(config.device)
     resolve_precision(config.precision, used)  # before an earlier run is taken out of the folder
-    goes_on = resume and can_resume(run, config, data_fingerprint)
-    if goes_on:
-        begun = open_run(run / LAST)
+    begun = open_run(run / LAST) if resume and can_resume(run, config, data_fingerprint) else None
+    if begun is not None:
         model, start = begun.model, f"going on behind epoch {begun.record.epoch}"
     else:
         model = build_for(config, dataset.label_map)
@@ -120,7 +119,16 @@ def train(
     )
     class_weights = balance_classes(found["train"], config.class_weights)
     try:
-        best = fit(model, dataset, data_fingerprint, config, run, console, class_weights=class_weights, resume=goes_on)
+        best = fit(
+            model,
+            dataset,
+            data_fingerprint,
+            config,
+            run,
+            console,
+            class_weights=class_weights,
+            after_epoch=None if begun is None else begun.record.epoch,
+        )
     except (KeyboardInterrupt, SystemExit):
         if (run / METRICS).is_file():
             kept = f"{run / LAST} is kept; go on with --resume"
