@@ -82,7 +82,7 @@ def _recipe(config: TrainConfig) -> dict[str, Option]:
 def _limits(run: Run, store: Store, precision: FilePrecision) -> list[str]:
     record, config = run.record, run.record.config
     low, high = config.scale_jitter
-    seen = "whole images" if config.crop is None else "crops of {}x{} pixels (height x width)".format(*config.crop)
+    seen = config.seen if config.crop is None else f"{config.seen} (height x width)"
     limits = [
         "It knows its classes alone, and gives every pixel one of them, whatever the image shows.",
         f"It has seen {seen}, of images scaled by {low:g} to {high:g}; what appears much larger or smaller is untried.",

@@ -128,6 +128,11 @@ class TrainConfig:
     precision: Precision = "auto"
     compile: bool = False
 
+    @property
+    def seen(self) -> str:
+        """What a step is given of its images, in words: all of them, or crops of a size (height x width)."""
+        return "whole images" if self.crop is None else "crops of {}x{} pixels".format(*self.crop)
+
     def __post_init__(self) -> None:
         if self.scale_jitter[0] > self.scale_jitter[1]:
             raise UsageError(f"scale_jitter is {self.scale_jitter}; it must be two factors above 0, the least first")

@@ -151,9 +151,9 @@ def _out_of_memory(config: TrainConfig, *, training: bool) -> str:
             "a validation image, which is taken whole, did not fit into the GPU's memory; make the images of val"
             " smaller, or take a smaller --backbone"
         )
-    size = "whole images" if config.crop is None else "crops of {}x{} pixels".format(*config.crop)
     return (
-        f"a step of {config.batch_size} {size} did not fit into the GPU's memory; take a smaller --batch-size or --crop"
+        f"a step of {config.batch_size} {config.seen} did not fit into the GPU's memory; take a smaller --batch-size or"
+        " --crop"
     )
 
 

@@ -109,11 +109,10 @@ def train(
         model = build_for(config, dataset.label_map)
         start = f"normalisation: {model.normalisation}"
         prepare_folder(run, overwrite=overwrite, resume=resume)
-    size = "whole images" if config.crop is None else f"crops of {config.crop[0]}x{config.crop[1]} pixels"
     console.print(
         f"{start}\n"
         f"training {config.variant} on {config.backbone} ({config.recipe} recipe): {config.epochs} epochs,"
-        f" {config.batch_size} {size} a step, lr {config.lr:.3g}, {used}",
+        f" {config.batch_size} {config.seen} a step, lr {config.lr:.3g}, {used}",
         highlight=False,
         soft_wrap=True,
     )
