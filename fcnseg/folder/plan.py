@@ -1,10 +1,10 @@
 """What a job is to do: which image becomes which mask, and that no file takes another's place."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fcnseg import images
 from fcnseg.errors import UsageError
@@ -115,7 +115,7 @@ def _require_apart(found: Plan) -> None:
     """Check that no mask takes the place of an input, or of a folder of masks."""
     inputs, real = _inputs(found), cache(os.path.realpath)
     parents = {os.path.dirname(item.mask) for item in found.images}  # noqa: PTH120
-    folders = {folder for parent in parents for folder in _upwards(parent)}
+    folders = {str(folder) for parent in map(PurePosixPath, parents) for folder in (parent, *parent.parents)}
     for item in found.images:
         folder, name = os.path.split(os.path.join(found.output, item.mask))  # noqa: PTH118
         if (real(folder or "."), name) in inputs:
@@ -128,13 +128,6 @@ def _require_apart(found: Plan) -> None:
                 f"{found.output / item.mask} would be both the mask of {shown(Path(item.image))} and a folder of masks;"
                 " rename one of the inputs"
             )
-
-
-def _upwards(folder: str) -> Iterator[str]:
-    """Yield a folder of masks and those that it lies in, below the output."""
-    while folder:
-        yield folder
-        folder = os.path.dirname(folder)  # noqa: PTH120
 
 
 def _inputs(found: Plan) -> set[tuple[str, str]]:
