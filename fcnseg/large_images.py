@@ -22,7 +22,7 @@ from fcnseg.images import DEFAULT_LIMITS, ImageLimits
 from fcnseg.jpeg_blocks import JpegBlocks
 from fcnseg.sample_depth import largest_sample
 from fcnseg.tiff_parts import require_usual_tiles
-from fcnseg.tiff_samples import Pixels, Samples, Tags, conversion, holds_jpeg_of_ycbcr
+from fcnseg.tiff_samples import Pixels, Samples, Tags, conversion, holds_jpeg_of_ycbcr, is_grey
 from fcnseg.windows import ArrayImage, Windowed
 
 _TIFF, _BIGTIFF = (b"II*\0", b"MM\0*"), b"II+\0"
@@ -163,8 +163,7 @@ def _stored_reader(path: Path, tags: Tags, dataset: Any) -> Callable[[slice, sli
         kind = f"photometric interpretation {tags.get(PHOTOMETRIC_INTERPRETATION)}, {dataset.count} x {dtype.name}"
         why = f"{path}: the TIFF image is too large to be read whole, is of {kind}"
         # Of three grey bands and more the first three are the colours where the file says so.
-        grey = tags.get(PHOTOMETRIC_INTERPRETATION, 0) in {0, 1}
-        raise _not_in_windows(path, why, " --co photometric=rgb" if grey and dataset.count > 2 else "")
+        raise _not_in_windows(path, why, " --co photometric=rgb" if is_grey(tags) and dataset.count > 2 else "")
     return lambda rows, columns: to_rgb(read(rows, columns))
 
 

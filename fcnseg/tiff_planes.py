@@ -8,15 +8,15 @@ together it refuses them, and so are planes.
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
     COMPRESSION,
-    PHOTOMETRIC_INTERPRETATION,
     PLANAR_CONFIGURATION,
     SAMPLESPERPIXEL,
     TiffImageFile,
 )
 
+from fcnseg.tiff_samples import is_grey
+
 _UNCOMPRESSED, _PACKBITS = 1, 32773
 _PLANES = 2
-_GREY = {0, 1}
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"
 
 
@@ -37,7 +37,7 @@ class TiffFile(TiffImageFile):
     def _setup(self) -> None:
         tags = self.tag_v2
         bands, bits = tags.get(SAMPLESPERPIXEL, 1), tags.get(BITSPERSAMPLE, (1,))
-        if tags.get(PHOTOMETRIC_INTERPRETATION, 0) in _GREY and (bands > 2 or (bands == 2 and bits[0] > 8)):
+        if is_grey(tags) and (bands > 2 or (bands == 2 and bits[0] > 8)):
             raise SyntaxError(f"unknown which of {bands} grey bands are the colours; PHOTOMETRIC=RGB would say it")
         stored = tags.get(COMPRESSION, _UNCOMPRESSED)
         if stored == _UNCOMPRESSED and tags.get(PLANAR_CONFIGURATION) == _PLANES:

@@ -37,6 +37,11 @@ def holds_jpeg_of_ycbcr(tags: Tags) -> bool:
     return kind == (_YCBCR, _JPEG, _TOGETHER)
 
 
+def is_grey(tags: Tags) -> bool:
+    """Whether the samples of a file are grey, as they are taken to be where it does not say."""
+    return tags.get(PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO) in {_WHITE_IS_ZERO, _BLACK_IS_ZERO}
+
+
 def conversion(tags: Tags, dtype: np.dtype[Any], bands: int, find_largest: Callable[[], float]) -> Conversion | None:
     """Find how samples become RGB.
 
@@ -51,7 +56,7 @@ def conversion(tags: Tags, dtype: np.dtype[Any], bands: int, find_largest: Calla
     """
     photometric = tags.get(PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO)
     bits = int(tags.get(BITSPERSAMPLE, (1,))[0])
-    if photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO}:
+    if is_grey(tags):
         if bands > 1 and not _is_grey_and_alpha(tags, dtype, bands):
             return None
         return _from_grey(dtype, bits, find_largest, is_inverted=photometric == _WHITE_IS_ZERO)
