@@ -13,8 +13,8 @@ CUDA's settings mean nothing there. The sections, in their order:
 
 ceiling     multiply-adds a second of one large matrix product in half precision: what shares are taken of; once more
             at the end
-export NET  a net's files, in half and single precision, before the first section that needs them; those in FOLDER are
-            taken as they are
+export ...  the nets' files, in half and single precision, side by side, before the first section that needs them; those
+            in FOLDER are taken as they are
 server      fcnseg serve with VGG16, in two processes and in one: JPEG in, zstd out, 32 clients, over the fastest run
             on the device alone, which is measured before and after; the servers follow each other
 NET         ms per image of each way, at each size and batch, its time over that of the first of its turns, and its
@@ -23,576 +23,45 @@ NET         ms per image of each way, at each size and batch, its time over that
             it, where cuDNN searches for each layer's kernel (cudnn.benchmark). Then those that copy from and to the
             host, in the layout that was faster before. "Kernels alone" is what the device computes for, without the
             gaps between launches
-shapes      two sizes in turns (A B A B) over the same runs in rows (A A B B): 1.0 where no plan is made anew
-compile NET the same of torch.compile, which takes long to begin, beside the file on the device
-kernels NET which of the device's kernels the time goes to, at the first size, by torch's profiler
 placement   what ran on which provider when the files were opened; a net that is not whole on the device fails here
-settings    what `server` measures, of servers with other settings
+shapes      two sizes in turns (A B A B) over the same runs in rows (A A B B): 1.0 where no plan is made anew
+kernels NET which of the device's kernels the time goes to, at the first size, by torch's profiler
+compile ... what torch.compile makes of the modules that the files were exported from, side by side, for its cache
+compiled NET
+            ms per image of that module beside the file on the device
+settings    what `server` measures, of servers with other settings; only where it is asked for
 """
 
 import argparse
-import gc
-import json
+import multiprocessing
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import grpc
-import numpy as np
 import torch
-from as_users_write_it import AsUsersWriteIt
-from gpu_ways import BY_TWO, MASKS, Files, SameModule, Torch, Way, kernel_times, masks_of, matrix_rate
-from grpc_load import SEGMENT, load
-from nets import build_net, export_net
-from numpy.typing import NDArray
-from reporting import Report, Spread, add_json_option, in_turns, number, seconds
-from served import serve
-from torch import nn
+from gpu_sections import CLASSES, ENDING_S, FULL, QUICK, SERVERS, Net, Plan, Row, missing, run_section
+from reporting import Report, Spread, add_json_option, number
 
-from fcnseg import images, masks
 from fcnseg.devices import cudnn_version, resolve_device
-from fcnseg.engine import Engine, EngineOptions
-from fcnseg.masks import Encoding
-from fcnseg.pictures import encode_jpeg
-from fcnseg.v1 import segmentation_pb2 as pb
-from serving.oip import inference_pb2, inference_pb2_grpc
-from training.model import SegmentationModel
-from training.precision import FilePrecision
 
-CLASSES = 21
-PRECISIONS: tuple[FilePrecision, ...] = ("fp16", "fp32")
-LOADING_PROCESSES = 12
-MOST_DIFFERING = 0.1
-"""Of the pixels: random scores lie closer together than those of a trained net, and 16-bit floats are rounded."""
-SERVERS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "server": (("--processes", "2"), ()),
-    "settings": (("--processes", "3"), ("--runners", "3"), ("--cuda-graphs", "0")),
-}
-"""Options of the servers that are asked, by section."""
-KERNEL_RUNS, KERNELS_SHOWN = 5, 12
-SAME_MODULE = "PyTorch on the same module"
-PEERS: dict[str, Callable[[SegmentationModel], nn.Module]] = {
-    SAME_MODULE: SameModule,
-    "PyTorch as users write it": AsUsersWriteIt,
-}
 COLUMNS = ("section", "case", "way", "measured", "unit", "over the first's", "of the ceiling", "note")
-ROUNDS = 5
-PREPARING = 3
-"""Calls that are not timed: torch.compile compiles in the first, records in the second and replays from then on."""
-ENDING_S = 5.0
-"""Left of a section's time for what was begun to end."""
+AGAIN = " after"
+"""Ends the name of a section that is measured once more."""
 LEAST_SHARE = 0.5
 """Of a section's time, for it to be begun."""
-
-
-@dataclass(frozen=True)
-class Net:
-    """A net to be measured.
-
-    Attributes:
-        name: Of its section and its files.
-        architecture: For `build_model`.
-        cases: Batch, height, width.
-    """
-
-    name: str
-    architecture: str
-    cases: tuple[tuple[int, int, int], ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run measures.
-
-    Attributes:
-        nets: The nets; the server serves the first.
-        square: Height and width of the images that the server is asked for.
-        seconds: How long each way is timed, all rounds together.
-        matrix_side: Of the product that tells the ceiling.
-        load_s: How long answers of the server are counted.
-        clients: How many ask it.
-        precision: Of the ways that are of interest.
-        budgets: Seconds by kind of section.
-    """
-
-    nets: tuple[Net, ...]
-    square: int
-    seconds: float
-    matrix_side: int
-    load_s: float
-    clients: int
-    precision: str
-    budgets: dict[str, float]
-
-
-_CITY = ((1, 360, 480), (8, 360, 480), (1, 1024, 2048), (8, 1024, 2048))
-FULL = Plan(
-    nets=(
-        Net("vgg16", "vgg16", ((8, 500, 500), (1, 500, 500))),
-        Net("resnet50", "resnet50", _CITY),
-        Net("mobilenet_v2", "mobilenet_v2", _CITY),
-    ),
-    square=500,
-    seconds=0.3,
-    matrix_side=8192,
-    load_s=7,
-    clients=32,
-    precision="fp16",
-    budgets={
-        "export": 130,
-        "ceiling": 40,
-        "net": 85,
-        "server": 140,
-        "settings": 150,
-        "shapes": 60,
-        "placement": 60,
-        "compile": 90,
-        "kernels": 30,
-    },
-)
-QUICK = Plan(
-    nets=(
-        Net(
-            "small",
-            f"{Path(__file__).parent.parent / 'tests' / 'golden' / 'small_net.py'}:SmallNet",
-            ((2, 48, 64), (1, 48, 64)),
-        ),
-    ),
-    square=48,
-    seconds=0.05,
-    matrix_side=256,
-    load_s=1,
-    clients=4,
-    precision="fp32",  # the CPU's half precision is slow
-    budgets=dict.fromkeys(FULL.budgets, 180.0),
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table.
-
-    Attributes:
-        section: Where it was measured.
-        case: On what: batch and size.
-        way: How.
-        values: What was measured: a figure a round, or one; none where it failed.
-        unit: Of what.
-        ratios: Time over that of the first in the same turns, one a round.
-        multiply_adds: Of an image, where the unit is a time of one.
-        note: What else there is to say, or why it failed.
-    """
-
-    section: str
-    case: str
-    way: str
-    values: tuple[float, ...] = ()
-    unit: str = ""
-    ratios: tuple[float, ...] = ()
-    multiply_adds: float | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """A way that takes turns with others.
-
-    Attributes:
-        make: Makes it ready.
-        batches: How many batches a call computes.
-        is_compared: Whether its masks have to be the first's.
-        has_kernels: Whether the time of its kernels alone is told too.
-    """
-
-    make: Callable[[], Way]
-    batches: int = 1
-    is_compared: bool = True
-    has_kernels: bool = False
-
-
-class Section:
-    """What one process measures: writes a row a line to stdout, as soon as it is known."""
-
-    def __init__(self, name: str, plan: Plan, device: str, folder: Path, end: float) -> None:
-        self.name, self.plan, self.device, self.folder, self.end = name, plan, device, folder, end
-        self.masks: dict[str, NDArray[np.generic]] = {}
-
-    def run(self) -> None:
-        torch.manual_seed(0)
-        nets = {net.name: net for net in self.plan.nets}
-        kind, _, name = self.name.rpartition(" ")
-        if name in nets:
-            of_a_net = {"": self.net, "export": self.export, "compile": self.compile, "kernels": self.kernels}
-            of_a_net[kind](nets[name])
-        else:
-            whole = {"placement": self.placement, "shapes": self.shapes}
-            whole |= {name: partial(self.servers, options) for name, options in SERVERS.items()}
-            whole.get(name, self.ceiling)()
-
-    def row(
-        self,
-        case: str,
-        way: str,
-        *values: float,
-        unit: str = "",
-        ratios: tuple[float, ...] = (),
-        multiply_adds: float | None = None,
-        note: str = "",
-    ) -> None:
-        print(json.dumps(asdict(Row(self.name, case, way, values, unit, ratios, multiply_adds, note))), flush=True)
-
-    def attempt(self, case: str, way: str, measure: Callable[[], None]) -> None:
-        """Measure; what goes wrong becomes a row, and so does what there is no time for."""
-        if time.time() > self.end - ENDING_S:
-            self.row(case, way, note="no time was left")
-            return
-        try:
-            measure()
-        except Exception as error:  # noqa: BLE001 # whatever it is, the other ways are still to be measured
-            self.row(case, way, note=f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        gc.collect()
-
-    def export(self, net: Net) -> None:
-        model = build_net(net.architecture, CLASSES)
-        for precision in missing(self.folder, net):
-            self.attempt("", precision, partial(self.export_as, net, model, precision))
-
-    def export_as(self, net: Net, model: SegmentationModel, precision: FilePrecision) -> None:
-        path = self.path(net, precision)
-        began = time.perf_counter()
-        export_net(model, path, precision)
-        took = time.perf_counter() - began
-        self.row("", precision, took, unit="s", note=f"{path.stat().st_size / 1e6:.0f} MB")
-
-    def ceiling(self) -> None:
-        side = self.plan.matrix_side
-
-        def measure() -> None:
-            rate = matrix_rate(self.device, side, ROUNDS, 2 * self.plan.seconds / ROUNDS)
-            self.row(f"{side} x {side}", "matrix product", *rate.scaled(1e-12).values, unit="T multiply-adds/s")
-
-        self.attempt(f"{side} x {side}", "matrix product", measure)
-
-    def placement(self) -> None:
-        for net in self.plan.nets:
-            for precision, path in self.paths(net).items():
-                self.attempt(net.name, precision, partial(self.place, net, precision, path))
-
-    def place(self, net: Net, precision: str, path: Path) -> None:
-        probe = Engine(path, self.device, EngineOptions(prove=True)).probe  # fails where not all of it is on the device
-        if probe is None:
-            raise RuntimeError("the engine proved nothing")
-        counts: dict[str, int] = {}
-        for placed in probe.placements:
-            what = f"{placed.provider.removesuffix('ExecutionProvider')}, {'image' if placed.image_sized else 'sizes'}"
-            counts[what] = counts.get(what, 0) + placed.nodes
-        note = "; ".join(f"{what}: {nodes} nodes" for what, nodes in sorted(counts.items()))
-        self.row(net.name, precision, probe.plain_bytes_per_pixel, unit="bytes/pixel", note=note)
-
-    def net(self, net: Net) -> None:
-        files = Files(self.paths(net), self.device, self.folder)
-        peers = self.peers(net)
-        half = self.plan.precision
-        for shape in net.cases:
-            batch, case = pictures(shape), case_of(shape)
-            work = self.multiply_adds(peers[SAME_MODULE], batch, case)
-            last, first = (f"{half}, on the device, channels {order}" for order in ("last", "first"))
-            bound, recorded = partial(files.bound, half, batch), partial(files.recorded, half, batch)
-            entrants = {
-                last: Entrant(partial(bound, channels_last=True), has_kernels=True),
-                first: Entrant(partial(bound, channels_last=False), has_kernels=True),
-                f"{half}, CUDA graph on the device, channels last": Entrant(partial(recorded, channels_last=True)),
-                f"{half}, CUDA graph on the device, channels first": Entrant(partial(recorded, channels_last=False)),
-                "fp32, on the device": Entrant(partial(files.bound, "fp32", batch)),
-            }
-            for side, peer in peers.items():
-                make = partial(peer.eager, batch)
-                entrants[f"{half}, {side}, on the device"] = Entrant(
-                    make, is_compared=side == SAME_MODULE, has_kernels=True
-                )
-            speeds = self.turns(case, entrants, shape[0], work)
-            fast = speeds.get(last, float("inf")) <= speeds.get(first, float("inf"))
-            ways = {
-                "engine": (files.engine, 1),
-                "engine, 2 threads": (files.engine_by_two, BY_TWO),
-                "engine, CUDA graph": (files.graphs, 1),
-                "engine, CUDA graph, 2 threads": (files.graphs_by_two, BY_TWO),
-                "pinned memory": (files.pinned, 1),
-                "CUDA graph, pinned memory": (files.recorded_pinned, 1),
-            }
-            entrants = {
-                f"{half}, {name}": Entrant(partial(make, half, batch, channels_last=fast), batches)
-                for name, (make, batches) in ways.items()
-            }
-            for precision in dict.fromkeys((half, "fp32")):
-                entrants[f"{precision}, plain onnxruntime"] = Entrant(partial(files.plain, precision, batch))
-            self.turns(case, entrants, shape[0], work)
-
-    def compile(self, net: Net) -> None:
-        files = Files(self.paths(net), self.device, self.folder)
-        peers = self.peers(net)
-        half = self.plan.precision
-        for shape in net.cases:
-            batch, case = pictures(shape), case_of(shape)
-            work = self.multiply_adds(peers[SAME_MODULE], batch, case)
-            torch.compiler.reset()
-            name = f"{half}, on the device, channels last"
-            entrants = {name: Entrant(partial(files.bound, half, batch, channels_last=True))}
-            for side, peer in peers.items():
-                name, make = f"{half}, {side}, compiled, on the device", partial(peer.compiled, batch)
-                entrants[name] = Entrant(make, is_compared=side == SAME_MODULE, has_kernels=True)
-            self.turns(case, entrants, shape[0], work)
-
-    def peers(self, net: Net) -> dict[str, Torch]:
-        """The sides in PyTorch, by name, with the same weights."""
-        model = build_net(net.architecture, CLASSES)
-        return {name: Torch(side(model), self.device) for name, side in PEERS.items()}
-
-    def kernels(self, net: Net) -> None:
-        shape = net.cases[0]
-        half, case = self.plan.precision, case_of(shape)
-        files = Files(self.paths(net), self.device, self.folder)
-
-        def measure() -> None:
-            found = kernel_times(files.bound(half, pictures(shape), channels_last=True), KERNEL_RUNS)
-            total = sum(kernel.ms for kernel in found)
-            for kernel in found[:KERNELS_SHOWN]:
-                note = f"{kernel.ms / total:.3f} of the time, {kernel.calls} a run"
-                self.row(case, kernel.name, kernel.ms / shape[0], unit="ms/image", note=note)
-            self.row(case, "all kernels", total / shape[0], unit="ms/image", note=f"{len(found)} kinds")
-
-        self.attempt(case, f"{half}, channels last", measure)
-
-    def multiply_adds(self, peer: Torch, images: NDArray[np.uint8], case: str) -> float | None:
-        """Multiply-adds of an image; None where they cannot be counted."""
-        found: list[float] = []
-        self.attempt(case, "multiply-adds", lambda: found.append(peer.multiply_adds(images) / len(images)))
-        return found[0] if found else None
-
-    def turns(self, case: str, entrants: dict[str, Entrant], count: int, work: float | None) -> dict[str, float]:
-        """Let ways take turns, all of them ready at a time, and tell their ms per image.
-
-        Args:
-            case: What they compute.
-            entrants: By name; masks of all that are compared have to be those of the case's first.
-            count: Images in a batch.
-            work: Multiply-adds of an image.
-
-        Returns:
-            The median ms per image of those that did not fail.
-        """
-        ready: dict[str, Way] = {}
-        notes: dict[str, str] = {}
-        least = self.plan.seconds / ROUNDS
-        round_s = 0.0
-
-        def prepare(name: str, entrant: Entrant) -> None:
-            nonlocal round_s
-            way = entrant.make()
-            for _ in range(PREPARING):
-                way()
-            notes[name] = self.difference(case, masks_of(way())) if entrant.is_compared else ""
-            once = seconds(way)
-            round_s += once + max(once, least)
-            ready[name] = way
-
-        for name, entrant in entrants.items():
-            self.attempt(case, name, partial(prepare, name, entrant))
-        found: dict[str, Spread] = {}
-
-        def measure() -> None:
-            left = self.end - ENDING_S - time.time()
-            rounds = min(ROUNDS, max(1, int(left / round_s)))
-            found.update(in_turns(ready, rounds, least))
-
-        if ready:
-            self.attempt(case, "in turns", measure)
-        found = {name: spread.scaled(1000 / count / entrants[name].batches) for name, spread in found.items()}
-        for name, spread in found.items():
-            first = next(iter(found.values()))
-            ratios = () if spread is first else spread.over(first).values
-            self.row(case, name, *spread.values, unit="ms/image", ratios=ratios, multiply_adds=work, note=notes[name])
-        if self.device != "cpu":
-            for name in (name for name in found if entrants[name].has_kernels):
-                self.attempt(
-                    case, f"{name}, kernels alone", partial(self.kernels_alone, case, name, ready[name], count)
-                )
-        return {name: spread.median for name, spread in found.items()}
-
-    def kernels_alone(self, case: str, name: str, way: Way, count: int) -> None:
-        ms = sum(kernel.ms for kernel in kernel_times(way, KERNEL_RUNS)) / count
-        self.row(case, f"{name}, kernels alone", ms, unit="ms/image")
-
-    def difference(self, case: str, found: NDArray[np.generic]) -> str:
-        """How far masks differ from those that were first found of a case, in words; nothing where they do not.
-
-        Raises:
-            ValueError: It is more than rounding.
-        """
-        share = float(np.mean(found != self.masks.setdefault(case, found)))
-        words = f"{share:.2%} of the pixels have another class than by the first way" if share else ""
-        if share > MOST_DIFFERING:
-            raise ValueError(words)
-        return words
-
-    def shapes(self) -> None:
-        net = self.plan.nets[-1]
-        files = Files(self.paths(net), self.device, self.folder)
-        height, width = net.cases[-2][1:] if len(net.cases) > 2 else net.cases[0][1:]
-        a, b = pictures((1, height, width)), pictures((1, width, height))
-        case = f"{net.name}, {height}x{width} and {width}x{height}"
-        precision = self.plan.precision
-
-        def plain() -> Callable[[NDArray[np.uint8]], object]:
-            return Engine(self.path(net, precision), self.device).run
-
-        def recorded() -> Callable[[NDArray[np.uint8]], object]:
-            return partial(files.cuda_graphs(precision, 2).run, outputs=MASKS)
-
-        for name, make in ((f"CUDA graphs, {precision}", recorded), (f"engine, {precision}", plain)):
-            self.attempt(case, name, partial(self.interleave, case, name, make, a, b))
-
-    def interleave(
-        self,
-        case: str,
-        name: str,
-        make: Callable[[], Callable[[NDArray[np.uint8]], object]],
-        a: NDArray[np.uint8],
-        b: NDArray[np.uint8],
-    ) -> None:
-        run = make()
-        orders = {"in rows": (a, a, b, b), "in turns": (a, b, a, b)}
-        sides = {order: partial(lambda four: [run(batch) for batch in four], four) for order, four in orders.items()}
-        found = in_turns(sides, ROUNDS, self.plan.seconds / ROUNDS)
-        ratio = found["in turns"].over(found["in rows"])
-        told = ", ".join(f"{spread.median * 250:.2f} ms a run {order}" for order, spread in found.items())
-        self.row(case, name, *ratio.values, unit="of the time in rows", note=told)
-
-    def servers(self, settings: Sequence[tuple[str, ...]]) -> None:
-        """Ask servers, each started with some more options."""
-        net, side = self.plan.nets[0], self.plan.square
-        paths = self.paths(net)
-        precision = self.plan.precision if self.plan.precision in paths else "fp32"  # named in the table
-        batch = pictures((8, side, side))
-        jpeg = encode_jpeg(batch[0], 90)
-        case = f"{net.name} {precision}, {side}x{side}"
-        fastest = [0.0]  # images a second
-
-        def on_device(when: str) -> None:
-            files = Files(paths, self.device, self.folder)
-            made = {"as it is": files.bound, "recorded": files.recorded}
-            ways = {name: way(precision, batch, channels_last=True) for name, way in made.items()}
-            found = in_turns(ways, ROUNDS, 4 * self.plan.seconds / ROUNDS)
-            rates = (Spread.of(8 / taken for taken in spread.values) for spread in found.values())
-            best = max(rates, key=lambda rate: rate.median)
-            fastest[0] = fastest[0] or best.median
-            name = f"device alone, batch 8, channels last, recorded or not, {when}"
-            self.row(case, name, *best.values, unit="images/s")
-
-        def expect() -> None:
-            self.difference(case, Engine(paths[precision], self.device).run(images.decode(jpeg)[None]).class_map)
-
-        self.attempt(case, "device alone, batch 8", partial(on_device, "before"))
-        self.attempt(case, "the first mask", expect)
-        request = pb.SegmentRequest(encoded=jpeg, encoding=pb.CLASS_MAP_ENCODING_ZSTD)
-        options = ["--device", self.device, "--warm", f"{side}x{side}", "--max-queue", "256"]
-        for more in settings:
-            if self.device == "cpu" and "--cuda-graphs" in more:
-                continue
-            name = f"server, {' '.join(more) or 'defaults'}"
-            start = partial(serve, paths[precision], *options, *more)
-            measure = partial(self.serve, case, name, start, request.SerializeToString(), fastest[0])
-            self.attempt(case, name, measure)
-        self.attempt(case, "device alone, batch 8", partial(on_device, "after"))
-
-    def serve(
-        self,
-        case: str,
-        name: str,
-        start: Callable[[], AbstractContextManager[tuple[str, object]]],
-        request: bytes,
-        on_device: float,
-    ) -> None:
-        clients, load_s = self.plan.clients, self.plan.load_s
-        with start() as (address, _):
-            difference = self.difference(case, mask_of(address, request))
-            found = load(address, request, clients, load_s, warm_s=0.7 * load_s, processes=LOADING_PROCESSES)
-            stages = stages_of(address)
-        if found.failed:
-            raise RuntimeError(f"{found.failed} requests failed")
-        note = "; ".join(filter(None, [f"{clients} clients", stages, difference]))
-        if on_device:
-            note = f"{found.rate / on_device:.3f} of the device alone; {note}"
-        self.row(case, name, found.rate, unit="images/s", note=note)
-
-    def path(self, net: Net, precision: str) -> Path:
-        return file_of(self.folder, net, precision)
-
-    def paths(self, net: Net) -> dict[str, Path]:
-        """The files that were exported."""
-        paths = {precision: self.path(net, precision) for precision in PRECISIONS}
-        return {precision: path for precision, path in paths.items() if path.exists()}
-
-
-def section_names(plan: Plan) -> list[str]:
-    """What `--sections` may name."""
-    nets = [net.name for net in plan.nets]
-    each = [f"{kind} {name}" for kind in ("compile", "kernels") for name in nets]
-    return ["ceiling", "placement", "shapes", *SERVERS, *nets, *each]
-
-
-def file_of(folder: Path, net: Net, precision: str) -> Path:
-    return folder / f"{net.name}-{precision}.onnx"
-
-
-def missing(folder: Path, net: Net) -> list[FilePrecision]:
-    """The precisions in which a net is still to be exported."""
-    return [precision for precision in PRECISIONS if not file_of(folder, net, precision).exists()]
-
-
-def stages_of(address: str) -> str:
-    """What images took in a server's stages since its start, and how many shared a run, in words."""
-    with grpc.insecure_channel(address) as channel:
-        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-        (model,) = stub.ModelStatistics(inference_pb2.ModelStatisticsRequest()).model_stats
-    stages = model.inference_stats
-    timed = {
-        "queue": stages.queue, "decode": stages.compute_input, "run": stages.compute_infer,
-        "encode": stages.compute_output,
-    }  # fmt: skip
-    means = (f"{name} {stage.ns / max(1, stage.count) / 1e6:.2f} ms" for name, stage in timed.items())
-    return f"{model.inference_count / max(1, model.execution_count):.1f} images a run, {', '.join(means)}"
-
-
-def mask_of(address: str, request: bytes) -> NDArray[np.generic]:
-    """The class map that a server answers with, (1, H, W)."""
-    with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
-        answer = pb.SegmentResponse.FromString(channel.unary_unary(SEGMENT)(request, timeout=60)).class_map
-    return masks.decode(answer.data, Encoding.ZSTD, shape=(answer.height, answer.width), dtype=np.uint8)[None]
-
-
-def case_of(shape: tuple[int, int, int]) -> str:
-    """A batch and its images' size, in words."""
-    return f"{shape[0]} x {shape[1]}x{shape[2]}"
-
-
-def pictures(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Images with regions and noise, (N, H, W, 3)."""
-    random = np.random.default_rng(0)
-    count, height, width = shape
-    coarse = random.integers(0, 200, (count, -(-height // 32), -(-width // 32), 3), np.uint8)
-    regions = coarse.repeat(32, 1).repeat(32, 2)[:, :height, :width]
-    return regions + random.integers(0, 50, (*shape, 3), np.uint8)
+COMPILE_THREADS = 4
+"""Of torch.compile in each of the processes that it runs in side by side."""
+SLOW_TO_IMPORT = ["training.export", "torch.utils.flop_counter", "torch.profiler", "grpc"]
+"""Modules that are imported once for all sections' processes."""
 
 
 class Bench:
@@ -609,7 +78,11 @@ class Bench:
         self.end = time.time() + arguments.budget
         self.ceiling: float | None = None
         self.rows: list[Row] = []
-        self.exported: set[Net] = set()
+        self.took: dict[str, float] = {}
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(COMPILE_THREADS))
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(SLOW_TO_IMPORT)
         device = arguments.device
         gpu = None if device == "cpu" else torch.cuda.get_device_name(int(device.partition(":")[2]))
         self.report = Report(arguments.json, gpu)
@@ -618,21 +91,32 @@ class Bench:
 
     def run(self) -> None:
         asked = self.arguments.sections
+        known = sections_of(self.plan, self.arguments.device)
+        wanted = [section for section in known if section.is_asked_for(asked)]
+        exports = [
+            f"export {net.name} {precision}"
+            for net in dict.fromkeys(net for section in wanted for net in section.nets)
+            for precision in missing(self.folder, net)
+        ]
+        compiles = [
+            f"compile {net.name} {number}"
+            for section in wanted
+            if section.kind == "compiled"
+            for net in section.nets
+            for number in range(len(net.cases))
+        ]
         try:
-            for name, kind, nets in parts(self.plan, self.arguments.device):
-                if not asked or name.removesuffix(" after") in asked:
-                    self.export(nets)
-                    self.section(name, kind)
+            for section in wanted:
+                if section.nets and exports:
+                    self.side_by_side(exports, "export")
+                    exports = []
+                if section.kind == "compiled" and compiles:
+                    self.side_by_side(compiles, "compile")
+                    compiles = []
+                self.side_by_side([section.name], section.kind)
         finally:
             self.report.write()
             self.tell_in_short()
-
-    def export(self, nets: Sequence[Net]) -> None:
-        """Write the files of nets that are missing, once."""
-        for net in nets:
-            if net not in self.exported and missing(self.folder, net):
-                self.section(f"export {net.name}", "export")
-            self.exported.add(net)
 
     def tell_in_short(self) -> None:
         """Print what came of each section, a line each."""
@@ -640,7 +124,8 @@ class Bench:
         for name in dict.fromkeys(row.section for row in self.rows):
             rows = [row for row in self.rows if row.section == name]
             measured, without = [row for row in rows if row.values], [row for row in rows if not row.values]
-            print(f"- {name}: {len(measured)} measured" + (f", {len(without)} not" if without else ""))
+            took = f" in {self.took[name]:.0f} s" if name in self.took else ""
+            print(f"- {name}: {len(measured)} measured{took}" + (f", {len(without)} not" if without else ""))
             for row in measured if name in {*SERVERS, "ceiling"} else []:
                 told = row.note.partition(";")[0] if name in SERVERS else ""
                 print(f"  {row.way}: {number(statistics.median(row.values))} {row.unit} {told}".rstrip())
@@ -662,62 +147,121 @@ class Bench:
         self.table.add(row.section, row.case, row.way, measured, row.unit, ratio, share, note)
         self.report.keep()
 
-    def section(self, name: str, kind: str) -> None:
-        """Run a section in a process of its own, add its rows as they come, and end it when its time is over."""
-        whole, left = self.plan.budgets[kind], self.end - time.time()
+    def side_by_side(self, names: Sequence[str], kind: str) -> None:
+        """Run sections, each in a process of its own, and end them when their time is over."""
+        whole, began = self.plan.budgets[kind], time.time()
+        left = self.end - began
         if left < LEAST_SHARE * whole:
-            self.add(Row(name, "", "", note=f"left out: {max(0.0, left):.0f} s were left, and it may take {whole:.0f}"))
+            for name in names:
+                note = f"left out: {max(0.0, left):.0f} s were left, and it may take {whole:.0f}"
+                self.add(Row(name, "", "", note=note))
             return
         budget = min(whole, left)
-        command = [sys.executable, __file__, "--device", self.arguments.device, "--run", name]
-        command += ["--folder", str(self.folder), "--end", str(time.time() + budget)]
-        command += ["--quick"] if self.arguments.quick else []
-        print(f"{name}: {budget:.0f} s at most", file=sys.stderr, flush=True)
-        log = self.folder / "log.txt"
-        overdue = threading.Event()
-        with log.open("a") as errors:
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
-            )
-
-        def end() -> None:
-            overdue.set()
-            os.killpg(process.pid, signal.SIGKILL)  # a server and clients that it started too
-
-        timer = threading.Timer(budget + ENDING_S, end)
-        timer.start()
+        print(f"{', '.join(names)}: {budget:.0f} s at most", file=sys.stderr, flush=True)
+        running: dict[object, Started] = {}
         try:
-            for line in process.stdout or ():
-                if line.startswith('{"section"'):
-                    self.add(Row(**json.loads(line)))
-            code = process.wait()
+            for name in names:
+                started = self.start(name, began + budget)
+                running[started.rows] = started
+            self.follow(running, began, budget)
         finally:
-            timer.cancel()
-            if process.poll() is None:
-                end()
-                process.wait()
-        if overdue.is_set():
-            self.add(Row(name, "", "", note=f"its {budget:.0f} s were over, and it was ended"))
-        elif code:
-            last = (log.read_text().strip().splitlines() or ["no word"])[-1]
-            self.add(Row(name, "", "", note=f"failed with exit code {code}: {last[:300]}"))
+            for started in running.values():
+                started.end()
+
+    def follow(self, running: dict[object, "Started"], began: float, budget: float) -> None:
+        """Add the rows of sections as they come, until all have ended, or their time is over."""
+        while running:
+            ready = wait([started.rows for started in running.values()], began + budget + ENDING_S - time.time())
+            if not ready:
+                for started in running.values():
+                    self.add(Row(started.name, "", "", note=f"its {budget:.0f} s were over, and it was ended"))
+                return
+            for rows in ready:
+                try:
+                    self.add(running[rows].rows.recv())
+                except EOFError:
+                    started = running.pop(rows)
+                    self.took[started.name] = time.time() - began
+                    if failure := started.failure():
+                        self.add(Row(started.name, "", "", note=failure))
+
+    def start(self, name: str, end: float) -> "Started":
+        """Start a section."""
+        rows, to_rows = self.context.Pipe(duplex=False)
+        log = self.folder / f"{name}.log"
+        arguments = (name, self.plan, self.arguments.device, self.folder, end, to_rows, log)
+        process = self.context.Process(target=run_section, args=arguments)
+        process.start()
+        to_rows.close()  # so that the end of the process is the end of its rows
+        return Started(name, process, rows, log)
 
 
-def parts(plan: Plan, device: str) -> list[tuple[str, str, tuple[Net, ...]]]:
-    """The sections in the order of what they are worth: name, kind, and the nets whose files they need."""
-    first, *rest = plan.nets
-    kernels = [] if device == "cpu" else [(f"kernels {net.name}", "kernels", (net,)) for net in plan.nets]
+@dataclass(frozen=True)
+class Started:
+    """A section that runs.
+
+    Attributes:
+        name: Its name.
+        process: Where it runs.
+        rows: Where its rows come from.
+        log: What it prints.
+    """
+
+    name: str
+    process: BaseProcess
+    rows: Connection
+    log: Path
+
+    def failure(self) -> str:
+        """Wait for its end, and tell what went wrong; nothing where nothing did."""
+        self.process.join()
+        if not self.process.exitcode:
+            return ""
+        last = (self.log.read_text().strip().splitlines() or ["no word"])[-1]
+        return f"failed with exit code {self.process.exitcode}: {last[:300]}"
+
+    def end(self) -> None:
+        """Kill it, a server and clients that it started too."""
+        self.process.kill()
+        if self.process.pid is not None:
+            with suppress(ProcessLookupError):  # it has begun no group of processes yet
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.join()
+
+
+@dataclass(frozen=True)
+class Named:
+    """A section that may be run.
+
+    Attributes:
+        name: Its name.
+        kind: Which time it has.
+        nets: Whose files it needs.
+    """
+
+    name: str
+    kind: str
+    nets: tuple[Net, ...] = ()
+
+    def is_asked_for(self, names: Sequence[str]) -> bool:
+        """Whether it is among these names, or among those that are run where there are none."""
+        return self.name.removesuffix(AGAIN) in names if names else self.kind != "settings"
+
+
+def sections_of(plan: Plan, device: str) -> list[Named]:
+    """The sections, in the order of what they are worth."""
+    first, nets = plan.nets[0], plan.nets
+    kernels = [] if device == "cpu" else [Named(f"kernels {net.name}", "kernels", (net,)) for net in nets]
     return [
-        ("ceiling", "ceiling", ()),
-        ("server", "server", (first,)),
-        (first.name, "net", (first,)),
-        *((net.name, "net", (net,)) for net in rest),
-        ("shapes", "shapes", (plan.nets[-1],)),
+        Named("ceiling", "ceiling"),
+        Named("server", "server", (first,)),
+        *(Named(net.name, "net", (net,)) for net in nets),
+        Named("placement", "placement", nets),
+        Named("shapes", "shapes", nets[-1:]),
         *kernels,
-        *((f"compile {net.name}", "compile", (net,)) for net in plan.nets),
-        ("placement", "placement", plan.nets),
-        ("settings", "settings", (first,)),
-        ("ceiling after", "ceiling", ()),
+        *(Named(f"compiled {net.name}", "compiled", (net,)) for net in nets),
+        Named(f"ceiling{AGAIN}", "ceiling"),
+        Named("settings", "settings", (first,)),
     ]
 
 
@@ -731,15 +275,10 @@ def main() -> None:
     parser.add_argument("--files", type=Path, help="where the nets' files are, or are to be kept")
     parser.add_argument("--quick", action="store_true", help="a tiny net and few repetitions, to see that it runs")
     add_json_option(parser)
-    for hidden in ("--run", "--folder", "--end"):  # how it calls itself for a section
-        parser.add_argument(hidden, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.device = resolve_device(arguments.device)
-    if arguments.run:
-        plan = QUICK if arguments.quick else FULL
-        Section(arguments.run, plan, arguments.device, Path(arguments.folder), float(arguments.end)).run()
-        return
-    known = section_names(QUICK if arguments.quick else FULL)
+    plan = QUICK if arguments.quick else FULL
+    known = [section.name for section in sections_of(plan, arguments.device) if not section.name.endswith(AGAIN)]
     if unknown := set(arguments.sections) - set(known):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if arguments.device != "cpu" and not torch.cuda.is_available():

@@ -13,16 +13,15 @@ from tests.waiting import wait_until
 
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "gpu.py"
 QUICK = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick"]
-SECTIONS = {
-    *("export small", "ceiling", "small", "server", "shapes", "placement", "compile small", "settings"),
-    "ceiling after",
-}
+EXPORTS = {"export small fp16", "export small fp32"}
+COMPILES = {"compile small 0", "compile small 1"}
+SECTIONS = EXPORTS | COMPILES | {"ceiling", "server", "small", "placement", "shapes", "compiled small", "ceiling after"}
 
 
-def measured(folder: Path, budget_s: int, timeout_s: int) -> tuple[dict[str, Any], str]:
+def measured(folder: Path, budget_s: int, timeout_s: int, *options: str) -> tuple[dict[str, Any], str]:
     """Return the table that a quick run on the CPU keeps in a folder as gpu.json, and what it prints."""
     file = folder / "gpu.json"
-    command = [*QUICK, "--budget", str(budget_s), "--json", str(file)]
+    command = [*QUICK, "--budget", str(budget_s), "--json", str(file), *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     assert result.returncode == 0, result.stderr
     (table,) = json.loads(file.read_text())["tables"]
@@ -31,11 +30,11 @@ def measured(folder: Path, budget_s: int, timeout_s: int) -> tuple[dict[str, Any
 
 @pytest.mark.slow
 def test_every_section_measures_something_on_the_cpu(tmp_path: Path) -> None:
-    table, _ = measured(tmp_path, 1100, timeout_s=1200)
+    table, _ = measured(tmp_path, 1100, 1200)
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
     assert {row["section"] for row in rows if row["measured"]} == SECTIONS
     assert [row for row in rows if row["measured"] is None] == []
-    assert {row["section"] for row in rows if row["of the ceiling"]} == {"small", "compile small"}
+    assert {row["section"] for row in rows if row["of the ceiling"]} == {"small", "compiled small"}
     ratios = {row["way"]: row["over the first's"] for row in rows if row["section"] == "small"}
     alone = {way for way, ratio in ratios.items() if ratio is None}
     assert alone == {"fp32, on the device, channels last", "fp32, engine"}  # the first of either turns
@@ -51,6 +50,13 @@ def test_what_does_not_fit_into_the_time_is_left_out_and_told(tmp_path: Path) ->
     assert {row[0] for row in table["rows"]} == SECTIONS
     assert all(row[-1].startswith("left out: ") and row[-1].endswith(", and it may take 180") for row in table["rows"])
     assert all(f"- {section}: 0 measured, 1 not\n" in told for section in SECTIONS)
+
+
+@pytest.mark.slow
+def test_only_the_sections_that_are_asked_for_are_run(tmp_path: Path) -> None:
+    table, _ = measured(tmp_path, 1100, 1200, "--sections", "settings")
+    assert {row[0] for row in table["rows"]} == EXPORTS | {"settings"}
+    assert all(row[3] is not None for row in table["rows"])
 
 
 def test_rows_are_kept_as_they_come_and_told_where_it_is_cut_off(tmp_path: Path) -> None:
