@@ -8,13 +8,12 @@ import logging
 import mmap
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import onnxruntime
 
@@ -28,6 +27,7 @@ from fcnseg.specialised_model import write_specialised
 OpenSession: TypeAlias = Callable[[Path, Shape, int | None], onnxruntime.InferenceSession]
 """Opens a model file for one shape, with CUDA graphs enabled, in the stream of a handle where there is one."""
 _Key: TypeAlias = tuple[Shape, bool]
+_Made = TypeVar("_Made")
 
 _log = logging.getLogger(__name__)
 _SETS = 3
@@ -170,29 +170,38 @@ class CudaGraphs:
 
     def _open(self, key: _Key) -> onnxruntime.InferenceSession:
         shape, confidence = key
-        with self._telling(shape), GATE.shared(), tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
-            if self._sparing and free_share(self._device) < _SPARED:
-                raise MemoryError(f"more than {1 - _SPARED:.0%} of its memory is taken")
-            path = Path(folder) / self._path.name
-            write_specialised(self._model, path, confidence=confidence)
-            return self._open_session(path, shape, self._stream)
+
+        def open_specialised() -> onnxruntime.InferenceSession:
+            with GATE.shared(), tempfile.TemporaryDirectory(prefix="fcnseg-") as folder:
+                if self._sparing and free_share(self._device) < _SPARED:
+                    raise MemoryError(f"more than {1 - _SPARED:.0%} of its memory is taken")
+                path = Path(folder) / self._path.name
+                write_specialised(self._model, path, confidence=confidence)
+                return self._open_session(path, shape, self._stream)
+
+        return self._telling(shape, open_specialised)
 
     def _record(self, session: onnxruntime.InferenceSession, key: _Key) -> "_RecordedRun":
         shape, confidence = key
         outputs = OUTPUTS if confidence else OUTPUTS[:2]
-        with self._telling(shape):
-            make = partial(BoundRun, session, self._device, self._copies, shape, outputs, stream=self._stream)
-            try:
-                return self._thread.submit(_RecordedRun, make).result()
-            finally:
-                del make
-                self._thread.submit(int).result()  # until its next task the thread may hold the session by the last
 
-    @contextmanager
-    def _telling(self, shape: Shape) -> Iterator[None]:
-        """Tell in one line that a shape cannot be recorded, for whatever reason: a full folder, memory, the graph."""
+        def record() -> _RecordedRun:
+            make = partial(BoundRun, session, self._device, self._copies, shape, outputs, stream=self._stream)
+            return self._thread.submit(_RecordedRun, make).result()
+
         try:
-            yield
+            return self._telling(shape, record)
+        finally:
+            self._thread.submit(int).result()  # until its next task the thread may hold the session by the last
+
+    def _telling(self, shape: Shape, step: Callable[[], _Made]) -> _Made:
+        """Return what a step makes, or tell in one line that a shape cannot be recorded, for whatever reason.
+
+        It may be a full folder, memory, or the graph. This is no context manager: a generator's frame that an exception
+        has left refers to its caller's from Python 3.12 on, and so the failure would hold the session by a cycle.
+        """
+        try:
+            return step()
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             count, height, width = shape
             reason = one_line(error)
