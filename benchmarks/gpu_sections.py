@@ -23,6 +23,7 @@ from served import serve
 from torch import nn
 
 from fcnseg import images, masks
+from fcnseg.bound_run import Shape
 from fcnseg.engine import Engine, EngineOptions
 from fcnseg.masks import Encoding
 from fcnseg.pictures import encode_jpeg
@@ -50,6 +51,10 @@ PEERS: dict[str, Callable[[SegmentationModel], nn.Module]] = {
 ROUNDS = 5
 PREPARING = 3
 """Calls that are not timed: torch.compile compiles in the first, records in the second and replays from then on."""
+LONG_S = 4.0
+"""To make a way ready, from which on it is told."""
+CASES_COMPILED = 2
+"""Of a net, the first so many."""
 ENDING_S = 5.0
 """Left of a section's time for what was begun to end."""
 
@@ -66,7 +71,7 @@ class Net:
 
     name: str
     architecture: str
-    cases: tuple[tuple[int, int, int], ...]
+    cases: tuple[Shape, ...]
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,9 @@ class Entrant:
     has_kernels: bool = False
 
 
-def run_section(name: str, plan: Plan, device: str, folder: Path, end: float, rows: Connection, log: Path) -> None:
+def run_section(
+    name: str, plan: Plan, device: str, folder: Path, end: float, rows: Connection, log: Path, cores: set[int]
+) -> None:
     """Run a section in a process made for it.
 
     Args:
@@ -191,7 +198,9 @@ def run_section(name: str, plan: Plan, device: str, folder: Path, end: float, ro
         end: When its time is over, in seconds since the epoch.
         rows: Where its rows go, each as soon as it is known.
         log: A file for all that is printed.
+        cores: Those that it may use.
     """
+    os.sched_setaffinity(0, cores)
     os.setsid()  # so that a server and clients that it starts can be ended with it
     with log.open("w") as file:
         for stream in (1, 2):
@@ -283,41 +292,48 @@ class Section:
     def net(self, net: Net) -> None:
         files = Files(self.paths(net), self.device, self.folder)
         peers = self.peers(net)
-        half = self.plan.precision
+        works = {shape: self.multiply_adds(peers[SAME_MODULE], shape) for shape in net.cases}
+        is_last_faster = {shape: self.on_device(files, peers, shape, works[shape]) for shape in net.cases}
         for shape in net.cases:
-            batch, case = pictures(shape), case_of(shape)
-            work = self.multiply_adds(peers[SAME_MODULE], batch, case)
-            last, first = (f"{half}, on the device, channels {order}" for order in ("last", "first"))
-            bound, recorded = partial(files.bound, half, batch), partial(files.recorded, half, batch)
-            entrants = {
-                last: Entrant(partial(bound, channels_last=True), has_kernels=True),
-                first: Entrant(partial(bound, channels_last=False), has_kernels=True),
-                f"{half}, CUDA graph on the device, channels last": Entrant(partial(recorded, channels_last=True)),
-                f"{half}, CUDA graph on the device, channels first": Entrant(partial(recorded, channels_last=False)),
-                "fp32, on the device": Entrant(partial(files.bound, "fp32", batch)),
-            }
-            for side, peer in peers.items():
-                make = partial(peer.eager, batch)
-                entrants[f"{half}, {side}, on the device"] = Entrant(
-                    make, is_compared=side == SAME_MODULE, has_kernels=True
-                )
-            speeds = self.turns(case, entrants, shape[0], work)
-            fast = speeds.get(last, float("inf")) <= speeds.get(first, float("inf"))
-            ways = {
-                "engine": (files.engine, 1),
-                "engine, 2 threads": (files.engine_by_two, BY_TWO),
-                "engine, CUDA graph": (files.graphs, 1),
-                "engine, CUDA graph, 2 threads": (files.graphs_by_two, BY_TWO),
-                "pinned memory": (files.pinned, 1),
-                "CUDA graph, pinned memory": (files.recorded_pinned, 1),
-            }
-            entrants = {
-                f"{half}, {name}": Entrant(partial(make, half, batch, channels_last=fast), batches)
-                for name, (make, batches) in ways.items()
-            }
-            for precision in dict.fromkeys((half, "fp32")):
-                entrants[f"{precision}, plain onnxruntime"] = Entrant(partial(files.plain, precision, batch))
-            self.turns(case, entrants, shape[0], work)
+            self.with_copies(files, shape, works[shape], channels_last=is_last_faster[shape])
+
+    def on_device(self, files: Files, peers: dict[str, Torch], shape: Shape, work: float | None) -> bool:
+        """Measure ways whose images and masks stay on the device; tell whether channels last was faster."""
+        batch, half = pictures(shape), self.plan.precision
+        last, first = (f"{half}, on the device, channels {order}" for order in ("last", "first"))
+        bound, recorded = partial(files.bound, half, batch), partial(files.recorded, half, batch)
+        entrants = {
+            last: Entrant(partial(bound, channels_last=True), has_kernels=True),
+            first: Entrant(partial(bound, channels_last=False), has_kernels=True),
+            f"{half}, CUDA graph on the device, channels last": Entrant(partial(recorded, channels_last=True)),
+            f"{half}, CUDA graph on the device, channels first": Entrant(partial(recorded, channels_last=False)),
+            "fp32, on the device": Entrant(partial(files.bound, "fp32", batch)),
+        }
+        for side, peer in peers.items():
+            make = partial(peer.eager, batch)
+            entrants[f"{half}, {side}, on the device"] = Entrant(
+                make, is_compared=side == SAME_MODULE, has_kernels=True
+            )
+        speeds = self.turns(shape, entrants, work)
+        return speeds.get(last, float("inf")) <= speeds.get(first, float("inf"))
+
+    def with_copies(self, files: Files, shape: Shape, work: float | None, *, channels_last: bool) -> None:
+        """Measure ways that copy from and to the host."""
+        batch, half = pictures(shape), self.plan.precision
+        ways = {
+            "engine": (files.engine, 1),
+            "engine, 2 threads": (files.engine_by_two, BY_TWO),
+            "engine, CUDA graph": (files.graphs, 1),
+            "engine, CUDA graph, 2 threads": (files.graphs_by_two, BY_TWO),
+            "pinned memory": (files.pinned, 1),
+            "CUDA graph, pinned memory": (files.recorded_pinned, 1),
+        }
+        entrants = {
+            f"{half}, {name}": Entrant(partial(make, half, batch, channels_last=channels_last), batches)
+            for name, (make, batches) in ways.items()
+        }
+        entrants[f"{half}, plain onnxruntime"] = Entrant(partial(files.plain, half, batch))
+        self.turns(shape, entrants, work)
 
     def compile(self, net: Net, number: str) -> None:
         """Leave what torch.compile makes of a net for one of its cases in its cache."""
@@ -336,20 +352,16 @@ class Section:
         files = Files(self.paths(net), self.device, self.folder)
         peer = self.peers(net)[SAME_MODULE]
         half = self.plan.precision
-        for shape in net.cases:
-            batch, case = pictures(shape), case_of(shape)
-            work = self.multiply_adds(peer, batch, case)
+        for shape in net.cases[:CASES_COMPILED]:
+            batch, work = pictures(shape), self.multiply_adds(peer, shape)
             torch.compiler.reset()
+            recorded = partial(files.recorded, half, batch, channels_last=True)
+            compiled = Entrant(partial(peer.compiled, batch), has_kernels=True)
             entrants = {
-                f"{half}, CUDA graph on the device, channels last": Entrant(
-                    partial(files.recorded, half, batch, channels_last=True)
-                ),
-                f"{half}, on the device, channels last": Entrant(partial(files.bound, half, batch, channels_last=True)),
-                f"{half}, {SAME_MODULE}, compiled, on the device": Entrant(
-                    partial(peer.compiled, batch), has_kernels=True
-                ),
+                f"{half}, CUDA graph on the device, channels last": Entrant(recorded),
+                f"{half}, {SAME_MODULE}, compiled, on the device": compiled,
             }
-            self.turns(case, entrants, shape[0], work)
+            self.turns(shape, entrants, work)
 
     def peers(self, net: Net) -> dict[str, Torch]:
         """The sides in PyTorch, by name, with the same weights."""
@@ -371,24 +383,25 @@ class Section:
 
         self.attempt(case, f"{half}, channels last", measure)
 
-    def multiply_adds(self, peer: Torch, images: NDArray[np.uint8], case: str) -> float | None:
-        """Multiply-adds of an image; None where they cannot be counted."""
+    def multiply_adds(self, peer: Torch, shape: Shape) -> float | None:
+        """Multiply-adds of an image of a batch; None where they cannot be counted."""
         found: list[float] = []
-        self.attempt(case, "multiply-adds", lambda: found.append(peer.multiply_adds(images) / len(images)))
+        one = (1, *shape[1:])
+        self.attempt(case_of(shape), "multiply-adds", lambda: found.append(peer.multiply_adds(pictures(one))))
         return found[0] if found else None
 
-    def turns(self, case: str, entrants: dict[str, Entrant], count: int, work: float | None) -> dict[str, float]:
+    def turns(self, shape: Shape, entrants: dict[str, Entrant], work: float | None) -> dict[str, float]:
         """Let ways take turns, all of them ready at a time, and tell their ms per image.
 
         Args:
-            case: What they compute.
+            shape: Of the batch that they compute.
             entrants: By name; masks of all that are compared have to be those of the case's first.
-            count: Images in a batch.
             work: Multiply-adds of an image.
 
         Returns:
             The median ms per image of those that did not fail.
         """
+        case, count = case_of(shape), shape[0]
         ready: dict[str, Way] = {}
         notes: dict[str, str] = {}
         least = self.plan.seconds / ROUNDS
@@ -396,10 +409,14 @@ class Section:
 
         def prepare(name: str, entrant: Entrant) -> None:
             nonlocal round_s
+            began = time.perf_counter()
             way = entrant.make()
             for _ in range(PREPARING):
                 way()
-            notes[name] = self.difference(case, masks_of(way())) if entrant.is_compared else ""
+            took = time.perf_counter() - began
+            told = [f"ready in {took:.0f} s"] if took >= LONG_S else []
+            told += [self.difference(case, masks_of(way()))] if entrant.is_compared else []
+            notes[name] = "; ".join(filter(None, told))
             once = seconds(way)
             round_s += once + max(once, least)
             ready[name] = way
@@ -446,7 +463,7 @@ class Section:
     def shapes(self) -> None:
         net = self.plan.nets[-1]
         files = Files(self.paths(net), self.device, self.folder)
-        height, width = net.cases[-2][1:] if len(net.cases) > 2 else net.cases[0][1:]
+        height, width = net.cases[0][1:]
         a, b = pictures((1, height, width)), pictures((1, width, height))
         case = f"{net.name}, {height}x{width} and {width}x{height}"
         precision = self.plan.precision
@@ -471,7 +488,9 @@ class Section:
         run = make()
         orders = {"in rows": (a, a, b, b), "in turns": (a, b, a, b)}
         sides = {order: partial(lambda four: [run(batch) for batch in four], four) for order, four in orders.items()}
-        found = in_turns(sides, ROUNDS, self.plan.seconds / ROUNDS)
+        once = sum(map(seconds, sides.values()))  # plans that are made anew take long
+        left = self.end - ENDING_S - time.time()
+        found = in_turns(sides, min(ROUNDS, max(1, int((left / once - 1) / 2))), self.plan.seconds / ROUNDS)
         ratio = found["in turns"].over(found["in rows"])
         told = ", ".join(f"{spread.median * 250:.2f} ms a run {order}" for order, spread in found.items())
         self.row(case, name, *ratio.values, unit="of the time in rows", note=told)
@@ -572,12 +591,12 @@ def mask_of(address: str, request: bytes) -> NDArray[np.generic]:
     return masks.decode(answer.data, Encoding.ZSTD, shape=(answer.height, answer.width), dtype=np.uint8)[None]
 
 
-def case_of(shape: tuple[int, int, int]) -> str:
+def case_of(shape: Shape) -> str:
     """A batch and its images' size, in words."""
     return f"{shape[0]} x {shape[1]}x{shape[2]}"
 
 
-def pictures(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def pictures(shape: Shape) -> NDArray[np.uint8]:
     """Images with regions and noise, (N, H, W, 3)."""
     random = np.random.default_rng(0)
     count, height, width = shape
