@@ -162,8 +162,8 @@ class Bench:
         try:
             cores = sorted(os.sched_getaffinity(0))
             for i, name in enumerate(names):
-                its_own = cores[i % len(cores) :: len(names)]  # threads of all on all cores would wait for each other
-                started = self.start(name, began + budget, set(its_own))
+                its_own = cores[i :: len(names)]  # threads of all on all cores would wait for each other
+                started = self.start(name, began + budget, set(its_own or cores))
                 running[started.rows] = started
             self.follow(running, began, budget)
         finally:
