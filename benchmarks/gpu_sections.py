@@ -2,6 +2,7 @@
 
 import gc
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from urllib.request import urlopen
 
 import grpc
 import numpy as np
@@ -18,6 +20,7 @@ from gpu_ways import BY_TWO, MASKS, Files, SameModule, Torch, Way, kernel_times,
 from grpc_load import SEGMENT, load
 from nets import build_net, export_net
 from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
 from reporting import Spread, in_turns, seconds
 from served import serve
 from torch import nn
@@ -28,7 +31,6 @@ from fcnseg.engine import Engine, EngineOptions
 from fcnseg.masks import Encoding
 from fcnseg.pictures import encode_jpeg
 from fcnseg.v1 import segmentation_pb2 as pb
-from serving.oip import inference_pb2, inference_pb2_grpc
 from training.model import SegmentationModel
 from training.precision import FilePrecision
 
@@ -536,15 +538,17 @@ class Section:
         self,
         case: str,
         name: str,
-        start: Callable[[], AbstractContextManager[tuple[str, object]]],
+        start: Callable[..., AbstractContextManager[tuple[str, object]]],
         request: bytes,
         on_device: float,
     ) -> None:
         clients, load_s = self.plan.clients, self.plan.load_s
-        with start() as (address, _):
+        http_port = free_port()
+        with start("--http-port", str(http_port)) as (address, _):
             difference = self.difference(case, mask_of(address, request))
             found = load(address, request, clients, load_s, warm_s=0.7 * load_s, processes=LOADING_PROCESSES)
-            stages = stages_of(address)
+            with urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=30) as answer:
+                stages = stages_of(answer.read().decode())
         if found.failed:
             raise RuntimeError(f"{found.failed} requests failed")
         note = "; ".join(filter(None, [f"{clients} clients", stages, difference]))
@@ -570,18 +574,39 @@ def missing(folder: Path, net: Net) -> list[FilePrecision]:
     return [precision for precision in PRECISIONS if not file_of(folder, net, precision).exists()]
 
 
-def stages_of(address: str) -> str:
-    """What images took in a server's stages since its start, and how many shared a run, in words."""
-    with grpc.insecure_channel(address) as channel:
-        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-        (model,) = stub.ModelStatistics(inference_pb2.ModelStatisticsRequest()).model_stats
-    stages = model.inference_stats
-    timed = {
-        "queue": stages.queue, "decode": stages.compute_input, "run": stages.compute_infer,
-        "encode": stages.compute_output,
-    }  # fmt: skip
-    means = (f"{name} {stage.ns / max(1, stage.count) / 1e6:.2f} ms" for name, stage in timed.items())
-    return f"{model.inference_count / max(1, model.execution_count):.1f} images a run, {', '.join(means)}"
+def stages_of(metrics: str) -> str:
+    """What images took in a server's stages since its start, how many shared a run, and each process's share of them.
+
+    Args:
+        metrics: The server's metrics, as Prometheus reads them.
+    """
+    sums: dict[str, float] = {}
+    images: dict[str, float] = {}
+    for family in text_string_to_metric_families(metrics):
+        for name, labels, value, *_ in family.samples:
+            key = f"{name} {labels.get('stage', '')}".rstrip()
+            sums[key] = sums.get(key, 0.0) + value
+            if name == "fcnseg_images_total":
+                process = labels.get("process", "")
+                images[process] = images.get(process, 0.0) + value
+
+    def mean(name: str, stage: str = "") -> float:
+        total, count = (sums[f"{name}_{kind} {stage}".rstrip()] for kind in ("sum", "count"))
+        return total / max(1.0, count)
+
+    stages = ("queue", "decode", "infer", "encode")
+    told = [f"{mean('fcnseg_batch_images'):.1f} images a run"]
+    told += [f"{stage} {1000 * mean('fcnseg_stage_seconds', stage):.2f} ms" for stage in stages]
+    if len(images) > 1:
+        told += [f"shares of the processes {' '.join(f'{n / sum(images.values()):.2f}' for n in images.values())}"]
+    return ", ".join(told)
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        return int(holder.getsockname()[1])
 
 
 def mask_of(address: str, request: bytes) -> NDArray[np.generic]:
