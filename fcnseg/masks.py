@@ -46,9 +46,9 @@ def encode(class_map: ClassMap, encoding: Encoding, label_map: LabelMap | None) 
     """
     match encoding:
         case Encoding.RAW:
-            return _to_little_endian(class_map)
+            return _bytes_of(class_map).tobytes()
         case Encoding.ZSTD:
-            return _compressor().compress(_to_little_endian(class_map))
+            return _compressor().compress(_bytes_of(class_map))
         case Encoding.PNG:
             return _encode_png(class_map, label_map)
         case Encoding.COCO_RLE:
@@ -119,8 +119,9 @@ def _compressor() -> zstandard.ZstdCompressor:
     return compressor
 
 
-def _to_little_endian(class_map: ClassMap) -> bytes:
-    return class_map.astype(class_map.dtype.newbyteorder("<"), copy=False).tobytes()
+def _bytes_of(class_map: ClassMap) -> memoryview:
+    """Return the bytes in little-endian order, without a copy where they lie so."""
+    return np.ascontiguousarray(class_map, class_map.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
 
 
 def _decompress(data: bytes, expected_bytes: int) -> bytes:
