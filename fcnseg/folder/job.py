@@ -1,20 +1,14 @@
-"""A job's place: which model and options its output folder belongs to, and that one program at a time writes there."""
+"""A job's place: which model and options its output folder belongs to."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from fcnseg.errors import UsageError
 from fcnseg.files import write_text
 from fcnseg.folder.names import JOB, MANIFEST
 from fcnseg.types import LabelMap
-
-_LOCK = ".fcnseg.lock"
 
 
 @dataclass(frozen=True)
@@ -70,25 +64,6 @@ def claim(output: Path, job: JobFile, *, overwrite: bool) -> bool:
         (output / MANIFEST).unlink(missing_ok=True)
     write_text(path, job.text())
     return goes_on
-
-
-@contextmanager
-def only_one(output: Path) -> Iterator[None]:
-    """Keep other programs from writing into an output folder meanwhile.
-
-    Raises:
-        UsageError: Another one is doing so.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UsageError(f"another program is segmenting into {output}; wait for it, or name another folder") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _read(path: Path) -> dict[str, Any]:

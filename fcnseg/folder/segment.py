@@ -19,7 +19,7 @@ from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, UsageError,
 from fcnseg.files import remove_halves, shown, write_bytes
 from fcnseg.folder import coco, mask_files
 from fcnseg.folder.answers import Answer, WrittenAnswer
-from fcnseg.folder.job import JobFile, claim, only_one
+from fcnseg.folder.job import JobFile, claim
 from fcnseg.folder.local_model import LocalModel, open_model
 from fcnseg.folder.manifest import Manifest, Row, write_areas, write_peaks
 from fcnseg.folder.mask_files import MaskFormat
@@ -30,6 +30,7 @@ from fcnseg.folder.options import DEFAULT_OPTIONS, FolderOptions
 from fcnseg.folder.pipeline import Pipeline, Widths
 from fcnseg.folder.plan import Plan, PlannedImage, plan, require_room
 from fcnseg.masks import Encoding
+from fcnseg.only_one import only_one
 from fcnseg.pictures import (
     Pictures,
     confidence_path,
@@ -151,7 +152,7 @@ class Job:
             yield from self._segment(iter(self.plan.images), lambda _: None)
             return
         with ExitStack() as stack:
-            stack.enter_context(only_one(self.output))
+            stack.enter_context(only_one(self.output, "segmenting"))
             goes_on = self._claim()
             for folder in {self.output, *((self.output / item.mask).parent for item in self.plan.images)}:
                 remove_halves(folder)

@@ -465,6 +465,19 @@ def test_an_interrupted_run_ends_cleanly_and_leaves_a_usable_checkpoint(
     assert set(last.metrics) == set(open_run(run).record.metrics) == METRICS
 
 
+@pytest.mark.parametrize("option", ["--resume", "--overwrite"])
+def test_two_programs_do_not_train_into_one_folder(scenes: Path, tmp_path: Path, option: str) -> None:
+    run = tmp_path / "run"
+    arguments = [*train_arguments(scenes, tmp_path), "--crop", "64", "--batch-size", "4", "-o", str(run), "--epochs"]
+    with training_process([*arguments, "1000"]) as process:
+        wait_for_epoch(process, 1)
+        second = CliRunner().invoke(train, [*arguments, "1", "--device", "cpu", option])
+        assert process.poll() is None
+    assert isinstance(second.exception, UsageError)
+    assert str(second.exception) == f"another program is training into {run}; wait for it, or name another folder"
+    assert (run / "metrics.csv").is_file()
+
+
 def test_an_epoch_that_cannot_be_kept_is_told_in_one_line(scenes: Path, tmp_path: Path) -> None:
     """As on a full disk: files of more than a megabyte, which checkpoints are, cannot be written."""
     run = tmp_path / "run"

@@ -73,11 +73,12 @@ def train(
     """
     from rich.console import Console
 
+    from fcnseg.only_one import only_one
     from training.contents import require_sound
     from training.data import fingerprint, open_dataset
     from training.doctor import examine, require_labels
     from training.recipes import resolve
-    from training.run_folder import BEST, LAST, METRICS, prepare_folder
+    from training.run_folder import BEST, LAST, prepare_folder
 
     given = _asked_for(data, config_path, options)
     _require_sense(given, run, overwrite=overwrite, resume=resume)
@@ -102,12 +103,17 @@ def train(
 
     used = resolve_device(config.device)
     resolve_precision(config.precision, used)  # before an earlier run is taken out of the folder
+    alone = only_one(run, "training")
+    if resume:  # before what is there is read
+        click.get_current_context().with_resource(alone)
     begun = open_run(run / LAST) if resume and can_resume(run, config, data_fingerprint) else None
     if begun is not None:
         model, start = begun.model, f"going on behind epoch {begun.record.epoch}"
     else:
         model = build_for(config, dataset.label_map)
         start = f"normalisation: {model.normalisation}"
+        if not resume:
+            click.get_current_context().with_resource(alone)
         prepare_folder(run, overwrite=overwrite, resume=resume)
     console.print(
         f"{start}\n"
@@ -129,18 +135,23 @@ def train(
             after_epoch=None if begun is None else begun.record.epoch,
         )
     except (KeyboardInterrupt, SystemExit):
-        if (run / METRICS).is_file():
-            kept = f"{run / LAST} is kept; go on with --resume"
-        elif (run / LAST).is_file():
-            kept = f"{run / LAST} has the weights of that moment; no epoch was finished, so --resume would begin anew"
-        else:
-            kept = "no step was finished"
-        console.print(f"training was interrupted; {kept}", highlight=False, soft_wrap=True)
+        console.print(f"training was interrupted; {_kept(run)}", highlight=False, soft_wrap=True)
         raise
     click.echo(
         f"best validation mIoU {best['mean_iou']:.4f}, pixel accuracy {best['pixel_accuracy']:.4f}: {run / BEST}"
     )
     click.echo(f"next: fcnseg export {run} -o model.onnx")
+
+
+def _kept(run: Path) -> str:
+    """What an interrupted run leaves."""
+    from training.run_folder import LAST, METRICS
+
+    if (run / METRICS).is_file():
+        return f"{run / LAST} is kept; go on with --resume"
+    if (run / LAST).is_file():
+        return f"{run / LAST} has the weights of that moment; no epoch was finished, so --resume would begin anew"
+    return "no step was finished"
 
 
 def _refuse_several_processes() -> None:

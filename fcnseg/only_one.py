@@ -1,0 +1,34 @@
+"""That one program at a time writes into a folder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fcnseg.errors import UsageError
+
+_LOCK = ".fcnseg.lock"
+
+
+@contextmanager
+def only_one(folder: Path, doing: str) -> Iterator[None]:
+    """Keep other programs from writing into a folder meanwhile; it is made where it is missing.
+
+    Args:
+        folder: The folder.
+        doing: What is done there, such as `segmenting`.
+
+    Raises:
+        UsageError: Another one is doing so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"another program is {doing} into {folder}; wait for it, or name another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
