@@ -62,6 +62,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def real_path(path: Path) -> Path:
+    """Return where a path leads, as far as it leads anywhere: `Path.resolve` raises at links that go in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def shown(path: Path) -> str:
     """Return a path as it can stand in a line of text: one with line breaks or bytes that are no text is quoted."""
     text = str(path)

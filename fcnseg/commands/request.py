@@ -127,8 +127,9 @@ def request(
 
 def _require_other(name: str, path: Path, image: Path) -> None:
     from fcnseg.errors import UsageError
+    from fcnseg.files import real_path
 
-    if path.resolve() == image.resolve():
+    if real_path(path) == real_path(image):
         raise UsageError(f"the {name} {path} would take the place of the image; name another output")
 
 

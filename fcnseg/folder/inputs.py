@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fcnseg import images
 from fcnseg.errors import UsageError
-from fcnseg.files import shown
+from fcnseg.files import real_path, shown
 
 _LIST_SUFFIX = ".txt"
 _SEPARATORS = re.escape(os.sep + (os.altsep or ""))
@@ -74,11 +74,11 @@ def find_inputs(source: str | Path, output: Path) -> Inputs:
 
 def _search(folder: Path, output: Path) -> list[InputImage]:
     """Find the images of a folder, by path."""
-    excluded = output.resolve()
-    _require_other(output, excluded, folder.resolve())
+    excluded = real_path(output)
+    _require_other(output, excluded, real_path(folder))
     found = []
     for parent, subfolders, files in _walk(str(folder)):
-        subfolders[:] = [name for name in subfolders if Path(parent, name).resolve() != excluded]
+        subfolders[:] = [name for name in subfolders if real_path(Path(parent, name)) != excluded]
         found += [os.path.join(parent, name) for name in files if _is_image(os.path.join(parent, name))]  # noqa: PTH118
     if not found:
         raise UsageError(
@@ -97,11 +97,11 @@ def _require_other(output: Path, real_output: Path, real_input: Path) -> None:
 def _match(pattern: str, output: Path) -> list[InputImage]:
     """Find the images that a pattern matches, by path."""
     fixed = os.path.dirname(pattern[: _first_magic(pattern)])  # noqa: PTH120 - '' stands for here
-    start, excluded = Path(fixed).resolve(), output.resolve()
+    start, excluded = real_path(Path(fixed)), real_path(output)
     _require_other(output, excluded, start)
     found = [path for path in _expand(pattern) if _is_image(path)]
     if start in excluded.parents:
-        found = [path for path in found if excluded not in Path(path).resolve().parents]
+        found = [path for path in found if excluded not in real_path(Path(path)).parents]
     if not found:
         raise UsageError(f"no images match {pattern}; looked for {_wanted()}")
     return _named(sorted(set(found), key=_by_folder), fixed)

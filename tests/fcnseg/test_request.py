@@ -87,6 +87,13 @@ def test_failed_request_leaves_no_file(tiny_model: Path, tmp_path: Path) -> None
     assert not (tmp_path / "masks").exists()
 
 
+def test_an_image_that_is_a_link_to_itself_is_named(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.png"
+    loop.symlink_to(loop)
+    result = CliRunner().invoke(request, ["127.0.0.1:1", str(loop), "-o", str(tmp_path / "mask.png")])
+    assert str(result.exception) == f"image {loop} cannot be read: Too many levels of symbolic links; check the path"
+
+
 def test_the_mask_never_takes_the_place_of_the_image(photo: Path) -> None:
     before = photo.read_bytes()
     result = CliRunner().invoke(request, ["127.0.0.1:1", str(photo), "-o", str(photo)])

@@ -164,6 +164,16 @@ def test_links_that_lead_in_a_circle_are_not_followed(tmp_path: Path) -> None:
     assert list(planned_names(f"{tmp_path}/a/b/*.jpg", tmp_path / "out")) == ["2.jpg"]
 
 
+def test_a_link_to_itself_is_one_image_and_ends_no_job(tmp_path: Path) -> None:
+    touch(tmp_path / "in", "1.jpg")
+    (tmp_path / "in" / "2.jpg").symlink_to("2.jpg")
+    for source in (tmp_path / "in", tmp_path / "in" / "*.jpg"):
+        assert planned_names(source, tmp_path / "in" / "out") == {"1.jpg": "1.png", "2.jpg": "2.png"}
+        (tmp_path / "loop").unlink(missing_ok=True)
+        (tmp_path / "loop").symlink_to("loop")
+        assert len(planned_names(source, tmp_path / "loop")) == 2
+
+
 def test_a_pattern_may_have_any_folders_more_than_once_and_begin_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
