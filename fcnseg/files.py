@@ -73,6 +73,11 @@ def shown(path: Path) -> str:
     return text if text.isprintable() else repr(text)
 
 
+def printable(text: str) -> str:
+    """Spell out what cannot be printed or stored as UTF-8: a file's name need not be valid Unicode."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def require_place(path: Path, *inputs: Path | None) -> None:
     """Check, before work is done for its sake, that a file can stand at a path.
 

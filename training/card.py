@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from fcnseg.files import printable
 from fcnseg.model_card import ModelCard, Option
 from training.config import TrainConfig, as_plain
 from training.export import Store
@@ -36,6 +37,7 @@ def make_card(
         calibration_images: Training images that 8-bit integers were calibrated with; None where there are none.
     """
     config = run.record.config
+    data_licence = None if data_licence is None else printable(data_licence)
     exported = ["fcnseg", "export", f"run/{LAST}" if run.checkpoint.name == LAST else "run", "-o", file_name]
     if store != "fp32":
         exported += ["--store", store]
@@ -46,7 +48,7 @@ def make_card(
     if data_licence is not None:
         exported += ["--data-licence", data_licence]
     return ModelCard(
-        data=Path(config.data).name,
+        data=_name(config.data),
         images=run.record.images,
         data_licence=data_licence,
         weights=_describe_weights(config),
@@ -57,25 +59,29 @@ def make_card(
         reproduce=(
             "fcnseg train --config config.yaml -o run",
             shlex.join(exported),
-            shlex.join(["fcnseg", "evaluate", file_name, Path(config.data).name, "--split", "val"]),
+            shlex.join(["fcnseg", "evaluate", file_name, _name(config.data), "--split", "val"]),
         ),
     )
 
 
+def _name(path: str) -> str:
+    return printable(Path(path).name)
+
+
 def _describe_weights(config: TrainConfig) -> str:
     if config.start is not None:
-        return f"those of the run {Path(config.start).name}"
+        return f"those of the run {_name(config.start)}"
     if config.weights is not None:
-        return Path(config.weights).name
-    return f"pretrained weights of {without_folder(config.backbone)}" if config.pretrained else "random"
+        return _name(config.weights)
+    return f"pretrained weights of {printable(without_folder(config.backbone))}" if config.pretrained else "random"
 
 
 def _recipe(config: TrainConfig) -> dict[str, Option]:
     """The options of the run without the folders that its files lay in."""
-    plain = {**as_plain(config), "backbone": without_folder(config.backbone)}
+    plain = {**as_plain(config), "backbone": printable(without_folder(config.backbone))}
     for name in ("data", "weights", "start"):
         value = getattr(config, name)
-        plain[name] = None if value is None else Path(value).name
+        plain[name] = None if value is None else _name(value)
     return plain
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fcnseg.certificate import Certificate
 from fcnseg.errors import ArchitectureError, ParityError, UsageError, one_line
-from fcnseg.files import replacing
+from fcnseg.files import printable, replacing
 from fcnseg.model_card import ModelCard
 from fcnseg.model_file import METADATA_KEY, OUTPUTS, ModelInfo, ParityRecord, dump_info, parse_info, read_model_info
 from fcnseg.types import LabelMap
@@ -95,7 +95,7 @@ def export(
     if next(model.parameters()).device.type != "cpu":
         model = copy.deepcopy(model).cpu()
     info = ModelInfo(
-        architecture=without_folder(model.architecture),
+        architecture=printable(without_folder(model.architecture)),
         variant=model.variant,
         label_map=label_map,
         geometry=model.geometry,

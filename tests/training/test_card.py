@@ -73,3 +73,14 @@ def test_a_card_tells_the_export_that_makes_its_file_again(run: Run, checkpoint:
     card = make_card(exported, "my m.onnx", data_licence="CC BY-NC 4.0", precision="int8", calibration_images=9)
     options = ["--precision", "int8", "--calibration-images", "9", "--data-licence", "CC BY-NC 4.0"]
     assert shlex.split(card.reproduce[1]) == ["fcnseg", "export", named, "-o", "my m.onnx", *options]
+
+
+def test_names_that_are_no_unicode_are_spelled_out_in_a_card(run: Run, tmp_path: Path) -> None:
+    config = replace(CONFIG, data="/home/somewhere/stra\udcdfen", weights="vgg\udcff.pth")
+    named = replace(run, record=replace(run.record, config=config))
+    card = make_card(named, "m.onnx", data_licence="by J\udcf6rg")
+    info = export(run.model, LABELS, tmp_path / "m.onnx", card=card)
+    text = to_markdown(info, card, "m").encode().decode()
+    assert card.data == "stra\\udcdfen"
+    for part in ("(vgg\\udcff.pth): not known", "by J\\udcf6rg"):
+        assert part in text

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fcnseg.files import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -61,10 +63,10 @@ def _print_splits(console: "Console", diagnosis: "Diagnosis") -> None:
     from rich.table import Table
 
     if diagnosis.dataset.note is not None:
-        console.print(_printable(diagnosis.dataset.note), highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(diagnosis.dataset.note), highlight=False, markup=False, soft_wrap=True)
     table = Table("class", box=None)
     for split, found in diagnosis.contents.items():
-        table.add_column(escape(f"{_printable(split)} ({found.images} images)"), justify="right")
+        table.add_column(escape(f"{printable(split)} ({found.images} images)"), justify="right")
     contents = diagnosis.contents.values()
     for info in diagnosis.dataset.label_map.classes:
         shares = [found.class_pixels[info.id] / max(1, sum(found.class_pixels)) for found in contents]
@@ -80,11 +82,11 @@ def _print_findings(console: "Console", diagnosis: "Diagnosis", shown: int | Non
 
     for finding in diagnosis.findings:
         colour = "red" if finding.severity == "error" else "yellow"
-        where = "" if finding.split is None else f" in {_printable(finding.split)}"
+        where = "" if finding.split is None else f" in {printable(finding.split)}"
         title = Text(f"{finding.severity}: {finding.kind}{where}: {len(finding.messages)}", style=f"bold {colour}")
         console.print(title)
         for message in finding.messages[:shown]:
-            console.print(f"  {_printable(message)}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  {printable(message)}", highlight=False, markup=False, soft_wrap=True)
         if shown is not None and len(finding.messages) > shown:
             console.print(f"  ... and {len(finding.messages) - shown} more: --all prints them", style="dim")
     errors = sum(len(finding.messages) for finding in diagnosis.errors)
@@ -92,8 +94,3 @@ def _print_findings(console: "Console", diagnosis: "Diagnosis", shown: int | Non
     console.print(
         f"{errors} error{'' if errors == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}", highlight=False
     )
-
-
-def _printable(text: str) -> str:
-    """Spell out what cannot be printed: a file's name need not be valid Unicode."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
