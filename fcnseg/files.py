@@ -101,9 +101,11 @@ def require_model_place(path: Path, *inputs: Path | None) -> None:
     """Check, as `require_place` does, that a model file can stand at a path.
 
     Raises:
-        UsageError: As of `require_place`, or the name does not end in .onnx: it may be an image's.
+        UsageError: As of `require_place`, or the name does not end in .onnx: it may be an image's; or it is not UTF-8.
     """
     require_place(path, *inputs)
+    if printable(str(path)) != str(path):
+        raise UsageError(f"output {shown(path)} is not named in UTF-8, as onnxruntime needs; name another")
     if path.suffix.lower() != ".onnx":
         raise UsageError(f"output {path} is to be a model file; end its name in .onnx")
 

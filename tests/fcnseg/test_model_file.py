@@ -132,6 +132,14 @@ def test_a_path_that_is_no_model_file_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
+def test_a_name_that_onnxruntime_cannot_open_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m\udcff.onnx"
+    path.write_bytes(tiny_model.read_bytes())
+    with pytest.raises(ModelFileError) as caught:
+        Engine(path, "cpu")
+    assert str(caught.value) == f"model file {str(path)!r} is not named in UTF-8, as onnxruntime needs; rename it"
+
+
 def test_a_heatmap_of_other_axes_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     model = onnx.load(tiny_model)
     del model.graph.output[1].type.tensor_type.shape.dim[1:]

@@ -113,6 +113,14 @@ def test_a_model_takes_the_place_of_nothing_but_a_model(
     assert output.read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("command", [("export", "run"), ("heatmap", "squeezenet1_1")])
+def test_a_model_file_has_a_name_that_onnxruntime_can_open(
+    terminal: Terminal, tmp_path: Path, command: tuple[str, str]
+) -> None:
+    message = terminal.refused(*command, "-o", tmp_path / "m\udcff.onnx")
+    assert "m\\udcff.onnx' is not named in UTF-8, as onnxruntime needs; name another" in message
+
+
 @pytest.mark.parametrize("option", ["--weights", "--labels"])
 def test_heatmap_does_not_take_the_place_of_what_it_is_given(terminal: Terminal, tmp_path: Path, option: str) -> None:
     given = tmp_path / "given"
