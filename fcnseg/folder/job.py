@@ -7,7 +7,7 @@ from typing import Any
 
 from fcnseg.errors import UsageError
 from fcnseg.files import write_text
-from fcnseg.folder.names import JOB, MANIFEST
+from fcnseg.folder.names import COCO, JOB, MANIFEST, PARQUET, REPORT
 from fcnseg.types import LabelMap
 
 
@@ -60,8 +60,9 @@ def claim(output: Path, job: JobFile, *, overwrite: bool) -> bool:
         if changed:
             raise UsageError(f"the masks in {output} were made with other options ({', '.join(changed)}); {remedy}")
     goes_on = known and not overwrite
-    if not goes_on:  # before the new job is named: else rows of the old one might pass for its
-        (output / MANIFEST).unlink(missing_ok=True)
+    if not goes_on:  # before the new job is named: else what tells of the old one might pass for its
+        for name in (MANIFEST, PARQUET, COCO, REPORT) if known else (MANIFEST,):
+            (output / name).unlink(missing_ok=True)
     write_text(path, job.text())
     return goes_on
 

@@ -15,7 +15,7 @@ import pytest
 
 import fcnseg
 from fcnseg.errors import UsageError
-from fcnseg.folder import FolderOptions, segment_folder
+from fcnseg.folder import FolderOptions, MaskFormat, segment_folder
 from fcnseg.folder.job import JobFile, claim
 from fcnseg.segmenter import Segmenter
 from tests.disks import small_disk
@@ -251,3 +251,20 @@ def test_a_manifest_that_cannot_be_written_ends_the_job_and_its_threads(segmente
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("fcnseg-")]
     results = list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
     assert 0 < sum(result.skipped for result in results) < 8
+
+
+def test_what_sums_up_an_earlier_job_does_not_stay_beside_one_that_takes_its_place(
+    segmenter: Segmenter, tmp_path: Path
+) -> None:
+    write_noise(tmp_path / "in", 2)
+    earlier = FolderOptions(MaskFormat.COCO, overwrite=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "coco.json").write_text("no job's")
+    list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
+    assert (tmp_path / "out" / "coco.json").read_text() == "no job's"
+    list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", earlier))
+    assert (tmp_path / "out" / "report.html").is_file()
+    later = FolderOptions(overwrite=True, report=False)
+    list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", later))
+    assert not (tmp_path / "out" / "coco.json").exists()
+    assert not (tmp_path / "out" / "report.html").exists()
