@@ -9,6 +9,7 @@ _LONGEST_S = 24 * 86400.0  # what fits into gRPC's milliseconds
 _MOST = 2**31 - 2  # what fits into gRPC's numbers, and is not none at all
 _COUNTS = {"max_streams", "max_connections"}
 _MOST_PENDING = 10_000
+_UNCOMPRESSED = 1  # of gRPC's ways to compress messages the set that holds `identity` alone
 SHORTEST_PING_INTERVAL_MS = 5000
 """What a client may not undercut with pings of its own; gRPC's default of 5 minutes ends connections of honest ones."""
 _FLAGS = {
@@ -78,6 +79,8 @@ class ConnectionConfig:
             # Calls that have come and are not taken yet: beyond these, 1000 and 3000 by default, some are cancelled.
             ("grpc.server.max_pending_requests", _MOST_PENDING),
             ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
+            # A compressed message takes a thousand times its bytes once it is here, of strangers to health too.
+            ("grpc.compression_enabled_algorithms_bitset", _UNCOMPRESSED),
         ]
         if self.max_connections:
             options.append(("grpc.max_allowed_incoming_connections", self.max_connections))

@@ -3,6 +3,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -49,6 +50,21 @@ def test_a_client_that_does_not_greet_is_dropped(tiny_model: Path, greeting: byt
             silent.sendall(greeting)
             while silent.recv(4096):
                 pass
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+@pytest.mark.parametrize(
+    "method", ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch", "fcnseg.v1.SegmentationService/Segment"]
+)
+def test_a_compressed_message_is_refused_before_it_is_unpacked(
+    tiny_model: Path, method: str, compression: grpc.Compression
+) -> None:
+    """A few of them, sent by anybody to health, would take all memory."""
+    with running_server(tiny_model) as server, grpc.insecure_channel(server.address) as channel:
+        call: Any = channel.unary_unary(f"/{method}")
+        with pytest.raises(grpc.RpcError, match="Compression algorithm '[a-z]+' is disabled") as caught:
+            call(bytes(1 << 20), compression=compression, timeout=20)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 @pytest.mark.parametrize("method", ["\udcff/\udcff", "fcnseg.v1.SegmentationService/\udcff", "\udcff"])
