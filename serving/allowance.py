@@ -21,11 +21,12 @@ class Allowance:
 
     Args:
         rate: Requests a second; None for any number.
-        concurrent: Calls at a time, of which a stream is one, as is each piece of work that one leaves behind; None for
-            any number.
+        concurrent: Calls at a time, of which a stream is one, as is each piece of work that one leaves behind; and
+            beside them as many answers that have not left, which a client does not read. None for any number.
 
     Attributes:
         calls: How many are under way.
+        unread: How many answers are made and have not left.
     """
 
     def __init__(self, rate: float | None = None, concurrent: int | None = None) -> None:
@@ -35,6 +36,7 @@ class Allowance:
         self._seen = time.monotonic()
         self._concurrent = concurrent
         self.calls = 0
+        self.unread = 0
         self._counting = threading.Lock()
 
     @contextmanager
@@ -49,11 +51,27 @@ class Allowance:
                 f"{self.calls} calls with this token are under way, as many as it may have; ask again later",
                 _BUSY_RETRY_S,
             )
+        # An answer that its client has read may be told of after the client's next call.
+        if self._concurrent is not None and self.calls + self.unread >= 2 * self._concurrent:
+            raise AllowanceError(
+                f"{self.unread} answers to this token have not been read, as many as it may have; read them, and ask"
+                " again later",
+                _BUSY_RETRY_S,
+            )
         self._count(1)
         try:
             yield
         finally:
             self._count(-1)
+
+    @contextmanager
+    def answer(self) -> Iterator[None]:
+        """Count an answer while it is held, which is until its client has read it."""
+        self.unread += 1
+        try:
+            yield
+        finally:
+            self.unread -= 1
 
     def outlast(self, work: Future[Any]) -> None:
         """Count work that goes on in a thread, though its call has ended, as a call until it is done."""

@@ -13,7 +13,7 @@ from serving.admin_servicer import SERVICE as MODEL_ADMIN_SERVICE
 from serving.allowance import Allowance
 from serving.calls import current_call
 from serving.errors import AllowanceError, ForbiddenError, NoTokenError
-from serving.handlers import parts_of
+from serving.handlers import held_by, parts_of
 from serving.oip.servicer import SERVICE as INFERENCE_SERVICE
 from serving.statuses import abort
 from serving.tokens import Token, Tokens
@@ -138,7 +138,10 @@ def _within(handler: "Handler", allowance: Allowance, method: str, client: str) 
                     request = allowance.pace(request)
                 else:
                     allowance.take()
-                return await inner(request, context)
+                try:
+                    return await inner(request, context)
+                finally:
+                    held_by(context).enter_context(allowance.answer())
         except AllowanceError as error:
             await abort(context, error, method)
 

@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +34,13 @@ from serving.guard import ADMIN_METHODS
 from serving.oip import inference_pb2 as oip
 from serving.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.pipeline import Pipeline
+from serving.registry import ModelRegistry
 from serving.security import Security
 from serving.server import SERVICE, ServerConfig, largest_request
 from serving.tokens import Tokens, make_token
+from tests import http2
 from tests.gated_segmenter import GatedSegmenter, registry_of
-from tests.running_server import RunningServer, running_server
+from tests.running_server import CPU_CONFIG, RunningServer, running_server
 from tests.waiting import wait_until
 
 CHANGES = ("RepositoryModelLoad", "RepositoryModelUnload", "LoadModel", "UnloadModel", "ReloadModel")
@@ -406,6 +411,32 @@ def test_a_token_has_no_more_calls_at_a_time_than_it_may(tiny_model: Path, token
         gated.gate.set()
         held.result(60)
         client.segment(RED)
+
+
+def test_a_client_that_reads_no_answer_is_refused_more_of_them(tiny_model: Path, tokens: TokensFile) -> None:
+    """They hold memory until its connection ends, and it would hold all that there is."""
+    registry = ModelRegistry([tiny_model], CPU_CONFIG)
+    statistics = registry.models[0].statistics
+
+    def answered(count: int) -> bool:
+        return statistics.success.count == count
+
+    with (
+        running_server(registry, guarded_by(tokens)) as server,
+        Client(server.address, token=tokens.narrow, retries=0) as client,
+        Client(server.address, token=tokens.narrow, retries=4) as patient,
+    ):
+        with ExitStack() as connections:
+            for number in (1, 2):
+                host, port = server.address.split(":")
+                unread = connections.enter_context(socket.create_connection((host, int(port)), timeout=20))
+                call = http2.begin(authorization=f"Bearer {tokens.narrow}")
+                unread.sendall(http2.greeting(window=0) + call + http2.send(red_request()))
+                wait_until(partial(answered, number))
+            for _ in range(3):
+                with pytest.raises(ServerOverloadedError, match="2 answers to this token have not been read"):
+                    client.segment(RED)
+        assert len(patient.list_models()) == 1
 
 
 def test_a_stream_counts_until_it_ends_or_its_client_goes_away(tiny_model: Path, tokens: TokensFile) -> None:
