@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -11,13 +12,16 @@ from serving.file_stamp import FileStamp, stamp_of
 
 _log = logging.getLogger(__name__)
 
+_PAUSE_S = 1.0  # between tries of files that have not changed
+
 _Value = TypeVar("_Value")
 
 
 class Reloaded(Generic[_Value]):
     """What some files say, and says again when they have changed; threads may share it.
 
-    Files that have become unusable are logged once, and what they said before stays.
+    Files that have become unusable are logged once, and what they said before stays. They are tried again even where
+    they do not change: what kept them from being read may be their owner, or too many open files.
 
     Args:
         paths: The files.
@@ -33,20 +37,30 @@ class Reloaded(Generic[_Value]):
         self._changing = threading.Lock()
         self._stamps = self._look()  # before they are read: a change in between is seen the next time
         self._value = read()
+        self._tried, self._tried_at = self._stamps, 0.0
+        self._told = ""
 
     def get(self) -> _Value:
         """Return what the files say now."""
         with self._changing:
             stamps = self._look()
-            if stamps != self._stamps:
-                self._stamps = stamps
-                try:
-                    self._value = self._read()
-                except FcnsegError as error:
-                    _log.warning("what was read before stays in use: %s", error)
-                else:
-                    _log.info("read again: %s", ", ".join(map(str, self._paths)))
+            if stamps != self._stamps and (stamps != self._tried or time.monotonic() - self._tried_at > _PAUSE_S):
+                self._read_again(stamps)
             return self._value
+
+    def _read_again(self, stamps: tuple[FileStamp, ...]) -> None:
+        if stamps != self._tried:
+            self._told = ""
+        self._tried, self._tried_at = stamps, time.monotonic()
+        try:
+            self._value = self._read()
+        except FcnsegError as error:
+            if str(error) != self._told:
+                _log.warning("what was read before stays in use: %s", error)
+            self._told = str(error)
+        else:
+            self._stamps = stamps
+            _log.info("read again: %s", ", ".join(map(str, self._paths)))
 
     def _look(self) -> tuple[FileStamp, ...]:
         return tuple(stamp_of(path) for path in self._paths)

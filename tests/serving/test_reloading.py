@@ -4,6 +4,7 @@ import pytest
 
 from fcnseg.errors import UsageError
 from serving.reloading import Reloaded
+from tests.waiting import wait_until
 
 
 def reload(path: Path) -> Reloaded[str]:
@@ -50,6 +51,30 @@ def test_a_file_that_is_gone_leaves_what_it_said(tmp_path: Path, caplog: pytest.
     assert [record.getMessage() for record in caplog.records] == [f"what was read before stays in use: {path} is gone"]
     path.write_text("two")
     assert reloaded.get() == "two"
+
+
+def test_a_file_that_could_not_be_read_is_read_when_it_can_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A tokens file without the token of one who has left, copied by root: its owner is no change of what it says."""
+    path, owned = tmp_path / "file", tmp_path / "owned"
+    path.write_text("one")
+
+    def read() -> str:
+        if not path.stat().st_mode & 0o044:
+            raise UsageError(f"{path} may not be read")
+        return path.read_text()
+
+    path.chmod(0o644)
+    reloaded = Reloaded([path], read)
+    owned.write_text("two")
+    owned.chmod(0o600)
+    owned.replace(path)
+    assert [reloaded.get() for _ in range(3)] == ["one"] * 3
+    path.chmod(0o644)
+    wait_until(lambda: reloaded.get() == "two")
+    path.write_text("three")
+    assert reloaded.get() == "three"
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"what was read before stays in use: {path} may not be read"]
 
 
 def test_a_file_that_is_not_there_at_first_is_an_error(tmp_path: Path) -> None:
