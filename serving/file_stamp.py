@@ -14,3 +14,11 @@ def stamp_of(path: Path) -> FileStamp:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def access_of(path: Path) -> int | None:
+    """Return when a file, its owner or its mode changed last, in nanoseconds; None where there is none."""
+    try:
+        return path.stat().st_ctime_ns
+    except OSError:
+        return None

@@ -17,7 +17,7 @@ from serving.admission import Admission
 from serving.batcher import Batcher
 from serving.drift import Drift
 from serving.errors import StoppingError, quote
-from serving.file_stamp import FileStamp, stamp_of
+from serving.file_stamp import FileStamp, access_of, stamp_of
 from serving.memory import MemoryBudget, machine_memory
 from serving.repository import Faults, ModelSource, find_sources
 from serving.served_model import DEFAULT_CONFIG, ModelConfig, ServedModel, Users
@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 _Contents: TypeAlias = tuple[tuple[str, FileStamp], ...]
 """Versions of a model and what their files are."""
+_Attempt: TypeAlias = tuple[_Contents, tuple[int | None, ...]]
+"""What was to be served of a model, and when its files were last touched: who may read them counts too."""
 
 
 def _listed(names: Collection[str]) -> str:
@@ -74,7 +76,7 @@ class ModelRegistry:
         self._finding = threading.Lock()  # held for a moment
         self._closing = threading.Event()
         self._models: dict[str, dict[str, ServedModel]] = {}  # by name and version, in their order; never changed
-        self._failed: dict[str, _Contents] = {}
+        self._failed: dict[str, _Attempt] = {}
         self._unopened: frozenset[str] = frozenset()
         try:
             self._open_all(strict=strict)
@@ -234,17 +236,17 @@ class ModelRegistry:
             try:
                 sources = find_sources(self._paths, faults)
             except FcnsegError as error:
-                self._log_failure("", ((str(error), None),), error)
+                self._log_failure("", (((str(error), None),), ()), error)
                 return
             there: dict[str, list[ModelSource]] = {name: [] for name in self._models}
             for source in sources:
                 there.setdefault(source.name, []).append(source)
             known = there.keys() | faults.keys()
-            self._failed = {name: contents for name, contents in self._failed.items() if name in known}
+            self._failed = {name: attempt for name, attempt in self._failed.items() if name in known}
             self._unopened = self._unopened & known | faults.keys()
             for name, fault in faults.items():
                 there.pop(name, None)
-                self._log_failure(name, ((str(fault), None),), fault)
+                self._log_failure(name, (((str(fault), None),), ()), fault)
             for name, found in there.items():
                 if self._closing.is_set():
                     return
@@ -252,12 +254,13 @@ class ModelRegistry:
                 served = tuple((model.version, model.stamp) for model in self._versions_of(name))
                 if contents == served:
                     self._unopened -= {name}
-                if contents == served or contents == self._failed.get(name):
+                attempt = contents, tuple(access_of(source.path) for source in found)
+                if contents == served or attempt == self._failed.get(name):
                     continue
                 try:
                     self._replace(name, found)
                 except Exception as error:  # noqa: BLE001 - onnxruntime's have no base
-                    self._log_failure(name, contents, error)
+                    self._log_failure(name, attempt, error)
                 else:
                     self._failed.pop(name, None)
 
@@ -336,12 +339,12 @@ class ModelRegistry:
             model.batcher.close()
             model.engine.close()
 
-    def _log_failure(self, name: str, contents: _Contents, error: Exception) -> None:
-        if self._failed.get(name) != contents:
+    def _log_failure(self, name: str, attempt: _Attempt, error: Exception) -> None:
+        if self._failed.get(name) != attempt:
             fault = None if isinstance(error, FcnsegError) else error
             level = logging.WARNING if fault is None else logging.ERROR
             _log.log(level, "the models stay as they were: %s", error, exc_info=fault)
-        self._failed[name] = contents
+        self._failed[name] = attempt
 
     def _open(self, source: ModelSource) -> ServedModel:
         stamp = stamp_of(source.path)

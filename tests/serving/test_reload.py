@@ -261,6 +261,34 @@ def test_a_model_whose_folder_may_no_longer_be_read_goes_on(
     registry.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
+def test_a_model_that_may_be_read_at_last_is_served(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository.parent.chmod(0o755)
+    monkeypatch.chdir(repository.parent)  # whose own parents are root's alone
+    registry = ModelRegistry([Path("repository")], CPU_CONFIG)
+    put(repository, 2, "second")
+    model = repository / "cat" / "2" / "model.onnx"
+
+    def refresh() -> None:
+        os.seteuid(65534)
+        try:
+            registry.refresh()
+        finally:
+            os.seteuid(0)
+
+    model.chmod(0o600)
+    refresh()
+    refresh()
+    assert (licence(registry), *registry.unopened) == ("first", "cat")
+    assert caplog.text.count("the models stay as they were") == 1
+    model.chmod(0o644)
+    refresh()
+    assert (licence(registry), *registry.unopened) == ("second",)
+    registry.close()
+
+
 def test_a_file_that_the_runtime_fails_on_does_not_end_the_watch(
     repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
