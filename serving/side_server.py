@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -15,7 +16,9 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_REQUEST_S = 5.0
+_LONGEST_SILENCE_S = 5.0
+_LONGEST_REQUEST_S = 15.0
+_MOST_CONNECTIONS = 128
 # How long to leave a connection waiting where no file can be opened for it: it would be tried at once, without end.
 _NO_FILE_S = 0.05
 _TEXT = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"))
@@ -65,8 +68,41 @@ class SideServer:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """Ends connections that take long, and the oldest where there are many: each has a thread.
+
+    Probes take a moment, so that those who hold connections open shut none of them out.
+    """
+
     daemon_threads = True
     request_queue_size = 128
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._began: dict[socket.socket, float] = {}  # the oldest first
+        self._changing = threading.Lock()
+        super().__init__(*arguments, **options)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Take a connection, in a thread of its own."""
+        with self._changing:
+            self._began[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """End connections, some times a second; each leaves as its thread ends."""
+        latest = time.monotonic() - _LONGEST_REQUEST_S
+        with self._changing:
+            beyond = len(self._began) - _MOST_CONNECTIONS
+            for i, (request, began) in enumerate(self._began.items()):
+                if i >= beyond and began > latest:
+                    break
+                with suppress(OSError):  # it has gone away
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        with self._changing:
+            self._began.pop(request, None)
+        super().shutdown_request(request)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection; where there is no file for it, wait a little."""
@@ -84,7 +120,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = _LONGEST_REQUEST_S  # a connection that says nothing must not keep its thread
+    timeout = _LONGEST_SILENCE_S  # a connection that says nothing must not keep its thread
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
         """Log at DEBUG: probes come every few seconds."""

@@ -3,6 +3,7 @@ import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,44 @@ def test_a_connection_that_says_nothing_holds_up_nobody(tiny_model: Path) -> Non
             silent.sendall(b"GET /metr")
             assert ask(server.http_address, "/readyz") == 200
             server.stop()
+
+
+def test_a_connection_that_says_little_at_a_time_is_ended(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.side_server._LONGEST_REQUEST_S", 0.5)
+    with running_server(tiny_model, ServerConfig(http_port=0)) as server:
+        slow = connect(server)
+
+        def has_ended() -> bool:
+            try:
+                slow.sendall(b"a")
+            except OSError:
+                return True
+            return False
+
+        with slow:
+            slow.sendall(b"GET /healthz")
+            wait_until(has_ended)
+
+
+def test_of_many_connections_the_oldest_are_ended_and_probes_are_answered(tiny_model: Path) -> None:
+    """Each has a thread, of which a process may have so many."""
+    with running_server(tiny_model, ServerConfig(http_port=0)) as server, ExitStack() as connections:
+        many = [connections.enter_context(connect(server)) for _ in range(200)]
+        for connection in many:
+            connection.sendall(b"GET /healthz")
+        assert server.http_address is not None
+        assert ask(server.http_address, "/readyz") == 200
+        many[0].settimeout(3)
+        assert many[0].recv(1) == b""
+        wait_until(lambda: sum("process_request" in thread.name for thread in threading.enumerate()) <= 128)
+        many[-1].sendall(b" HTTP/1.0\r\n\r\n")
+        assert many[-1].recv(12) == b"HTTP/1.0 200"
+
+
+def connect(server: RunningServer) -> socket.socket:
+    assert server.http_address is not None
+    host, _, port = server.http_address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=20)
 
 
 def test_there_is_no_side_server_unless_it_is_asked_for(tiny_model: Path) -> None:
