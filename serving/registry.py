@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 from fcnseg.cuda_driver import device_memory
 from fcnseg.devices import resolve_device
-from fcnseg.errors import FcnsegError, ModelNotFoundError
+from fcnseg.engine import EngineOptions
+from fcnseg.errors import FcnsegError, ModelFileError, ModelNotFoundError
 from fcnseg.segmenter import Segmenter, load
 from serving.admission import Admission
 from serving.batcher import Batcher
@@ -25,6 +26,7 @@ from serving.statistics import Statistics
 
 _LONGEST_DRAIN_S = 30.0
 _MOST_NAMED = 20
+_MOST_TRIES = 3
 
 _log = logging.getLogger(__name__)
 
@@ -347,9 +349,8 @@ class ModelRegistry:
         self._failed[name] = attempt
 
     def _open(self, source: ModelSource) -> ServedModel:
-        stamp = stamp_of(source.path)
         options, batching = self._config.for_model(source.path)
-        segmenter = self._open_segmenter(source.path, self._config.device, options=replace(options, prove=True))
+        segmenter, stamp = self._open_unchanged(source.path, replace(options, prove=True))
         statistics = Statistics()
         name = f"{source.name}-{source.version}"
         batcher = Batcher(segmenter, batching, self.running, name, statistics.ran)
@@ -357,3 +358,20 @@ class ModelRegistry:
         return ServedModel(
             source.name, source.version, segmenter.engine, batcher, admission, statistics, Drift(), stamp, Users()
         )
+
+    def _open_unchanged(self, path: Path, options: EngineOptions) -> tuple[Segmenter, FileStamp]:
+        """Open a file that stays what it is meanwhile, and return its stamp too.
+
+        It is opened several times, for runs that are alone and for those side by side: of a file that another takes the
+        place of, they would be of two models.
+
+        Raises:
+            ModelFileError: It is no valid model, or changes each time.
+        """
+        for _ in range(_MOST_TRIES):
+            stamp = stamp_of(path)
+            segmenter = self._open_segmenter(path, self._config.device, options=options)
+            if stamp_of(path) == stamp:
+                return segmenter, stamp
+            segmenter.engine.close()
+        raise ModelFileError(f"{path} changes while it is opened; load it when it no longer does")

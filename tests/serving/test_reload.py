@@ -289,6 +289,27 @@ def test_a_model_that_may_be_read_at_last_is_served(
     registry.close()
 
 
+def test_a_file_that_is_replaced_while_it_is_opened_is_opened_again(repository: Path) -> None:
+    """Else runs that are alone may be of one model and those side by side of the next."""
+    licences = ["second", "third"]
+
+    def open_segmenter(path: Path, device: str, options: EngineOptions) -> Segmenter:
+        segmenter = load(path, device, options=options)
+        if licences:
+            put(repository, 1, licences.pop(0))
+        return segmenter
+
+    registry = ModelRegistry([repository], CPU_CONFIG, open_segmenter)
+    assert licence(registry) == "third"
+    licences += ["fourth", "fifth", "sixth"]
+    with pytest.raises(ModelFileError, match="model.onnx changes while it is opened; load it when it no longer does"):
+        registry.reload("cat")
+    assert licence(registry) == "third"
+    registry.reload("cat")
+    assert licence(registry) == "sixth"
+    registry.close()
+
+
 def test_a_file_that_the_runtime_fails_on_does_not_end_the_watch(
     repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
