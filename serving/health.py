@@ -47,7 +47,9 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # wi
     ) -> health_pb2.HealthCheckResponse:
         """Tell a service's status; one that there is not is NOT_FOUND."""
         if request.service not in self._services:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
+            # Not `abort`, which fails like a servicer where the caller has gone away.
+            context.set_code(grpc.StatusCode.NOT_FOUND)
+            context.set_details("there is no such service")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
     async def Watch(  # noqa: N802

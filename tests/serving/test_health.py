@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+from contextlib import suppress
+from pathlib import Path
 
 import grpc
 import pytest
@@ -9,7 +11,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME
 
 from serving.health import HealthServicer
+from serving.server import ServerConfig
 from tests import http2
+from tests.running_server import running_server
+from tests.scraping import scrape
 
 UNKNOWN, SERVING, NOT_SERVING = (
     health_pb2.HealthCheckResponse.SERVICE_UNKNOWN,
@@ -20,6 +25,25 @@ UNKNOWN, SERVING, NOT_SERVING = (
 
 def test_a_watcher_that_does_not_read_holds_up_nobody() -> None:
     asyncio.run(watch_and_check())
+
+
+def test_who_asks_for_no_service_and_goes_away_is_no_fault_of_the_server(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Anybody may, and would fill the log with tracebacks and set off alerts."""
+    asked = health_pb2.HealthCheckRequest(service="nobody")
+    with running_server(tiny_model, ServerConfig(http_port=0)) as server:
+        with grpc.insecure_channel(server.address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            for i in range(300):
+                with suppress(grpc.RpcError):
+                    stub.Check(asked, timeout=i / 50_000)
+            with pytest.raises(grpc.RpcError, match="there is no such service"):
+                stub.Check(asked, timeout=20)
+        metrics, method = scrape(server), f"{SERVICE_NAME}/Check"
+        assert metrics.value("fcnseg_requests_total", method=method, code="NOT_FOUND") > 0
+        assert metrics.value("fcnseg_requests_total", method=method, code="UNKNOWN") == 0
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def watch_and_check() -> None:
