@@ -135,8 +135,7 @@ def _make_app(
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
-            answer: Iterable[bytes] = metrics(environ, start_response)
-            return answer
+            return _write_metrics(metrics, environ, start_response)
         if path == "/healthz":
             status, text = ("200 OK", "alive") if is_alive() else ("503 Service Unavailable", "the event loop stands")
         elif path == "/readyz":
@@ -149,3 +148,13 @@ def _make_app(
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [f"{text}\n".encode()]
 
     return app
+
+
+def _write_metrics(
+    metrics: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse
+) -> Iterable[bytes]:
+    """Answer with the metrics: as plain text where the library fails on what the request accepts, `version=x` say."""
+    try:
+        return metrics(environ, start_response)
+    except Exception:  # noqa: BLE001 - what is no fault of the request's comes again
+        return metrics({**environ, "HTTP_ACCEPT": "text/plain"}, start_response)

@@ -95,6 +95,19 @@ def test_metrics_are_in_the_text_format(tiny_model: Path) -> None:
         assert scrape(server).content_type == "text/plain; version=0.0.4; charset=utf-8"
 
 
+@pytest.mark.parametrize("version", ["abc", "1.x", "", "1.0.0"])
+def test_metrics_are_written_whatever_version_is_accepted(
+    tiny_model: Path, version: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A failure would be a traceback on stderr, among the lines of the log."""
+    with running_server(tiny_model, ServerConfig(http_port=0)) as server:
+        accepted = {"Accept": f"application/openmetrics-text; version={version}"}
+        request = urllib.request.Request(f"http://{server.http_address}/metrics", headers=accepted)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert b"fcnseg_ready 1.0" in answer.read()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
