@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcnseg.errors import DatasetError, DeviceError, FcnsegError, UsageError
 from training.averaging import MovingAverage
@@ -174,11 +177,58 @@ def test_the_best_checkpoint_holds_the_averaged_weights_and_nothing_that_only_re
     assert any(not torch.equal(current[name], averaged[name]) for name in current)
 
 
+class Weights(torch.nn.Module):
+    def __init__(self, count: int, dtypes: tuple[torch.dtype, ...]) -> None:
+        super().__init__()
+        shapes = [(), (7,), (3, 5), (2, 3, 3, 3)]
+        self.all = torch.nn.ParameterList(
+            torch.randn(shapes[i % len(shapes)], dtype=dtypes[i % len(dtypes)]) for i in range(count)
+        )
+
+    def move(self) -> None:
+        with torch.no_grad():
+            for weight in self.all:
+                weight.add_(torch.randn_like(weight))
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read out of tensors, for each of which a GPU would be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def averaged_model(net: Weights, decay: float) -> AveragedModel:
+    return AveragedModel(net, use_buffers=False, **MovingAverage(decay)._kwargs)
+
+
 def test_the_average_begins_with_few_steps_and_keeps_its_decay_later() -> None:
-    average = MovingAverage(0.99)._kwargs["avg_fn"]
-    zero, one = torch.zeros(()), torch.ones(())
-    assert average(zero, one, 0).item() == pytest.approx(0.9)
-    assert average(zero, one, 10**6).item() == pytest.approx(0.01)
+    torch.manual_seed(0)
+    net = Weights(9, (torch.float32, torch.float64, torch.bfloat16))
+    average = averaged_model(net, 0.5)
+    expected: list[Tensor] = []
+    for step in range(25):
+        net.move()
+        average.update_parameters(net)
+        weights = [weight.detach().clone() for weight in net.all]
+        share = 1 - min(0.5, (1 + step) / (10 + step))
+        expected = [torch.lerp(a, w, share) for a, w in zip(expected, weights, strict=True)] if step else weights
+        assert all(torch.equal(a, e) for a, e in zip(average.parameters(), expected, strict=True))
+
+
+def test_a_step_of_the_average_reads_no_number_for_each_weight() -> None:
+    reads = []
+    for count in (2, 50):
+        net = Weights(count, (torch.float32,))
+        average = averaged_model(net, 0.9)
+        average.update_parameters(net)
+        with Reads() as mode:  # type: ignore[no-untyped-call]
+            average.update_parameters(net)
+        reads.append(mode.count)
+    assert reads[0] == reads[1]
 
 
 def test_whole_images_of_several_sizes_are_no_batch(scenes: Path, tmp_path: Path) -> None:
