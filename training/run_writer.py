@@ -69,13 +69,8 @@ class RunWriter(Callback):
         if is_best:
             self.best = metrics
         with self._explained(epoch):
-            write_text(self._folder / METRICS, _to_csv(self._rows))
-            draw_curves(self._rows, self._folder / CURVES)
             _log(trainer, pl_module, scores)
-            with replacing(self._folder / LAST) as temporary:
-                trainer.save_checkpoint(temporary, weights_only=False)
-                if is_best:  # before last.ckpt says so: a run that is killed in between does the epoch again
-                    _keep_weights(temporary, self._folder / BEST)
+            self._keep(trainer, is_best=is_best)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -90,11 +85,24 @@ class RunWriter(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep the weights of a run that is interrupted in its first epoch; later ones have that of the last."""
+        """Keep a run that is interrupted before its first epoch is kept; later ones have that of the last."""
         interrupted = isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.global_step > 0
-        if interrupted and not self._rows:
+        if not interrupted or (self._folder / LAST).is_file():
+            return
+        if self._rows:  # the epoch is finished, and was being written
+            self._keep(trainer, is_best=True)
+        else:
             with replacing(self._folder / LAST) as temporary:
                 trainer.save_checkpoint(temporary, weights_only=False)
+
+    def _keep(self, trainer: Trainer, *, is_best: bool) -> None:
+        """Write the epochs' rows and curves, and the checkpoints of the last one."""
+        write_text(self._folder / METRICS, _to_csv(self._rows))
+        draw_curves(self._rows, self._folder / CURVES)
+        with replacing(self._folder / LAST) as temporary:
+            trainer.save_checkpoint(temporary, weights_only=False)
+            if is_best:  # before last.ckpt says so: a run that is killed in between does the epoch again
+                _keep_weights(temporary, self._folder / BEST)
 
     @contextlib.contextmanager
     def _explained(self, epoch: int) -> Iterator[None]:

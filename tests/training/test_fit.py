@@ -528,6 +528,27 @@ def test_two_programs_do_not_train_into_one_folder(scenes: Path, tmp_path: Path,
     assert (run / "metrics.csv").is_file()
 
 
+def test_a_run_interrupted_while_its_first_epoch_is_written_keeps_that_epoch(
+    scenes: Path, config: TrainConfig, run: Path, tmp_path: Path
+) -> None:
+    dataset, model, interrupts = open_dataset(scenes), make_model(BACKBONE), [KeyboardInterrupt]
+
+    def interrupt(*_args: object) -> None:
+        if interrupts:
+            raise interrupts.pop()
+
+    model.register_state_dict_pre_hook(interrupt)  # type: ignore[no-untyped-call]
+    data = fingerprint(dataset, ["train", "val"])
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, dataset, data, config, tmp_path, Console(stderr=True))
+    kept = open_run(tmp_path / "last.ckpt")
+    assert (kept.record.epoch, open_run(tmp_path / "best.ckpt").record.epoch) == (1, 1)
+    assert can_resume(tmp_path, config, data)
+    fit(kept.model, dataset, data, config, tmp_path, Console(stderr=True), after_epoch=1)
+    expected, found = (weights_of(folder / "last.ckpt") for folder in (run, tmp_path))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def test_an_epoch_that_cannot_be_kept_is_told_in_one_line(scenes: Path, tmp_path: Path) -> None:
     """As on a full disk: files of more than a megabyte, which checkpoints are, cannot be written."""
     run = tmp_path / "run"
