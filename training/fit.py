@@ -96,7 +96,9 @@ def fit(
         environment["data_fingerprint"] = data_fingerprint
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")  # the folder is a run's from here on
     write_config(folder / CONFIG, config)
-    writer, order = RunWriter(folder, dataset.split("val")), torch.Generator().manual_seed(config.seed)
+    # Workers draw from what they begin with, and are not to begin each time with the first epoch's draws.
+    drawn_from = config.seed if after_epoch is None else epoch_seed(config.seed, after_epoch)
+    writer, order = RunWriter(folder, dataset.split("val")), torch.Generator().manual_seed(drawn_from)
     averages = [MovingAverage(config.ema)] if config.ema else []
     if device == "cpu":
         keep_freed_memory()
@@ -121,7 +123,7 @@ def fit(
             use_distributed_sampler=False,
         )
         seed_everything(config.seed, verbose=False)
-        train_loader, val_loader = _loaders(dataset, config, order)
+        train_loader, val_loader = _loaders(dataset, config, order, drawn_from)
         task = SegmentationTask(model, record, class_weights)
         task.train()  # Lightning leaves modules in the mode they are in, and a built model is in evaluation mode
         try:
@@ -178,7 +180,9 @@ class _EpochSeeds(Callback):
         self._order.manual_seed(seed_everything(seed, verbose=False))
 
 
-def _loaders(dataset: Dataset, config: TrainConfig, order: torch.Generator) -> tuple[DataLoader[Any], DataLoader[Any]]:
+def _loaders(
+    dataset: Dataset, config: TrainConfig, order: torch.Generator, seed: int
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
     samples = dataset.split("train")
     crops = TrainingCrops(
         samples,
@@ -199,7 +203,7 @@ def _loaders(dataset: Dataset, config: TrainConfig, order: torch.Generator) -> t
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pinned,
-            generator=torch.Generator().manual_seed(config.seed),  # seeds the workers, and none of what is seeded above
+            generator=torch.Generator().manual_seed(seed),  # seeds the workers, and none of what is seeded above
         ),
         # Images of one split may differ in size, so each is a batch of its own.
         DataLoader(WholeImages(dataset.split("val")), num_workers=min(workers, 2), pin_memory=pinned),

@@ -549,6 +549,19 @@ def test_a_run_interrupted_while_its_first_epoch_is_written_keeps_that_epoch(
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+def test_workers_of_a_resumed_run_do_not_draw_the_first_epochs_crops_again(scenes: Path, tmp_path: Path) -> None:
+    """The weights stay as they are, so that equal losses would be those of equal crops."""
+    still = TrainConfig(
+        str(scenes), "resnet18", epochs=2, batch_size=4, crop=(32, 32), lr=1e-30, ema=0, workers=1, device="cpu"
+    )
+    dataset, data = open_dataset(scenes), "data"
+    fit(make_model("resnet18"), dataset, data, replace(still, epochs=1), tmp_path, Console(stderr=True))
+    kept = open_run(tmp_path / "last.ckpt").model
+    fit(kept, dataset, data, still, tmp_path, Console(stderr=True), after_epoch=1)
+    losses = [row["loss"] for row in read_rows(tmp_path)]
+    assert losses[0] != losses[1]
+
+
 def test_an_epoch_that_cannot_be_kept_is_told_in_one_line(scenes: Path, tmp_path: Path) -> None:
     """As on a full disk: files of more than a megabyte, which checkpoints are, cannot be written."""
     run = tmp_path / "run"
