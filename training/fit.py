@@ -132,8 +132,11 @@ def fit(
                 trainer.fit(task, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
         except torch.OutOfMemoryError as error:
             raise UsageError(_out_of_memory(config, training=task.training)) from error
-        except SIGTERMException:
-            raise SystemExit(_TERMINATED) from None
+        except (SIGTERMException, RuntimeError):
+            # A SIGTERM to all processes of a job ends the workers first, which is told as an error.
+            if trainer.received_sigterm:
+                raise SystemExit(_TERMINATED) from None
+            raise
         except SystemExit:
             # Lightning turns an interrupt into an exit.
             if trainer.interrupted:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from fcnseg.errors import one_line
@@ -86,8 +85,8 @@ class RunWriter(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep a run that is interrupted before its first epoch is kept; later ones have that of the last."""
-        interrupted = isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.global_step > 0
-        if not interrupted or (self._folder / LAST).is_file():
+        interrupted = isinstance(exception, KeyboardInterrupt) or trainer.received_sigterm
+        if not interrupted or trainer.global_step == 0 or (self._folder / LAST).is_file():
             return
         if self._rows:  # the epoch is finished, and was being written
             self._keep(trainer, is_best=True)

@@ -528,6 +528,18 @@ def test_two_programs_do_not_train_into_one_folder(scenes: Path, tmp_path: Path,
     assert (run / "metrics.csv").is_file()
 
 
+def test_a_run_ends_cleanly_where_its_workers_are_terminated_with_it(scenes: Path, tmp_path: Path) -> None:
+    """As by systemd or a cluster's scheduler, which signal all processes of a job."""
+    options = ["--epochs", "1000", "--crop", "64", "--batch-size", "4", "--workers", "1", "-o", str(tmp_path / "run")]
+    with training_process([*train_arguments(scenes, tmp_path), *options]) as process:
+        seen = wait_for_epoch(process, 1)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.stderr is not None
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM, seen + rest
+    assert "go on with --resume" in rest
+
+
 def test_a_run_interrupted_while_its_first_epoch_is_written_keeps_that_epoch(
     scenes: Path, config: TrainConfig, run: Path, tmp_path: Path
 ) -> None:
@@ -604,7 +616,9 @@ def training_process(arguments: list[str]) -> "Iterator[subprocess.Popen[str]]":
     command = [sys.executable, "-m", "fcnseg", "train", *arguments, "--device", "cpu"]
     environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stderr=pipe, stdout=pipe, text=True, env=environment, start_new_session=True
+    ) as process:
         last_resort = threading.Timer(_LONGEST_S, process.kill)
         last_resort.start()
         try:
