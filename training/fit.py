@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, RandomSampler
 from typing_extensions import override
 
 from fcnseg.allocator import keep_freed_memory
-from fcnseg.errors import UsageError
 from fcnseg.files import remove_halves, write_text
 from training.augment import TrainingCrops, WholeImages
 from training.averaging import MovingAverage
@@ -30,6 +29,7 @@ from training.data import Dataset
 from training.device import exact_products, resolve_device, resolve_precision, resolve_workers
 from training.divergence import DivergenceWatch
 from training.environment import describe_environment
+from training.failures import explain_failure
 from training.model import SegmentationModel
 from training.progress import TrainingProgress
 from training.run import RunRecord
@@ -72,8 +72,10 @@ def fit(
 
     Raises:
         DeviceError: The device asked for is not there, or does not train in the precision asked for.
-        UsageError: The training diverges: a loss is no number; or the GPU has too little memory for a step, or for an
-            image that is validated. The epochs before are kept.
+        UsageError: The training diverges: a loss is no number; or there is too little memory for a step, for an image
+            that is validated or for the workers; or BatchNorm finds too few values in a step. The epochs before are
+            kept.
+        DatasetError: An image or mask can no longer be read.
         OSError: An epoch cannot be kept, as on a full disk. The epochs before are kept.
         KeyboardInterrupt: The run was interrupted; the last checkpoint is that of the last finished epoch, or holds the
             weights of that moment where there is none.
@@ -130,12 +132,12 @@ def fit(
             checkpoint = None if after_epoch is None else folder / LAST
             with exact_products() if precision == "fp32" else contextlib.nullcontext():
                 trainer.fit(task, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
-        except torch.OutOfMemoryError as error:
-            raise UsageError(_out_of_memory(config, training=task.training)) from error
-        except (SIGTERMException, RuntimeError):
+        except (SIGTERMException, Exception) as error:
             # A SIGTERM to all processes of a job ends the workers first, which is told as an error.
-            if trainer.received_sigterm:
+            if trainer.received_sigterm and isinstance(error, (SIGTERMException, RuntimeError)):
                 raise SystemExit(_TERMINATED) from None
+            if isinstance(error, Exception) and (told := explain_failure(error, config, training=task.training)):
+                raise told from error
             raise
         except SystemExit:
             # Lightning turns an interrupt into an exit.
@@ -148,18 +150,6 @@ def fit(
 def epoch_seed(seed: int, epoch: int) -> int:
     """Seed that everything random in an epoch, numbered from 0, follows from in a run of that seed."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-
-
-def _out_of_memory(config: TrainConfig, *, training: bool) -> str:
-    if not training:
-        return (
-            "a validation image, which is taken whole, did not fit into the GPU's memory; make the images of val"
-            " smaller, or take a smaller --backbone"
-        )
-    return (
-        f"a step of {config.batch_size} {config.seen} did not fit into the GPU's memory; take a smaller --batch-size or"
-        " --crop"
-    )
 
 
 class _EpochSeeds(Callback):

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
@@ -365,6 +366,52 @@ def test_a_gpu_of_too_little_memory_is_told_with_what_takes_less(
         fit(model, open_dataset(scenes), "", config, tmp_path, Console(stderr=True))
     assert str(refusal.value).startswith(told)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_cpu_of_too_little_memory_is_told_with_what_takes_less(
+    scenes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    def run_out(_net: torch.nn.Module, _args: tuple[Tensor]) -> None:
+        torch.empty(2**58, dtype=torch.uint8)
+
+    model = make_model(BACKBONE)
+    model.net.register_forward_pre_hook(run_out)
+    with pytest.raises(UsageError, match="a step of 4 crops of 64x64 pixels did not fit into memory"):
+        fit(model, open_dataset(scenes), "", config, tmp_path, Console(stderr=True))
+
+
+def test_an_image_that_goes_while_workers_read_is_told_in_one_line(
+    scenes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    dataset = open_dataset(shutil.copytree(scenes, tmp_path / "data"))
+    gone = dataset.split("train")[0].image
+    gone.unlink()
+    with pytest.raises(DatasetError) as refusal:
+        fit(make_model(BACKBONE), dataset, "", replace(config, workers=1), tmp_path / "run", Console(stderr=True))
+    assert str(refusal.value).startswith(f"image {gone} does not exist")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_worker_that_is_killed_is_told_with_what_takes_less_memory(
+    scenes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    def kill_a_worker(_net: torch.nn.Module, _args: tuple[Tensor]) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    model = make_model(BACKBONE)
+    model.net.register_forward_pre_hook(kill_a_worker)
+    lasting = replace(config, workers=1, epochs=50)
+    with pytest.raises(UsageError, match=r"fewer --workers, or none \(0\), and go on by --resume"):
+        fit(model, open_dataset(scenes), "", lasting, tmp_path, Console(stderr=True))
+
+
+def test_a_step_too_small_for_batchnorm_is_told_with_what_helps(
+    scenes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    small = replace(config, backbone="resnet18", batch_size=1, crop=(32, 32), freeze_statistics=False)
+    with pytest.raises(UsageError, match="a step of 1 crops of 32x32 pixels leaves it one; take a larger --batch-size"):
+        fit(make_model("resnet18"), open_dataset(scenes), "", small, tmp_path, Console(stderr=True))
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_kept(run: Path, scenes: Path, tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""What ends a training without being a fault of the program, told in one line with the remedy."""
+
+import torch
+
+from fcnseg.errors import DatasetError, FcnsegError, UsageError
+from training.config import TrainConfig
+
+_NO_ROOM = "DefaultCPUAllocator"
+_NO_STATISTICS = "Expected more than 1 value per channel"
+_WORKER = "DataLoader worker"
+
+
+def explain_failure(error: Exception, config: TrainConfig, *, training: bool) -> FcnsegError | None:
+    """Return what an error of a step, of a validation or of the workers means; None where it is as it says.
+
+    Args:
+        error: What was raised.
+        config: Of the run.
+        training: Whether in a step, and not in a validation.
+    """
+    text = str(error)
+    if isinstance(error, DatasetError):
+        # A worker's comes with its traceback, whose last line is what was raised there.
+        lines = text.strip().splitlines()
+        return DatasetError(lines[-1].partition(": ")[2]) if len(lines) > 1 else None
+    if isinstance(error, torch.OutOfMemoryError):
+        return UsageError(_no_room("the GPU's memory", config, training=training))
+    if isinstance(error, RuntimeError) and _NO_ROOM in text:
+        return UsageError(_no_room("memory", config, training=training))
+    if isinstance(error, RuntimeError) and text.startswith(_WORKER):
+        return UsageError(
+            "a process that prepares batches was ended from without, most likely for want of memory, or of shared"
+            " memory (/dev/shm) in a container; take fewer --workers, or none (0), and go on by --resume"
+        )
+    if isinstance(error, ValueError) and text.startswith(_NO_STATISTICS):
+        return UsageError(
+            f"BatchNorm takes its statistics from more than one value, and a step of {config.batch_size} {config.seen}"
+            " leaves it one; take a larger --batch-size (of no more than the training images) or --crop, or"
+            " --freeze-statistics"
+        )
+    return None
+
+
+def _no_room(memory: str, config: TrainConfig, *, training: bool) -> str:
+    if not training:
+        return (
+            f"a validation image, which is taken whole, did not fit into {memory}; make the images of val smaller, or"
+            " take a smaller --backbone"
+        )
+    return (
+        f"a step of {config.batch_size} {config.seen} did not fit into {memory}; take a smaller --batch-size or --crop"
+    )
