@@ -14,7 +14,9 @@ _RISE = 10
 
 
 class DivergenceWatch(Callback):
-    """Ends a run whose loss is no number, and warns once of one whose loss rises far above that of its beginning.
+    """Ends a run whose loss or validation scores are no numbers.
+
+    It warns once of one whose loss rises far above that of its beginning.
 
     It looks when the task's running loss has been looked at, so that no step waits for the device.
 
@@ -59,6 +61,19 @@ class DivergenceWatch(Callback):
         """
         if isinstance(pl_module, SegmentationTask):
             _require_finite(pl_module.running_loss.mean(), f"epoch {trainer.current_epoch + 1}", pl_module)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what the weights make of the validation images: no loss has shown what the last step did to them.
+
+        Raises:
+            UsageError: Scores are no numbers.
+        """
+        if isinstance(pl_module, SegmentationTask) and not pl_module.scores_finite:
+            raise UsageError(
+                f"the scores of the validation images are no numbers after epoch {trainer.current_epoch + 1}; take a"
+                f" lower --lr (it was {pl_module.record.config.lr:g})"
+            )
 
 
 def _require_finite(loss: float, place: str, task: SegmentationTask) -> None:

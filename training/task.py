@@ -32,6 +32,7 @@ class SegmentationTask(LightningModule):
         record: What a checkpoint written now says beside the weights.
         scores: The latest validation's, or None before the first.
         running_loss: The epoch's training loss.
+        scores_finite: Whether all scores of the latest validation are finite numbers, a bool on the device.
     """
 
     def __init__(self, model: SegmentationModel, record: RunRecord, class_weights: Tensor | None = None) -> None:
@@ -41,6 +42,7 @@ class SegmentationTask(LightningModule):
         self.scores: Scores | None = None
         self._loss = SegmentationLoss(record.config, ignore_value(record.label_map.ignore_id), class_weights)
         self.running_loss = RunningLoss()
+        self.scores_finite = torch.tensor(data=True)
         self._meter: Meter | None = None
         self._pixel_scores: Callable[[Tensor], Tensor] = model.pixel_scores
 
@@ -76,6 +78,7 @@ class SegmentationTask(LightningModule):
     @override
     def on_validation_start(self) -> None:
         """Begin an empty confusion matrix."""
+        self.scores_finite = torch.tensor(data=True, device=self.device)
         self._meter = Meter(len(self.record.label_map), self.record.label_map.ignore_id, self.device)
 
     @override
@@ -95,9 +98,13 @@ class SegmentationTask(LightningModule):
         images = images.to(self.device)
         with exact_products(), torch.autocast(self.device.type, enabled=False):
             if self.model.class_map_at == "cell":
-                class_map: Tensor = self.model(images)[0]
-                return class_map.long()
-            return self.model.pixel_scores(images).argmax(dim=1)
+                class_map, heatmap, _ = self.model(images)
+            else:
+                heatmap = self.model.heatmap(images)
+                class_map = self.model.enlarge_scores(heatmap, (images.shape[1], images.shape[2])).argmax(dim=1)
+            self.scores_finite = self.scores_finite & heatmap.isfinite().all()
+            ids: Tensor = class_map.long()
+            return ids
 
     @override
     def on_validation_end(self) -> None:

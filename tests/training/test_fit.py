@@ -346,6 +346,17 @@ def test_a_run_that_diverges_is_an_error_and_keeps_nothing(scenes: Path, tmp_pat
     assert {path.name for path in run.iterdir()} == {"config.yaml", "environment.json", "tensorboard"}
 
 
+def test_an_epoch_whose_only_step_ruins_the_weights_is_not_kept(scenes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = [*train_arguments(scenes, tmp_path), "--crop", "64", "--batch-size", "8", "--epochs", "1"]
+    steep = ["--optimiser", "sgd", "--lr", "1e30", "--backbone-lr-factor", "1", "--warmup", "0"]
+    result = CliRunner().invoke(train, [*options, *steep, "--device", "cpu", "-o", str(run)])
+    told = "the scores of the validation images are no numbers after epoch 1; take a lower --lr (it was 1e+30)"
+    assert isinstance(result.exception, UsageError), result.output
+    assert str(result.exception) == told
+    assert not [path.name for path in run.iterdir() if path.suffix in {".ckpt", ".csv"}]
+
+
 @pytest.mark.parametrize(
     ("training", "told"),
     [
