@@ -7,6 +7,7 @@ from typing import Any
 
 from fcnseg.errors import UsageError
 from fcnseg.files import write_text
+from fcnseg.folder.earlier import put_aside
 from fcnseg.folder.names import COCO, JOB, MANIFEST, PARQUET, REPORT
 from fcnseg.types import LabelMap
 
@@ -61,6 +62,8 @@ def claim(output: Path, job: JobFile, *, overwrite: bool) -> bool:
             raise UsageError(f"the masks in {output} were made with other options ({', '.join(changed)}); {remedy}")
     goes_on = known and not overwrite
     if not goes_on:  # before the new job is named: else what tells of the old one might pass for its
+        if known:
+            put_aside(output)
         for name in (MANIFEST, PARQUET, COCO, REPORT) if known else (MANIFEST,):
             (output / name).unlink(missing_ok=True)
     write_text(path, job.text())

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from fcnseg.errors import UsageError
 
 MANIFEST = "manifest.jsonl"
+EARLIER = ".manifest.earlier.jsonl"
 PARQUET = "manifest.parquet"
 REPORT = "report.html"
 JOB = "fcnseg.json"

@@ -19,6 +19,7 @@ from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, UsageError,
 from fcnseg.files import remove_halves, shown, write_bytes
 from fcnseg.folder import coco, mask_files
 from fcnseg.folder.answers import Answer, WrittenAnswer
+from fcnseg.folder.earlier import remove_outlived
 from fcnseg.folder.job import JobFile, claim
 from fcnseg.folder.local_model import LocalModel, open_model
 from fcnseg.folder.manifest import Manifest, Row, write_areas, write_peaks
@@ -159,6 +160,7 @@ class Job:
             manifest = stack.enter_context(Manifest(self.output / MANIFEST, fresh=not goes_on))
             yield from self._record(manifest)
             manifest.put_in_order(item.name for item in self.plan.images)
+            remove_outlived(self.output, manifest)
             self._sum_up()
 
     def _claim(self) -> bool:

@@ -268,3 +268,43 @@ def test_what_sums_up_an_earlier_job_does_not_stay_beside_one_that_takes_its_pla
     list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", later))
     assert not (tmp_path / "out" / "coco.json").exists()
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_what_an_earlier_job_wrote_of_an_image_is_gone_when_one_that_takes_its_place_is_done(
+    segmenter: Segmenter, tmp_path: Path
+) -> None:
+    write_noise(tmp_path / "in", 3)
+    output = tmp_path / "out"
+    list(segment_folder(segmenter, tmp_path / "in", output, FolderOptions(overlay=True)))
+    (tmp_path / "in" / "000.png").unlink()
+    (tmp_path / "in" / "001.png").write_bytes(b"no image any more")
+    list(segment_folder(segmenter, tmp_path / "in", output, FolderOptions(MaskFormat.TIFF, overwrite=True)))
+    of_no_image_of_the_new_job = {"000.png", "000.overlay.jpg"}
+    found = {path.name for path in output.glob("[!.]*")} - {"manifest.parquet"}
+    assert found == {"002.tif", "fcnseg.json", "manifest.jsonl", "report.html"} | of_no_image_of_the_new_job
+
+
+def test_a_job_that_is_ended_early_has_removed_nothing_of_the_one_whose_place_it_takes(
+    segmenter: Segmenter, tmp_path: Path
+) -> None:
+    write_noise(tmp_path / "in", 4)
+    output, masks = tmp_path / "out", [f"00{i}.png" for i in range(4)]
+    list(segment_folder(segmenter, tmp_path / "in", output))
+    for mask_format in (MaskFormat.TIFF, MaskFormat.NPY):  # one after the other is ended
+        job = segment_folder(segmenter, tmp_path / "in", output, FolderOptions(mask_format, overwrite=True, workers=1))
+        next(job)
+        job.close()
+        assert all((output / mask).is_file() for mask in masks)
+    list(segment_folder(segmenter, tmp_path / "in", output, FolderOptions(MaskFormat.NPY)))
+    assert sorted(path.name for path in output.glob("*00*")) == [f"00{i}.npy" for i in range(4)]
+    assert not list(output.glob(".manifest*"))
+
+
+def test_an_earlier_jobs_manifest_removes_nothing_elsewhere(segmenter: Segmenter, tmp_path: Path) -> None:
+    write_noise(tmp_path / "in", 1)
+    (tmp_path / "precious").write_text("mine")
+    list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out"))
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"mask": "000.png"', '"mask": "../precious"'))
+    list(segment_folder(segmenter, tmp_path / "in", tmp_path / "out", FolderOptions(overwrite=True)))
+    assert (tmp_path / "precious").read_text() == "mine"
