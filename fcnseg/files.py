@@ -110,6 +110,25 @@ def require_model_place(path: Path, *inputs: Path | None) -> None:
         raise UsageError(f"output {path} is to be a model file; end its name in .onnx")
 
 
+def require_report_place(path: Path, suffix: str, *inputs: Path, data: Path | None = None) -> None:
+    """Check, as `require_place` does, that a report can stand at a path.
+
+    Args:
+        path: Where it is to stand.
+        suffix: What its name has to end in: another file may be an image's, or weights.
+        inputs: What it is made of.
+        data: A folder whose JSON files tell of its images.
+
+    Raises:
+        UsageError: As of `require_place`, or the name ends otherwise, or it is that of a JSON file of the data.
+    """
+    require_place(path, *inputs)
+    if path.suffix.lower() != suffix:
+        raise UsageError(f"output {path} is to be a report; end its name in {suffix}")
+    if data is not None and suffix == ".json" and path.exists() and real_path(path).is_relative_to(real_path(data)):
+        raise UsageError(f"output {path} may be a part of {data}; name another place, or remove it first")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     with replacing(path) as temporary:

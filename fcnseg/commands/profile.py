@@ -51,7 +51,7 @@ def profile(
     from fcnseg import files
 
     if json_path is not None:
-        files.require_place(json_path, model)
+        files.require_report_place(json_path, ".json", model)
     if device != "cpu":  # else a node's time on CUDA is that of its launch; read when the driver starts
         os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
     from fcnseg.profile import profile as measure

@@ -519,7 +519,11 @@ def test_the_report_escapes_names_and_needs_nothing_from_elsewhere(tmp_path: Pat
 def test_a_report_that_cannot_stand_in_its_place_is_refused_and_leaves_nothing(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     before = sorted(tmp_path.rglob("*"))
-    for place, told in ((data, "is a folder; name a file"), (tmp_path / "file" / "x.html", "is not a folder; choose")):
+    for place, told in (
+        (data, "is a folder; name a file"),
+        (tmp_path / "file" / "x.html", "is not a folder; choose"),
+        (next(data.rglob("*.png")), "is to be a report; end its name in .html"),
+    ):
         result = CliRunner().invoke(check, [str(data), "--report", str(place)])
         assert isinstance(result.exception, UsageError)
         assert told in str(result.exception)

@@ -256,8 +256,25 @@ def test_nothing_is_written_when_the_model_fails_on_the_way(tmp_path: Path) -> N
 
 
 def test_outputs_that_cannot_be_written_are_refused_before_any_work(tiny_model: Path, tmp_path: Path) -> None:
-    for options in (["--json", tmp_path], ["--report", tmp_path], ["--json", "a.json", "--report", "a.json"]):
+    for options in (["--json", tmp_path], ["--report", tmp_path]):
         assert isinstance(run(tiny_model, tmp_path / "nowhere", *options).exception, UsageError)
+
+
+def test_reports_take_no_place_of_images_weights_or_what_tells_of_them(tiny_model: Path, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", TRUTH, NAMES)
+    image, classes = next(data.rglob("*.png")), data / "classes.json"
+    assert classes.is_file()
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    for option, place, told in (
+        ("--json", image, "is to be a report; end its name in .json"),
+        ("--report", image, "is to be a report; end its name in .html"),
+        ("--json", tmp_path / "best.ckpt", "is to be a report; end its name in .json"),
+        ("--json", classes, f"may be a part of {data}; name another place, or remove it first"),
+    ):
+        error = run(tiny_model, data, option, place).exception
+        assert isinstance(error, UsageError)
+        assert str(error) == f"output {place} {told}"
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
 
 
 def test_what_is_neither_model_file_nor_run_is_refused(tmp_path: Path) -> None:

@@ -40,11 +40,11 @@ def check(data: Path, report: Path | None, *, show_all: bool) -> None:
     """
     from rich.console import Console
 
-    from fcnseg.files import require_place, write_bytes
+    from fcnseg.files import require_report_place, write_bytes
     from training.doctor import diagnose
 
     if report is not None:
-        require_place(report)
+        require_report_place(report, ".html")
     with Console(stderr=True).status("examining images and masks"):
         diagnosis = diagnose(data)
     console = Console()

@@ -48,7 +48,9 @@ def _read_scales(_context: click.Context, _parameter: click.Parameter, value: st
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--split", default="val", show_default=True, help="Which images of DATA.")
-@click.option("--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Write the figures there.")
+@click.option(
+    "--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Write the figures there, as .json."
+)
 @click.option(
     "--report",
     metavar="FILE",
@@ -98,18 +100,16 @@ def evaluate(
     """
     from rich.console import Console
 
-    from fcnseg.errors import UsageError
-    from fcnseg.files import require_place, sha256_of, write_bytes, write_text
+    from fcnseg.files import require_report_place, sha256_of, write_bytes, write_text
     from training.contents import check_samples
     from training.data import open_dataset
     from training.evaluation import AveragedPredictor, extremes, open_predictor, require_same_classes
     from training.report import Subject, figures, to_json
     from training.report_page import to_html
 
-    for path in filter(None, (json_path, report)):
-        require_place(path, model)
-    if json_path is not None and report is not None and json_path.absolute() == report.absolute():
-        raise UsageError(f"--json and --report both name {report}; give each a file of its own")
+    for path, suffix in ((json_path, ".json"), (report, ".html")):
+        if path is not None:
+            require_report_place(path, suffix, model, data=data)
     console = Console(stderr=True)
     dataset = open_dataset(data, (split,))
     samples = dataset.split(split)
