@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 
 from fcnseg.errors import UsageError
+from fcnseg.files import printable, shown
 
 BEST = "best.ckpt"
 LAST = "last.ckpt"
@@ -39,7 +40,7 @@ def prepare_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> No
             finished no epoch.
 
     Raises:
-        UsageError: It holds such files and they are not to be removed, or it is a file.
+        UsageError: It holds such files and they are not to be removed, or it is a file, or not named in UTF-8.
     """
     earlier = require_free(folder, overwrite=overwrite, resume=resume)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,8 @@ def require_free(folder: Path, *, overwrite: bool, resume: bool = False) -> list
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"run folder {folder} is a file; name a folder")
+    if printable(str(folder)) != str(folder):
+        raise UsageError(f"run folder {shown(folder)} is not named in UTF-8, as TensorBoard needs; name another")
     earlier = [folder / name for name in _LEFT_BEHIND if (folder / name).exists()]
     is_run = _is_run(folder)
     if earlier and not overwrite and not (resume and is_run):

@@ -265,6 +265,11 @@ def test_reports_take_no_place_of_images_weights_or_what_tells_of_them(tiny_mode
     image, classes = next(data.rglob("*.png")), data / "classes.json"
     assert classes.is_file()
     before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    kept = tmp_path / "run" / "environment.json"
+    kept.parent.mkdir()
+    kept.touch()
+    error = run(kept.parent, data, "--json", kept).exception
+    assert str(error) == f"output {kept} would take the place of what it is made of; name another"
     for option, place, told in (
         ("--json", image, "is to be a report; end its name in .json"),
         ("--report", image, "is to be a report; end its name in .html"),

@@ -109,3 +109,9 @@ def test_a_file_in_the_place_of_the_run_folder_is_refused(tmp_path: Path) -> Non
     (tmp_path / "run").touch()
     with pytest.raises(UsageError, match="is a file"):
         prepare_folder(tmp_path / "run", overwrite=True)
+
+
+def test_a_run_folder_whose_name_is_no_utf8_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not named in UTF-8, as TensorBoard needs; name another$"):
+        prepare_folder(tmp_path / "r\udcff", overwrite=False)
+    assert list(tmp_path.iterdir()) == []

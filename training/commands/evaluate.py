@@ -106,10 +106,11 @@ def evaluate(
     from training.evaluation import AveragedPredictor, extremes, open_predictor, require_same_classes
     from training.report import Subject, figures, to_json
     from training.report_page import to_html
+    from training.run_folder import ENVIRONMENT
 
     for path, suffix in ((json_path, ".json"), (report, ".html")):
         if path is not None:
-            require_report_place(path, suffix, model, data=data)
+            require_report_place(path, suffix, model, model / ENVIRONMENT, data=data)
     console = Console(stderr=True)
     dataset = open_dataset(data, (split,))
     samples = dataset.split(split)
