@@ -246,6 +246,14 @@ def test_faulty_masks_are_refused_before_anything_is_measured(tiny_model: Path, 
     assert not (tmp_path / "out.json").exists()
 
 
+def test_a_split_without_a_label_is_refused_instead_of_measured_as_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", np.full_like(TRUTH, 255), NAMES)
+    error = run(tiny_model, data, "--json", tmp_path / "out.json").exception
+    assert isinstance(error, DatasetError)
+    assert str(error).startswith("no pixel of the val masks has a class: all have id 255, which counts as no label;")
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_nothing_is_written_when_the_model_fails_on_the_way(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model.onnx", fails_on_magenta=True)
     magenta = np.full((*TRUTH.shape, 3), (255, 0, 255), np.uint8)

@@ -100,6 +100,7 @@ def evaluate(
     """
     from rich.console import Console
 
+    from fcnseg.errors import DatasetError
     from fcnseg.files import require_report_place, sha256_of, write_bytes, write_text
     from training.contents import check_samples
     from training.data import open_dataset
@@ -117,7 +118,11 @@ def evaluate(
     net = open_predictor(model, device)
     label_map, ignore_id = net.label_map, dataset.label_map.ignore_id
     require_same_classes(label_map, dataset.label_map)
-    check_samples(samples, dataset.label_map)
+    if not sum(check_samples(samples, dataset.label_map).class_pixels):
+        raise DatasetError(
+            f"no pixel of the {split} masks has a class: all have id {ignore_id}, which counts as no label; name a"
+            " split that can be measured"
+        )
     if flip and not scales:
         scales = (1.0,)
     predictor = AveragedPredictor(net, scales, flip=flip) if scales else net
