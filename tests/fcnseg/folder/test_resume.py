@@ -217,8 +217,16 @@ def test_a_manifest_that_ends_in_half_a_line_is_read_up_to_there(segmenter: Segm
 def test_a_full_disk_ends_the_job_with_one_line_and_it_goes_on_when_there_is_room(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "m.onnx")
     write_noise(tmp_path / "in", 30)
-    disk = tmp_path / "disk"
+    disk, later = tmp_path / "disk", tmp_path / "later"
+    later.mkdir()
+    for path in sorted((tmp_path / "in").iterdir())[2:]:
+        path.rename(later / path.name)
     with small_disk(disk, "100k"):
+        process = start(model, tmp_path / "in", disk / "out")
+        _, stderr = process.communicate(timeout=180)
+        assert process.returncode == 0, stderr
+        for path in later.iterdir():
+            path.rename(tmp_path / "in" / path.name)
         process = start(model, tmp_path / "in", disk / "out")
         _, stderr = process.communicate(timeout=180)
         assert process.returncode == 1
