@@ -8,6 +8,7 @@ RUN/samples/            image, truth and prediction, every fifth epoch
 RUN/tensorboard/        for TensorBoard: loss, rate, and every class's IoU
 RUN/best.ckpt           the epoch with the best validation mean IoU
 RUN/last.ckpt           the last epoch, or where the run was interrupted in the first
+RUN/.fcnseg.lock        held while a program trains into the folder
 """
 
 import json

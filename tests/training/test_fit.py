@@ -343,7 +343,7 @@ def test_a_run_that_diverges_is_an_error_and_keeps_nothing(scenes: Path, tmp_pat
     )
     assert told is not None, result.exception
     assert 1 < int(told[1]) < 8
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "environment.json", "tensorboard"}
+    assert {path.name for path in run.glob("[!.]*")} == {"config.yaml", "environment.json", "tensorboard"}
 
 
 def test_an_epoch_whose_only_step_ruins_the_weights_is_not_kept(scenes: Path, tmp_path: Path) -> None:
