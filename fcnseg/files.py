@@ -78,6 +78,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def is_named_in_utf8(path: Path) -> bool:
+    """Whether a path is valid Unicode, as libraries that are not Python's own want it."""
+    return printable(str(path)) == str(path)
+
+
 def require_place(path: Path, *inputs: Path | None) -> None:
     """Check, before work is done for its sake, that a file can stand at a path.
 
@@ -104,7 +109,7 @@ def require_model_place(path: Path, *inputs: Path | None) -> None:
         UsageError: As of `require_place`, or the name does not end in .onnx: it may be an image's; or it is not UTF-8.
     """
     require_place(path, *inputs)
-    if printable(str(path)) != str(path):
+    if not is_named_in_utf8(path):
         raise UsageError(f"output {shown(path)} is not named in UTF-8, as onnxruntime needs; name another")
     if path.suffix.lower() != ".onnx":
         raise UsageError(f"output {path} is to be a model file; end its name in .onnx")

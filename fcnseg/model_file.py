@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from fcnseg.certificate import Certificate
 from fcnseg.devices import FATAL_ONLY
 from fcnseg.errors import ModelFileError, one_line
-from fcnseg.files import printable, shown
+from fcnseg.files import is_named_in_utf8, shown
 from fcnseg.geometry import Geometry
 from fcnseg.layers import Layer
 from fcnseg.model_card import ModelCard
@@ -139,7 +139,7 @@ def require_model_file(path: Path) -> None:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ModelFileError(f"model file {path} {what}; make one with 'fcnseg heatmap' or 'fcnseg export'")
-    if printable(str(path)) != str(path):
+    if not is_named_in_utf8(path):
         raise ModelFileError(f"model file {shown(path)} is not named in UTF-8, as onnxruntime needs; rename it")
     require_plain(path)
 

@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 
 from fcnseg.errors import UsageError
-from fcnseg.files import printable, shown
+from fcnseg.files import is_named_in_utf8, shown
 
 BEST = "best.ckpt"
 LAST = "last.ckpt"
@@ -65,7 +65,7 @@ def require_free(folder: Path, *, overwrite: bool, resume: bool = False) -> list
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"run folder {folder} is a file; name a folder")
-    if printable(str(folder)) != str(folder):
+    if not is_named_in_utf8(folder):
         raise UsageError(f"run folder {shown(folder)} is not named in UTF-8, as TensorBoard needs; name another")
     earlier = [folder / name for name in _LEFT_BEHIND if (folder / name).exists()]
     is_run = _is_run(folder)
