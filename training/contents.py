@@ -117,6 +117,11 @@ def check_samples(samples: Sequence[Sample], label_map: LabelMap) -> Contents:
     return contents
 
 
+def tell_no_label(split: str, ignore_id: int | None) -> str:
+    """Say of a split that no pixel of it has a class; the remedy is the caller's to add."""
+    return f"no pixel of the {split} masks has a class: all have id {ignore_id}, which counts as no label"
+
+
 def require_sound(faults: Sequence[Fault], samples: int) -> None:
     """Refuse samples with faults.
 

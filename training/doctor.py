@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg.errors import DatasetError
-from training.contents import Contents, Fault, look_into
+from training.contents import Contents, Fault, look_into, tell_no_label
 from training.data import Dataset, open_dataset
 
 Severity: TypeAlias = Literal["error", "warning"]
@@ -157,10 +157,7 @@ def _classes(dataset: Dataset, contents: Mapping[str, Contents]) -> Iterator[Fin
             continue
         labelled = sum(found.class_pixels)
         if not labelled and split in _COMPARED:
-            message = (
-                f"no pixel of the {split} masks has a class: all have id {dataset.label_map.ignore_id}, which counts as"
-                " no label; give them classes"
-            )
+            message = f"{tell_no_label(split, dataset.label_map.ignore_id)}; give them classes"
             yield Finding("error", _NO_LABEL, split, (message,))
             continue
         absent = [

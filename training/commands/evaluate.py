@@ -102,7 +102,7 @@ def evaluate(
 
     from fcnseg.errors import DatasetError
     from fcnseg.files import require_report_place, sha256_of, write_bytes, write_text
-    from training.contents import check_samples
+    from training.contents import check_samples, tell_no_label
     from training.data import open_dataset
     from training.evaluation import AveragedPredictor, extremes, open_predictor, require_same_classes
     from training.report import Subject, figures, to_json
@@ -119,10 +119,7 @@ def evaluate(
     label_map, ignore_id = net.label_map, dataset.label_map.ignore_id
     require_same_classes(label_map, dataset.label_map)
     if not sum(check_samples(samples, dataset.label_map).class_pixels):
-        raise DatasetError(
-            f"no pixel of the {split} masks has a class: all have id {ignore_id}, which counts as no label; name a"
-            " split that can be measured"
-        )
+        raise DatasetError(f"{tell_no_label(split, ignore_id)}; name a split that can be measured")
     if flip and not scales:
         scales = (1.0,)
     predictor = AveragedPredictor(net, scales, flip=flip) if scales else net
