@@ -132,11 +132,13 @@ def fit(
             checkpoint = None if after_epoch is None else folder / LAST
             with exact_products() if precision == "fp32" else contextlib.nullcontext():
                 trainer.fit(task, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
-        except (SIGTERMException, Exception) as error:
+        except SIGTERMException:
+            raise SystemExit(_TERMINATED) from None
+        except Exception as error:
             # A SIGTERM to all processes of a job ends the workers first, which is told as an error.
-            if trainer.received_sigterm and isinstance(error, (SIGTERMException, RuntimeError)):
+            if trainer.received_sigterm and isinstance(error, RuntimeError):
                 raise SystemExit(_TERMINATED) from None
-            if isinstance(error, Exception) and (told := explain_failure(error, config, training=task.training)):
+            if told := explain_failure(error, config, training=task.training):
                 raise told from error
             raise
         except SystemExit:

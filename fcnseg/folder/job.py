@@ -64,7 +64,7 @@ def claim(output: Path, job: JobFile, *, overwrite: bool) -> bool:
     if not goes_on:  # before the new job is named: else what tells of the old one might pass for its
         if known:
             put_aside(output)
-        for name in (MANIFEST, PARQUET, COCO, REPORT) if known else (MANIFEST,):
+        for name in (PARQUET, COCO, REPORT) if known else (MANIFEST,):
             (output / name).unlink(missing_ok=True)
     write_text(path, job.text())
     return goes_on
