@@ -4,7 +4,7 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -219,17 +219,20 @@ class Section:
         self.masks: dict[str, NDArray[np.generic]] = {}
 
     def run(self) -> None:
-        of_a_net = {"export": self.export, "compile": self.compile, "compiled": self.compiled, "kernels": self.kernels}
         whole = {"ceiling": self.ceiling, "placement": self.placement, "shapes": self.shapes}
         whole |= {name: partial(self.servers, options) for name, options in SERVERS.items()}
         nets = {net.name: net for net in self.plan.nets}
         match self.name.split():
+            case ["export", name, "fp16" | "fp32" as precision]:
+                self.export(nets[name], precision)
+            case ["compile", name, number]:
+                self.compile(nets[name], int(number))
+            case ["compiled", name]:
+                self.compiled(nets[name])
+            case ["kernels", name]:
+                self.kernels(nets[name])
             case [name] if name in nets:
                 self.net(nets[name])
-            case ["export" | "compile" as kind, name, what]:
-                of_a_net[kind](nets[name], what)
-            case [kind, name] if kind in of_a_net:
-                of_a_net[kind](nets[name])
             case [name, *_]:
                 whole[name]()
 
@@ -293,7 +296,7 @@ class Section:
 
     def net(self, net: Net) -> None:
         files = Files(self.paths(net), self.device, self.folder)
-        peers = self.peers(net)
+        peers = self.peers(net, PEERS)
         works = {shape: self.multiply_adds(peers[SAME_MODULE], shape) for shape in net.cases}
         is_last_faster = {shape: self.on_device(files, peers, shape, works[shape]) for shape in net.cases}
         for shape in net.cases:
@@ -337,13 +340,13 @@ class Section:
         entrants[f"{half}, plain onnxruntime"] = Entrant(partial(files.plain, half, batch))
         self.turns(shape, entrants, work)
 
-    def compile(self, net: Net, number: str) -> None:
+    def compile(self, net: Net, number: int) -> None:
         """Leave what torch.compile makes of a net for one of its cases in its cache."""
-        shape = net.cases[int(number)]
+        shape = net.cases[number]
         case, way = case_of(shape), f"{self.plan.precision}, {SAME_MODULE}"
 
         def measure() -> None:
-            peer = self.peers(net)[SAME_MODULE]
+            peer = self.peers(net, [SAME_MODULE])[SAME_MODULE]
             began = time.perf_counter()
             peer.compiled(pictures(shape))()
             self.row(case, way, time.perf_counter() - began, unit="s")
@@ -352,7 +355,7 @@ class Section:
 
     def compiled(self, net: Net) -> None:
         files = Files(self.paths(net), self.device, self.folder)
-        peer = self.peers(net)[SAME_MODULE]
+        peer = self.peers(net, [SAME_MODULE])[SAME_MODULE]
         half = self.plan.precision
         for shape in net.cases[:CASES_COMPILED]:
             batch, work = pictures(shape), self.multiply_adds(peer, shape)
@@ -365,10 +368,10 @@ class Section:
             }
             self.turns(shape, entrants, work)
 
-    def peers(self, net: Net) -> dict[str, Torch]:
-        """The sides in PyTorch, by name, with the same weights."""
+    def peers(self, net: Net, names: Iterable[str]) -> dict[str, Torch]:
+        """The sides in PyTorch that are named, with the same weights."""
         model = build_net(net.architecture, CLASSES)
-        return {name: Torch(side(model), self.device) for name, side in PEERS.items()}
+        return {name: Torch(PEERS[name](model), self.device) for name in names}
 
     def kernels(self, net: Net) -> None:
         shape = net.cases[0]
