@@ -2,9 +2,10 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
@@ -27,6 +28,8 @@ from serving.statistics import Statistics
 _LONGEST_DRAIN_S = 30.0
 _MOST_NAMED = 20
 _MOST_TRIES = 3
+# Until a model that could not be opened is tried again, though its files are as they were.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 300.0
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +37,15 @@ _Contents: TypeAlias = tuple[tuple[str, FileStamp], ...]
 """Versions of a model and what their files are."""
 _Attempt: TypeAlias = tuple[_Contents, tuple[int | None, ...]]
 """What was to be served of a model, and when its files were last touched: who may read them counts too."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An attempt that failed, and from when on, on the monotonic clock, it is made again after a pause."""
+
+    attempt: _Attempt
+    pause_s: float
+    again_at: float
 
 
 def _listed(names: Collection[str]) -> str:
@@ -78,7 +90,7 @@ class ModelRegistry:
         self._finding = threading.Lock()  # held for a moment
         self._closing = threading.Event()
         self._models: dict[str, dict[str, ServedModel]] = {}  # by name and version, in their order; never changed
-        self._failed: dict[str, _Attempt] = {}
+        self._failed: dict[str, _Failure] = {}
         self._unopened: frozenset[str] = frozenset()
         try:
             self._open_all(strict=strict)
@@ -231,6 +243,8 @@ class ModelRegistry:
     def refresh(self) -> None:
         """Make all models what the paths hold now; what cannot be opened is logged once and stays as it was.
 
+        Such a model is tried again when its files have changed; and else after a pause, each twice as long as the one
+        before, since what kept it from being opened may have passed: too little memory, say, or too many open files.
         Nothing is raised: it is called at intervals, and must be called again, whatever a file does to the runtime.
         """
         with self._changing:
@@ -244,7 +258,7 @@ class ModelRegistry:
             for source in sources:
                 there.setdefault(source.name, []).append(source)
             known = there.keys() | faults.keys()
-            self._failed = {name: attempt for name, attempt in self._failed.items() if name in known}
+            self._failed = {name: failure for name, failure in self._failed.items() if name in known}
             self._unopened = self._unopened & known | faults.keys()
             for name, fault in faults.items():
                 there.pop(name, None)
@@ -257,7 +271,7 @@ class ModelRegistry:
                 if contents == served:
                     self._unopened -= {name}
                 attempt = contents, tuple(access_of(source.path) for source in found)
-                if contents == served or attempt == self._failed.get(name):
+                if contents == served or self._is_too_soon(name, attempt):
                     continue
                 try:
                     self._replace(name, found)
@@ -341,12 +355,21 @@ class ModelRegistry:
             model.batcher.close()
             model.engine.close()
 
+    def _is_too_soon(self, name: str, attempt: _Attempt) -> bool:
+        """Tell whether this attempt has failed, and its pause is not over."""
+        last = self._failed.get(name)
+        return last is not None and last.attempt == attempt and time.monotonic() < last.again_at
+
     def _log_failure(self, name: str, attempt: _Attempt, error: Exception) -> None:
-        if self._failed.get(name) != attempt:
+        """Keep that an attempt has failed, and log it, unless it has failed before."""
+        last, pause_s = self._failed.get(name), _FIRST_PAUSE_S
+        if last is not None and last.attempt == attempt:
+            pause_s = min(2 * last.pause_s, _LONGEST_PAUSE_S)
+        else:
             fault = None if isinstance(error, FcnsegError) else error
             level = logging.WARNING if fault is None else logging.ERROR
             _log.log(level, "the models stay as they were: %s", error, exc_info=fault)
-        self._failed[name] = attempt
+        self._failed[name] = _Failure(attempt, pause_s, time.monotonic() + pause_s)
 
     def _open(self, source: ModelSource) -> ServedModel:
         options, batching = self._config.for_model(source.path)

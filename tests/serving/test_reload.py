@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -287,6 +288,20 @@ def test_a_model_that_may_be_read_at_last_is_served(
     refresh()
     assert (licence(registry), *registry.unopened) == ("second",)
     registry.close()
+
+
+def test_a_model_that_failed_for_a_reason_that_passes_is_served_though_its_files_are_as_they_were(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = ModelRegistry([repository], CPU_CONFIG)
+    with running_server(registry, ServerConfig(watch_s=0.05)):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
+        put(repository, 2, "second")
+        wait_until(lambda: "the models stay as they were" in caplog.text)
+        assert (licence(registry), registry.unopened) == ("first", {"cat"})
+        (tmp_path / "full").mkdir()
+        wait_until(lambda: licence(registry) == "second")
+    assert (registry.unopened, caplog.text.count("the models stay as they were")) == (frozenset(), 1)
 
 
 def test_a_file_that_is_replaced_while_it_is_opened_is_opened_again(repository: Path) -> None:
