@@ -74,10 +74,10 @@ class AsyncClient:
             else grpc.aio.insecure_channel(server, options)
             for _ in range(connections)
         ]
-        self._open_stubs = itertools.cycle([SegmentationServiceStub(channel) for channel in self._channels])
+        self._stubs = itertools.cycle([SegmentationServiceStub(channel) for channel in self._channels])
         first = self._channels[0]
-        self._open_admin = ModelAdminServiceStub(first)
-        self._open_health: Callable[..., Awaitable[Int32Value]] = first.unary_unary(CHECK, None, Int32Value.FromString)
+        self._admin = ModelAdminServiceStub(first)
+        self._health: Callable[..., Awaitable[Int32Value]] = first.unary_unary(CHECK, None, Int32Value.FromString)
         self._loop = loop
         self._closed = False
 
@@ -118,7 +118,7 @@ class AsyncClient:
         """Segment one image; as `Client.segment`."""
         wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
         asked, request = await asyncio.to_thread(self._exchange.ask, image, wanted)
-        response: pb.SegmentResponse = await self._call(self._stub.Segment, request, asked)
+        response: pb.SegmentResponse = await self._call(next(self._stubs).Segment, request, asked)
         return await asyncio.to_thread(self._exchange.read, asked, response)
 
     def segment_stream(
@@ -143,18 +143,18 @@ class AsyncClient:
         wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
         require_stream(images, in_flight)
         self._exchange.require_open(closed=self._closed)
-        return _Stream(self._exchange, lambda: self._stub, images, wanted, in_flight).items()
+        return _Stream(self._exchange, self._next_stub, images, wanted, in_flight).items()
 
     async def list_models(self) -> tuple[RemoteModel, ...]:
         """Return the models that the server holds; as `Client.list_models`."""
-        response: pb.ListModelsResponse = await self._call(self._stub.ListModels, pb.ListModelsRequest())
+        response: pb.ListModelsResponse = await self._call(next(self._stubs).ListModels, pb.ListModelsRequest())
         return read_models(response.models)
 
     async def get_model(self, model: str = "", version: str = "") -> RemoteModel:
         """Return one model's description; as `Client.get_model`."""
         require_model(model, version)
         request = pb.GetModelRequest(model_name=model, model_version=version)
-        response: pb.GetModelResponse = await self._call(self._stub.GetModel, request)
+        response: pb.GetModelResponse = await self._call(next(self._stubs).GetModel, request)
         return read_model(response.model)
 
     async def load_model(self, model: str) -> tuple[RemoteModel, ...]:
@@ -197,6 +197,7 @@ class AsyncClient:
         within: Readiness | None = None,
     ) -> _Response:
         """Call a method; with `within`, wait for a server that does not answer yet for as long as that says."""
+        self._require_usable()
         timeout_s = self._exchange.timeout_s if within is None else within.timeout_s
         left_s = timeout_s if within is None else within.left_s
         try:
@@ -213,20 +214,9 @@ class AsyncClient:
                 raise
             raise self._exchange.cancelled() from None
 
-    @property
-    def _stub(self) -> SegmentationServiceStub:
+    def _next_stub(self) -> SegmentationServiceStub:
         self._require_usable()
-        return next(self._open_stubs)
-
-    @property
-    def _admin(self) -> ModelAdminServiceStub:
-        self._require_usable()
-        return self._open_admin
-
-    @property
-    def _health(self) -> Callable[..., Awaitable[Int32Value]]:
-        self._require_usable()
-        return self._open_health
+        return next(self._stubs)
 
     def _require_usable(self) -> None:
         self._exchange.require_open(closed=self._closed)

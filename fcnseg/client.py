@@ -83,10 +83,10 @@ class Client:
             grpc.secure_channel(server, credentials, options) if credentials else grpc.insecure_channel(server, options)
             for _ in range(connections)
         ]
-        self._open_stubs = itertools.cycle([SegmentationServiceStub(channel) for channel in self._channels])
+        self._stubs = itertools.cycle([SegmentationServiceStub(channel) for channel in self._channels])
         first = self._channels[0]
-        self._open_admin = ModelAdminServiceStub(first)
-        self._open_health: Callable[..., Int32Value] = first.unary_unary(CHECK, None, Int32Value.FromString)
+        self._admin = ModelAdminServiceStub(first)
+        self._health: Callable[..., Int32Value] = first.unary_unary(CHECK, None, Int32Value.FromString)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -152,7 +152,7 @@ class Client:
         """
         wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
         asked, request = self._exchange.ask(image, wanted)
-        response: pb.SegmentResponse = self._call(self._stub.Segment, request, asked)
+        response: pb.SegmentResponse = self._call(next(self._stubs).Segment, request, asked)
         return self._exchange.read(asked, response)
 
     def segment_stream(
@@ -198,7 +198,7 @@ class Client:
         wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
         require_stream(images, in_flight)
         self._exchange.require_open(closed=self._closed)
-        return _Stream(self._exchange, lambda: self._stub, images, wanted, in_flight).items()
+        return _Stream(self._exchange, self._next_stub, images, wanted, in_flight).items()
 
     def list_models(self) -> tuple[RemoteModel, ...]:
         """Return the models that the server holds, by name, then by ascending version.
@@ -206,7 +206,7 @@ class Client:
         Raises:
             RequestError: The server could not be reached, or failed; of the kinds of `segment`.
         """
-        response: pb.ListModelsResponse = self._call(self._stub.ListModels, pb.ListModelsRequest())
+        response: pb.ListModelsResponse = self._call(next(self._stubs).ListModels, pb.ListModelsRequest())
         return read_models(response.models)
 
     def get_model(self, model: str = "", version: str = "") -> RemoteModel:
@@ -222,7 +222,7 @@ class Client:
         """
         require_model(model, version)
         request = pb.GetModelRequest(model_name=model, model_version=version)
-        response: pb.GetModelResponse = self._call(self._stub.GetModel, request)
+        response: pb.GetModelResponse = self._call(next(self._stubs).GetModel, request)
         return read_model(response.model)
 
     def load_model(self, model: str) -> tuple[RemoteModel, ...]:
@@ -306,6 +306,7 @@ class Client:
         within: Readiness | None = None,
     ) -> _Response:
         """Call a method; with `within`, wait for a server that does not answer yet for as long as that says."""
+        self._exchange.require_open(closed=self._closed)
         timeout_s = self._exchange.timeout_s if within is None else within.timeout_s
         left_s = timeout_s if within is None else within.left_s
         try:
@@ -316,20 +317,9 @@ class Client:
             self._exchange.require_open(closed=self._closed)
             raise
 
-    @property
-    def _stub(self) -> SegmentationServiceStub:
+    def _next_stub(self) -> SegmentationServiceStub:
         self._exchange.require_open(closed=self._closed)
-        return next(self._open_stubs)
-
-    @property
-    def _admin(self) -> ModelAdminServiceStub:
-        self._exchange.require_open(closed=self._closed)
-        return self._open_admin
-
-    @property
-    def _health(self) -> Callable[..., Int32Value]:
-        self._exchange.require_open(closed=self._closed)
-        return self._open_health
+        return next(self._stubs)
 
 
 class _Stream:
