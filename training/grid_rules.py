@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -126,14 +127,6 @@ def _slice(trace: Trace, args: tuple[Any, ...]) -> Grid:
     return grid
 
 
-def _bilinear(trace: Trace, args: tuple[Any, ...]) -> Grid:
-    return _interpolated(trace, args, 1)
-
-
-def _bicubic(trace: Trace, args: tuple[Any, ...]) -> Grid:
-    return _interpolated(trace, args, 2)
-
-
 def _interpolated(trace: Trace, args: tuple[Any, ...], around: int) -> Grid:
     """The grid behind interpolation between so many cells before a place and behind it."""
     sizes = zip(trace.size, args[1], strict=True)
@@ -153,14 +146,6 @@ def _between(axis: AxisGrid, cells: int, wanted: int, around: int) -> AxisGrid:
     return AxisGrid(
         axis.stride * step, axis.first + axis.stride * (place - reach), axis.last + axis.stride * (place + reach)
     )
-
-
-def _nearest(trace: Trace, args: tuple[Any, ...]) -> Grid:
-    return _sampled(trace, args, 0)
-
-
-def _nearest_to_centre(trace: Trace, args: tuple[Any, ...]) -> Grid:
-    return _sampled(trace, args, Fraction(1, 2))
 
 
 def _sampled(trace: Trace, args: tuple[Any, ...], phase: Fraction | int) -> Grid:
@@ -268,10 +253,10 @@ RULES: dict[str, Callable[[Trace, tuple[Any, ...]], Grid | None]] = {
     "reflection_pad2d": _pad,
     "replication_pad2d": _pad,
     "slice": _slice,
-    "upsample_nearest2d": _nearest,
-    "_upsample_nearest_exact2d": _nearest_to_centre,
-    "upsample_bilinear2d": _bilinear,
-    "upsample_bicubic2d": _bicubic,
+    "upsample_nearest2d": partial(_sampled, phase=0),
+    "_upsample_nearest_exact2d": partial(_sampled, phase=Fraction(1, 2)),
+    "upsample_bilinear2d": partial(_interpolated, around=1),
+    "upsample_bicubic2d": partial(_interpolated, around=2),
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
 }
