@@ -170,15 +170,15 @@ def dense_trunk(model: nn.Module, input_size: tuple[int, int], rule: Rule) -> Tr
             module.inplace = False
     for node in tail.norms:
         _require_channels(traced, node, tail)
-        _set_module(traced, str(node.target), _channelwise(traced.get_submodule(str(node.target))))
+        traced.set_submodule(str(node.target), _channelwise(traced.get_submodule(str(node.target))))
     for node in tail.others:
         other = called_module(traced, node)
         if isinstance(other, (nn.Softmax, nn.LogSoftmax)):
-            _set_module(traced, str(node.target), type(other)(dim=1))  # it may have been the last axis
+            traced.set_submodule(str(node.target), type(other)(dim=1))  # it may have been the last axis
         elif other is None:
             _take_channels(node)
             _spread_constants(traced, node)
-    output = next(n for n in traced.graph.nodes if n.op == "output")
+    output: Any = traced.graph.output_node()
     if isinstance(output.args[0], (tuple, list)):
         output.args = (output.args[0][0],)
     traced.graph.eliminate_dead_code()
@@ -235,7 +235,7 @@ def _convolve(traced: fx.GraphModule, tail: Tail) -> None:
         grid_size = tail.grid_size if index == 0 else (1, 1)
         if (linear, grid_size) not in placed:
             name = f"{node.target}_{index}" if node.target in taken else str(node.target)
-            _set_module(traced, name, _as_convolution(linear, grid_size))
+            traced.set_submodule(name, _as_convolution(linear, grid_size))
             placed[linear, grid_size] = name
             taken.add(name)
         node.target = placed[linear, grid_size]
@@ -307,8 +307,3 @@ def _spread_constants(traced: fx.GraphModule, node: fx.Node) -> None:
 def count_parameters(module: nn.Module) -> int:
     """Number of distinct parameters' elements."""
     return sum(p.numel() for p in module.parameters())
-
-
-def _set_module(root: nn.Module, target: str, module: nn.Module) -> None:
-    parent, _, name = target.rpartition(".")
-    setattr(root.get_submodule(parent), name, module)

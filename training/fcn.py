@@ -136,8 +136,7 @@ def build_fcn(
     coarse, finer = _taps(trunk, _scored_node(trunk, tail), variant, input_size, input_channels(model, input_size))
     taps = [coarse, *finer]
     graph = trunk.net.graph
-    output = next(n for n in graph.nodes if n.op == "output")
-    output.args = (tuple(tap.node for tap in taps),)
+    graph.output_node().args = (tuple(tap.node for tap in taps),)
     graph.eliminate_dead_code()
     trunk.net.recompile()
     trunk.net.delete_all_unused_submodules()

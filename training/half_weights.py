@@ -85,8 +85,7 @@ def _fold_batch_norms(trunk: fx.GraphModule) -> None:
             )
         # timm's BatchNorm carries its activation.
         rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
-        parent, _, name = str(node.target).rpartition(".")
-        setattr(trunk.get_submodule(parent), name, nn.Sequential(*rest))
+        trunk.set_submodule(str(node.target), nn.Sequential(*rest))
 
 
 def _uses(trunk: fx.GraphModule, node: fx.Node) -> int:

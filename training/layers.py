@@ -1,6 +1,7 @@
 """The layer table of a dense net, read from its graph."""
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from torch import fx, nn
@@ -47,9 +48,9 @@ def derive_layers(net: nn.Module) -> tuple[Layer, ...]:
             parameters = _count_fresh(_parameters(trunk, node), counted)
             layers.append(_layer(_name(node), step, shapes[node], node.meta["grid"], parameters))
     if isinstance(net, FCN):
-        output = next(n for n in trunk.graph.nodes if n.op == "output")
+        taps: Any = trunk.graph.output_node().args[0]
         scores = [module for module in net.scores if isinstance(module, nn.Conv2d)]
-        for index, (tap, score) in enumerate(zip(output.args[0], scores, strict=True)):
+        for index, (tap, score) in enumerate(zip(taps, scores, strict=True)):
             step, shape = _Step("conv", _convolution(score)), (score.out_channels, *shapes[tap][1:])
             parameters = _count_fresh(score.parameters(), counted)
             layers.append(_layer(f"scores.{index}", step, shape, tap.meta["grid"], parameters))
@@ -108,13 +109,8 @@ def _function(node: fx.Node) -> str:
 def _parameters(trunk: fx.GraphModule, node: fx.Node) -> Iterable[nn.Parameter]:
     if node.op == "call_module":
         return trunk.get_submodule(str(node.target)).parameters()
-    value = _attribute(trunk, node) if node.op == "get_attr" else None
+    value = attrgetter(str(node.target))(trunk) if node.op == "get_attr" else None
     return [value] if isinstance(value, nn.Parameter) else []
-
-
-def _attribute(trunk: fx.GraphModule, node: fx.Node) -> Any:
-    parent, _, name = str(node.target).rpartition(".")
-    return getattr(trunk.get_submodule(parent), name)
 
 
 def _count_fresh(parameters: Iterable[nn.Parameter], counted: set[nn.Parameter]) -> int:
@@ -133,7 +129,7 @@ def _step(trunk: fx.GraphModule, node: fx.Node) -> _Step | None:
         return _module_step(module, is_global=_pools_globally(node))
     if node.op in {"call_function", "call_method"}:
         return _function_step(node)
-    if node.op == "get_attr" and isinstance(_attribute(trunk, node), nn.Parameter):
+    if node.op == "get_attr" and isinstance(attrgetter(str(node.target))(trunk), nn.Parameter):
         return _Step("other", "parameter")
     return None
 

@@ -67,8 +67,7 @@ def fix_same_padding(model: nn.Module, input_size: tuple[int, int]) -> None:
         return
     sizes = _input_sizes(model, layers, input_size)
     for name, layer in layers.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _static(layer, sizes[name]))
+        model.set_submodule(name, _static(layer, sizes[name]))
 
 
 def _computes_padding(layer: nn.Module) -> bool:

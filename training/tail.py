@@ -182,8 +182,7 @@ def _role(traced: fx.GraphModule, node: fx.Node) -> _Role | None:
 
 
 def _logits(traced: fx.GraphModule) -> fx.Node:
-    output = next(n for n in traced.graph.nodes if n.op == "output")
-    value = output.args[0]
+    value = traced.graph.output_node().args[0]
     if isinstance(value, (tuple, list)) and value:
         value = value[0]  # auxiliary heads follow the main one
     if not isinstance(value, fx.Node) or value.meta["shape"] is None:

@@ -113,8 +113,7 @@ class LayerTracer(fx.Tracer):
         if node.op == "call_module":
             return self.root.get_submodule(str(node.target))(*args, **kwargs)
         if node.op == "get_attr":
-            parent, _, name = str(node.target).rpartition(".")
-            return getattr(self.root.get_submodule(parent), name)
+            return operator.attrgetter(str(node.target))(self.root)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         function: Any = node.target
