@@ -84,14 +84,14 @@ def is_named_in_utf8(path: Path) -> bool:
 
 
 def require_place(path: Path, *inputs: Path | None) -> None:
-    """Check, before work is done for its sake, that a file can stand at a path.
+    """Check, before any work is done, that an output file can be written to a path.
 
     Args:
-        path: Where it is to stand.
-        inputs: What it is made of, whose place it must not take.
+        path: The output file.
+        inputs: Files that it is made from, none of which it may replace.
 
     Raises:
-        UsageError: `path` is a folder, or lies below something that is none, or is one of the inputs.
+        UsageError: `path` is a folder, has a parent that is not a folder, or is one of the inputs.
     """
     if path.is_dir():
         raise UsageError(f"output {path} is a folder; name a file in it")
@@ -99,14 +99,14 @@ def require_place(path: Path, *inputs: Path | None) -> None:
     if not ancestor.is_dir():
         raise UsageError(f"output {path} cannot be written: {ancestor} is not a folder; choose another place")
     if path.exists() and any(found is not None and found.exists() and path.samefile(found) for found in inputs):
-        raise UsageError(f"output {path} would take the place of what it is made of; name another")
+        raise UsageError(f"output {path} would replace an input; name another output")
 
 
 def require_model_place(path: Path, *inputs: Path | None) -> None:
-    """Check, as `require_place` does, that a model file can stand at a path.
+    """Check, as `require_place` does, that a model file can be written to a path.
 
     Raises:
-        UsageError: As of `require_place`, or the name does not end in .onnx: it may be an image's; or it is not UTF-8.
+        UsageError: As for `require_place`; or the name is not UTF-8, or does not end in .onnx, as an image's would not.
     """
     require_place(path, *inputs)
     if not is_named_in_utf8(path):
@@ -116,16 +116,16 @@ def require_model_place(path: Path, *inputs: Path | None) -> None:
 
 
 def require_report_place(path: Path, suffix: str, *inputs: Path, data: Path | None = None) -> None:
-    """Check, as `require_place` does, that a report can stand at a path.
+    """Check, as `require_place` does, that a report can be written to a path.
 
     Args:
-        path: Where it is to stand.
-        suffix: What its name has to end in: another file may be an image's, or weights.
-        inputs: What it is made of.
-        data: A folder whose JSON files tell of its images.
+        path: The report.
+        suffix: The suffix that its name must have, so that it replaces no image and no weights.
+        inputs: Files that it is made from.
+        data: A data folder, whose JSON files describe its images and must not be replaced.
 
     Raises:
-        UsageError: As of `require_place`, or the name ends otherwise, or it is that of a JSON file of the data.
+        UsageError: As for `require_place`; or the suffix is another, or the path is a JSON file of the data folder.
     """
     require_place(path, *inputs)
     if path.suffix.lower() != suffix:

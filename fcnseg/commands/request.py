@@ -96,14 +96,11 @@ def request(
     suffix = output.suffix.lower()
     if suffix not in {".png", ".npy"}:
         raise UsageError(f"output {output} ends in {suffix!r}; name a .png or .npy file")
-    require_place(output)
-    places = {"mask": output}
+    require_place(output, image)
     if confidence:
-        places["confidence map"] = confidence_path(output)
+        require_place(confidence_path(output), image)
     if overlay:
-        places["overlay"] = overlay_path(output)
-    for name, place in places.items():
-        _require_other(name, place, image)
+        require_place(overlay_path(output), image)
     with open_client(server, timeout_s=timeout_s, retries=retries, **access) as client:
         answer = client.segment(
             image,
@@ -123,14 +120,6 @@ def request(
     _show(answer, output)
     if regions:
         show_regions(answer.regions)
-
-
-def _require_other(name: str, path: Path, image: Path) -> None:
-    from fcnseg.errors import UsageError
-    from fcnseg.files import real_path
-
-    if real_path(path) == real_path(image):
-        raise UsageError(f"the {name} {path} would take the place of the image; name another output")
 
 
 def _write_answer(answer: "RemoteSegmentation", output: Path) -> None:
@@ -156,13 +145,14 @@ def _write_heatmaps(answer: "RemoteSegmentation", image: Path, output: Path) -> 
     if not answer.heatmaps or answer.grid is None:
         return
     from fcnseg import images, render
+    from fcnseg.files import require_place
     from fcnseg.pictures import heatmap_path, require_drawable, write_jpeg
 
     photo = images.read(image)
     require_drawable(photo, image)
     for heatmap in answer.heatmaps:
         path = heatmap_path(output, heatmap.info)
-        _require_other("picture", path, image)
+        require_place(path, image)
         write_jpeg(path, render.heatmap(photo, heatmap.scores, answer.grid))
 
 

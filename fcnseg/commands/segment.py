@@ -242,14 +242,14 @@ def _segment_video(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from fcnseg.errors import PartialFailureError, UsageError
+    from fcnseg.errors import PartialFailureError
+    from fcnseg.files import require_place
     from fcnseg.frames import open_frames
     from fcnseg.segmenter import load
     from fcnseg.video import manifest_path, require_video_output, segment_video
 
     require_video_output(output)
-    if source.exists() and output.exists() and source.samefile(output):
-        raise UsageError(f"the video {output} would take the place of the input; name another output")
+    require_place(output, source)
     frames = open_frames(source, upright=upright)
     segmenter = load(model, device, threads, tuned=tuned, pipeline=True)
     _tell_tuned(model, replace(segmenter.tuned, max_batch=None))

@@ -52,7 +52,7 @@ def test_the_command_prints_shares_and_keeps_all_nodes(tmp_path: Path) -> None:
 def test_the_figures_do_not_take_the_models_place(tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(GOLDEN.read_bytes())
-    with pytest.raises(UsageError, match=r"model\.onnx would take the place of what it is made of"):
+    with pytest.raises(UsageError, match=r"model\.onnx would replace an input"):
         CliRunner().invoke(command, [str(model), "--json", str(model)], catch_exceptions=False)
 
 

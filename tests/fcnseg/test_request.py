@@ -98,7 +98,7 @@ def test_the_mask_never_takes_the_place_of_the_image(photo: Path) -> None:
     before = photo.read_bytes()
     result = CliRunner().invoke(request, ["127.0.0.1:1", str(photo), "-o", str(photo)])
     assert isinstance(result.exception, UsageError)
-    assert "take the place of the image" in str(result.exception)
+    assert "would replace an input" in str(result.exception)
     assert photo.read_bytes() == before
 
 
@@ -146,7 +146,7 @@ def test_without_a_region_the_list_is_empty_and_said_to_be(tiny_model: Path, tmp
 def test_a_heatmap_never_takes_the_place_of_the_image(tiny_model: Path, photo: Path, tmp_path: Path) -> None:
     image = photo.rename(tmp_path / "mask.heatmap-0-red.jpg")
     before = image.read_bytes()
-    with running_server(tiny_model) as server, pytest.raises(UsageError, match="take the place of the image"):
+    with running_server(tiny_model) as server, pytest.raises(UsageError, match="would replace an input"):
         run(server.address, image, "-o", tmp_path / "mask.png", "--heatmap", "red")
     assert image.read_bytes() == before
 
@@ -190,7 +190,7 @@ def test_pixels_of_other_classes_get_one_id(tiny_model: Path, photo: Path, tmp_p
 )
 def test_nothing_takes_the_place_of_the_image(photo: Path, tmp_path: Path, option: str, name: str) -> None:
     image = photo.rename(tmp_path / name)
-    with pytest.raises(UsageError, match="take the place of the image"):
+    with pytest.raises(UsageError, match="would replace an input"):
         run("127.0.0.1:1", image, "-o", tmp_path / "mask.png", option)
 
 

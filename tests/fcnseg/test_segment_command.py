@@ -243,7 +243,7 @@ def test_a_folder_of_frames_becomes_a_video_and_a_manifest(tiny_model: Path, tmp
     assert [row["frame"] for row in rows] == [0, 1, 2, 3]
     again = run(tiny_model, tmp_path / "out.avi", tmp_path / "out.avi", "--device", "cpu")
     assert again.returncode == 2
-    assert "would take the place of the input" in again.stderr
+    assert "would replace an input" in again.stderr
     second = run(tiny_model, tmp_path / "out.avi", tmp_path / "second.mp4", "--device", "cpu")
     assert second.returncode == 0, second.stderr
     assert (tmp_path / "second.mp4").stat().st_size > 0

@@ -98,7 +98,7 @@ def test_export_does_not_take_its_checkpoints_place(terminal: Terminal, tmp_path
     checkpoint.write_bytes(b"weights")
     for run in (checkpoint, checkpoint.parent):
         message = terminal.refused("export", run, "-o", checkpoint)
-        assert f"output {checkpoint} would take the place of what it is made of; name another" in message
+        assert f"output {checkpoint} would replace an input; name another output" in message
 
 
 @pytest.mark.parametrize("command", [("export", "run"), ("heatmap", "squeezenet1_1")])
@@ -126,7 +126,7 @@ def test_heatmap_does_not_take_the_place_of_what_it_is_given(terminal: Terminal,
     given = tmp_path / "given"
     given.write_bytes(b"weights")
     message = terminal.refused("heatmap", "squeezenet1_1", option, given, "-o", given)
-    assert f"output {given} would take the place of what it is made of; name another" in message
+    assert f"output {given} would replace an input; name another output" in message
 
 
 @pytest.mark.parametrize("option", ["--json", "--report"])
@@ -134,7 +134,7 @@ def test_evaluate_does_not_take_its_models_place(terminal: Terminal, tmp_path: P
     model = tmp_path / "model.onnx"
     model.write_bytes(b"weights")
     message = terminal.refused("evaluate", model, tmp_path, option, model)
-    assert f"output {model} would take the place of what it is made of; name another" in message
+    assert f"output {model} would replace an input; name another output" in message
 
 
 def test_evaluate_refuses_an_onnx_file_that_is_not_ours(terminal: Terminal, tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def test_reports_take_no_place_of_images_weights_or_what_tells_of_them(tiny_mode
     kept.parent.mkdir()
     kept.touch()
     error = run(kept.parent, data, "--json", kept).exception
-    assert str(error) == f"output {kept} would take the place of what it is made of; name another"
+    assert str(error) == f"output {kept} would replace an input; name another output"
     for option, place, told in (
         ("--json", image, "is to be a report; end its name in .json"),
         ("--report", image, "is to be a report; end its name in .html"),
