@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from fcnseg.files import replacing
+from fcnseg.files import printable, replacing
 from fcnseg.folder.manifest import read_rows
 
 _ROWS_AT_A_TIME = 1000
@@ -46,4 +46,4 @@ def write_parquet(manifest: Path, path: Path) -> None:
 
 def _text(name: str | None) -> str | None:
     """Return a name as Parquet can hold it, which takes no bytes that are no text."""
-    return name and name.encode("utf-8", "backslashreplace").decode()
+    return name and printable(name)
