@@ -9,7 +9,7 @@ from fcnseg.model_file import CLASS_MAP, HEATMAP, OUTPUTS
 from fcnseg.types import LabelMap, Segmentation
 from serving.errors import InvalidFieldError, quote
 from serving.oip import inference_pb2 as pb
-from serving.oip.tensors import refuse_shared_memory, refuse_sizes
+from serving.oip.tensors import refuse_shared_memory, require_one_size
 from serving.served_model import ServedModel
 
 _ENCODINGS = {"raw": Encoding.RAW, "png": Encoding.PNG, "zstd": Encoding.ZSTD}
@@ -130,8 +130,7 @@ def write_response(
     Raises:
         InvalidFieldError: The images differ in size.
     """
-    if any(image.size != images[0].size for image in images):
-        refuse_sizes()
+    require_one_size([image.size for image in images])
     response.model_name, response.model_version, response.id = model.name, model.version, request.id
     for i, output in enumerate(outputs):
         _describe(response.outputs.add(name=output.name), output, model.info.label_map, images)

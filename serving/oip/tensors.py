@@ -1,6 +1,7 @@
 """The input of a request: from its tensor to sources of images. No number is relied on before it was checked."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -144,7 +145,7 @@ def _read_files(
         files = split_elements(request.raw_input_contents[0], count, field)
     sources = [EncodedSource(file, f"{field}[{i}]" if count > 1 else field) for i, file in enumerate(files)]
     if count > 1:
-        _require_one_size([sorted(source.open(limits)) for source in sources])
+        require_one_size([sorted(source.open(limits)) for source in sources])
     return sources
 
 
@@ -181,15 +182,13 @@ def split_elements(data: bytes, count: int, field: str) -> list[bytes]:
     return elements
 
 
-def _require_one_size(sizes: list[list[int]]) -> None:
-    if any(size != sizes[0] for size in sizes):
-        refuse_sizes()
-
-
-def refuse_sizes() -> None:
-    """Refuse a request whose images are not of one size.
+def require_one_size(sizes: Sequence[Sequence[int]]) -> None:
+    """Check that the images of a request have one size.
 
     Raises:
-        InvalidFieldError: Always.
+        InvalidFieldError: They do not.
     """
-    raise InvalidFieldError(_TENSOR, "the images differ in size and share no tensor; send each in a request of its own")
+    if any(size != sizes[0] for size in sizes):
+        raise InvalidFieldError(
+            _TENSOR, "the images differ in size and share no tensor; send each in a request of its own"
+        )
