@@ -51,6 +51,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def join_port(host: str, port: int) -> str:
+    """Return HOST:PORT, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _is_address(host: str, version: int) -> bool:
     inner = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if (version == 6) != (inner != host):

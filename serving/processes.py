@@ -28,6 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from fcnseg.errors import UsageError
+from fcnseg.hosts import join_port
 from serving.metrics import write_ready
 from serving.probing import read
 from serving.server import check_port
@@ -125,8 +126,7 @@ async def serve_in_processes(
             lines.append(f"probes and metrics at http://{side.address}".encode())
         try:
             if await servers.start() and not servers.stopping:
-                address = f"{f'[{host}]' if ':' in host else host}:{port}"
-                announce([*servers.lines, *lines, f"listening on {address}".encode()])
+                announce([*servers.lines, *lines, f"listening on {join_port(host, port)}".encode()])
         except Exception:
             servers.stop()
             await servers.ended()

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from fcnseg.allocator import release_freed_memory
 from fcnseg.errors import UsageError
+from fcnseg.hosts import join_port
 from fcnseg.images import ImageLimits
 from fcnseg.v1 import segmentation_pb2 as pb
 from fcnseg.v1.model_admin_pb2_grpc import add_ModelAdminServiceServicer_to_server
@@ -186,11 +187,11 @@ class Server:
         host, port = self._config.host, self._config.port
         if not self._config.shares_port:
             check_port(host, port)
-        host = f"[{host}]" if ":" in host else host
+        address = join_port(host, port)
         try:
-            port = self._config.security.listen(self._server, f"{host}:{port}")
+            port = self._config.security.listen(self._server, address)
         except RuntimeError as error:
-            raise UsageError(f"cannot listen on {host}:{port}; choose another with --host and --port") from error
+            raise UsageError(f"cannot listen on {address}; choose another with --host and --port") from error
         await self._server.start()
         if (http_port := self._config.http_port) is not None:
             check_port(self._config.http_host, http_port, "--http-port")
@@ -204,7 +205,7 @@ class Server:
         self._chores.append(asyncio.create_task(self._tidy()))
         if self._config.watch_s:
             self._chores.append(asyncio.create_task(self._watch()))
-        return f"{host}:{port}"
+        return join_port(host, port)
 
     async def stop(self) -> None:
         """Report NOT_SERVING, wait for the drain delay, take no new requests, and finish those under way in the grace.

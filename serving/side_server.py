@@ -14,6 +14,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from fcnseg.hosts import join_port
+
 _log = logging.getLogger(__name__)
 
 _LONGEST_SILENCE_S = 5.0
@@ -55,8 +57,7 @@ class SideServer:
             address_family = family
 
         self._server = make_server(str(address[0]), port, _make_app(collectors, is_alive, is_ready), Server, _Handler)
-        bound = self._server.server_address[1]
-        self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        self.address = join_port(host, self._server.server_port)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="side", daemon=True)
         self._thread.start()
 
