@@ -1,21 +1,19 @@
 """The options of `fcnseg serve` that close the server."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from fcnseg.commands.options import add_options
+from fcnseg.commands.options import Command, add_options
 
 if TYPE_CHECKING:
     from serving.security import Security
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)
 
 
-def security_options(command: _Command) -> _Command:
+def security_options(command: Command) -> Command:
     """Add --tls-cert, --tls-key, --tls-client-ca, --tokens, --open-admin, --no-admin and --no-reflection."""
     return add_options(
         command,

@@ -1,25 +1,24 @@
 """What commands that ask a server share: the options by which it lets them in."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnseg.commands.options import add_options
+from fcnseg.commands.options import Command, add_options
 
 if TYPE_CHECKING:
     from fcnseg.client import Client
     from fcnseg.tls import ClientTls
 
 _TOKEN_VARIABLE = "FCNSEG_TOKEN"  # noqa: S105 - a variable's name
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)
 
 
-def access_options(command: _Command) -> _Command:
+def access_options(command: Command) -> Command:
     """Add --tls, --ca, --cert, --key, --token-file and --token-in-clear."""
     return add_options(
         command,

@@ -1,21 +1,20 @@
 """`fcnseg models`: what a server serves, and changing it while it runs."""
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fcnseg.commands.access import access_options, open_client
-from fcnseg.commands.options import add_options
+from fcnseg.commands.options import Command, add_options
 
 if TYPE_CHECKING:
     from fcnseg.remote import RemoteModel
 
 _CLASSES_NAMED = 5
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def _server_options(command: _Command) -> _Command:
+def _server_options(command: Command) -> Command:
     """Add --server, --timeout and the options of access."""
     return add_options(
         command,

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from fcnseg.regions import Region
 
 _REGIONS_SHOWN = 24
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., Any])
+"""What click decorates."""
 
 
-def add_options(command: _Command, *options: Callable[[_Command], _Command]) -> _Command:
+def add_options(command: Command, *options: Callable[[Command], Command]) -> Command:
     """Add options to a command, in the order in which its help lists them."""
     for option in reversed(options):
         command = option(command)
@@ -123,7 +124,7 @@ device_option = click.option(
 )
 
 
-def threads_option(untuned: str = "0") -> Callable[[_Command], _Command]:
+def threads_option(untuned: str = "0") -> Callable[[Command], Command]:
     """Return the option --threads, told what it is where nothing was tuned."""
     return click.option(
         "--threads",
@@ -160,7 +161,7 @@ def refuse_given(names: Collection[str], why: str) -> None:
         raise click.UsageError(why.format(", ".join(given)))
 
 
-def region_options(command: _Command) -> _Command:
+def region_options(command: Command) -> Command:
     """Add --regions, --region-class, --threshold, --min-pixels and --max-regions, and hand over `regions`.
 
     Args:
@@ -189,7 +190,7 @@ def region_options(command: _Command) -> _Command:
         return command(regions=query, **others)
 
     return add_options(
-        cast("_Command", with_regions),
+        cast("Command", with_regions),
         click.option(
             "--regions",
             is_flag=True,

@@ -3,23 +3,22 @@
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import click
 
-from fcnseg.commands.options import add_options
+from fcnseg.commands.options import Command, add_options
 from training import config
 from training.commands.options import MEAN_HELP, STD_HELP, WEIGHTS_HELP, read_channels, read_size
 from training.config import TrainConfig
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _DEFAULTS = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _NOT_NEGATIVE = click.FloatRange(min=0)
 _SHARE = click.FloatRange(min=0, max=1)
 
 
-def config_options(command: _Command) -> _Command:
+def config_options(command: Command) -> Command:
     """Add an option for each of `TrainConfig` but `data`; one that is not given is None."""
     return add_options(command, *_options())
 
