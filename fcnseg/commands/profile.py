@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,10 +89,9 @@ def _show(found: "Profile", segmenter: "Segmenter", size: tuple[int, int], batch
     table = Table()
     for column in ("part", "group", "nodes", "ms", "share"):
         table.add_column(column, justify="left" if column in {"part", "group"} else "right")
-    for tail, group in found.groups():
-        members = [node for node in found.nodes if (node.tail, node.group) == (tail, group)]
-        ms = sum(node.ms for node in members)
-        table.add_row("tail" if tail else "net", group, str(len(members)), f"{ms:.3f}", _share(ms, found))
+    counts = Counter((node.tail, node.group) for node in found.nodes)
+    for (tail, group), ms in found.groups().items():
+        table.add_row("tail" if tail else "net", group, str(counts[tail, group]), f"{ms:.3f}", _share(ms, found))
     table.add_section()
     table.add_row("", "all", str(len(found.nodes)), f"{found.nodes_ms:.3f}", _share(found.nodes_ms, found))
     console.print(table)
