@@ -157,21 +157,13 @@ def _read_class_map(wire: pb.ClassMap, max_bytes: int) -> ClassMap:
 
 
 def _read_confidence(wire: pb.ConfidenceMap, class_map: pb.ClassMap) -> NDArray[np.uint8]:
-    encoding = _FROM_WIRE.get(wire.encoding)
-    if (
-        encoding is None
-        or encoding is Encoding.COCO_RLE
-        or (wire.height, wire.width)
-        != (
-            class_map.height,
-            class_map.width,
-        )
-    ):
+    encoding, shape = _FROM_WIRE.get(wire.encoding), (wire.height, wire.width)
+    if encoding is None or encoding is Encoding.COCO_RLE or shape != (class_map.height, class_map.width):
         raise MaskError(
             f"a confidence map of {wire.height} x {wire.width} pixels in encoding {wire.encoding} beside a class map of"
             f" {class_map.height} x {class_map.width}; install the server's version of fcnseg"
         )
-    confidence = masks.decode(wire.data, encoding, shape=(wire.height, wire.width), dtype=np.uint8)
+    confidence = masks.decode(wire.data, encoding, shape=shape, dtype=np.uint8)
     return confidence.astype(np.uint8, copy=False)
 
 
