@@ -46,15 +46,15 @@ class MaskFormat(StrEnum):
         Raises:
             UsageError: There is none.
         """
-        for mask_format, known in _SUFFIXES.items():
-            if suffix.lower() in {known, {".tif": ".tiff"}.get(known)}:
-                return mask_format
+        if (mask_format := _BY_SUFFIX.get(suffix.lower())) is not None:
+            return mask_format
         raise UsageError(
             f"masks cannot be stored as {suffix or 'a file without a suffix'}; use .png, .tif, .npy, .json"
         )
 
 
 _SUFFIXES = {MaskFormat.PNG: ".png", MaskFormat.TIFF: ".tif", MaskFormat.NPY: ".npy", MaskFormat.COCO: ".json"}
+_BY_SUFFIX = {".tiff": MaskFormat.TIFF, **{suffix: mask_format for mask_format, suffix in _SUFFIXES.items()}}
 
 
 def encode(
