@@ -68,6 +68,3 @@ class Access:
                 f"the token would go to {host} unencrypted, for all between to read; use TLS (--tls or --ca FILE), or"
                 " allow it with --token-in-clear"
             )
-
-
-NO_ACCESS = Access()

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import grpc
 
-from fcnseg.access import NO_ACCESS, Access
+from fcnseg.access import Access
 from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, RequestError, ServerUnavailableError, UsageError
 from fcnseg.hosts import is_loopback, read_hosts
 from fcnseg.query import ImageSource, SegmentQuery, StreamSource
@@ -89,8 +89,8 @@ class Exchange:
     timeout_s: float
     retries: int
     max_message_bytes: int
-    access: Access = NO_ACCESS
-    connections: int = 1
+    access: Access
+    connections: int
 
     def __post_init__(self) -> None:
         hosts = read_hosts(self.server)

@@ -13,8 +13,6 @@ from fcnseg.types import LabelMap, require_names
 
 Tile: TypeAlias = int | Literal["auto", "none"]
 
-DEFAULT_MEMORY_BYTES = 1 << 30
-
 
 @dataclass(frozen=True)
 class FolderOptions:
@@ -59,7 +57,7 @@ class FolderOptions:
     workers: int = 0
     batch: int = 0
     in_flight: int = 8
-    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    memory_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         require_names("heatmaps", self.heatmaps)
