@@ -39,17 +39,17 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from fcnseg.avif import coded_size
-from fcnseg.errors import ImageError, ImageTooLargeError, one_line
+from fcnseg.errors import ImageError, ImageTooLargeError
 from fcnseg.files import shown
 from fcnseg.geotiff import NOWHERE, read_geo_tags
 from fcnseg.header_stream import HeaderStream
 from fcnseg.jpeg_scans import MOST_SCANS, has_too_many_scans
+from fcnseg.pillow_decoding import SMALLER, decode_with_pillow, orientation_of, refused, turn_upright
 from fcnseg.png_chunks import without_unused_chunks
-from fcnseg.sample_depth import to_8_bits
 from fcnseg.tiff_directory import MOST_NUMBERS, has_huge_entries
 from fcnseg.tiff_parts import require_few_scans_in_parts, require_usual_tiles
 from fcnseg.tiff_planes import TiffFile
@@ -58,7 +58,6 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", "
 """Suffixes, in lower case, under which the accepted formats are usually stored; `decode` looks at content alone."""
 
 _ACCEPTED = "JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
-_SMALLER = "scale it down or cut it into tiles"
 # The plugins' classes are called directly: Image.open would apply Pillow's own pixel limit, a process-wide setting
 # that warns or raises, before ours.
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -73,14 +72,7 @@ _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"}
 _AVIF_SIZE = re.compile(rb"\0\0\0\x14ispe\0{4}(.{4})(.{4})", re.DOTALL)
 _AVIF_HEAD_BYTES = 2**16
-_UNSUPPORTED = re.compile("unknown|unsupported|cannot handle|not installed", re.IGNORECASE)
 _END_OF_IMAGE = b"\xff\xd9"
-_BAND_PIXELS = 1 << 18
-_ORIENTATION_TAG = 0x0112
-_INVERSE: dict[object, int] = {6: 8, 8: 6}  # every other orientation is its own inverse
-_BITS_PER_SAMPLE_TAG = 258
-_SAMPLE_FORMAT_TAG = 339
-_WHITE_IS_ZERO = 0
 
 getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # silent: what fails becomes an ImageError; OpenCV 5 moved it
 # What Pillow warns of (damaged EXIF above all) either does no harm to the pixels or ends in an ImageError. A filter
@@ -167,7 +159,7 @@ class EncodedImage:
             case TiffImageFile():
                 require_usual_tiles(height, width, self._header.tag_v2)
                 require_few_scans_in_parts(self._header, data)
-                if not (upright and _orientation(self._header) in range(2, 9)):
+                if not (upright and orientation_of(self._header) in range(2, 9)):
                     self.geo_tags = read_geo_tags(self._header.tag_v2)
 
     @property
@@ -186,8 +178,8 @@ class EncodedImage:
         """
         image = _decode_with_opencv(self._header, self._stream, self._data)
         if image is None:
-            return _decode_with_pillow(self._header, upright=self._upright)
-        return turn_upright(image, _orientation(self._header)) if self._upright else image
+            return decode_with_pillow(self._header, upright=self._upright)
+        return turn_upright(image, orientation_of(self._header)) if self._upright else image
 
 
 def require_within(limits: ImageLimits, height: int, width: int, name: str) -> None:
@@ -205,12 +197,12 @@ def require_within(limits: ImageLimits, height: int, width: int, name: str) -> N
     if width * height > limits.max_pixels:
         raise ImageTooLargeError(
             f"{name} has {width} x {height} = {width * height} pixels, more than the limit of {limits.max_pixels};"
-            f" {_SMALLER}"
+            f" {SMALLER}"
         )
     if max(width, height) > limits.max_side:
         raise ImageTooLargeError(
             f"{name} has {width} x {height} pixels, and its longer side is beyond the limit of {limits.max_side};"
-            f" {_SMALLER}"
+            f" {SMALLER}"
         )
 
 
@@ -338,10 +330,10 @@ def _read_header(stream: HeaderStream, data: bytes, limits: ImageLimits) -> Imag
     except Image.DecompressionBombError as error:  # WebP's reader allocates its canvas, and so has a limit of its own
         limit = min(limits.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or limits.max_pixels))
         raise ImageTooLargeError(
-            f"the {reader.format} image has more pixels than the limit of {limit}; {_SMALLER}"
+            f"the {reader.format} image has more pixels than the limit of {limit}; {SMALLER}"
         ) from error
     except Exception as error:  # damaged headers raise anything from struct.error to KeyError
-        raise _refused(reader.format or "", error) from error
+        raise refused(reader.format or "", error) from error
     stream.end_header()
     return header
 
@@ -387,82 +379,3 @@ def _decode_with_opencv(header: ImageFile, stream: io.BytesIO, data: bytes) -> N
     if image is None or image.shape != (header.height, header.width, 3):
         return None
     return image.astype(np.uint8, copy=False)
-
-
-def _orientation(header: ImageFile) -> object:
-    """Return the EXIF orientation; 1, which turns nothing, where there is none."""
-    if header.format == "AVIF":
-        header.info.pop("xmp", None)  # Pillow would turn by it where nothing else turns; browsers do not
-    try:
-        return header.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # noqa: BLE001  # EXIF so damaged that it cannot be read turns nothing
-        return 1
-
-
-def turn_upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
-    """Undo an EXIF orientation (1 to 8; anything else turns nothing)."""
-    if orientation in {5, 6, 7, 8}:
-        image = image.swapaxes(0, 1)
-    if orientation in {3, 4, 7, 8}:
-        image = image[::-1]
-    if orientation in {2, 3, 6, 7}:
-        image = image[:, ::-1]
-    return np.ascontiguousarray(image)
-
-
-def _decode_with_pillow(header: ImageFile, *, upright: bool) -> NDArray[np.uint8]:
-    try:
-        if isinstance(header, TiffImageFile):  # Pillow turns TIFF by itself, as it loads
-            turned = _orientation(header)
-            header.load()
-            orientation = 1 if upright else _INVERSE.get(turned, turned)
-        else:
-            header.load()
-            orientation = _orientation(header) if upright else 1
-        return turn_upright(_to_rgb(header), orientation)
-    except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, MemoryError, struct.error ...
-        compression = header.info.get("compression", "") if isinstance(header, TiffImageFile) else ""
-        raise _refused(header.format or "", error, compression) from error
-
-
-def _to_rgb(image: ImageFile) -> NDArray[np.uint8]:
-    if image.mode.startswith(("I", "F")):
-        grey = to_8_bits(_samples(image), _sample_bits(image))
-        if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
-            grey = ~grey  # as Pillow does itself where there are 8 bits
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    image.info.pop("transparency", None)
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    rows = max(1, _BAND_PIXELS // image.width)
-    for top in range(0, image.height, rows):  # all at once would take thrice as much as the pixels
-        band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        # Pillow converts these to RGB by way of RGBA only.
-        converted = band.convert("RGBA") if band.mode in {"La", "PA", "RGBa"} else band
-        pixels[top : top + rows] = np.asarray(converted.convert("RGB"))
-    return pixels
-
-
-def _samples(header: ImageFile) -> NDArray[np.generic]:
-    """The samples of a file whose mode begins with I or F; Pillow takes unsigned ones of 32 bits for signed."""
-    samples = np.asarray(header)
-    if header.mode != "I" or not isinstance(header, TiffImageFile):
-        return samples
-    bits, kind = (header.tag_v2.get(tag, (1,))[0] for tag in (_BITS_PER_SAMPLE_TAG, _SAMPLE_FORMAT_TAG))
-    return samples.view(np.uint32) if (bits, kind) == (32, 1) else samples
-
-
-def _sample_bits(header: ImageFile) -> int:
-    if not header.mode.startswith("I;16"):
-        return 32
-    bits = header.tag_v2.get(_BITS_PER_SAMPLE_TAG, (16,)) if isinstance(header, TiffImageFile) else (16,)
-    return int(bits[0])
-
-
-def _refused(name: str, error: Exception, compression: str = "") -> ImageError:
-    reason = (one_line(error) or type(error).__name__)[:200]
-    if isinstance(error, Image.DecompressionBombWarning):  # raised where the program that imports us asks for it
-        return ImageTooLargeError(f"the {name} image is beyond what Pillow was told to read ({reason}); {_SMALLER}")
-    if _UNSUPPORTED.search(reason):
-        return ImageError(f"the {name} image is of a kind that is not supported ({reason}); store it as 8-bit PNG")
-    compressed = f"; its compression is {compression}" if compression else ""
-    return ImageError(f"the {name} image is damaged or cut short ({reason}{compressed}); store or send it again")

@@ -20,6 +20,7 @@ from fcnseg.errors import ImageError, ImageTooLargeError, one_line
 from fcnseg.gdal import CACHE_BYTES, gdal_environment, gdal_errors_become, import_rasterio
 from fcnseg.images import DEFAULT_LIMITS, ImageLimits
 from fcnseg.jpeg_blocks import JpegBlocks
+from fcnseg.pillow_decoding import turn_upright
 from fcnseg.sample_depth import largest_sample
 from fcnseg.tiff_parts import require_usual_tiles
 from fcnseg.tiff_samples import Pixels, Samples, Tags, conversion, holds_jpeg_of_ycbcr, is_grey
@@ -114,7 +115,7 @@ class LargeTiff:
         if self._orientation in {5, 6, 7, 8}:
             rows, columns = columns, rows
         with _told_as_image_errors(self._path):
-            return images.turn_upright(self._read_stored(rows, columns), self._orientation)
+            return turn_upright(self._read_stored(rows, columns), self._orientation)
 
 
 def _tags_beyond(path: Path, limits: ImageLimits) -> Tags | None:
