@@ -1,6 +1,5 @@
 """Classifiers by name, with the normalisation and labels that belong to their weights."""
 
-import argparse
 import contextlib
 import importlib
 import logging
@@ -16,13 +15,13 @@ from urllib.error import URLError
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fcnseg.errors import ArchitectureError, WeightsError, one_line
 from fcnseg.types import Rgb, closest
 from training.net_file import build_net, is_net_file
 from training.refusal import refuse_transformers
+from training.weights import below_prefix, load_in_order, load_state, read_state
 
 TIMM_PREFIX = "timm/"
 _HALF: Rgb = (0.5, 0.5, 0.5)
@@ -151,92 +150,6 @@ def load_classifier(
     )
 
 
-def read_state(path: Path) -> "OrderedDict[str, Tensor]":
-    """Read a state_dict from a .pth or .safetensors file, unwrapping `state_dict` and `model` entries.
-
-    Raises:
-        WeightsError: The file does not exist or holds no tensors by name.
-    """
-    if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist; give the path of a state_dict (.pth)")
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # the options, in what training scripts leave
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever the bytes suggest
-        raise WeightsError(
-            f"weights file {path} cannot be read as a state_dict; give what torch.save(net.state_dict(), ...) wrote"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WeightsError(f"weights file {path} holds no state_dict (tensors by name)")
-    return OrderedDict((name, value.float() if value.is_floating_point() else value) for name, value in state.items())
-
-
-def load_state(net: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -> None:
-    """Load a state_dict strictly, or what a state_dict holds of the net under a prefix, as checkpoints of Lightning do.
-
-    Raises:
-        WeightsError: Keys or shapes differ, or there are several such prefixes; the message names the first of them.
-    """
-    expected = net.state_dict()
-    state = _below_prefix(state, expected, source)
-    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in expected]
-    shapes = [k for k in expected if k in state and expected[k].shape != state[k].shape]
-    if not missing and not unexpected and (counts := _class_counts(expected, state, shapes)):
-        raise WeightsError(
-            f"weights {source} score {counts[0]} classes where {type(net).__name__} scores {counts[1]} (first"
-            f" {shapes[0]}); build the net with {counts[0]} classes, or give weights of {counts[1]}"
-        )
-    if missing or unexpected or shapes:
-        found = []
-        if missing:
-            found.append(f"{len(missing)} keys missing, first {', '.join(missing[:3])}")
-        if unexpected:
-            found.append(f"{len(unexpected)} unexpected, first {', '.join(unexpected[:3])}")
-        if shapes:
-            key = shapes[0]
-            found.append(
-                f"{len(shapes)} of another shape, first {key}: {tuple(state[key].shape)}"
-                f" for {tuple(expected[key].shape)}"
-            )
-        raise WeightsError(f"weights {source} do not fit {type(net).__name__}: {'; '.join(found)}")
-    net.load_state_dict(state, strict=False)
-
-
-def _below_prefix(
-    state: "OrderedDict[str, Tensor]", expected: dict[str, Tensor], source: str
-) -> "OrderedDict[str, Tensor]":
-    """The part of a state_dict that is a net's under a prefix; all of it where some of its keys are the net's own."""
-    if state.keys() & expected.keys():
-        return state
-    needed = [key for key in expected if not key.endswith("num_batches_tracked")]
-    found = [key.removesuffix(needed[0]) for key in state if key.endswith(f".{needed[0]}")]
-    prefixes = [prefix for prefix in found if all(prefix + key in state for key in needed)]
-    if len(prefixes) > 1:
-        raise WeightsError(
-            f"weights {source} hold the net {len(prefixes)} times, below {' and '.join(prefixes)}; give a file with one"
-        )
-    if not prefixes:
-        return state
-    return OrderedDict((key.removeprefix(prefixes[0]), v) for key, v in state.items() if key.startswith(prefixes[0]))
-
-
-def _class_counts(
-    expected: dict[str, Tensor], state: "OrderedDict[str, Tensor]", shapes: list[str]
-) -> tuple[int, int] | None:
-    """(given, expected) classes, where weights differ from a net's in the rows of its last layers and nothing else."""
-    pairs = {(state[key].shape[0], expected[key].shape[0]) for key in shapes}
-    only_rows = all(state[key].shape[1:] == expected[key].shape[1:] for key in shapes)
-    last = list(expected)[-len(shapes) :] if shapes else []
-    return pairs.pop() if only_rows and len(pairs) == 1 and shapes == last else None
-
-
 @dataclass(frozen=True)
 class _Entry:
     """How to build one architecture; `imagenet` says whether it is a zoo's, whose classes are known."""
@@ -320,7 +233,7 @@ def _timm_entry(architecture: str) -> _Entry:
         if packaged is not None:
             state, package = packaged
             net = make(None)
-            _load_in_order(net, state, package)
+            load_in_order(net, state, package)
             return net, f"the package {package}"
         with _explained(architecture):
             return timm.create_model(name, pretrained=True), "timm"
@@ -342,14 +255,6 @@ def _packaged_state(architecture: str) -> "tuple[OrderedDict[str, Tensor], str] 
     except ModuleNotFoundError:
         return None
     return read_state(Path(getattr(module, package.factory).get_model_file_path())), package.module
-
-
-def _load_in_order(net: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -> None:
-    """Load a state_dict whose keys stand in the net's order under other names."""
-    expected = net.state_dict()
-    if [v.shape for v in expected.values()] != [v.shape for v in state.values()]:
-        raise WeightsError(f"weights of the package {source} do not fit {type(net).__name__}: shapes differ")
-    net.load_state_dict(OrderedDict(zip(expected, state.values(), strict=True)))
 
 
 @contextlib.contextmanager
@@ -378,7 +283,7 @@ def _class_count(entry: _Entry, state: "OrderedDict[str, Tensor]", source: str) 
             expected = entry.make(None).state_dict()
     except NotImplementedError:  # a RegNet
         expected = entry.make(None).state_dict()
-    own = _below_prefix(state, expected, source)  # what lies beside the net may have biases too
+    own = below_prefix(state, expected, source)  # what lies beside the net may have biases too
     biases = [v for k, v in own.items() if k.endswith("bias") and v.ndim == 1 and "AuxLogits" not in k]
     return int(biases[-1].shape[0]) if biases else None
 
