@@ -3,27 +3,26 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from fcnseg.certificate import Certificate
-from fcnseg.errors import ArchitectureError, ParityError, UsageError, one_line
+from fcnseg.errors import ArchitectureError, UsageError, one_line
 from fcnseg.files import printable, replacing
 from fcnseg.model_card import ModelCard
 from fcnseg.model_file import METADATA_KEY, OUTPUTS, ModelInfo, ParityRecord, dump_info, parse_info, read_model_info
 from fcnseg.types import LabelMap
 from training.environment import package_versions
+from training.export_graph import PLAIN, declare, forget_traces, guard_confidence, name_as_in_the_model
 from training.half_weights import round_weights, store_half
 from training.layers import derive_layers
 from training.model import SegmentationModel
 from training.net_file import without_folder
+from training.parity import HALF_TOLERANCE, PARITY_SIZES, TOLERANCE, parity
 from training.precision import FilePrecision, Images, halve, quantise
 from training.quiet import quiet
 
@@ -31,12 +30,6 @@ Store: TypeAlias = Literal["fp32", "fp16"]
 OPSET = 20
 IR_VERSION = 10
 """What onnxruntime 1.18 and later read."""
-PARITY_SIZES = ((97, 131), (224, 300), (33, 47), (1, 1))
-TOLERANCE = 1e-4
-HALF_TOLERANCE = 2e-2
-"""What 16-bit floats, of 11 significant bits, may make of scores on their way through a hundred layers."""
-_FLAG = "with_confidence"
-_PLAIN = "plain_class_map"
 _TRACED_SIZE = (2, 203, 157)
 _MOST_BYTES = 2**31 - 2**24
 """Of weights in one file: protobuf holds no more than 2 GiB, the graph and the metadata among it."""
@@ -116,9 +109,9 @@ def export(
     if "fp16" in (store, precision):
         model = round_weights(model)
     proto = _trace(halve(model) if precision == "fp16" else model)
-    _forget_traces(proto.graph)
-    _declare(proto, model.num_classes)
-    _guard_confidence(proto)
+    forget_traces(proto.graph)
+    declare(proto, model.num_classes)
+    guard_confidence(proto)
     if store == "fp16":
         store_half(proto)
     with replacing(path) as temporary:
@@ -166,13 +159,13 @@ def _write_proved(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return max(_parity(session, model, (1 + i % 2, *size), tolerance) for i, size in enumerate(PARITY_SIZES))
+    return max(parity(session, model, (1 + i % 2, *size), tolerance) for i, size in enumerate(PARITY_SIZES))
 
 
 def _trace(model: SegmentationModel) -> onnx.ModelProto:
     image = torch.zeros(*_TRACED_SIZE, 3, dtype=torch.uint8)
     dynamic = torch.export.Dim.DYNAMIC
-    names = [*OUTPUTS, _PLAIN] if model.has_plain_class_map else list(OUTPUTS)
+    names = [*OUTPUTS, PLAIN] if model.has_plain_class_map else list(OUTPUTS)
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -181,24 +174,16 @@ def _trace(model: SegmentationModel) -> onnx.ModelProto:
                 opset_version=OPSET, external_data=False, verbose=False,
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
+        reason = one_line(error.__cause__ or error, 200)
         raise ArchitectureError(
-            f"{without_folder(model.architecture)} cannot be exported ({_reason(error)}); choose another classifier"
+            f"{without_folder(model.architecture)} cannot be exported ({reason}); choose another classifier"
         ) from error
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     proto: onnx.ModelProto = program.model_proto
     proto.ir_version = IR_VERSION
-    _name_as_in_the_model(proto.graph)
+    name_as_in_the_model(proto.graph)
     return proto
-
-
-def _name_as_in_the_model(graph: onnx.GraphProto) -> None:
-    """Give weights the names that they have in the model, not in the module around it."""
-    prefix = "model."
-    for initializer in graph.initializer:
-        initializer.name = initializer.name.removeprefix(prefix)
-    for node in graph.node:
-        node.input[:] = [name.removeprefix(prefix) for name in node.input]
 
 
 class _Outputs(nn.Module):
@@ -232,187 +217,8 @@ def _clamping(model: SegmentationModel) -> SegmentationModel:
     return copied
 
 
-def _forget_traces(graph: onnx.GraphProto) -> None:
-    """Take out where in the source each node came from: it tells the folders of the machine that exported."""
-    del graph.metadata_props[:]
-    parts: list[Any] = [*graph.node, *graph.initializer, *graph.input, *graph.output]
-    for part in parts:
-        del part.metadata_props[:]
-        part.doc_string = ""
-
-
-def _declare(proto: onnx.ModelProto, num_classes: int) -> None:
-    """Give inputs and outputs the names and shapes of the contract, and more than 256 classes their uint16."""
-    graph = proto.graph
-    shapes: dict[str, tuple[int, list[str | int | None]]] = {
-        "image": (TensorProto.UINT8, ["N", "H", "W", 3]),
-        "class_map": (TensorProto.UINT8 if num_classes <= 256 else TensorProto.UINT16, ["N", "H", "W"]),
-        _PLAIN: (TensorProto.UINT8, ["N", "H", "W"]),
-        "heatmap": (TensorProto.FLOAT, ["N", num_classes, "h", "w"]),
-        # Empty, (N, 0, 0), when it is not asked for, hence names of its own.
-        "confidence": (TensorProto.UINT8, ["N", "H_confidence", "W_confidence"]),
-    }
-    if num_classes > 256:
-        producer = _producer(graph, "class_map")
-        producer.output[list(producer.output).index("class_map")] = "class_map_int32"
-        graph.node.append(helper.make_node("Cast", ["class_map_int32"], ["class_map"], to=TensorProto.UINT16))
-    for value in (*graph.input, *graph.output):
-        element, shape = shapes[value.name]
-        value.CopyFrom(helper.make_tensor_value_info(value.name, element, shape))
-    del graph.value_info[:]  # shapes of intermediates are expressions of no use to a reader
-
-
-def _producer(graph: onnx.GraphProto, value: str) -> onnx.NodeProto:
-    return next(node for node in graph.node if value in node.output)
-
-
-def _guard_confidence(proto: onnx.ModelProto) -> None:
-    """Move what only `confidence` needs behind an If on the optional input `with_confidence`.
-
-    onnxruntime computes every output of a graph whether it is fetched or not; a branch is skipped. Confidences need the
-    scores of all pixels, and with these the class map comes by the way; without, it is computed where it has to be.
-    """
-    graph = proto.graph
-    plain = [o.name for o in graph.output if o.name == _PLAIN]
-    chosen = ["class_map", "confidence"] if plain else ["confidence"]
-    declared = [o for o in graph.output if o.name in chosen]
-    for_plain, for_chosen = _ancestors(graph, plain), _ancestors(graph, chosen)
-    common = _ancestors(graph, [o.name for o in graph.output if o.name not in (*chosen, _PLAIN)])
-    common |= for_plain & for_chosen
-    asked = [node for node in graph.node if set(node.output) & (for_chosen - common)]
-    unasked = [node for node in graph.node if set(node.output) & (for_plain - common)]
-    kept = [node for node in graph.node if set(node.output) & common]
-    for node in asked:
-        node.output[:] = [f"every_{name}" if name in chosen else name for name in node.output]
-    unasked += [
-        helper.make_node("Shape", ["image"], ["image_count"], start=0, end=1),
-        helper.make_node("Concat", ["image_count", "no_pixels"], ["empty_shape"], axis=0),
-        helper.make_node("ConstantOfShape", ["empty_shape"], ["no_confidence"],
-                         value=helper.make_tensor("zero", TensorProto.UINT8, [1], [0])),
-    ]  # fmt: skip
-    sizes = helper.make_tensor("no_pixels", TensorProto.INT64, [2], [0, 0])
-    everywhere = _renamed(declared, [f"every_{name}" for name in chosen])
-    at_borders = _renamed(declared, [*plain, "no_confidence"])
-    choice = helper.make_node(
-        "If", [_FLAG], chosen, name="confidence_if_asked_for",
-        then_branch=helper.make_graph(asked, "confidence", [], everywhere),
-        else_branch=helper.make_graph(unasked, "no_confidence", [], at_borders, [sizes]),
-    )  # fmt: skip
-    del graph.node[:]
-    graph.node.extend([*kept, choice])
-    for output in [o for o in graph.output if o.name == _PLAIN]:
-        graph.output.remove(output)
-    graph.input.append(helper.make_tensor_value_info(_FLAG, TensorProto.BOOL, []))
-    graph.initializer.append(helper.make_tensor(_FLAG, TensorProto.BOOL, [], [False]))
-
-
-def _renamed(values: list[onnx.ValueInfoProto], names: list[str]) -> list[onnx.ValueInfoProto]:
-    copies = [copy.deepcopy(value) for value in values]
-    for value, name in zip(copies, names, strict=True):
-        value.name = name
-    return copies
-
-
-def _ancestors(graph: onnx.GraphProto, values: list[str]) -> set[str]:
-    """Names of all values that the given ones are computed from, themselves included."""
-    producers = {name: node for node in graph.node for name in node.output}
-    found: set[str] = set()
-    pending = list(values)
-    while pending:
-        name = pending.pop()
-        if name in found:
-            continue
-        found.add(name)
-        if name in producers:
-            pending += producers[name].input
-    return found
-
-
 def _set_info(proto: onnx.ModelProto, info: ModelInfo) -> None:
     kept = [p for p in proto.metadata_props if p.key != METADATA_KEY]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
     proto.metadata_props.add(key=METADATA_KEY, value=dump_info(info))
-
-
-def _parity(
-    session: onnxruntime.InferenceSession, model: SegmentationModel, shape: tuple[int, int, int], tolerance: float
-) -> float:
-    """Relative error of the heatmap at one input shape.
-
-    Raises:
-        ParityError: The error is beyond the tolerance, or a class map, computed with confidences or without, differs
-            where the scores are clearly apart, or confidences differ.
-    """
-    generator = np.random.default_rng(sum(shape))
-    image = generator.integers(0, 256, (*shape, 3), np.uint8)
-    class_map, heatmap, confidence, plain_class_map = _answers(session, model, image)
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        images = torch.from_numpy(image).to(device)
-        expected = [t.cpu().numpy() for t in model(images)]
-    spread = float(np.ptp(expected[1])) or 1.0
-    error = float(np.abs(heatmap - expected[1]).max()) / spread
-    if heatmap.shape != expected[1].shape or not error <= tolerance:
-        raise ParityError(
-            f"onnxruntime and PyTorch differ by {error:.1e} of the scores' range at {shape[1]}x{shape[2]}"
-            f" (at most {tolerance:.0e}); the file was not written"
-        )
-    clear = _clear(model, images, 2 * tolerance * spread)
-    for found in (class_map, plain_class_map):
-        differ = found.shape != expected[0].shape
-        wrong = 0 if differ else int(((found != expected[0]) & clear).sum())
-        if differ or wrong:
-            raise ParityError(
-                f"onnxruntime and PyTorch give different class maps at {shape[1]}x{shape[2]} ({wrong} pixels); the file"
-                " was not written"
-            )
-    # Scores that are apart by more than that have no close probabilities.
-    if tolerance == TOLERANCE and (far := _far(confidence, expected[2])):
-        raise ParityError(
-            f"onnxruntime and PyTorch give different confidences at {shape[1]}x{shape[2]} ({far} pixels); the file was"
-            " not written"
-        )
-    return error
-
-
-def _answers(
-    session: onnxruntime.InferenceSession, model: SegmentationModel, image: NDArray[np.uint8]
-) -> tuple[NDArray[Any], ...]:
-    """A file's answers to images, confidences asked for, and its class map where they are not."""
-    try:
-        asked = session.run(None, {"image": image, _FLAG: np.array(True)})
-        return (*asked, *session.run(OUTPUTS[:1], {"image": image}))
-    except Exception as error:  # onnxruntime's errors have no other base
-        name, (height, width) = without_folder(model.architecture), image.shape[1:3]
-        raise ArchitectureError(
-            f"onnxruntime cannot run {name} at {height}x{width} ({_reason(error)}); the file was not written"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """What a foreign error says, on one line: its first cause, where it has one."""
-    cause = error.__cause__ or error
-    return one_line(cause, 200)
-
-
-def _clear(model: SegmentationModel, images: Tensor, gap: float) -> NDArray[np.bool_]:
-    """(N, H, W): where a pixel's two best scores are further apart than `gap`."""
-    size = (images.shape[1], images.shape[2])
-    with torch.no_grad():
-        scores = model.pixel_scores(images) if model.class_map_at == "pixel" else model.heatmap(images)
-        if scores.shape[1] == 1:
-            return np.ones((len(images), *size), bool)
-        best = scores.topk(2, dim=1).values
-        clear = best[:, 0] - best[:, 1] > gap
-        if model.class_map_at == "cell":
-            clear = model.enlarge(clear.byte(), size) != 0
-    found: NDArray[np.bool_] = clear.cpu().numpy()
-    return found
-
-
-def _far(confidence: NDArray[np.uint8], expected: NDArray[np.uint8]) -> int:
-    """The number of pixels whose confidences differ by more than a step of rounding; all, where the shapes differ."""
-    if confidence.shape != expected.shape:
-        return expected.size
-    return int((np.abs(confidence.astype(int) - expected.astype(int)) > 1).sum())

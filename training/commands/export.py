@@ -77,7 +77,7 @@ def export(
     from training.contents import check_samples
     from training.data import open_dataset
     from training.evaluation import require_same_classes
-    from training.export import HALF_TOLERANCE, PARITY_SIZES, TOLERANCE
+    from training.parity import HALF_TOLERANCE, PARITY_SIZES, TOLERANCE
     from training.run import open_run
     from training.run_folder import BEST, LAST
 
