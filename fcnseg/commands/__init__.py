@@ -1,1 +1,1 @@
-"""Commands of the runtime; each file is one subcommand of `fcnseg`."""
+"""Commands of the runtime: a file for each subcommand of `fcnseg`, and files for what some of them share or show."""

@@ -13,6 +13,7 @@ from fcnseg.cores import MOST_THREADS
 
 if TYPE_CHECKING:
     from fcnseg.regions import Region
+    from fcnseg.tuning import Settings
 
 _REGIONS_SHOWN = 24
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -139,6 +140,15 @@ tuned_option = click.option(
     default=True,
     help="Run a model as its MODEL.tune.json says ('fcnseg tune'), where no option says otherwise. [default: tuned]",
 )
+
+
+def tell_tuned(model: Path, used: "Settings") -> None:
+    """Tell which settings were taken from what `fcnseg tune` wrote, where some were."""
+    from fcnseg.files import shown
+    from fcnseg.tuning import tuning_path
+
+    if used.said():
+        click.echo(f"as {shown(tuning_path(model))} says: {used}", err=True)
 
 
 def refuse_given(names: Collection[str], why: str) -> None:
