@@ -65,6 +65,6 @@ class Access:
         """
         if self.stays_here and not is_loopback(host):
             raise UsageError(
-                f"the token would go to {host} unencrypted, for all between to read; use TLS (--tls or --ca FILE), or"
-                " allow it with --token-in-clear"
+                f"the token would go to {host} unencrypted, where anyone on the way can read it; use TLS (--tls or --ca"
+                " FILE), or allow it with --token-in-clear"
             )

@@ -39,7 +39,7 @@ _Response = TypeVar("_Response")
 
 
 class AsyncClient:
-    """A connection to a server, or several, made and used in one running event loop.
+    """A client of a server, or of several alike, made and used in one running event loop.
 
     >>> async with AsyncClient("127.0.0.1:50051") as client:   # doctest: +SKIP
     ...     (await client.segment("photo.jpg")).class_map.shape
@@ -158,21 +158,21 @@ class AsyncClient:
         return read_model(response.model)
 
     async def load_model(self, model: str) -> tuple[RemoteModel, ...]:
-        """Let the server serve what its repository holds of a model now; as `Client.load_model`."""
+        """Load a model as the server's repository holds it now; as `Client.load_model`."""
         require_model(model)
         request = admin_pb.LoadModelRequest(model_name=model)
         response: admin_pb.LoadModelResponse = await self._call(self._admin.LoadModel, request)
         return read_models(response.models)
 
     async def unload_model(self, model: str, version: str = "") -> tuple[RemoteModel, ...]:
-        """Take a model from service; as `Client.unload_model`."""
+        """Stop serving a model until it is loaded again; as `Client.unload_model`."""
         require_model(model, version)
         request = admin_pb.UnloadModelRequest(model_name=model, model_version=version)
         response: admin_pb.UnloadModelResponse = await self._call(self._admin.UnloadModel, request)
         return read_models(response.models)
 
     async def reload_model(self, model: str) -> tuple[RemoteModel, ...]:
-        """Let the server open a model anew; as `Client.reload_model`."""
+        """Open a served model again, even if its files have not changed; as `Client.reload_model`."""
         require_model(model)
         request = admin_pb.ReloadModelRequest(model_name=model)
         response: admin_pb.ReloadModelResponse = await self._call(self._admin.ReloadModel, request)

@@ -39,28 +39,29 @@ _Response = TypeVar("_Response")
 
 
 class Client:
-    """A connection to a server, or several; threads may share it. `AsyncClient` is its like for asyncio.
+    """A client of a server, or of several alike; threads may share it. `AsyncClient` is the same for asyncio.
 
     >>> with Client("127.0.0.1:50051") as client:               # doctest: +SKIP
     ...     client.segment("photo.jpg").class_map.shape
     (480, 640)
 
     Args:
-        server: The server's address, `HOST:PORT`. Where that stands for several servers, as a headless service's name
-            does, or `ipv4:ADDRESS:PORT,ADDRESS:PORT`, each request goes to the next of those that can be reached.
+        server: The server's address, `HOST:PORT`. Where the name has several addresses, as a headless service's has, or
+            several are given as `ipv4:ADDRESS:PORT,ADDRESS:PORT`, requests go in turn to those that can be reached.
         timeout_s: How long a request may take, its retries included, in seconds; of a stream, how long the next answer
             may take.
         retries: How often a request is sent again where the server does not answer or has no room, 0 to 4. The pauses
             between are those the server asks for, or 0.4, 1, 2.5 and 6.25 s. Streams are not retried.
-        max_message_bytes: The largest request or answer, in bytes; of an answer, decoded too.
-        tls: Whether the connection is encrypted and the server must prove who it is, and by which files.
-        token: What the server knows the client by, from `fcnseg token`.
-        token_in_clear: Whether a token may go to another machine without TLS, where whoever is between can read it.
-        connections: How many connections requests are shared out to, in turns, at least 1. What shares out
-            connections, not requests (`fcnseg serve --processes`, a balancer of TCP), has one of them in one place.
+        max_message_bytes: The largest request, and the largest answer, in bytes; an answer may not decode to more.
+        tls: True encrypts the connection and checks the server's certificate by the public authorities; a `ClientTls`
+            names other files. False does neither.
+        token: The token that the server knows the client by; `fcnseg token` makes one.
+        token_in_clear: Whether the token may go to another machine without TLS, where anyone on the way can read it.
+        connections: Number of connections, at least 1, which requests use in turn. Several are of use where not
+            requests but connections are balanced, by `fcnseg serve --processes` or a TCP balancer.
 
     Raises:
-        UsageError: One of them has no valid value, or a token would go to another machine in the clear.
+        UsageError: An argument is not valid, or the token would go to another machine without TLS.
     """
 
     def __init__(
@@ -136,15 +137,15 @@ class Client:
             regions: Which regions are wanted; None for none.
             confidence: Whether the confidence map is wanted.
             overlay: Whether the image tinted with its classes' colours is wanted, or how it is drawn.
-            classes: Classes that the class map is to tell apart, by names (any case) or decimal ids; other pixels get
-                the answer's `other_id`. Empty stands for all.
+            classes: The only classes that the class map is to have, by names (any case) or decimal ids; pixels of other
+                classes get the answer's `other_id`. Empty stands for all classes.
 
         Raises:
             ImageError: The file cannot be read, or the array is not of that shape and dtype.
             InvalidRequestError: The server cannot read the image, or a class is unknown.
             RemoteModelNotFoundError: There is no such model or version.
-            UnauthenticatedError: The server wants a token, and knows none like that given.
-            PermissionDeniedError: The server does not let the client ask.
+            UnauthenticatedError: The server requires a token, and got none or one that it does not know.
+            PermissionDeniedError: The token does not allow the request.
             ServerOverloadedError: The server has no room, and had none at each retry.
             ServerUnavailableError: The server does not answer, and did not at any retry.
             RequestTimeoutError: There was no answer in time.
@@ -171,8 +172,8 @@ class Client:
     ) -> Generator[StreamItem, None, None]:
         """Segment images one after another, such as the frames of a video, however many there are.
 
-        Images are taken in a thread of gRPC, and only while fewer than `in_flight` are unanswered. What `images` raises
-        is raised here, after the answers to the images before it.
+        Images are taken in one of gRPC's threads, and only while fewer than `in_flight` are unanswered. An exception of
+        `images` is raised here, after the answers to the images before it.
 
         Args:
             images: Images, or pairs of an id and an image. Without an id, an image's position is its id.
@@ -191,9 +192,9 @@ class Client:
             stream. Closing the generator ends it at the server too.
 
         Raises:
-            UsageError: `images` are one text, `in_flight` is below 1, or an id is longer than 256 characters or no
-                Unicode text.
-            RequestError: The server could not be reached, went away, or took too long; of the kinds of `segment`.
+            UsageError: `images` is a single path or file, `in_flight` is below 1, or an id is longer than 256
+                characters or not Unicode text.
+            RequestError: The server could not be reached, went away, or took too long; see `segment` for its kinds.
         """
         wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
         require_stream(images, in_flight)
@@ -204,7 +205,7 @@ class Client:
         """Return the models that the server holds, by name, then by ascending version.
 
         Raises:
-            RequestError: The server could not be reached, or failed; of the kinds of `segment`.
+            RequestError: The server could not be reached, or failed; see `segment` for its kinds.
         """
         response: pb.ListModelsResponse = self._call(next(self._stubs).ListModels, pb.ListModelsRequest())
         return read_models(response.models)
@@ -218,7 +219,7 @@ class Client:
 
         Raises:
             RemoteModelNotFoundError: There is no such model or version.
-            RequestError: The server could not be reached, or failed; of the kinds of `segment`.
+            RequestError: The server could not be reached, or failed; see `segment` for its kinds.
         """
         require_model(model, version)
         request = pb.GetModelRequest(model_name=model, model_version=version)
@@ -226,10 +227,10 @@ class Client:
         return read_model(response.model)
 
     def load_model(self, model: str) -> tuple[RemoteModel, ...]:
-        """Let the server serve what its repository holds of a model now, and return all models that it serves then.
+        """Load a model as the server's repository holds it now, and return all models that the server then serves.
 
-        Versions that are new or have changed take the place of the old ones, with no request failed. It takes as long
-        as they take to open and to warm.
+        Versions that are new or have changed replace the old ones without failing any request. The call returns when
+        they are open and warm.
 
         Args:
             model: The model's name.
@@ -237,9 +238,9 @@ class Client:
         Raises:
             RemoteModelNotFoundError: The repository holds no such model.
             RemoteModelFileError: A version cannot be opened; all stays as it was.
-            UnauthenticatedError: The server wants a token, and knows none like that given.
-            PermissionDeniedError: The server does not let the client change what it serves.
-            RequestError: The server could not be reached, or failed; of the kinds of `segment`.
+            UnauthenticatedError: The server requires a token, and got none or one that it does not know.
+            PermissionDeniedError: The token does not allow to change what is served.
+            RequestError: The server could not be reached, or failed; see `segment` for its kinds.
         """
         require_model(model)
         request = admin_pb.LoadModelRequest(model_name=model)
@@ -247,7 +248,7 @@ class Client:
         return read_models(response.models)
 
     def unload_model(self, model: str, version: str = "") -> tuple[RemoteModel, ...]:
-        """Take a model from service until it is loaded again, and return all models that are served then.
+        """Stop serving a model until it is loaded again, and return all models that the server then serves.
 
         Args:
             model: The model's name.
@@ -263,7 +264,7 @@ class Client:
         return read_models(response.models)
 
     def reload_model(self, model: str) -> tuple[RemoteModel, ...]:
-        """Let the server open a model that it serves anew, whether its files have changed or not; else as `load_model`.
+        """Open a served model again, even if its files have not changed; otherwise as `load_model`.
 
         Args:
             model: The model's name.
@@ -280,7 +281,7 @@ class Client:
     def wait_until_ready(self, timeout_s: float) -> None:
         """Wait until the server is ready: it answers, its models are warm, and it is not stopping.
 
-        The server's health is asked for, which needs no token.
+        It asks the server's health service, which needs no token.
 
         Args:
             timeout_s: How long to wait at most, in seconds, up to a day.

@@ -48,7 +48,7 @@ class EngineOptions:
     Attributes:
         threads: CPU threads within an operator, up to 1024; 0 takes one per physical core, or CPU of a container that
             has fewer than its machine (`cores.threads_for`).
-        runs: CPU runs at a time that share these threads, where they are told that others go on beside them.
+        runs: CPU runs that may go on at the same time and share these threads; such a run is asked for by `beside`.
         spinning: Whether idle CPU threads spin for a moment, which answers sooner and heats the machine.
         arena: Whether memory that a run frees is kept for the next; on CUDA it always is.
         cudnn_search: How cuDNN chooses an algorithm for a new shape: by its heuristic, by its other one ("exhaustive",
@@ -220,7 +220,7 @@ class Engine:
         return EngineOutput(found[CLASS_MAP], found.get(HEATMAP, none), found.get(CONFIDENCE))
 
     def measured(self) -> Probe:
-        """Return what runs showed; measured now, where it was not at the start.
+        """Return what the probe's runs showed; they are done now if they were not when the engine was opened.
 
         Raises:
             ModelFileError: The model cannot be run.

@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def named_in_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Name a file in the system's errors that name none, as those of writing do, or that name its temporary one."""
+    """Put a file's name into each OSError that has none, as those of writing, or that names its temporary file."""
     try:
         yield
     except OSError as error:
@@ -63,23 +63,23 @@ def sha256_of(path: Path) -> str:
 
 
 def real_path(path: Path) -> Path:
-    """Return where a path leads, as far as it leads anywhere: `Path.resolve` raises at links that go in a circle."""
+    """Resolve the links in a path; links that form a circle stay, where `Path.resolve` would raise."""
     return Path(os.path.realpath(path))
 
 
 def shown(path: Path) -> str:
-    """Return a path as it can stand in a line of text: one with line breaks or bytes that are no text is quoted."""
+    """Return a path for use in a message: quoted if it has line breaks or bytes that are not text."""
     text = str(path)
     return text if text.isprintable() else repr(text)
 
 
 def printable(text: str) -> str:
-    """Spell out what cannot be printed or stored as UTF-8: a file's name need not be valid Unicode."""
+    """Replace what UTF-8 cannot encode by escapes: a file's name need not be valid Unicode."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def is_named_in_utf8(path: Path) -> bool:
-    """Whether a path is valid Unicode, as libraries that are not Python's own want it."""
+    """Whether a path is valid Unicode, which libraries outside of Python require."""
     return printable(str(path)) == str(path)
 
 

@@ -146,9 +146,9 @@ def load(
         threads: CPU threads within an operator, 0 for one per physical core; None takes those of `options`.
         options: How it runs; None takes what `fcnseg tune` found for the file on this machine, as far as it holds for
             one run at a time, else the defaults.
-        tuned: Whether to look for what it found.
-        pipeline: Whether images will be decoded and written beside its runs (`PIPELINE_OPTIONS`); where `options` are
-            given, these say it.
+        tuned: Whether to use what `fcnseg tune` found.
+        pipeline: Whether other threads decode and write images while the model runs, and should have cores left
+            (`PIPELINE_OPTIONS`); of no effect where `options` are given.
 
     Raises:
         ModelFileError: The file is not a valid fcnseg model.

@@ -152,14 +152,14 @@ def tell_tuned(model: Path, used: "Settings") -> None:
 
 
 def refuse_given(names: Collection[str], why: str) -> None:
-    """Check that the command was given no option of these.
+    """Check that none of these options was given on the command line.
 
     Args:
-        names: The options' parameters.
-        why: What to say, with {} for the options.
+        names: The options, by the names of their parameters.
+        why: The error message, with {} where it names the options that were given.
 
     Raises:
-        click.UsageError: It was.
+        click.UsageError: Some were given.
     """
     context = click.get_current_context()
     given = [
@@ -174,9 +174,10 @@ def refuse_given(names: Collection[str], why: str) -> None:
 def region_options(command: Command) -> Command:
     """Add --regions, --region-class, --threshold, --min-pixels and --max-regions, and hand over `regions`.
 
+    The last three are refused where neither of the first two is given.
+
     Args:
-        command: Takes `regions`: a `RegionQuery`, or None where no regions are asked for; naming a class asks for them.
-            It is not called where something else is said of regions that are not asked for.
+        command: Takes the argument `regions`: a `RegionQuery` if --regions or --region-class is given, else None.
     """
 
     @functools.wraps(command)

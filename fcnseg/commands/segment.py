@@ -193,7 +193,7 @@ def segment(
     if is_video(output) and not output.is_dir():
         refuse_given(
             {str(parameter.name) for parameter in context.command.params} - _OF_VIDEOS,
-            "a video takes no {}; for its frames' masks give a folder of them, and one for OUTPUT",
+            "a video takes no {}; for masks of its frames, give a folder of frames as INPUT and a folder as OUTPUT",
         )
         segment_video_file(
             Path(model), Path(source), output, device, threads, tuned=tuned, upright=not stored_orientation
@@ -201,7 +201,7 @@ def segment(
         return
     found = plan(source, output, options.mask_format)
     if found.mask_format is not options.mask_format:  # the name of a single image's mask says it
-        refuse_given({"mask_format"}, "{} for a single mask whose name ends otherwise; leave one of the two out")
+        refuse_given({"mask_format"}, "{} does not fit the suffix of OUTPUT; leave one of the two out")
     with ExitStack() as stack:
         tiles = TileProgress()
         if server is None:

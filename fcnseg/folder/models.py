@@ -99,14 +99,14 @@ class JobModel(Protocol):
 
     @property
     def tile(self) -> str | int:
-        """What masks depend on in how images are cut: with most nets on nothing but the size of tiles."""
+        """How images are cut into tiles, as far as masks depend on it."""
 
     @property
     def limits(self) -> ImageLimits:
         """What is refused before any pixel is decoded."""
 
     def kind(self, image: NDArray[np.uint8]) -> object:
-        """Return what is equal for images that one call of `segment` may take."""
+        """Return a key: images of equal keys may be given to one call of `segment`."""
 
     def held_bytes(self, height: int, width: int) -> int:
         """Return what an image takes until it is written, in bytes."""

@@ -23,20 +23,20 @@ class FolderOptions:
         overlay: Whether to write the image tinted with its classes' colours too.
         confidence: Whether to write the winning class's probability at every pixel, 0 to 255, too.
         heatmaps: Classes, by names (any case) or decimal ids, whose scores to lay over the greyed image.
-        top: How many classes more, the most probable of each image, get a heatmap.
+        top: Number of further heatmaps for each image: those of its most probable classes.
         regions: Which regions to list; None for no list.
         limits: Images beyond them fail.
         upright: Whether an EXIF orientation is applied; else masks are as the pixels are stored.
         overwrite: Whether images that are done already are done again, and those that another model did.
         report: Whether to write report.html.
-        tile: Most rows and columns of a tile's core, for images to be segmented tile by tile; "auto" does so where a
-            run on the whole image would take more than `memory_bytes`; "none" never does.
+        tile: Segments images in tiles with cores of at most so many rows and columns; "auto" does so where a run on the
+            whole image would take more than `memory_bytes`, "none" never.
         workers: Threads that decode, and as many that write; 0 takes one per core.
         batch: Most images that run together; 0 takes what was tuned, else 1 on the CPU, where more gain nothing, and 8
             on CUDA.
         in_flight: Requests under way to a server at a time.
-        memory_bytes: What the images under way may take together, decoded and with their answers; and as much again
-            what the runs under way may take.
+        memory_bytes: Limit on the memory of all images being processed, decoded and with their answers, in bytes; runs
+            of the model may take as much again.
 
     Raises:
         UsageError: A number is out of range, there is no such mask format or tile, regions are no `RegionQuery`, or

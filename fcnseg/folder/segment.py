@@ -32,12 +32,12 @@ def segment_folder(
     output: str | Path,
     options: FolderOptions = DEFAULT_OPTIONS,
 ) -> Iterator[SegmentedImage]:
-    """Segment images, however many, while threads decode those ahead and write those behind.
+    """Segment any number of images, while threads decode the next ones and write the masks of those before.
 
-    A job that was ended, by whatever, goes on where it was when it is started again: an image is done when the
-    manifest says so, what it wrote is there, and its file has the size and time that it had. An image that cannot be
-    read or segmented is reported in its turn, and the others go on; it is tried again next time. Files are written
-    whole or not at all, and the bytes of a mask are those of `mask_files.encode`.
+    A job that was interrupted continues when it is started again. An image counts as done if the manifest says so, the
+    files written for it exist, and its own file has the same size and modification time as then. An image that cannot
+    be read or segmented is reported in its turn and does not stop the others; it is tried again next time. Files are
+    written whole or not at all, and the bytes of a mask are those of `mask_files.encode`.
 
     >>> for done in fcnseg.segment_folder("model.onnx", "photos", "masks"):    # doctest: +SKIP
     ...     print(done.image, done.error or [area.info.name for area in done.classes])
@@ -50,13 +50,13 @@ def segment_folder(
         options: How.
 
     Yields:
-        What became of each image, in the order of the images. Closing the generator, or an error or interrupt in it,
-        finishes what is under way, so that nothing of it is lost.
+        What became of each image, in the order of the images. Closing the generator, an error or an interrupt first
+        finishes the images that are being processed, so that no work is lost.
 
     Raises:
-        UsageError: There is nothing to do, or a file would take another's place, or what the output holds is not this
-            job's.
-        OSError: A file cannot be written, as when the disk is full: that would befall every further image too.
+        UsageError: There are no images, an output file would replace another file, or the output folder holds another
+            job's files.
+        OSError: A file cannot be written, as when the disk is full; every further image would fail likewise.
         RequestError: The server went away.
     """
     found = plan(source, Path(output), options.mask_format)

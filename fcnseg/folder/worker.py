@@ -51,11 +51,11 @@ class SegmentedImage:
         mask: The mask file; None when the image failed.
         pictures: What was written beside the mask.
         classes: Classes present with their areas; empty when the image failed.
-        top: The classes that got a heatmap for their probability, the most probable first.
+        top: The most probable classes where `FolderOptions.top` asks for their heatmaps, the most probable first.
         regions: Those that were asked for, by descending score.
         error: Why the image failed; None when it did not.
-        skipped: Whether an earlier run had done it; `regions` are then left to their file.
-        notice: What to know of the mask, in one line: that a net which looks at whole images saw tiles.
+        skipped: Whether an earlier run had segmented it; `regions` is then empty, and their file has them.
+        notice: A remark on the mask in one line: the net depends on the whole image, and was given tiles. Else None.
     """
 
     image: Path
@@ -170,7 +170,7 @@ class Worker:
                 raise
             image = shown(Path(item.image))
             error = ImageError(
-                f"{image}: its mask's name, or a picture's, is too long to be a file's; shorten the image's"
+                f"{image}: the file of its mask, or of a picture, has too long a name; shorten the image's"
             )
         finally:
             self._memory.give_back(loaded.held)

@@ -284,5 +284,5 @@ def test_a_single_mask_has_one_format(tiny_model: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 6)).save(photo)
     done = run(tiny_model, photo, tmp_path / "{mask}.tif", "--format", "npy", "--device", "cpu")
     assert done.returncode == 2
-    assert "--format for a single mask whose name ends otherwise; leave one of the two out" in done.stderr
+    assert "--format does not fit the suffix of OUTPUT; leave one of the two out" in done.stderr
     assert not (tmp_path / "{mask}.tif").exists()
