@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fcnseg.words import first_of
+
 Identity = Literal["window", "cam"]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -78,7 +80,7 @@ class Certificate:
         yield "offset of cell 0", format_pair(self.offset)
         yield "alignment", format_pair(self.alignment)
         yield "receptive field", format_pair(self.receptive_field)
-        modules = ", ".join(self.global_context[:3]) + (", ..." if len(self.global_context) > 3 else "")
+        modules = first_of(self.global_context, 3)
         yield "global context", f"yes: {len(self.global_context)} modules ({modules})" if modules else "none"
         yield "parameters", f"{self.parameters_before:,} -> {self.parameters_after:,}"
         yield "in FC layers", f"{self.fc_parameters:,} ({self.fc_share:.1%})"

@@ -64,7 +64,7 @@ class _Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            from fcnseg.types import closest
+            from fcnseg.words import closest
 
             message = f"no command {args[0]!r}; {closest(args[0], self.list_commands(ctx))}"
             raise click.UsageError(message, ctx) from error

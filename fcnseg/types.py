@@ -1,6 +1,5 @@
 """The values that cross fcnseg's boundaries: classes, label maps and segmentations."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fcnseg.errors import UsageError
+from fcnseg.words import closest
 
 ClassMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """(H, W) class ids: uint8 up to 256 classes, uint16 beyond."""
@@ -143,15 +143,6 @@ class LabelMap:
             f"class {info.id} cannot be asked for: its name {info.name!r} and its id are names of other classes too;"
             " export the model with names that differ"
         )
-
-
-def closest(word: str, choices: Sequence[str]) -> str:
-    """Say which of the choices come nearest to a word, or list them when they are few."""
-    folded = {c.casefold(): c for c in choices}
-    near = [folded[m] for m in difflib.get_close_matches(word.casefold(), folded, n=3, cutoff=0.5)]
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"there are {', '.join(choices[:10])}{', ...' if len(choices) > 10 else ''}"
 
 
 def require_names(what: str, names: Sequence[object]) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,6 +14,7 @@ from fcnseg.devices import resolve_device
 from fcnseg.engine import EngineOptions
 from fcnseg.errors import FcnsegError, ModelFileError, ModelNotFoundError
 from fcnseg.segmenter import Segmenter, load
+from fcnseg.words import first_of
 from serving.admission import Admission
 from serving.batcher import Batcher
 from serving.drift import Drift
@@ -49,8 +49,7 @@ class _Failure:
 
 
 def _listed(names: Collection[str]) -> str:
-    """List names; the first ones, where all would not fit into a message."""
-    return f"{', '.join(islice(names, _MOST_NAMED)) or 'none'}{', ...' if len(names) > _MOST_NAMED else ''}"
+    return first_of(names, _MOST_NAMED) or "none"
 
 
 class ModelRegistry:

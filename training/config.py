@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from fcnseg.errors import UsageError, one_line
 from fcnseg.files import write_text
-from fcnseg.types import closest
+from fcnseg.words import closest
 
 Variant: TypeAlias = Literal["fcn32s", "fcn16s", "fcn8s"]
 TailChoice: TypeAlias = Literal["auto", "fc", "gap"]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fcnseg.errors import DatasetError
 from fcnseg.types import LUMA, LabelMap, count_ids, voc_colour
+from fcnseg.words import first_of
 from training.labels import CLASSES_FILE
 from training.samples import Sample, read_image, size_fault
 
@@ -158,7 +159,6 @@ def _look(sample: Sample, label_map: LabelMap) -> _Found | Fault:
 
 
 def _unknown_ids(sample: Sample, counts: NDArray[np.int64], unknown: list[int], label_map: LabelMap) -> Fault:
-    shown = ", ".join(str(i) for i in unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
     binary = set(np.flatnonzero(counts).tolist()) <= _BINARY
     hint = ""
     if binary:
@@ -168,8 +168,8 @@ def _unknown_ids(sample: Sample, counts: NDArray[np.int64], unknown: list[int], 
     ignore = "" if label_map.ignore_id is None else f" and {label_map.ignore_id} for no label"
     return Fault(
         "0/255 binary" if binary else "unknown ids",
-        f"mask {sample.mask} has ids {shown} on {int(counts[unknown].sum())} pixels where the classes are 0 to"
-        f" {len(label_map) - 1}{ignore}{hint}; correct the mask or {CLASSES_FILE}",
+        f"mask {sample.mask} has ids {first_of(unknown, _SHOWN)} on {int(counts[unknown].sum())} pixels where the"
+        f" classes are 0 to {len(label_map) - 1}{ignore}{hint}; correct the mask or {CLASSES_FILE}",
     )
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg.errors import DatasetError
-from fcnseg.types import LabelMap, closest, count_ids
+from fcnseg.types import LabelMap, count_ids
+from fcnseg.words import closest
 from training.contents import MASK_IDS, in_threads
 from training.labels import CLASSES_FILE, IGNORE_ID, find_labels
 from training.layouts import find_layout

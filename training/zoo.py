@@ -18,7 +18,8 @@ import torchvision
 from torch import Tensor, nn
 
 from fcnseg.errors import ArchitectureError, WeightsError, one_line
-from fcnseg.types import Rgb, closest
+from fcnseg.types import Rgb
+from fcnseg.words import closest
 from training.net_file import build_net, is_net_file
 from training.refusal import refuse_transformers
 from training.weights import below_prefix, load_in_order, load_state, read_state

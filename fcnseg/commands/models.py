@@ -7,6 +7,7 @@ import click
 
 from fcnseg.commands.access import access_options, open_client
 from fcnseg.commands.options import Command, add_options
+from fcnseg.words import first_of
 
 if TYPE_CHECKING:
     from fcnseg.remote import RemoteModel
@@ -107,14 +108,13 @@ def _show(served: Iterable["RemoteModel"]) -> None:
     for column in ("model", "version", "device", "variant", "classes"):
         table.add_column(column, overflow="fold")
     for model in served:
-        names = ", ".join(info.name for info in model.classes[:_CLASSES_NAMED])
-        rest = ", ..." if len(model.classes) > _CLASSES_NAMED else ""
+        names = first_of([info.name for info in model.classes], _CLASSES_NAMED)
         table.add_row(
             escape(model.name),
             model.version,
             model.device,
             escape(f"{model.variant} of {model.architecture}"),
-            f"{len(model.classes)}: {escape(names)}{rest}",
+            f"{len(model.classes)}: {escape(names)}",
         )
     if table.row_count:
         Console().print(table)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fcnseg.errors import UsageError
-from fcnseg.types import ClassInfo, LabelMap, Segmentation, closest, count_ids, voc_colour
+from fcnseg.types import ClassInfo, LabelMap, Segmentation, count_ids, voc_colour
+from fcnseg.words import closest
 
 LABELS = LabelMap.from_names(["background", "Cat", "dog"], ignore_id=255)
 

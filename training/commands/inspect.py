@@ -1,13 +1,14 @@
 """`fcnseg inspect`: what each layer of a net does, and what a model file says of itself."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcnseg.words import first_of
 from training.commands.options import read_size
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class _Inspected:
         yield "offset of cell 0", format_pair((y.offset, x.offset))
         yield "margin around a tile", format_pair((y.margin, x.margin))
         yield "smallest padded image", format_pair((y.minimum, x.minimum))
-        context = f"yes: {len(self.global_context)} modules ({_first_of(self.global_context)})"
+        context = f"yes: {len(self.global_context)} modules ({first_of(self.global_context, _SHOWN)})"
         yield "global context", context if self.global_context else "none"
 
 
@@ -190,7 +191,7 @@ def _open_model_file(path: Path) -> _Inspected:
 
 def _file_rows(info: "ModelInfo") -> Iterator[tuple[str, str]]:
     yield "architecture", f"{info.variant} of {info.architecture}"
-    yield "classes", f"{len(info.label_map)}: {_first_of([c.name for c in info.label_map.classes])}"
+    yield "classes", f"{len(info.label_map)}: {first_of([c.name for c in info.label_map.classes], _SHOWN)}"
     yield "class map", "taken at every pixel" if info.class_map_at == "pixel" else "taken at every cell, enlarged"
     yield "precision", info.precision
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
@@ -229,7 +230,3 @@ def _show(net: _Inspected) -> None:
     for what, value in (dict(net.totals()) | net.rows).items():
         table.add_row(what, Text(value))
     console.print(table)
-
-
-def _first_of(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
