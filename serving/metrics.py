@@ -5,6 +5,7 @@ metrics when somebody asks. Labels are methods, models and classes that the serv
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -196,4 +197,4 @@ def _write_drift(models: Sequence[ServedModel]) -> Iterator[Metric]:
 def _accumulate(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
     """Return how many lie at or below each bound, and how many there are."""
     names = [*(str(float(bound)) for bound in bounds), "+Inf"]
-    return [(name, sum(counts[: i + 1])) for i, name in enumerate(names)]
+    return list(zip(names, accumulate(counts), strict=True))
