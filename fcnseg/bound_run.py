@@ -45,8 +45,8 @@ class BoundRun:
     Args:
         session: The session; where it was opened with CUDA graphs, the run is recorded.
         device: `cuda:N` or `cpu`, as the session's.
-        copies: To and from the device.
-        shape: The images'.
+        copies: Makes the copies to and from the device.
+        shape: The shape of the batch of images.
         outputs: Which outputs are wanted, by name.
         number: What tells this run from others of the session.
         stream: The handle of the stream that the session computes in, where it was opened with one of ours.
@@ -103,7 +103,7 @@ class BoundRun:
         line when this one ends, and the device does not wait for Python's lock.
 
         Args:
-            images: Of the run's shape.
+            images: A batch of the run's shape.
             thread: What replays; none where this thread made the recording.
             wanted: Which of the outputs are read; None for all.
 
@@ -151,8 +151,8 @@ def run_bound(
     Args:
         session: The session; `image` is its one input.
         device: `cuda:N` or `cpu`, as the session's.
-        copies: To and from the device.
-        images: The batch.
+        copies: Makes the copies to and from the device.
+        images: The batch of images.
         outputs: Which outputs are wanted, by name.
 
     Returns:

@@ -11,9 +11,9 @@ def render_page(package: str, template: str, **values: Any) -> bytes:
     """Fill a template that extends `page.html.jinja`.
 
     Args:
-        package: The package that holds it.
-        template: Its file name.
-        values: What it names.
+        package: The package that holds the template.
+        template: The template's file name.
+        values: The values of the template's variables.
 
     Returns:
         UTF-8 HTML.

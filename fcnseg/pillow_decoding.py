@@ -107,9 +107,9 @@ def refused(name: str, error: Exception, compression: str = "") -> ImageError:
     """Return the error to raise where Pillow cannot read an image.
 
     Args:
-        name: The format's.
+        name: The format's name.
         error: What Pillow raised.
-        compression: The file's; empty where it is not known.
+        compression: The file's compression; empty where it is not known.
     """
     reason = (one_line(error) or type(error).__name__)[:200]
     if isinstance(error, Image.DecompressionBombWarning):  # raised where the program that imports us asks for it

@@ -48,7 +48,7 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry, model: Path
 
     Args:
         session: The session, with an arena; its profiling has ended afterwards.
-        geometry: The model's.
+        geometry: The model's geometry.
         model: The model file, for messages.
 
     Raises:

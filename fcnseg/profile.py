@@ -67,12 +67,12 @@ class NodeCost:
     """What a node costs in each run.
 
     Attributes:
-        name: Its name, by onnxruntime.
-        operator: What it computes.
+        name: The node's name in onnxruntime.
+        operator: The node's operator, such as `Conv`.
         provider: The execution provider that it ran on.
-        group: What it is there for.
+        group: What the node is there for.
         tail: Whether it runs for the class map or the confidence, and not for the heatmap.
-        shape: Of its first output.
+        shape: The shape of its first output.
         ms: Median of its time over the runs, without that of nodes within it.
         multiply_adds: Of a convolution or matrix product, channels that onnxruntime adds to fill a block included;
             None for all else.

@@ -27,7 +27,7 @@ class Readiness:
         timeout_s: How long it is waited for, in seconds.
 
     Attributes:
-        timeout_s: The same.
+        timeout_s: The argument `timeout_s`.
     """
 
     def __init__(self, server: str, timeout_s: float) -> None:

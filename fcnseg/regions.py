@@ -64,7 +64,7 @@ class Region:
         box: Its tight box, in the image's pixels.
         score: Mean probability of the class over its pixels, from the threshold to `peak`.
         peak: The highest probability at any of its pixels, up to 1.
-        pixels: Its pixels, at least 1 and at most the box's.
+        pixels: Number of its pixels, at least 1 and at most as many as the box has.
     """
 
     info: ClassInfo
@@ -81,8 +81,8 @@ class RegionQuery:
     Attributes:
         classes: Names (any case) or decimal ids; empty stands for all classes.
         threshold: The least probability of a region's pixels, from 0.01 to below 1.
-        limit: How many regions at most, those with the highest scores; 1 to 1000.
-        min_pixels: The fewest pixels of a region, 1 to 2^64 - 1; smaller ones are often crumbs of a neighbour.
+        limit: The most regions to return, those with the highest scores; 1 to 1000.
+        min_pixels: The fewest pixels of a region, 1 to 2^64 - 1; very small ones are often noise beside a large one.
 
     Raises:
         UsageError: Threshold, limit or size is out of range, or classes are given as one text or as numbers.
@@ -132,7 +132,7 @@ def find_regions(
     """Find the regions of an image, a class at a time: memory does not grow with the number of classes.
 
     Args:
-        segmentation: The image's; its class map gives the size, its heatmap the probabilities.
+        segmentation: The image's segmentation: its class map gives the size, its heatmap the probabilities.
         grid: The model's geometry.
         query: Which regions are wanted.
         check: Called before each class, each part of the image that is searched, and on the way through these; what it

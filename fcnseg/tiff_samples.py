@@ -46,9 +46,9 @@ def conversion(tags: Tags, dtype: np.dtype[Any], bands: int, find_largest: Calla
     """Find how samples become RGB.
 
     Args:
-        tags: The file's.
-        dtype: The samples'.
-        bands: Samples a pixel.
+        tags: The file's tags.
+        dtype: The samples' type.
+        bands: Number of samples in each pixel.
         find_largest: Finds the largest sample of the whole image; called for grey of 32 bits and more alone.
 
     Returns:

@@ -131,7 +131,7 @@ def plan_tiles(info: ModelInfo, height: int, width: int, tile: int | None) -> Ti
     """Cut an image into tiles.
 
     Args:
-        info: The model's.
+        info: The metadata of the model.
         height: The image's rows, at least 1.
         width: The image's columns, at least 1.
         tile: Most rows and columns of a core, rounded up to the net's phase; None leaves the image whole. Cores are
@@ -153,7 +153,7 @@ def choose_tile(info: ModelInfo, height: int, width: int, max_pixels: float) -> 
     """Choose the fewest tiles, of up to 3072, that there is memory for: the fewer, the less is computed twice.
 
     Args:
-        info: The model's.
+        info: The metadata of the model.
         height: The image's rows.
         width: The image's columns.
         max_pixels: Padded pixels that a run has memory for: the bytes to spare over `Probe.bytes_per_pixel`, or

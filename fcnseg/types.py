@@ -60,7 +60,7 @@ class LabelMap:
         ignore_id: The value that marks pixels without a label in training masks; a model never predicts it.
 
     Raises:
-        ValueError: The ids are others, or the ignore id is one of them.
+        ValueError: The ids are not 0 to K - 1, or the ignore id is one of them.
     """
 
     classes: tuple[ClassInfo, ...]
@@ -153,7 +153,7 @@ def require_names(what: str, names: Sequence[object]) -> None:
         names: Names, or ids as text.
 
     Raises:
-        UsageError: It is one text, or holds something else than texts.
+        UsageError: `names` is a single text, or holds something that is not a text.
     """
     if isinstance(names, str):
         raise UsageError(f"{what} is the text {names!r}; give a list of names, such as [{names!r}]")
@@ -240,12 +240,12 @@ def class_areas(counts: NDArray[np.int64], label_map: LabelMap) -> tuple[ClassAr
 
 
 def answer_bytes(label_map: LabelMap, pixels: int, scores: int) -> int:
-    """Return about how many bytes an image and its answer take at most, from its decoding until that is written.
+    """Return about how many bytes an image and its answer take at most, until the answer is written.
 
     Args:
         label_map: What the ids mean.
-        pixels: The image's.
-        scores: Values of its heatmap, of all classes that are kept.
+        pixels: Number of pixels of the image.
+        scores: Number of values of its heatmap, over all classes that are kept.
     """
     # Red, green, blue, confidence and a picture; the ids, a choice of them and their encoding; scores, probabilities.
     return pixels * (7 + 3 * label_map.id_dtype.itemsize) + scores * 8

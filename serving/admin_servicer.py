@@ -21,7 +21,7 @@ class ModelAdminServicer(ModelAdminServiceServicer):
 
     Args:
         administration: Changes what is served.
-        describe: Tells what is.
+        describe: Describes the models that are served.
     """
 
     def __init__(self, administration: Administration, describe: Callable[[], list[Model]]) -> None:

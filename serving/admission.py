@@ -21,7 +21,7 @@ class Admission:
     """Lets requests in while there are few enough, memory for their images, and time for their answers.
 
     Args:
-        batcher: The model's.
+        batcher: The model's batcher.
         memory: What the images of all models' requests may take together.
     """
 
@@ -134,7 +134,7 @@ class Ticket:
     """An image that was let in, from its arrival to the end of its answer; to be closed.
 
     Args:
-        admission: Let it in.
+        admission: What let the request in.
         byte_count: The memory that was taken for it.
 
     Attributes:

@@ -35,14 +35,14 @@ class Call:
 
     Attributes:
         method: The method's full name.
-        request_id: What the client calls it.
+        request_id: The client's name for the call.
         peer: Where it came from, as gRPC has it.
         client: Whose token it brought; empty where there are no tokens.
         allowance: What is left to its client; None where there are no tokens.
         model: The model that was asked, as NAME/VERSION; empty where none was.
         size: (height, width) of its last image; None where none was decoded.
         images: Images that were answered.
-        stages_ms: Milliseconds by stage, summed over those.
+        stages_ms: Milliseconds by stage, summed over those images.
     """
 
     method: str
@@ -89,8 +89,8 @@ class Call:
         """Write the call's line: at INFO, and at DEBUG where probes ask.
 
         Args:
-            code: What it ended with.
-            seconds: How long it took.
+            code: The status code that the call ended with.
+            seconds: How long the call took.
             error: What its client was told, where it was told why it is not answered.
         """
         level = logging.DEBUG if asked_by_probes(self.method) else logging.INFO

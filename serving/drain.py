@@ -24,7 +24,7 @@ class CallCounter(UnaryInterceptor):
     Attributes:
         stopping: Set when the server takes nothing more; streams of images then read no further.
         stopped: Set when nothing is under way any more; streams of probes then end.
-        ended: How many have ended.
+        ended: How many of the counted calls have ended.
     """
 
     def __init__(self) -> None:

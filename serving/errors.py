@@ -51,7 +51,7 @@ class RefusedError(FcnsegError):
 
     Args:
         message: One line for a user.
-        reason: Why.
+        reason: The reason, for the metrics.
     """
 
     def __init__(self, message: str, reason: Reason) -> None:
@@ -65,7 +65,7 @@ class OverloadedError(RefusedError):
     Args:
         message: One line for a user.
         retry_after_s: When there will probably be room, in seconds.
-        reason: What there is too much of.
+        reason: What there is too much of, for the metrics.
     """
 
     def __init__(self, message: str, retry_after_s: float, reason: Reason) -> None:

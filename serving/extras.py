@@ -71,7 +71,7 @@ def read_extras(request: pb.SegmentRequest, label_map: LabelMap) -> Extras:
 
     Args:
         request: The request.
-        label_map: The model's.
+        label_map: The model's classes.
 
     Raises:
         InvalidFieldError: A class is unknown, there are more names than classes, or a number is out of range.
@@ -172,8 +172,8 @@ def write_extras(
         response: The answer, with its class map.
         extras: What is asked for; where it is nothing, nothing is computed.
         image: (H, W, 3) uint8 RGB.
-        segmentation: The image's.
-        geometry: The model's.
+        segmentation: The image's segmentation.
+        geometry: The model's geometry.
         patience: Asked before each of them and on the way; where it ends, so do they.
 
     Raises:

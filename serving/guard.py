@@ -120,7 +120,7 @@ def _within(handler: "Handler", allowance: Allowance, method: str, client: str) 
     """Return a handler that answers as much as an allowance has room for.
 
     Args:
-        handler: Answers.
+        handler: The handler to wrap.
         allowance: What is left to the caller.
         method: The method's full name.
         client: Who calls, for the log.

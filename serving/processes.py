@@ -49,9 +49,9 @@ class Part:
     """What tells one of the processes from a server that is alone.
 
     Attributes:
-        number: Which it is, from 1.
-        count: How many there are.
-        port: The port that they share.
+        number: The number of this process, from 1.
+        count: How many processes there are.
+        port: The port that all of them share.
     """
 
     number: int
@@ -255,8 +255,8 @@ class _Server:
     """One of the processes.
 
     Attributes:
-        lines: What it told of its models.
-        listens: Whether it has begun to.
+        lines: The lines in which the process told of its models.
+        listens: Whether the process listens for requests yet.
     """
 
     def __init__(self, part: Part) -> None:

@@ -21,7 +21,7 @@ class ModelConfig:
 
     Attributes:
         device: `cpu`, `cuda`, `cuda:N`, or `auto`.
-        options: How their sessions run.
+        options: How the models' sessions run.
         batching: How requests share runs.
         max_memory: Bytes that all images under way may take together, half of them for images that wait and answers
             that are written, half for runs; 0 takes half of the machine's memory, and on CUDA half of the device's for
@@ -90,11 +90,11 @@ class ServedModel:
     Attributes:
         name: What clients call it.
         version: A positive number in decimal.
-        engine: The open file.
-        batcher: Runs it.
-        admission: Lets requests in.
-        statistics: What it has done.
-        drift: What its answers were like.
+        engine: The open model file.
+        batcher: Runs the model on batches of images.
+        admission: Decides which requests are let in.
+        statistics: Counts and durations of the model's images.
+        drift: Sums over the model's answers, to see them change.
         stamp: What its file was when it was opened; see `stamp_of`.
         users: The requests that are using it.
     """

@@ -20,7 +20,7 @@ class Outcome(StrEnum):
     INVALID = "invalid"
     """It cannot be read, or is beyond a limit."""
     REFUSED = "refused"
-    """See `Reason`."""
+    """The server refused it; `Reason` says why."""
     CANCELLED = "cancelled"
     """Its client went away, or another image of its request failed."""
     FAILED = "failed"
@@ -32,13 +32,13 @@ class Stages:
     """Seconds that one image spent in the server's stages.
 
     Attributes:
-        arrived: When it came, on the monotonic clock.
-        ended: When its answer was made, on the same.
+        arrived: When the image came, on the monotonic clock.
+        ended: When its answer was made, on the monotonic clock.
         decode_s: Checking and decoding, from its arrival.
         queue_s: Waiting for the model's turn.
-        infer_s: The run of its batch.
+        infer_s: The run of the image's batch.
         encode_s: Making the answer.
-        batch_size: Images in its run.
+        batch_size: Number of images in that batch.
     """
 
     arrived: float
@@ -67,8 +67,8 @@ class Duration:
     """How often something happened, how long it took in all, and how often it took how long.
 
     Attributes:
-        count: How often.
-        seconds: Seconds in all.
+        count: How often it happened.
+        seconds: How long it took in all.
         buckets: How often it took longer than the bound before and at most this one of `BOUNDS_S`; in the end, longer.
     """
 
@@ -90,10 +90,10 @@ class Statistics:
     Attributes:
         success: Images answered, from arrival to answer.
         failure: Images not answered, from arrival to the refusal.
-        queue: Waiting of the answered.
-        decode: Decoding of the answered.
-        infer: Runs of the answered, the whole batch's time for each.
-        encode: Writing of the answered.
+        queue: Time that answered images waited for their run.
+        decode: Time to decode answered images.
+        infer: Time of the runs of answered images; each image counts the time of its whole batch.
+        encode: Time to write the answers.
         runs: Runs by their number of images.
         outcomes: Images by what became of them.
         refusals: Images refused, by why.

@@ -86,8 +86,8 @@ class RandomScale(v2.Transform):  # type: ignore[misc]  # torchvision ships no t
     """Resize by a factor drawn log-uniformly from a range: masks by nearest, images bilinearly.
 
     Args:
-        smallest: Least factor.
-        largest: Greatest factor.
+        smallest: The smallest factor.
+        largest: The largest factor.
     """
 
     def __init__(self, smallest: float, largest: float) -> None:

@@ -48,8 +48,8 @@ class CocoObject:
 
     Attributes:
         id: The annotation's id, for messages.
-        class_id: Its class.
-        area: Where it is.
+        class_id: The id of its class.
+        area: The part of the image that it covers.
     """
 
     id: int | str
@@ -63,10 +63,10 @@ class CocoMask:
 
     Attributes:
         path: The annotation file.
-        image: The image's name in it.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        objects: In the file's order.
+        image: The image's name in that file.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        objects: The image's objects, in the file's order.
     """
 
     path: Path

@@ -54,20 +54,20 @@ class TrainConfig:
             own, which makes its weights itself, that they are random.
         weights: File of the classifier's weights; None takes those its zoo publishes.
         mean: Channel means of the weights' normalisation, of values in 0..1; None takes the known ones.
-        std: Channel deviations, as `mean`.
+        std: Standard deviations of the channels, given as `mean` is.
         input_size: Native (height, width) that the classifier was made for; None takes the zoo's.
-        recipe: Where the defaults came from; for information.
+        recipe: The recipe that the defaults came from; only for information.
         epochs: Passes over the training split.
-        batch_size: Images a step.
+        batch_size: Number of images in each step.
         crop: (height, width) in pixels of the training crops; None trains on whole images.
         scale_jitter: Range of the factor by which an image is resized before it is cropped.
         flip: Whether half of the images are mirrored, left to right.
         colour_jitter: Largest relative change of brightness, contrast and saturation.
         optimiser: `adamw` or `sgd`.
         lr: Peak learning rate of the new layers.
-        backbone_lr_factor: What it is multiplied by for the pretrained layers.
-        bias_lr_factor: What a bias's rate is multiplied by.
-        momentum: Of SGD.
+        backbone_lr_factor: What `lr` is multiplied by for the pretrained layers.
+        bias_lr_factor: What the learning rate of a bias is multiplied by.
+        momentum: Momentum of SGD.
         weight_decay: On convolution and linear weights; biases and normalisation layers have none.
         schedule: How the rate falls from its peak: `cosine` or `poly` (power 0.9) to 0, or not at all.
         warmup: Share of the steps over which the rate climbs to its peak.
@@ -79,7 +79,7 @@ class TrainConfig:
         lovasz: Weight of the Lovász-softmax loss (arXiv 1705.08790) beside the cross-entropy.
         ema: Decay of the moving average of the weights, which is what is validated and kept; 0 keeps the weights.
         freeze_statistics: Whether BatchNorm layers keep the mean and variance that the classifier was trained with.
-        seed: Of everything random.
+        seed: Seed of everything that is random.
         workers: Processes that prepare batches; 0 prepares them in the training process, which resumes exactly; None
             takes 0 on the CPU, whose cores are busy, and one a core, at most 8, on CUDA.
         device: Where to train; `auto` takes CUDA where there is a device.

@@ -34,7 +34,7 @@ class Fault:
     """Something wrong with one sample.
 
     Attributes:
-        kind: Of what sort it is.
+        kind: The kind of fault.
         message: What is wrong with which file, and the remedy, in one line.
     """
 

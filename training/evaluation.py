@@ -124,7 +124,7 @@ class AveragedPredictor:
     mean probability wins, and that probability is the confidence.
 
     Args:
-        net: Who is asked.
+        net: The net.
         scales: Sizes, relative to the image's.
         flip: Whether to ask about each size's mirror image too.
     """

@@ -15,8 +15,8 @@ def explain_failure(error: Exception, config: TrainConfig, *, training: bool) ->
 
     Args:
         error: What was raised.
-        config: Of the run.
-        training: Whether in a step, and not in a validation.
+        config: The run's options.
+        training: Whether it was raised in a training step, and not in a validation.
     """
     text = str(error)
     if isinstance(error, DatasetError):

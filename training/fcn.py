@@ -46,7 +46,7 @@ class FCN(nn.Module):
     Args:
         trunk: Answers with the maps of the taps.
         taps: The maps to score, the coarsest first.
-        num_classes: K.
+        num_classes: Number of classes to score, K.
         native: (height, width) at which the trunk is known to work.
         upsampling: How scores are brought from one map to the next finer.
         skip_scale: What the first skip's map is multiplied by, and the second's by its square.

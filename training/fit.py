@@ -58,10 +58,10 @@ def fit(
     weights that it would have had (with `workers` 0, on one device).
 
     Args:
-        model: Trained in place.
+        model: The model, which is trained in place.
         dataset: Has the splits `train` and `val`, checked already.
-        data_fingerprint: Of those splits, for the checkpoints.
-        config: How.
+        data_fingerprint: The fingerprint of those splits, for the checkpoints.
+        config: The run's options.
         folder: The run's folder, without an earlier run (see `run_folder.prepare_folder`) unless it is resumed.
         console: Where progress is shown.
         class_weights: (K,) weight of each class's pixels in the loss; None weighs all alike.
@@ -160,7 +160,7 @@ class _EpochSeeds(Callback):
     Workers that load data draw from seeds of their own, and have drawn an epoch's order before it starts.
 
     Args:
-        seed: The run's.
+        seed: The run's seed.
         order: Draws the order of the samples.
     """
 

@@ -23,7 +23,7 @@ class Trace:
     """What is known of a tensor.
 
     Attributes:
-        grid: Of the map that it holds.
+        grid: The grid of the map that the tensor holds.
         size: (h, w) of that map.
         axes: Which of the tensor's axes these are; None where they are merged with others, or cut.
         cut: Where each of them is cut into blocks, the axes of (rows of blocks, rows of a block, columns of blocks,

@@ -171,9 +171,9 @@ def trace_grids(net: nn.Module, height: int, width: int, channels: int = 3) -> t
 
     Args:
         net: Any module from (N, C, H, W) float to a tensor or a tuple of tensors; it is not changed.
-        height: Pixels.
-        width: Pixels.
-        channels: C.
+        height: The image's rows.
+        width: The image's columns.
+        channels: The image's channels, C.
 
     Returns:
         The tracer, and the net's fake output.
@@ -192,7 +192,7 @@ def record_grids(net: fx.GraphModule, input_size: tuple[int, int], channels: int
     Args:
         net: A traced dense net; `meta["grid"]` and `meta["dense_shape"]` of its nodes are set.
         input_size: (height, width) of the image.
-        channels: C of the image.
+        channels: The image's channels, C.
 
     Returns:
         The tracer that followed the run.

@@ -171,7 +171,7 @@ def band_overlaps(
         class_map: (H, W) predicted ids, 0 to K - 1.
         mask: (H, W) true ids, 0 to K - 1 where labelled.
         labelled: (H, W) where the mask has a label.
-        num_classes: K.
+        num_classes: Number of classes, K.
         ratio: The band's width as a share of the diagonal.
 
     Returns:

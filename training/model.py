@@ -35,7 +35,7 @@ class SegmentationModel(nn.Module):
 
     Attributes:
         architecture: The classifier's name.
-        variant: As given.
+        variant: The argument `variant`.
         mean: Channel means subtracted, of values in 0..1.
         std: Channel deviations divided by.
         normalisation_source: Where mean and std come from, in a phrase.
@@ -43,7 +43,7 @@ class SegmentationModel(nn.Module):
         classifier_classes: Number of classes that the classifier told apart: some nets keep a layer for each of them.
         geometry: How an image of any size is brought to the net and back.
         global_context: Modules through which a cell depends on the whole image.
-        num_classes: K.
+        num_classes: Number of classes that the net scores, K.
         on_tensor_cores: Whether class map and confidence are computed as a GPU does it best (`training.precision`).
 
     Raises:

@@ -37,7 +37,7 @@ class NetGrid:
         minimum: (y, x) smallest input size, a multiple of the alignment.
         global_context: Modules through which a cell depends on the whole image.
         padded: Whether any layer looks beyond its map's edge, so that the border shows in the cells near it.
-        channels: K of the answer.
+        channels: Channels of the net's answer, K.
     """
 
     maps: tuple[MapGrid, ...]
@@ -55,7 +55,7 @@ def derive_net_grid(net: nn.Module, native: tuple[int, int], channels: int = 3) 
     Args:
         net: A module from (N, C, H, W) float to (N, K, h, w), or to a tuple of such maps; in eval mode.
         native: (height, width) at which the net is known to work.
-        channels: C.
+        channels: Channels of the image, C.
 
     Raises:
         ArchitectureError: A map has no constant stride.

@@ -73,7 +73,7 @@ class _BlockAxis:
     """The blocks along one axis: block b holds the pixels from the centre of cell `first_cell` + b to the next one's.
 
     Attributes:
-        stride: Pixels of a block.
+        stride: Number of pixels in a block.
         blocks: How many blocks hold the image.
         skipped: Pixels of the first block that lie before the image.
     """

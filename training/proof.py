@@ -25,8 +25,8 @@ class Errors(NamedTuple):
     """Largest absolute difference from the classifier's logits over the largest absolute logit, at the native size.
 
     Attributes:
-        noise: On seeded random images.
-        photographs: On photographs; None where the net takes other channels than a photograph has.
+        noise: The error on seeded random images.
+        photographs: The error on photographs; None where the net takes other channels than a photograph has.
     """
 
     noise: float
@@ -97,8 +97,8 @@ def with_proved_reach(net: nn.Module, grid: NetGrid, channels: int) -> NetGrid:
     Args:
         net: Maps (N, C, H, W) float to a map (N, K, h, w), or to a tuple of such, of which the first is computed from
             the others; in eval mode. One on the meta device, which has no numbers, is not looked at.
-        grid: What was derived of it.
-        channels: C.
+        grid: The net's grid, as derived from its graph.
+        channels: Channels of the net's images, C.
 
     Returns:
         The same grid, with a phrase of what was found among its global context.

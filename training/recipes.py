@@ -59,9 +59,9 @@ def equivalent_sgd(single: Sgd, batch_size: int, reduction: Reduction, pixels: i
 
     Args:
         single: For batches of one and the sum.
-        batch_size: Images a step, k.
+        batch_size: Number of images in each step, k.
         reduction: Whether the loss is a sum or a mean.
-        pixels: Labelled pixels of an image.
+        pixels: Number of labelled pixels of an image.
     """
     decay = single.weight_decay * batch_size
     momentum = single.momentum**batch_size

@@ -18,7 +18,7 @@ class Subject:
         model_sha256: SHA-256 (hex) of that file.
         label_map: The model's classes.
         data: The data folder.
-        split: Which images of it.
+        split: The split of the data that was measured.
         scales: Sizes of the views that were averaged, relative to the image's; empty where the model was run as served.
         flip: Whether mirrored views were averaged too.
     """

@@ -33,7 +33,7 @@ class RunRecord:
         config: What the run was asked to do.
         label_map: The model's classes.
         mean: Channel means of the normalisation, of values in 0..1.
-        std: Channel deviations.
+        std: Standard deviations of the channels.
         data_fingerprint: SHA-256 of the data trained and validated on.
         classifier_classes: Number of classes that the classifier told apart; None for the zoo's.
         epoch: Epochs done; 0 before the end of the first.

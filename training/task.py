@@ -28,10 +28,10 @@ class SegmentationTask(LightningModule):
         class_weights: (K,) weight of each class's pixels in the loss; None weighs all alike.
 
     Attributes:
-        model: As given.
+        model: The argument `model`.
         record: What a checkpoint written now says beside the weights.
         scores: The latest validation's, or None before the first.
-        running_loss: The epoch's training loss.
+        running_loss: The training loss of the current epoch.
         scores_finite: Whether all scores of the latest validation are finite numbers, a bool on the device.
     """
 

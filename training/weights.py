@@ -77,7 +77,7 @@ def below_prefix(
 
     Args:
         state: The state_dict.
-        expected: The net's own.
+        expected: The net's own state_dict.
         source: Where it comes from, for the message.
 
     Raises:

@@ -58,7 +58,7 @@ class Classifier:
         architecture: The name it was asked for by.
         input_size: Native (height, width).
         mean: Channel means (RGB, of values in 0..1).
-        std: Channel deviations.
+        std: Standard deviations of the channels.
         normalisation_source: Where mean and std come from, in a phrase.
         weights_source: Where the weights come from, in a phrase.
         labels: Class names, if they are known: ImageNet's for nets of 1000 classes.

@@ -154,9 +154,9 @@ class WrittenAnswer:
 
     Attributes:
         size: (height, width) of the mask.
-        classes: Classes present.
-        timings_ms: What stages took.
-        notice: What a user should know of it.
+        classes: The classes that the mask shows.
+        timings_ms: How long each stage took, in milliseconds.
+        notice: What a user should know of the mask, in one line.
     """
 
     size: tuple[int, int]

@@ -32,8 +32,8 @@ def remove_outlived(output: Path, manifest: Manifest) -> None:
     """Remove what earlier jobs wrote for images of one that is done, and that one did not.
 
     Args:
-        output: The jobs' folder.
-        manifest: Of the job that is done.
+        output: The output folder of the jobs.
+        manifest: The manifest of the job that is done.
     """
     earlier = output / EARLIER
     if not earlier.exists():

@@ -64,7 +64,7 @@ def encode(
 
     Args:
         class_map: (H, W) uint8 or uint16 ids.
-        mask_format: How.
+        mask_format: The format of the file.
         label_map: Gives names and colours.
         name: The image's name, which COCO's files tell.
         geo_tags: Where on earth it lies, which TIFF files tell.

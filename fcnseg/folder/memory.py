@@ -24,7 +24,7 @@ class OrderedMemory:
 
         Args:
             turn: 0, 1, 2, ... Every turn must come, if only for 0 bytes.
-            count: Bytes.
+            count: How many bytes.
 
         Raises:
             FcnsegError: The memory was closed meanwhile.
@@ -44,7 +44,7 @@ class OrderedMemory:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End every wait."""
+        """End every `take` that waits, with an error."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -67,35 +67,35 @@ Outcome: TypeAlias = Answer | WrittenAnswer | Exception
 
 
 class JobModel(Protocol):
-    """What a job needs of its model."""
+    """What a folder's job asks of its model, whether it runs here or on a server."""
 
     @property
     def label_map(self) -> LabelMap:
-        """What ids mean."""
+        """The model's classes."""
 
     @property
     def name(self) -> str:
-        """What to call it, for people."""
+        """The model's name, as people are told it."""
 
     @property
     def at(self) -> str:
-        """Where it runs, for people."""
+        """The device or server that it runs on, as people are told it."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells it from other models, as JSON has it."""
+        """What tells this model from others, as a JSON object."""
 
     @property
     def remote(self) -> bool:
-        """Whether it takes files' bytes rather than pixels."""
+        """Whether a server runs it, which takes the bytes of files rather than pixels."""
 
     @property
     def at_a_time(self) -> int:
-        """Calls of `segment` at a time."""
+        """How many calls of `segment` may run at a time."""
 
     @property
     def batch(self) -> int:
-        """Most images that one call of `segment` takes."""
+        """How many images one call of `segment` may take."""
 
     @property
     def tile(self) -> str | int:
@@ -103,13 +103,13 @@ class JobModel(Protocol):
 
     @property
     def limits(self) -> ImageLimits:
-        """What is refused before any pixel is decoded."""
+        """The limits beyond which an image is refused before its pixels are decoded."""
 
     def kind(self, image: NDArray[np.uint8]) -> object:
         """Return a key: images of equal keys may be given to one call of `segment`."""
 
     def held_bytes(self, height: int, width: int) -> int:
-        """Return what an image takes until it is written, in bytes."""
+        """Return how many bytes of memory an image takes until its mask is written."""
 
     def segment(self, loaded: Sequence[Loaded]) -> list[Outcome]:
         """Answer images of one kind, none of which failed to be read."""

@@ -47,7 +47,7 @@ def segment_folder(
         source: An image file; a folder, at any depth; a pattern such as `photos/**/*.jpg`; or a text file with a path
             in each line.
         output: The folder for the masks; for a single image a file name will do too.
-        options: How.
+        options: How the job is done.
 
     Yields:
         What became of each image, in the order of the images. Closing the generator, an error or an interrupt first
@@ -74,7 +74,7 @@ class Job:
     Attributes:
         model: The model.
         plan: What is to do.
-        options: How.
+        options: How the job is done.
 
     Raises:
         UsageError: A class is not one of the model's, or a picture would take a file's place.

@@ -16,11 +16,11 @@ class Totals:
     """Counts over the rows of a manifest.
 
     Attributes:
-        done: Images that have a mask.
-        failed: Images that have none.
-        failures: The first thousand of those, with the reasons.
-        pixels: Pixels by class id.
-        images: Images that show a class, by its id.
+        done: Number of images that have a mask.
+        failed: Number of images that have none.
+        failures: The first thousand of the failed images, with the reasons.
+        pixels: Number of pixels by class id.
+        images: Number of images that show a class, by its id.
         largest: How many images have a largest class of a share in each tenth, 0 to 10 % first.
         top: The probabilities of the classes that were among the most probable of an image, by id.
     """

@@ -75,7 +75,7 @@ class Worker:
 
     Args:
         plan: What is to do.
-        options: How.
+        options: How the job is done.
         pictures: What is written beside masks.
         model: The model.
     """

@@ -25,11 +25,11 @@ def refuse_shared_memory(parameters: object, field: str) -> None:
     """Refuse a tensor that lies in shared memory.
 
     Args:
-        parameters: The tensor's.
-        field: Their field.
+        parameters: The parameters of the tensor.
+        field: The request's field that holds the parameters.
 
     Raises:
-        InvalidFieldError: It does.
+        InvalidFieldError: The tensor lies in shared memory.
     """
     if _SHARED_MEMORY in parameters:  # type: ignore[operator] # protobuf's maps have no base
         raise InvalidFieldError(field, "the server has no shared memory; send and take tensors' bytes")

@@ -19,7 +19,7 @@ def layer_table(layers: tuple[Layer, ...], console: Console) -> Table:
     """Lay out a net's layers for a console.
 
     Args:
-        layers: At least one.
+        layers: The layers, at least one.
         console: Where the table is to fit.
 
     Returns:
