@@ -96,7 +96,7 @@ class Exchange:
         hosts = read_hosts(self.server)
         _require_timeout(self.timeout_s)
         if not 0 <= self.retries <= MAX_RETRIES:
-            raise UsageError(f"retries are {self.retries}; gRPC makes 0 to {MAX_RETRIES}")
+            raise UsageError(f"retries is {self.retries}; it must be from 0 to {MAX_RETRIES}")
         if not 0 < self.max_message_bytes <= _LARGEST_MESSAGE_BYTES:
             raise UsageError(
                 f"largest message is {self.max_message_bytes} bytes; it must be from 1 to {_LARGEST_MESSAGE_BYTES}"

@@ -82,8 +82,8 @@ def require_drawable(image: NDArray[np.uint8], path: Path) -> None:
     """
     if max(image.shape) > JPEG_LARGEST:
         raise ImageError(
-            f"{path}: its pictures would have {image.shape[1]} x {image.shape[0]} pixels, and JPEG ends at"
-            f" {JPEG_LARGEST}; leave out overlay and heatmaps"
+            f"{path}: its pictures would have {image.shape[1]} x {image.shape[0]} pixels, and a JPEG has at"
+            f" most {JPEG_LARGEST} a side; leave out overlay and heatmaps"
         )
 
 

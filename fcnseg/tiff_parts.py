@@ -27,7 +27,7 @@ def require_usual_tiles(height: int, width: int, tags: Mapping[int, Any]) -> Non
     tile_width, tile_height = tags.get(TILEWIDTH, 0), tags.get(TILELENGTH, 0)
     # Of another type they may be texts or bytes, which Python multiplies too: to gigabytes.
     if not (isinstance(tile_width, int) and isinstance(tile_height, int)):
-        raise ImageError("the TIFF image has tiles whose sides are no whole numbers; store it again")
+        raise ImageError("the TIFF image has tiles whose sides are not whole numbers; store it again")
     if tile_width * tile_height > max(width * height, _USUAL_TILE) * _TILE_TO_IMAGE:
         raise ImageError(
             f"the TIFF image of {width} x {height} pixels has tiles of {tile_width} x {tile_height}; store it again"

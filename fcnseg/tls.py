@@ -90,7 +90,7 @@ def read_key_pair(certificate: Path, key: Path) -> KeyPair:
         known = getattr(error, "reason", None)
         if known == "KEY_VALUES_MISMATCH":
             raise UsageError(
-                f"key {key} is not the one of certificate {certificate}; give the key that it was made with"
+                f"key {key} does not belong to certificate {certificate}; give the key that it was made with"
             ) from error
         reason = (known or "no private key in PEM").replace("_", " ")
         raise UsageError(

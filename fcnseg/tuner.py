@@ -78,7 +78,7 @@ class Tuner:
             self._default = replace(self._default, runners=1)
         self._measurements: list[Measurement] = []
         if not math.isfinite(seconds):
-            raise UsageError(f"measuring was to take {seconds} s; it must be a number of seconds")
+            raise UsageError(f"the time to measure is {seconds} s; it must be a finite number")
         if self._device != "cpu" and objective == "latency":
             raise UsageError(
                 f"on {self._device} no setting changes what one client waits; use --objective throughput, or"

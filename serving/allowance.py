@@ -91,7 +91,7 @@ class Allowance:
         if wait_s := self._wait_s():
             wait_s = math.ceil(wait_s * 1000) / 1000  # clients are told milliseconds, and must not come too early
             raise AllowanceError(
-                f"this token may ask {self._rate:g} times a second, and has; ask again in {wait_s:.2f} s", wait_s
+                f"this token may send {self._rate:g} requests a second; ask again in {wait_s:.2f} s", wait_s
             )
         self._left -= 1
 

@@ -116,7 +116,7 @@ def _read_classes(field: str, names: Sequence[str], label_map: LabelMap) -> tupl
     for i, name in enumerate(names):
         if len(name) > _LONGEST_NAME:
             raise InvalidFieldError(
-                f"{field}[{i}]", f"a class name of {len(name)} characters is no model's; use at most {_LONGEST_NAME}"
+                f"{field}[{i}]", f"a class name has {len(name)} characters; use at most {_LONGEST_NAME}"
             )
         with _naming(f"{field}[{i}]"):
             found[label_map.find(name)] = None
@@ -141,7 +141,7 @@ def require_drawable(extras: Extras, height: int, width: int) -> None:
         InvalidFieldError: It cannot.
     """
     if extras.overlay is not None and max(height, width) > JPEG_LARGEST:
-        raise InvalidFieldError("overlay", f"JPEG ends at {JPEG_LARGEST} pixels a side; leave out the overlay")
+        raise InvalidFieldError("overlay", f"a JPEG has at most {JPEG_LARGEST} pixels a side; leave out the overlay")
 
 
 def scratch_bytes(extras: Extras, height: int, width: int, cells: int) -> int:

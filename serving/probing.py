@@ -22,7 +22,7 @@ def read(address: str, path: str) -> str:
         answer = connection.getresponse()
         text = answer.read().decode()
     except HTTPException as error:
-        raise OSError(f"{address} does not speak HTTP to the end") from error
+        raise OSError(f"{address} did not answer in valid HTTP") from error
     finally:
         connection.close()
     if answer.status != _OK:

@@ -396,4 +396,4 @@ class ModelRegistry:
             if stamp_of(path) == stamp:
                 return segmenter, stamp
             segmenter.engine.close()
-        raise ModelFileError(f"{path} changes while it is opened; load it when it no longer does")
+        raise ModelFileError(f"{path} was changed while it was opened; load it when it is complete")

@@ -71,7 +71,7 @@ class DivergenceWatch(Callback):
         """
         if isinstance(pl_module, SegmentationTask) and not pl_module.scores_finite:
             raise UsageError(
-                f"the scores of the validation images are no numbers after epoch {trainer.current_epoch + 1}; take a"
+                f"the scores of the validation images are not finite after epoch {trainer.current_epoch + 1}; take a"
                 f" lower --lr (it was {pl_module.record.config.lr:g})"
             )
 

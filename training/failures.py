@@ -29,8 +29,8 @@ def explain_failure(error: Exception, config: TrainConfig, *, training: bool) ->
         return UsageError(_no_room("memory", config, training=training))
     if isinstance(error, RuntimeError) and text.startswith(_WORKER):
         return UsageError(
-            "a process that prepares batches was ended from without, most likely for want of memory, or of shared"
-            " memory (/dev/shm) in a container; take fewer --workers, or none (0), and go on by --resume"
+            "a process that prepares batches was killed, most likely because memory ran out, or shared memory"
+            " (/dev/shm) in a container; take fewer --workers, or none (0), and go on by --resume"
         )
     if isinstance(error, ValueError) and text.startswith(_NO_STATISTICS):
         return UsageError(

@@ -170,7 +170,7 @@ class Worker:
                 raise
             image = shown(Path(item.image))
             error = ImageError(
-                f"{image}: the file of its mask, or of a picture, has too long a name; shorten the image's"
+                f"{image}: the name of its mask's file, or of a picture's, would be too long; rename the image"
             )
         finally:
             self._memory.give_back(loaded.held)

@@ -498,7 +498,7 @@ def test_a_client_is_told_by_its_address_and_cannot_be_sent_elsewhere() -> None:
 
 @pytest.mark.parametrize("retries", [-1, 5])
 def test_more_retries_than_grpc_makes_are_refused(retries: int) -> None:
-    with pytest.raises(UsageError, match="gRPC makes 0 to 4"):
+    with pytest.raises(UsageError, match="it must be from 0 to 4"):
         Client("127.0.0.1:50051", retries=retries)
 
 

@@ -360,7 +360,7 @@ def test_a_tiff_whose_tiles_have_sides_of_another_type_is_refused(kind: int, tag
     data = tiled_tiff(1024)
     entry = struct.pack("<HHII", tag, 4, 1, 1024)
     assert data.count(entry) == 1
-    with pytest.raises(ImageError, match="the TIFF image has tiles whose sides are no whole numbers; store it again"):
+    with pytest.raises(ImageError, match="the TIFF image has tiles whose sides are not whole numbers; store it again"):
         images.decode(data.replace(entry, struct.pack("<HHII", tag, kind, 1, 49)))
 
 

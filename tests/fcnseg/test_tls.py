@@ -38,7 +38,7 @@ def test_a_file_without_a_certificate_or_a_key_is_named(authority: Authority, co
 def test_a_key_of_another_certificate_is_refused(authority: Authority) -> None:
     certificate, _ = authority.issue("server")
     _, other = authority.issue("other")
-    with pytest.raises(UsageError, match=f"key {other} is not the one of certificate {certificate}"):
+    with pytest.raises(UsageError, match=f"key {other} does not belong to certificate {certificate}"):
         read_key_pair(certificate, other)
 
 

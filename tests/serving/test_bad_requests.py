@@ -206,7 +206,7 @@ def test_bytes_that_are_no_message_end_a_stream_after_the_answers_before_them(ti
             (65_501, 1),
             pb.SegmentRequest(overlay=pb.OverlayQuery()),
             "overlay",
-            "JPEG ends at 65500 pixels a side",
+            "a JPEG has at most 65500 pixels a side",
         ),
     ],
     ids=["run lengths", "overlay"],

@@ -311,7 +311,7 @@ def test_a_token_over_its_rate_is_told_when_to_ask_again(guarded: RunningServer,
         CALLS[name](channel, [bearer(tokens.plain)])
         assert isinstance(caught.value, grpc.Call)
         assert caught.value.code() is RESOURCE_EXHAUSTED
-        assert caught.value.details().startswith("this token may ask 2 times a second, and has; ask again in 0.")
+        assert caught.value.details().startswith("this token may send 2 requests a second; ask again in 0.")
         (detail,) = rpc_status.from_call(caught.value).details
         hint = RetryInfo()
         assert detail.Unpack(hint)
@@ -337,11 +337,11 @@ async def test_clients_do_not_wait_for_a_time_to_ask_again_that_is_beyond_their_
     with running_server(tiny_model, guarded_by(tokens)) as server:
         with Client(server.address, token=secret, timeout_s=60) as client:
             client.segment(RED)
-            with pytest.raises(ServerOverloadedError, match="this token may ask") as caught:
+            with pytest.raises(ServerOverloadedError, match="this token may send") as caught:
                 client.segment(RED)
         assert (caught.value.retry_after_s or 0) > 60
         async with AsyncClient(server.address, token=secret, timeout_s=60) as other:
-            with pytest.raises(ServerOverloadedError, match="this token may ask"):
+            with pytest.raises(ServerOverloadedError, match="this token may send"):
                 await other.segment(RED)
         with grpc.insecure_channel(server.address, options=[("grpc.enable_retries", 0)]) as channel:
             pushbacks = [pushback(channel, secret, timeout_s) for timeout_s in (900, 3000, None)]

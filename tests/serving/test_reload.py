@@ -317,7 +317,7 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_opened_again(repository: 
     registry = ModelRegistry([repository], CPU_CONFIG, open_segmenter)
     assert licence(registry) == "third"
     licences += ["fourth", "fifth", "sixth"]
-    with pytest.raises(ModelFileError, match="model.onnx changes while it is opened; load it when it no longer does"):
+    with pytest.raises(ModelFileError, match="model.onnx was changed while it was opened; load it when it is complete"):
         registry.reload("cat")
     assert licence(registry) == "third"
     registry.reload("cat")

@@ -105,7 +105,7 @@ def test_what_is_open_is_named_and_nothing_else(authority: Authority, tmp_path: 
     ("options", "problem"),
     [
         ("--tls-cert {certificate}", "TLS needs a certificate and its key; give --tls-key FILE too"),
-        ("--tls-cert {certificate} --tls-key {other}", "key {other} is not the one of certificate {certificate}"),
+        ("--tls-cert {certificate} --tls-key {other}", "key {other} does not belong to certificate {certificate}"),
         ("--tls-cert {nowhere} --tls-key {key}", "certificate file {nowhere} cannot be read: No such file"),
         (
             "--tls-cert {certificate} --tls-key {key} --tls-client-ca {key}",

@@ -115,7 +115,7 @@ def test_a_broken_new_certificate_is_logged_once_and_the_old_one_stays(
     with running_server(tiny_model, encrypted(certificate, key)) as server:
         for content, problem in (
             (b"rubbish", f"certificate file {certificate} holds no certificate"),
-            (other.read_bytes(), f"key {key} is not the one of certificate {certificate}"),
+            (other.read_bytes(), f"key {key} does not belong to certificate {certificate}"),
         ):
             caplog.clear()
             certificate.write_bytes(content)

@@ -351,7 +351,7 @@ def test_an_epoch_whose_only_step_ruins_the_weights_is_not_kept(scenes: Path, tm
     options = [*train_arguments(scenes, tmp_path), "--crop", "64", "--batch-size", "8", "--epochs", "1"]
     steep = ["--optimiser", "sgd", "--lr", "1e30", "--backbone-lr-factor", "1", "--warmup", "0"]
     result = CliRunner().invoke(train, [*options, *steep, "--device", "cpu", "-o", str(run)])
-    told = "the scores of the validation images are no numbers after epoch 1; take a lower --lr (it was 1e+30)"
+    told = "the scores of the validation images are not finite after epoch 1; take a lower --lr (it was 1e+30)"
     assert isinstance(result.exception, UsageError), result.output
     assert str(result.exception) == told
     assert not [path.name for path in run.iterdir() if path.suffix in {".ckpt", ".csv"}]

@@ -93,7 +93,7 @@ def test_an_image_whose_name_leaves_no_room_for_its_masks_is_told_what_to_do(
     touch(tmp_path / "in", name)
     (done,) = segment_folder(segmenter, tmp_path / "in", tmp_path / "out", FolderOptions(overlay=True))
     assert str(done.error) == (
-        f"{tmp_path}/in/{name}: the file of its mask, or of a picture, has too long a name; shorten the image's"
+        f"{tmp_path}/in/{name}: the name of its mask's file, or of a picture's, would be too long; rename the image"
     )
 
 
