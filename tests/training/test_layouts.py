@@ -306,6 +306,14 @@ def test_a_folder_of_no_layout_is_told_with_its_content_and_all_layouts(tmp_path
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["annot", ".annot"])
+def test_a_folder_that_is_called_annot_is_nobodys_mask_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / name).mkdir()
+    with pytest.raises(DatasetError, match="none of the layouts"):
+        open_dataset(tmp_path)
+
+
 def test_a_folder_above_the_data_is_answered_with_the_folder_below(voc: Path) -> None:
     with pytest.raises(DatasetError, match=r"did you mean .*VOC2012\?"):
         open_dataset(voc.parent)

@@ -16,7 +16,7 @@ def _read(root: Path, labels: Labels | None) -> Listing:
 
 
 def _mask_folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.glob("*annot") if path.is_dir() and _images_of(path).is_dir())
+    return sorted(path for path in root.glob("[!.]*annot") if path.is_dir() and _images_of(path).is_dir())
 
 
 def _images_of(mask_folder: Path) -> Path:
