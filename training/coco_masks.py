@@ -114,7 +114,11 @@ class CocoMask:
         runs = _read_counts(counts) if isinstance(counts, bytes) else np.array(counts, np.int64)
         if found.area.size != (self.height, self.width):
             raise self._error(found, f"is run-length encoded for {found.area.size[1]}x{found.area.size[0]} pixels")
-        if runs.min(initial=0) < 0 or runs.sum() != self.height * self.width:
+        pixels = self.height * self.width
+        wrong = runs[(runs < 0) | (runs > pixels)]  # the sum of such may overflow
+        if wrong.size:
+            raise self._error(found, f"has run lengths, one of them of {wrong[0]} pixels")
+        if runs.sum() != pixels:
             raise self._error(found, f"has run lengths that fill {int(runs.sum())} pixels")
         return runs
 

@@ -206,6 +206,7 @@ def test_an_image_without_annotations_is_background(tmp_path: Path) -> None:
         ([box(0, 0, float("nan"), 5)], r"the point \(nan, 0\)"),
         ({"size": [HEIGHT, WIDTH], "counts": [10, 20]}, "fill 30 pixels, but the image has 30x20"),
         ({"size": [HEIGHT, WIDTH], "counts": [700, -100]}, "run lengths"),
+        ({"size": [HEIGHT, WIDTH], "counts": [2**62, 2**62, 2**62, 2**62, 600]}, f"run lengths, one .* {2**62} pixels"),
         ({"size": [HEIGHT, WIDTH], "counts": "52"}, "run lengths"),
         ({"size": [HEIGHT, WIDTH], "counts": "ppppppppppppppppppp"}, "run lengths"),
         ({"size": [WIDTH, HEIGHT], "counts": [600]}, "encoded for 20x30 pixels"),
