@@ -283,6 +283,16 @@ def test_an_image_that_is_missing_or_named_twice_is_told(tmp_path: Path) -> None
         open_dataset(tmp_path)
 
 
+def test_an_image_whose_name_no_file_can_have_is_missing_as_others_are(tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "a.jpg")
+    address = f"https://storage.example/b.jpg?signature={300 * 'f'}"
+    write_file(tmp_path / "train.json", ["a.jpg", address], [])
+    with pytest.raises(DatasetError, match=r"f' in train\.json has no image in .*images"):
+        open_dataset(tmp_path)
+    dataset = open_dataset(tmp_path, lenient=True)
+    assert [sample.name for sample in dataset.split("train")] == ["a.jpg"]
+
+
 def test_files_that_differ_in_categories_or_share_a_split_are_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "images" / "a.jpg")
     write_file(tmp_path / "train.json", ["a.jpg"], [])

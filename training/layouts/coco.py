@@ -9,6 +9,7 @@ background, and the categories follow in the order of their ids; a category `bac
 without annotations is all background.
 """
 
+import errno
 import re
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
@@ -116,9 +117,18 @@ def _find(name: str, folders: list[Path]) -> Path | None:
     """Find an image; some exporters write Windows' separators, or the path on the machine that exported."""
     for candidate in (name, name.replace("\\", "/"), PureWindowsPath(name).name):
         for folder in folders:
-            if (folder / candidate).is_file():
+            if _is_file(folder / candidate):
                 return folder / candidate
     return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of an address with a signature, or of the image itself as text
+            return False
+        raise
 
 
 def _mask(file: CocoFile, image: CocoImage, class_ids: Mapping[int, int]) -> CocoMask:
