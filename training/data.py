@@ -60,7 +60,7 @@ def open_dataset(root: Path, needed: Collection[str] | None = None, *, lenient: 
         needed: The splits that are to be used: of the others, such as a test split without masks, what has no other
             half is left out, and so are those of which nothing is left. None needs all.
         lenient: Whether to leave images without a mask, masks without an image, and masks that cannot be read, out
-            instead of refusing them.
+            instead of refusing them; and a split of which nothing is left then, but for train and val.
 
     Raises:
         DatasetError: The folder has none of the layouts or several, an image or mask is missing, a split is empty, or a
@@ -71,15 +71,15 @@ def open_dataset(root: Path, needed: Collection[str] | None = None, *, lenient: 
     listing = find_layout(root).read(root, find_labels(root))
     splits = {name: tuple(samples) for name, samples in listing.splits.items()}
     refused = [lone for lone in listing.unpaired if needed is None or lone.split is None or lone.split in needed]
-    if refused and not (lenient and all(splits.values())):
+    empty = [name for name, samples in splits.items() if not samples]
+    left_out = {lone.split for lone in refused} - {"train", "val"} if lenient else set()
+    if refused and not (lenient and left_out.issuperset(empty)):
         more = f" ({len(refused) - 1} more lack their other half)" if len(refused) > 1 else ""
         raise DatasetError(f"{refused[0]}; {refused[0].remedy}{more}")
-    for name, samples in list(splits.items()):
-        if not samples:
-            if needed is not None and name not in needed:
-                del splits[name]
-                continue
+    for name in empty:
+        if name not in left_out and (needed is None or name in needed):
             raise DatasetError(f"split {name!r} of {root} is empty; add images or remove the split")
+        del splits[name]
     return Dataset(
         root, listing.label_map or _count_classes(root, splits, lenient=lenient), splits, listing.note, listing.unpaired
     )

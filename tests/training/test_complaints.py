@@ -178,7 +178,10 @@ def test_a_test_split_without_masks_is_in_nobodys_way_who_does_not_measure_on_it
     assert "(1 more: 'fcnseg check" in said
     succeed(evaluate, model_file, data)
     assert lone in refusal(evaluate, model_file, data, "--split", "test")
-    assert lone in refusal(check, data)
+    examined = CliRunner().invoke(check, [str(data)])
+    assert examined.exit_code == 1
+    assert lone in examined.stdout
+    assert "name 'others' in test.txt has no mask of that name in" in examined.stdout
 
 
 def test_weights_of_another_number_of_classes_are_told_with_both_numbers(scenes: Path, tmp_path: Path) -> None:

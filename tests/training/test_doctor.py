@@ -347,6 +347,19 @@ def test_all_listed_names_that_are_not_there_are_told(data: Path) -> None:
     assert ["'x' in train.txt" in messages[0], "'y' in train.txt" in messages[1]] == [True, True]
 
 
+def test_what_else_is_wrong_is_told_where_a_test_split_has_no_masks_at_all(data: Path) -> None:
+    for seed, name in enumerate("xy", 3):
+        save(data / "images" / f"{name}.png", picture(seed))
+    (data / "test.txt").write_text("x\ny\n")
+    save(data / "masks" / "a.png", some_ids((0, 7)))
+    found = findings(data)
+    assert set(found) == {("name without its other half", None), ("unknown ids", "train")}
+    assert len(found["name without its other half", None].messages) == 2
+    (data / "test.txt").write_text("\n")
+    with pytest.raises(DatasetError, match="split 'test' .* is empty"):
+        run_check(data)
+
+
 def test_the_same_picture_as_jpeg_and_in_another_size_is_found_in_two_splits(data: Path) -> None:
     Image.fromarray(picture(0)).save(data / "images" / "again.jpg", quality=80)
     save(data / "masks" / "again.png", some_ids())
