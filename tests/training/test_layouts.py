@@ -244,6 +244,17 @@ def test_a_readme_and_a_label_map_are_no_split_lists(tmp_path: Path) -> None:
     assert [info.name for info in dataset.label_map.classes] == ["a", "b", "c"]
 
 
+def test_what_a_mac_puts_beside_each_file_is_no_part_of_the_data(voc: Path, cityscapes: Path, tmp_path: Path) -> None:
+    write_flat(tmp_path / "flat", 3)
+    write_lists(tmp_path / "flat", train="scene 0\nscene 1\n", val="scene 2\n")
+    roots = voc, cityscapes, tmp_path / "flat"
+    plain = [open_dataset(root) for root in roots]
+    for root in roots:
+        for path in [path for path in root.rglob("*") if path.is_file()]:
+            path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X \xff")
+    assert [open_dataset(root) for root in roots] == plain
+
+
 def test_a_sample_keeps_its_side_when_others_are_added_or_images_change_their_format(tmp_path: Path) -> None:
     write_flat(tmp_path / "few", 40)
     write_flat(tmp_path / "many", 80)

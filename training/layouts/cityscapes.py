@@ -70,7 +70,7 @@ def _match(image_folder: Path, mask_folder: Path, renumbered: bytes) -> Pairs:
 
 
 def _by_scene(folder: Path, end: str) -> dict[str, Path]:
-    paths = sorted(folder.glob(f"*/*{end}"))
+    paths = sorted(folder.glob(f"[!.]*/[!.]*{end}"))
     return {f"{path.parent.name}/{path.name.removesuffix(end)}": path for path in paths}
 
 

@@ -25,7 +25,7 @@ def _fits(root: Path) -> bool:
 def _read(root: Path, labels: Labels | None) -> Listing:
     label_map = None if labels is None else labels.label_map
     images, masks = root / "images", root / "masks"
-    lists = sorted(path for path in root.glob("*.txt") if path.name.casefold() not in _NO_LISTS)
+    lists = sorted(path for path in root.glob("[!.]*.txt") if path.name.casefold() not in _NO_LISTS)
     if lists:
         found = files_of(images), files_of(masks)
         splits = {split: match_list(path, *found, labels) for split, path in by_split(lists).items()}

@@ -27,7 +27,7 @@ def _fits(root: Path) -> bool:
 def _read(root: Path, labels: Labels | None) -> Listing:
     labels = labels or _voc_labels()
     images, masks = files_of(root / "JPEGImages"), files_of(root / "SegmentationClass")
-    lists = sorted((root / _LISTS).glob("*.txt"))
+    lists = sorted((root / _LISTS).glob("[!.]*.txt"))
     splits = {split: match_list(path, images, masks, labels) for split, path in by_split(lists).items()}
     if splits and set(splits) != {"default"}:  # CVAT's name for what is in no split
         return Listing.of_pairs(splits, labels.label_map)
