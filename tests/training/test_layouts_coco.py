@@ -226,7 +226,18 @@ def test_a_segmentation_that_cannot_be_drawn_is_named_before_training(
     [
         (annotate([box(0, 0, 2, 2)], 4), {}, "annotation 7 has category_id 4, which the file does not define"),
         (annotate([box(0, 0, 2, 2)], 3, image=9), {}, "annotation 7 has image_id 9"),
-        (annotate([box(0, 0, 2, 2)], 3, image_id=[1]), {}, "image_id that is no number"),
+        (annotate([box(0, 0, 2, 2)], 3, image_id=[1]), {}, r"image_id \[1\], which is no whole number"),
+        (annotate([box(0, 0, 2, 2)], 3, image_id=1.0), {}, r"image_id 1\.0, which is no whole number"),
+        (
+            annotate([box(0, 0, 2, 2)], 3),
+            {"images": [{"id": 1.0, "file_name": "a.jpg", "height": HEIGHT, "width": WIDTH}]},
+            r"images\.0\.id\.int: Input should be a valid integer",
+        ),
+        (
+            annotate([box(0, 0, 2, 2)], 3, category_id="3"),
+            {"categories": [{"id": "3", "name": "car"}]},
+            r"categories\.0\.id: Input should be a valid integer",
+        ),
         ({"id": 7, "image_id": 1}, {}, r"annotations\.0 has no image_id or no category_id"),
         (annotate([box(0, 0, 2, 2)], 3), {"categories": []}, "categories are missing"),
         (

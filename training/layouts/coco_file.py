@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 
 from fcnseg.errors import DatasetError
 from fcnseg.images import DEFAULT_LIMITS
@@ -19,7 +19,7 @@ class CocoImage(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    id: int | str
+    id: StrictInt | StrictStr
     file_name: Annotated[str, Field(min_length=1)]
     height: Annotated[int, Field(ge=1)]
     width: Annotated[int, Field(ge=1)]
@@ -30,7 +30,7 @@ class CocoCategory(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    id: int
+    id: StrictInt
     name: Annotated[str, Field(min_length=1)]
 
 
@@ -123,7 +123,7 @@ def _pack(fields: dict[str, Any]) -> dict[str, Any] | CocoAnnotation:
     try:
         for key in ("image_id", "category_id"):
             if not isinstance(fields[key], int | str):
-                raise _EntryError(f"has a {key} that is no number")
+                raise _EntryError(f"has the {key} {fields[key]!r}, which is no whole number")
         area = _pack_area(fields.get("segmentation"))
     except (TypeError, ValueError, OverflowError, KeyError) as error:
         raise ValueError(
