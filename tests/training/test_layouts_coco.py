@@ -187,6 +187,13 @@ def test_roboflows_folder_for_each_split_is_read(tmp_path: Path) -> None:
     }
 
 
+def test_one_file_of_roboflows_name_among_annotations_is_read_once(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        write_image(tmp_path / "images" / name)
+    write_file(tmp_path / "annotations" / "_annotations.coco.json", ["a.jpg", "b.jpg"], [])
+    assert set(open_dataset(tmp_path).splits) == {"train", "val"}
+
+
 def test_an_image_without_annotations_is_background(tmp_path: Path) -> None:
     assert read_one(tmp_path, []).tolist() == np.zeros((HEIGHT, WIDTH)).tolist()
 

@@ -57,10 +57,10 @@ def _read(root: Path, labels: Labels | None) -> Listing:
 
 
 def _annotation_files(root: Path) -> list[Path]:
+    found = dict.fromkeys(path for place in _PLACES for path in sorted(root.glob(place)))
     return [
         path
-        for place in _PLACES
-        for path in sorted(root.glob(place))
+        for path in found
         if path.is_file() and path.name != CLASSES_FILE and not path.name.startswith((".", *_OTHER_TASKS))
         if _looks_like_coco(path)
     ]
