@@ -7,6 +7,8 @@ silence.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -180,16 +182,21 @@ def _classes(dataset: Dataset, contents: Mapping[str, Contents]) -> Iterator[Fin
 
 
 def _duplicates(dataset: Dataset, contents: Mapping[str, Contents]) -> Iterator[Finding]:
-    """Compare the images of the splits, each with all later ones; lists such as VOC's trainval repeat others."""
+    """Compare the images of the splits, each with all later ones; lists such as VOC's trainval repeat others.
+
+    An image is told once: of a camera that does not move, all images are nearly each other.
+    """
     splits = [split for split in _COMPARED if split in contents] + (["test"] if "test" in contents else [])
     for i, first in enumerate(splits):
         for second in splits[i + 1 :]:
-            pairs = near_pairs(contents[second].hashes, contents[first].hashes)
             here, there = dataset.split(second), dataset.split(first)
-            messages = tuple(
-                f"{second} image {here[a].name} is nearly {first} image {there[b].name}; keep a scene in one split, or"
-                f" {second} measures what was learned by heart"
-                for a, b in pairs
-            )
+            messages = []
+            for a, pairs in groupby(near_pairs(contents[second].hashes, contents[first].hashes), key=itemgetter(0)):
+                (_, b), *others = pairs
+                more = f" and {len(others)} more" if others else ""
+                messages.append(
+                    f"{second} image {here[a].name} is nearly {first} image {there[b].name}{more}; keep a scene in one"
+                    f" split, or {second} measures what was learned by heart"
+                )
             if messages:
-                yield Finding("warning", "duplicates across splits", second, messages)
+                yield Finding("warning", "duplicates across splits", second, tuple(messages))

@@ -388,6 +388,17 @@ def test_pictures_are_known_again_behind_coarser_compression(tmp_path: Path) -> 
     ]
 
 
+def test_an_image_that_is_nearly_many_of_another_split_is_told_once(data: Path) -> None:
+    for name in "abcd":
+        save(data / "images" / f"{name}.png", picture(0))
+        save(data / "masks" / f"{name}.png", some_ids())
+    (data / "val.txt").write_text("c\nd\n")
+    messages = only(data, "duplicates across splits", "val", severity="warning")
+    assert [message.split(";")[0] for message in messages] == [
+        f"val image {name}.png is nearly train image a.png and 1 more" for name in "cd"
+    ]
+
+
 def test_duplicates_are_sought_in_the_test_split_too_and_not_in_lists_that_repeat_others(data: Path) -> None:
     save(data / "images" / "d.png", picture(2))
     save(data / "masks" / "d.png", some_ids())
