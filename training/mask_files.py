@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngImageFile
 
 from fcnseg import masks
-from fcnseg.errors import DatasetError, MaskError
+from fcnseg.errors import DatasetError, ImageTooLargeError, MaskError
+from fcnseg.images import DEFAULT_LIMITS, require_within
 from fcnseg.types import Colour
 from training.labels import CLASSES_FILE, Labels
 
@@ -61,8 +62,10 @@ class MaskFile:
         """Return the mask, (H, W) uint8 ids.
 
         Raises:
-            DatasetError: The file cannot be read, holds ids beyond 255, or has a colour that is no class's.
+            DatasetError: The file cannot be read, has more pixels than an image may have, holds ids beyond 255, or has
+                a colour that is no class's.
         """
+        _require_within_limits(self.path)
         try:
             mask = masks.read_ids(self.path)
         except MaskError as error:
@@ -102,11 +105,30 @@ class MaskFile:
         return ids
 
 
+def _require_within_limits(path: Path) -> None:
+    """Refuse a mask that no image can have the size of, before memory is taken for its pixels."""
+    png = _open_png(path)
+    if png is None:
+        return
+    with png:
+        try:
+            require_within(DEFAULT_LIMITS, png.height, png.width, f"mask {path}")
+        except ImageTooLargeError as error:
+            raise DatasetError(str(error)) from error
+
+
+def _open_png(path: Path) -> PngImageFile | None:
+    """Read a PNG's header; None where there is none, of which the reader of ids tells what is wrong."""
+    try:
+        return PngImageFile(path)
+    except Exception:  # noqa: BLE001  # damaged headers raise anything
+        return None
+
+
 def _read_rgb(path: Path) -> NDArray[np.uint8] | None:
     """Read a PNG in colours as (H, W, 3) uint8 without its alpha; None where the file is something else."""
-    try:
-        png = PngImageFile(path)
-    except Exception:  # noqa: BLE001  # damaged headers raise anything; the reader of ids has said what is wrong
+    png = _open_png(path)
+    if png is None:
         return None
     with png:
         if png.mode not in {"RGB", "RGBA"}:

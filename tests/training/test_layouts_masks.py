@@ -1,6 +1,8 @@
 """Masks drawn in colours, and the files that say which class has which colour."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,19 @@ def test_a_mask_in_colours_that_is_cut_short_is_named(tmp_path: Path, labels: La
     path = write_rgb(tmp_path / "m.png", rgb)
     path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(DatasetError, match=r"m\.png is damaged or cut short"):
+        MaskFile(path, labels).read()
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3)], ids=["ids", "colours"])
+def test_a_mask_larger_than_any_image_is_refused_by_its_header(
+    tmp_path: Path, labels: Labels, shape: tuple[int, ...]
+) -> None:
+    path = write_rgb(tmp_path / "m.png", np.zeros(shape, np.uint8))
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 20000, 10000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"mask .*m\.png has 20000 x 10000 = 200000000 pixels, more than the limit"):
         MaskFile(path, labels).read()
 
 
