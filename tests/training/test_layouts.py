@@ -1,6 +1,7 @@
 """Each layout is found, and gives the ids that were written into it, whatever form its masks have."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -289,6 +290,19 @@ def test_a_folder_for_each_split_within_images_and_masks_is_read(tmp_path: Path)
     write_image(tmp_path / "images" / "loose.jpg")
     with pytest.raises(DatasetError, match=r"loose\.jpg lies beside folders of splits"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(("images", "masks"), [("train", "trainannot"), ("images/train", "masks/train")])
+def test_a_folder_among_the_images_of_a_split_is_not_passed_over(tmp_path: Path, images: str, masks: str) -> None:
+    for name in ("a", "night/b"):
+        write_image(tmp_path / images / f"{name}.jpg")
+        write_ids(tmp_path / masks / f"{name}.png", some_ids(0))
+    (tmp_path / images / ".cache").mkdir()
+    with pytest.raises(DatasetError, match=r"night is a folder, and images are read from .*train itself; move its"):
+        open_dataset(tmp_path)
+    for folder in (images, masks):
+        shutil.rmtree(tmp_path / folder / "night")
+    assert [sample.name for sample in open_dataset(tmp_path).split("train")] == ["a.jpg"]
 
 
 def test_a_split_folder_of_images_alone_and_two_of_one_split_are_refused(tmp_path: Path) -> None:

@@ -129,7 +129,18 @@ def files_of(folder: Path) -> Files:
 
 
 def match_folders(image_folder: Path, mask_folder: Path, labels: Labels | None) -> Pairs:
-    """Pair the images of a folder with the masks of another, by their names without suffix."""
+    """Pair the images of a folder with the masks of another, by their names without suffix.
+
+    Raises:
+        DatasetError: Two files of a folder differ by their suffix alone, or there is a folder among the images.
+    """
+    with os.scandir(image_folder) as entries:
+        below = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    if below:
+        raise DatasetError(
+            f"{image_folder / below[0]} is a folder, and images are read from {image_folder} itself; move its files"
+            " there, or take it out"
+        )
     images, masks = files_of(image_folder).by_stem, files_of(mask_folder).by_stem
     samples = [
         Sample(image.name, image, MaskFile(masks[stem], labels)) for stem, image in images.items() if stem in masks
