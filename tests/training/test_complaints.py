@@ -364,6 +364,15 @@ def test_a_stray_id_in_what_an_export_is_measured_on_is_told_before_it(data: Pat
     assert not output.parent.exists()
 
 
+def test_an_export_is_not_measured_on_masks_without_a_label(data: Path, run: Path, tmp_path: Path) -> None:
+    for path in (data / "masks").glob("val_*.png"):
+        Image.fromarray(np.full_like(read_mask(path), 255)).save(path)
+    output = tmp_path / "out" / "m.onnx"
+    message = refusal(export, run, "-o", output, "--precision", "fp16", "--data", data)
+    assert message.startswith("no pixel of the val masks has a class: all have id 255, which counts as no label;")
+    assert not output.parent.exists()
+
+
 def test_a_model_card_takes_the_place_of_no_other_text_and_a_second_export_that_of_the_first(
     run: Path, model_file: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fcnseg.commands.options import refuse_given
-from fcnseg.errors import UsageError
+from fcnseg.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:
     from fcnseg.model_card import ModelCard
@@ -74,7 +74,7 @@ def export(
     from fcnseg.files import require_model_place, require_place, write_text
     from fcnseg.model_card import describe_precision, to_markdown
     from training.card import make_card
-    from training.contents import check_samples
+    from training.contents import check_samples, tell_no_label
     from training.data import open_dataset
     from training.evaluation import require_same_classes
     from training.parity import HALF_TOLERANCE, PARITY_SIZES, TOLERANCE
@@ -108,7 +108,9 @@ def export(
                 raise UsageError(f"--store {store} and --precision {precision} exclude each other; leave --store out")
             dataset = open_dataset(data or Path(trained.record.config.data), ("train", "val"))
             require_same_classes(trained.record.label_map, dataset.label_map)
-            check_samples(dataset.split("val"), dataset.label_map)
+            if not sum(check_samples(dataset.split("val"), dataset.label_map).class_pixels):
+                no_label = tell_no_label("val", dataset.label_map.ignore_id)
+                raise DatasetError(f"{no_label}; name data that can be measured on, by --data")
             info = _write_measured(trained, output, card, precision, dataset, calibration_images)
         if info.card is not None:
             write_text(card_path, to_markdown(info, info.card, output.stem))
