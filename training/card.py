@@ -65,7 +65,7 @@ def make_card(
 
 
 def _name(path: str) -> str:
-    return printable(Path(path).name)
+    return printable(Path(path).name or path)  # of the working folder, `.`
 
 
 def _describe_weights(config: TrainConfig) -> str:

@@ -75,6 +75,12 @@ def test_a_card_tells_the_export_that_makes_its_file_again(run: Run, checkpoint:
     assert shlex.split(card.reproduce[1]) == ["fcnseg", "export", named, "-o", "my m.onnx", *options]
 
 
+def test_a_run_on_the_working_folder_has_a_card_that_makes_it_again(run: Run) -> None:
+    card = make_card(replace(run, record=replace(run.record, config=replace(CONFIG, data="."))), "m.onnx")
+    assert card.data == card.recipe["data"] == "."
+    assert shlex.split(card.reproduce[2]) == ["fcnseg", "evaluate", "m.onnx", ".", "--split", "val"]
+
+
 def test_names_that_are_no_unicode_are_spelled_out_in_a_card(run: Run, tmp_path: Path) -> None:
     config = replace(CONFIG, data="/home/somewhere/stra\udcdfen", weights="vgg\udcff.pth")
     named = replace(run, record=replace(run.record, config=config))
