@@ -163,14 +163,14 @@ class AveragedPredictor:
 
 
 def open_predictor(path: Path, device: Device) -> Net:
-    """Open a model file (`.onnx`) through the runtime, or a run folder or checkpoint through torch.
+    """Open a model file (`.onnx`, in any case) through the runtime, or a run folder or checkpoint through torch.
 
     Raises:
         UsageError: The path is neither.
         ModelFileError: The file was not made by fcnseg.
         DeviceError: The device is not there.
     """
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return ServedNet(path, device)
     return TorchNet(open_run(path), resolve_device(device))
 

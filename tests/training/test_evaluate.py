@@ -297,6 +297,12 @@ def test_what_is_neither_model_file_nor_run_is_refused(tmp_path: Path) -> None:
     assert isinstance(run(tmp_path / "model.onnx", data).exception, ModelFileError)
 
 
+def test_a_model_file_whose_name_ends_in_capitals_is_one_as_for_export(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "M.ONNX").write_bytes(tiny_model.read_bytes())
+    result = run(tmp_path / "M.ONNX", write_dataset(tmp_path / "data", TRUTH, NAMES))
+    assert "mean IoU 1.0000" in result.stdout
+
+
 def test_best_and_worst_images_are_chosen_by_their_own_mean_iou() -> None:
     images = [Scores(iou, iou, iou, iou, (iou,)) for iou in (0.5, 0.9, 0.1, 0.7, 0.3)]
     unlabelled = Scores(0.0, 0.0, 0.0, 0.0, (None,))
