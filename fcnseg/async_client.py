@@ -251,7 +251,7 @@ class _Stream:
         # Answers, and in the end None or why the call failed.
         self._answers: asyncio.Queue[pb.SegmentStreamResponse | grpc.RpcError | RequestError | None] = asyncio.Queue()
         self._all_asked = False
-        self._failure: Exception | None = None
+        self._failure: Exception | asyncio.CancelledError | None = None
 
     async def items(self) -> AsyncGenerator[StreamItem, None]:
         """Make the call, and yield its items."""
@@ -286,6 +286,10 @@ class _Stream:
                     return
             self._all_asked = True
             await _end_writing(call)
+        except asyncio.CancelledError as error:
+            if _task_is_cancelled():
+                raise
+            self._failure = error  # what the images wait for was cancelled
         except Exception as error:  # noqa: BLE001 - it belongs to the caller
             self._failure = error
         finally:

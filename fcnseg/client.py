@@ -347,7 +347,7 @@ class _Stream:
         # Answers, and in the end None or why the call failed.
         self._answers: SimpleQueue[pb.SegmentStreamResponse | grpc.RpcError | None] = SimpleQueue()
         self._all_asked = False
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._closed = False
 
     def items(self) -> Generator[StreamItem, None, None]:
@@ -377,7 +377,9 @@ class _Stream:
                 if request is not None:
                     yield request
             self._all_asked = True
-        except Exception as error:  # noqa: BLE001 - it belongs to the caller's thread
+        except GeneratorExit:  # gRPC lets go of it, since the call has ended
+            raise
+        except BaseException as error:  # noqa: BLE001 - it belongs to the caller's thread
             self._failure = error
         finally:
             self._asked.put(None)

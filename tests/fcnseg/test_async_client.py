@@ -214,6 +214,23 @@ async def test_what_the_images_raise_comes_after_the_answers_to_those_before(tin
     assert seen == [0, 1, 2]
 
 
+async def test_images_that_wait_for_what_is_cancelled_end_the_stream(tiny_model: Path) -> None:
+    picture: asyncio.Future[NDArray[np.uint8]] = asyncio.get_running_loop().create_future()
+
+    async def camera() -> AsyncIterator[NDArray[np.uint8]]:
+        yield IMAGE
+        yield await picture
+
+    with running_server(tiny_model) as server:
+        async with AsyncClient(server.address) as client:
+            items = client.segment_stream(camera())
+            assert (await anext(items)).id == 0
+            picture.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await anext(items)
+            await require_no_tasks()
+
+
 async def test_a_slow_source_in_a_thread_does_not_stop_the_event_loop(tiny_model: Path) -> None:
     more = threading.Event()
 

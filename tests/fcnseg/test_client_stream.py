@@ -1,6 +1,7 @@
 import gc
 import itertools
 import os
+import sys
 import threading
 import time
 import weakref
@@ -218,6 +219,19 @@ def test_what_the_images_raise_comes_after_the_answers_to_those_before(tiny_mode
         with pytest.raises(OSError, match="the camera is gone"):
             next(stream)
     assert seen == [0, 1, 2]
+    require_no_threads()
+
+
+def test_images_that_end_the_program_end_it_and_not_a_thread_alone(tiny_model: Path) -> None:
+    def camera() -> Iterator[NDArray[np.uint8]]:
+        yield IMAGE
+        sys.exit("the camera is gone")
+
+    with running_server(tiny_model) as server, Client(server.address) as client:
+        stream = client.segment_stream(camera())
+        assert next(stream).id == 0
+        with pytest.raises(SystemExit, match="the camera is gone"):
+            next(stream)
     require_no_threads()
 
 
