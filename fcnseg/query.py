@@ -80,8 +80,8 @@ class SegmentQuery:
     """What is wanted of an image; `Client.segment` documents the fields.
 
     Raises:
-        UsageError: Classes are given as one text or as numbers, model or version are no text, or there is no such
-            encoding.
+        UsageError: Classes are given as one text or as numbers, model or version are no text, regions are no
+            `RegionQuery`, or there is no such encoding.
     """
 
     model: str
@@ -99,3 +99,5 @@ class SegmentQuery:
         require_model(self.model, self.version)
         require_names("heatmaps", self.heatmaps)
         require_names("classes", self.classes)
+        if not isinstance(self.regions, RegionQuery | None):
+            raise UsageError(f"regions is {self.regions!r}; give a RegionQuery, or None for none")

@@ -459,6 +459,11 @@ def test_an_encoding_that_is_none_is_refused_before_it_is_sent() -> None:
         client.segment(IMAGE, encoding=cast("Encoding", "jpeg"))
 
 
+def test_regions_that_are_no_query_are_refused_before_they_are_sent() -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(UsageError, match="regions is True; give a RegionQuery"):
+        client.segment(IMAGE, regions=cast("RegionQuery", True))
+
+
 def test_a_path_is_no_tls() -> None:
     with pytest.raises(UsageError, match=r"tls is 'ca.pem'; give True, or ClientTls"):
         Client("127.0.0.1:1", tls=cast("bool", "ca.pem"))
