@@ -80,7 +80,7 @@ class SegmentQuery:
     """What is wanted of an image; `Client.segment` documents the fields.
 
     Raises:
-        UsageError: Classes are given as one text or as numbers, model or version are no text, regions are no
+        UsageError: Classes are given as one text, a generator or numbers, model or version are no text, regions are no
             `RegionQuery`, or there is no such encoding.
     """
 

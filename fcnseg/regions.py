@@ -85,7 +85,7 @@ class RegionQuery:
         min_pixels: The fewest pixels of a region, 1 to 2^64 - 1; very small ones are often noise beside a large one.
 
     Raises:
-        UsageError: Threshold, limit or size is out of range, or classes are given as one text or as numbers.
+        UsageError: Threshold, limit or size is out of range, or classes are given as one text, a generator or numbers.
     """
 
     classes: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, TypeAlias
@@ -153,10 +153,12 @@ def require_names(what: str, names: Sequence[object]) -> None:
         names: Names, or ids as text.
 
     Raises:
-        UsageError: `names` is a single text, or holds something that is not a text.
+        UsageError: `names` is a single text, can be read only once, or holds something that is not a text.
     """
     if isinstance(names, str):
         raise UsageError(f"{what} is the text {names!r}; give a list of names, such as [{names!r}]")
+    if isinstance(names, Iterator):  # nothing would be left of it, which stands for all classes
+        raise UsageError(f"{what} is a {type(names).__name__}, which can be read only once; give a list of names")
     for name in names:
         if not isinstance(name, str):
             raise UsageError(f"{what} has {name!r}; give a class by its name, or its id as text, such as '{name}'")

@@ -40,7 +40,7 @@ class FolderOptions:
 
     Raises:
         UsageError: A number is out of range, there is no such mask format or tile, regions are no `RegionQuery`, or
-            heatmaps are given as one text or as numbers.
+            heatmaps are given as one text, a generator or numbers.
     """
 
     mask_format: MaskFormat = MaskFormat.PNG

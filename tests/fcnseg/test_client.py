@@ -427,6 +427,12 @@ def test_one_text_is_no_list_of_classes() -> None:
         client.segment(IMAGE, classes="red")
 
 
+@pytest.mark.parametrize("ask", [RegionQuery, lambda names: fcnseg.FolderOptions(heatmaps=names)])
+def test_a_generator_of_classes_is_refused_and_not_taken_for_all_of_them(ask: Callable[[Any], object]) -> None:
+    with pytest.raises(UsageError, match="is a generator, which can be read only once; give a list of names"):
+        ask(name for name in ("red", "green"))
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -434,9 +440,10 @@ def test_one_text_is_no_list_of_classes() -> None:
         ({"model": Path("cat")}, "model is .*; give it as text, such as 'cat'"),
         ({"classes": [3]}, "classes has 3; give a class by its name, or its id as text, such as '3'"),
         ({"heatmaps": [3]}, "heatmaps has 3; give"),
+        ({"classes": iter(["red"])}, "classes is a list_iterator, which can be read only once"),
     ],
 )
-def test_a_number_is_no_name(asked: dict[str, Any], words: str) -> None:
+def test_a_number_is_no_name_and_an_iterator_no_list(asked: dict[str, Any], words: str) -> None:
     with Client("127.0.0.1:1") as client, pytest.raises(UsageError, match=words):
         client.segment(IMAGE, **asked)
 
