@@ -79,7 +79,7 @@ def write_request(image: ImageSource, query: SegmentQuery, max_bytes: int) -> pb
     else:
         require_pixels(image)
         request.raw.height, request.raw.width = image.shape[:2]
-        request.raw.rgb = image.tobytes()
+        request.raw.rgb = np.asarray(image).tobytes()  # a masked array's own would fill what is masked
     return request
 
 

@@ -216,6 +216,13 @@ def test_what_is_no_image_is_refused_alike_here_and_offline(tiny_model: Path, im
     assert str(remote.value) == str(offline.value)
 
 
+def test_a_masked_array_is_sent_as_the_pixels_that_it_holds(tiny_model: Path) -> None:
+    image = np.ma.masked_array(IMAGE, mask=np.ones_like(IMAGE))
+    with running_server(tiny_model) as server, Client(server.address) as client:
+        answer = client.segment(image).class_map
+    assert np.array_equal(answer, fcnseg.load(tiny_model, "cpu").segment(image).class_map)
+
+
 def test_a_heatmap_is_brought_to_the_images_pixels_by_its_grid(tiny_model: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
     offline = fcnseg.load(tiny_model, "cpu")
