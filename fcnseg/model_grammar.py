@@ -2,7 +2,7 @@
 
 An ONNX file can ask for much that a model file never needs: tensors in other files, libraries of operators, loops, and
 declarations of any size. Here a file is read by a grammar that knows what `fcnseg export` writes, and all else is
-refused. Weights are counted and not read.
+refused. Weights are counted and not read. Names are UTF-8: onnxruntime's errors, which tell them, are lost otherwise.
 
 The numbers of fields are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
@@ -25,16 +25,16 @@ _LONGEST_NAME = 60
 _MOST_DIMS = 6
 
 _ENTRY = Message("property", {1: ("key", "bytes"), 2: ("value", "bytes")})
-_DIMENSION = Message("dimension", {1: ("value", "number"), 2: ("name", "bytes"), 3: ("denotation", "bytes")})
+_DIMENSION = Message("dimension", {1: ("value", "number"), 2: ("name", "text"), 3: ("denotation", "bytes")})
 _SHAPE = Message("shape", {}, {1: ("dimension", _DIMENSION)})
 _TENSOR_TYPE = Message("tensor type", {1: ("element", "number"), 2: ("shape", _SHAPE)})
 _TYPE = Message("type", {1: ("tensor", _TENSOR_TYPE), 6: ("denotation", "bytes")})
-_VALUE = Message("value", {1: ("name", "bytes"), 2: ("type", _TYPE), 3: ("doc", "bytes")}, {4: ("properties", _ENTRY)})
+_VALUE = Message("value", {1: ("name", "text"), 2: ("type", _TYPE), 3: ("doc", "bytes")}, {4: ("properties", _ENTRY)})
 _TENSOR = Message(
     "tensor",
     {
         2: ("type", "number"),
-        8: ("name", "bytes"),
+        8: ("name", "text"),
         9: ("raw", "bytes"),
         12: ("doc", "bytes"),
         14: ("location", "number"),
@@ -50,7 +50,7 @@ _TENSOR = Message(
     },
     {6: "text", 13: "data that lies in another file"},
 )
-_OPERATORS = Message("set of operators", {1: ("domain", "bytes"), 2: ("version", "number")})
+_OPERATORS = Message("set of operators", {1: ("domain", "text"), 2: ("version", "number")})
 _SPARSE = {15: "a sparse tensor"}
 _ATTRIBUTES: dict[int, tuple[str, Kind]] = {}
 _ATTRIBUTE = Message(
@@ -62,13 +62,13 @@ _ATTRIBUTE = Message(
 )  # fmt: skip
 _NODE = Message(
     "node",
-    {3: ("name", "bytes"), 4: ("operator", "bytes"), 6: ("doc", "bytes"), 7: ("domain", "bytes")},
-    {1: ("inputs", "bytes"), 2: ("outputs", "bytes"), 5: ("attributes", _ATTRIBUTE), 9: ("properties", _ENTRY)},
+    {3: ("name", "text"), 4: ("operator", "text"), 6: ("doc", "bytes"), 7: ("domain", "text")},
+    {1: ("inputs", "text"), 2: ("outputs", "text"), 5: ("attributes", _ATTRIBUTE), 9: ("properties", _ENTRY)},
     {8: "an overload", 10: "settings for several devices"},
 )
 _GRAPH = Message(
     "graph",
-    {2: ("name", "bytes"), 10: ("doc", "bytes")},
+    {2: ("name", "text"), 10: ("doc", "bytes")},
     {
         1: ("nodes", _NODE),
         5: ("tensors", _TENSOR),
@@ -81,7 +81,7 @@ _GRAPH = Message(
 )
 _ATTRIBUTES.update(
     {
-        1: ("name", "bytes"),
+        1: ("name", "text"),
         2: ("float", "number"),
         3: ("int", "number"),
         4: ("text", "bytes"),

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal, TypeAlias
 
-Kind: TypeAlias = Literal["number", "bytes"] | "Message"
-"""What a field holds: a number, bytes that are not looked into, or a message."""
+Kind: TypeAlias = Literal["number", "bytes", "text"] | "Message"
+"""What a field holds: a number, bytes that are not looked into, UTF-8 text, or a message."""
 MOST_FIELDS = 150_000
 """Of a file in all; a ResNet-50's has four thousand."""
 _LONGEST_VARINT = 10
@@ -64,7 +64,7 @@ class Part:
 
     Attributes:
         numbers: Fields that hold numbers; a float is 0.
-        spans: Fields that hold bytes.
+        spans: Fields that hold bytes or text.
         parts: Fields that hold messages.
     """
 
@@ -126,6 +126,8 @@ class Reader:
             if number in kind.once and number in seen:
                 raise UnfitError(f"a {kind.name} that gives its {name} twice")
             seen.add(number)
+            if expected == "text" and isinstance(value, Span) and not self._is_text(value):
+                raise BrokenError(f"its {kind.name} has no UTF-8 text for its {name}")
             self._take(part, name, expected, value)
         return part
 
@@ -183,8 +185,18 @@ class Reader:
         return [self._text(span) for span in part.spans.get(name, [])]
 
     def _text(self, span: Span) -> str:
+        return self._bytes(span).decode(errors="replace")
+
+    def _is_text(self, span: Span) -> bool:
+        try:
+            self._bytes(span).decode()
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    def _bytes(self, span: Span) -> bytes:
         offset = self._reach(span.start, span.size)
-        return self._window[offset : offset + span.size].decode(errors="replace")
+        return self._window[offset : offset + span.size]
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
         value = shift = 0

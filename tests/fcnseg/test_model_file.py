@@ -155,6 +155,14 @@ def test_metadata_that_is_no_text_is_refused(tiny_model: Path, tmp_path: Path) -
         read_model_info(path)
 
 
+@pytest.mark.parametrize("name", [b"class_map", b"Shape", b"with_confidence"])
+def test_names_that_are_no_text_are_told_in_one_line(tiny_model: Path, tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(tiny_model.read_bytes().replace(name, b"\xf0" + name[1:]))
+    with pytest.raises(ModelFileError, match=r"can open: its \w+ has no UTF-8 text for its \w+$"):
+        read_model_info(path)
+
+
 def test_a_broken_file_is_told_of_in_the_error_alone(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
