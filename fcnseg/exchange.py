@@ -9,7 +9,7 @@ from typing import NoReturn
 import grpc
 
 from fcnseg.access import Access
-from fcnseg.errors import ImageError, ImageTooLargeError, MaskError, RequestError, ServerUnavailableError, UsageError
+from fcnseg.errors import ImageError, MaskError, RequestError, ServerUnavailableError, UsageError
 from fcnseg.hosts import is_loopback, read_hosts
 from fcnseg.query import ImageSource, SegmentQuery, StreamSource
 from fcnseg.readiness import Readiness
@@ -17,7 +17,7 @@ from fcnseg.remote import RemoteSegmentation, StreamItem
 from fcnseg.statuses import FailedCall, Status, to_error
 from fcnseg.trace_context import trace_metadata
 from fcnseg.v1 import segmentation_pb2 as pb
-from fcnseg.wire import read_segmentation, write_request
+from fcnseg.wire import read_segmentation, require_sendable, write_request
 
 MAX_MESSAGE_BYTES = 1 << 30
 """gRPC's own default of 4 MB is less than one raw photograph."""
@@ -159,12 +159,7 @@ class Exchange:
             raise UsageError(
                 f"the request names {error.object!r}, which is not Unicode text; no server has it"
             ) from error
-        size = request.ByteSize()
-        if size > self.max_message_bytes:
-            raise ImageTooLargeError(
-                f"the request would have {size} bytes, more than the client's limit of {self.max_message_bytes}; send"
-                " an image scaled down"
-            )
+        require_sendable(request.ByteSize(), self.max_message_bytes)
         return Asked(query, str(image) if isinstance(image, (str, Path)) else None, started), request
 
     def read(self, asked: Asked, response: pb.SegmentResponse) -> RemoteSegmentation:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnseg import masks, rle
-from fcnseg.errors import ImageError, MaskError
+from fcnseg.errors import ImageError, ImageTooLargeError, MaskError
 from fcnseg.files import shown
 from fcnseg.images import ImageLimits, require_pixels
 from fcnseg.masks import Encoding
@@ -55,6 +55,7 @@ def write_request(image: ImageSource, query: SegmentQuery, max_bytes: int) -> pb
         max_bytes: A file is read one byte beyond this at most, however long (or endless) it is.
 
     Raises:
+        ImageTooLargeError: The bytes or pixels alone are more: beyond 2 GiB there is no message of them.
         ImageError: The file cannot be read, or the array is not of the right shape and dtype.
     """
     request = pb.SegmentRequest(
@@ -68,6 +69,7 @@ def write_request(image: ImageSource, query: SegmentQuery, max_bytes: int) -> pb
         classes=query.classes,
     )
     if isinstance(image, bytes):
+        require_sendable(len(image), max_bytes)
         request.encoded = image
     elif isinstance(image, (str, Path)):
         try:
@@ -78,9 +80,23 @@ def write_request(image: ImageSource, query: SegmentQuery, max_bytes: int) -> pb
             raise ImageError(f"image {shown(Path(image))} cannot be read: {reason}; check the path") from error
     else:
         require_pixels(image)
+        require_sendable(image.nbytes, max_bytes)
         request.raw.height, request.raw.width = image.shape[:2]
         request.raw.rgb = np.asarray(image).tobytes()  # a masked array's own would fill what is masked
     return request
+
+
+def require_sendable(size: int, max_bytes: int) -> None:
+    """Check the size of a request.
+
+    Raises:
+        ImageTooLargeError: It is beyond the limit.
+    """
+    if size > max_bytes:
+        raise ImageTooLargeError(
+            f"the request would have {size} bytes, more than the client's limit of {max_bytes}; send an image scaled"
+            " down"
+        )
 
 
 def _write_regions(query: RegionQuery) -> pb.RegionQuery:

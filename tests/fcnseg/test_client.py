@@ -164,6 +164,15 @@ def test_request_beyond_the_clients_limit_is_refused_before_it_is_sent(tmp_path:
                 client.segment(image)
 
 
+def test_pixels_beyond_two_gigabytes_are_refused_before_they_are_copied() -> None:
+    image = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (27_000, 27_000, 3))
+    with (
+        Client("127.0.0.1:1") as client,
+        pytest.raises(ImageTooLargeError, match="2187000000 bytes, more than the client's limit of 1073741824"),
+    ):
+        client.segment(image)
+
+
 def test_waiting_ends_when_the_server_comes_up(tiny_model: Path) -> None:
     port = free_port()
     ready = threading.Event()
