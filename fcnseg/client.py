@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import grpc
 from google.protobuf.wrappers_pb2 import Int32Value
@@ -199,7 +199,7 @@ class Client:
         wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
         require_stream(images, in_flight)
         self._exchange.require_open(closed=self._closed)
-        return _Stream(self._exchange, self._next_stub, images, wanted, in_flight).items()
+        return _Stream(self._exchange, self._begin_stream, images, wanted, in_flight).items()
 
     def list_models(self) -> tuple[RemoteModel, ...]:
         """Return the models that the server holds, by name, then by ascending version.
@@ -318,9 +318,14 @@ class Client:
             self._exchange.require_open(closed=self._closed)
             raise
 
-    def _next_stub(self) -> SegmentationServiceStub:
+    def _begin_stream(self, requests: Iterator[pb.SegmentStreamRequest]) -> Any:
+        """Call the method of streams."""
         self._exchange.require_open(closed=self._closed)
-        return next(self._stubs)
+        try:
+            return next(self._stubs).SegmentStream(requests, metadata=self._exchange.metadata)
+        except ValueError:  # as in `_call`
+            self._exchange.require_open(closed=self._closed)
+            raise
 
 
 class _Stream:
@@ -332,13 +337,13 @@ class _Stream:
     def __init__(
         self,
         exchange: Exchange,
-        stub: Callable[[], SegmentationServiceStub],
+        begin: Callable[[Iterator[pb.SegmentStreamRequest]], Any],
         images: Iterable[StreamSource],
         query: SegmentQuery,
         in_flight: int,
     ) -> None:
         self._exchange = exchange
-        self._stub = stub
+        self._begin = begin
         self._images = images
         self._query = query
         self._slots = threading.Semaphore(in_flight)
@@ -352,7 +357,7 @@ class _Stream:
 
     def items(self) -> Generator[StreamItem, None, None]:
         """Make the call, and yield its items."""
-        call = self._stub().SegmentStream(self._requests(), metadata=self._exchange.metadata)
+        call = self._begin(self._requests())
         reader = threading.Thread(target=self._read_answers, args=(call,), name="fcnseg-stream", daemon=True)
         reader.start()
         try:

@@ -5,13 +5,14 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from opentelemetry import trace
 
 import fcnseg
 from fcnseg.client import Client
@@ -423,3 +424,22 @@ def test_a_stream_of_a_client_that_was_closed_is_told(tiny_model: Path) -> None:
         client.close()
         with pytest.raises(UsageError, match="has been closed"):
             next(items)
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda client: client.segment(IMAGE), lambda client: list(client.segment_stream([IMAGE]))]
+)
+def test_a_client_that_is_closed_while_a_call_begins_is_told(tiny_model: Path, ask: Callable[[Client], object]) -> None:
+    class Closing(trace.NonRecordingSpan):
+        def get_span_context(self) -> trace.SpanContext:
+            client.close()
+            return super().get_span_context()
+
+    with (
+        running_server(tiny_model) as server,
+        Client(server.address) as client,
+        trace.use_span(Closing(trace.INVALID_SPAN_CONTEXT)),
+        pytest.raises(UsageError, match="has been closed; make another"),
+    ):
+        ask(client)
+    require_no_threads()
