@@ -2,8 +2,10 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, aclosing, suppress
+from contextvars import copy_context
 from itertools import islice
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -137,7 +139,7 @@ class AsyncClient:
     ) -> AsyncGenerator[StreamItem, None]:
         """Segment images one after another; as `Client.segment_stream`.
 
-        A plain iterable is read in a thread; where it blocks, `asyncio.run` waits for it at its end. Use
+        A plain iterable is read in a thread of its own; where it blocks, the program waits for it at its end. Use
         `contextlib.aclosing` around a loop that may be left early: it ends the stream at once.
         """
         wanted = SegmentQuery(model, version, encoding, heatmaps, regions, confidence, overlay, classes)
@@ -278,12 +280,13 @@ class _Stream:
     async def _send(self, call: Any) -> None:
         try:
             position = 0
-            async for image in self._images_in_turn():
-                item, request = await asyncio.to_thread(self._exchange.ask_item, position, image, self._query)
-                position += 1
-                self._asked.put_nowait(item)
-                if request is not None and not await _write(call, request):
-                    return
+            async with aclosing(self._images_in_turn()) as images:
+                async for image in images:
+                    item, request = await asyncio.to_thread(self._exchange.ask_item, position, image, self._query)
+                    position += 1
+                    self._asked.put_nowait(item)
+                    if request is not None and not await _write(call, request):
+                        return
             self._all_asked = True
             await _end_writing(call)
         except asyncio.CancelledError as error:
@@ -295,16 +298,19 @@ class _Stream:
         finally:
             self._asked.put_nowait(None)
 
-    async def _images_in_turn(self) -> AsyncIterator[StreamSource]:
-        images = self._images if isinstance(self._images, AsyncIterable) else _in_thread(self._images)
-        images = aiter(images)
-        while True:
-            await self._slots.acquire()
-            try:
-                image = await anext(images)
-            except StopAsyncIteration:
-                return
-            yield image
+    async def _images_in_turn(self) -> AsyncGenerator[StreamSource, None]:
+        async with AsyncExitStack() as stack:
+            images = self._images
+            if not isinstance(images, AsyncIterable):
+                images = await stack.enter_async_context(aclosing(_in_thread(images)))
+            iterator = aiter(images)
+            while True:
+                await self._slots.acquire()
+                try:
+                    image = await anext(iterator)
+                except StopAsyncIteration:
+                    return
+                yield image
 
     async def _read_answers(self, call: Any) -> None:
         end: grpc.RpcError | RequestError | None = None
@@ -368,7 +374,13 @@ async def _end_writing(call: Any) -> None:
         await call.done_writing()
 
 
-async def _in_thread(images: Iterable[StreamSource]) -> AsyncIterator[StreamSource]:
-    iterator = await asyncio.to_thread(iter, images)
-    while taken := await asyncio.to_thread(lambda: tuple(islice(iterator, 1))):
-        yield taken[0]
+async def _in_thread(images: Iterable[StreamSource]) -> AsyncGenerator[StreamSource, None]:
+    """Read images in a thread of their own: where they block, they would take asyncio's own from all others."""
+    loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "fcnseg-images")
+    context = copy_context()
+    try:
+        iterator = await loop.run_in_executor(thread, context.run, iter, images)
+        while taken := await loop.run_in_executor(thread, context.run, tuple, islice(iterator, 1)):
+            yield taken[0]
+    finally:
+        thread.shutdown(wait=False)

@@ -4,6 +4,7 @@ import gc
 import itertools
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -246,6 +247,41 @@ async def test_a_slow_source_in_a_thread_does_not_stop_the_event_loop(tiny_model
             assert (await client.segment(IMAGE)).class_map.shape == (40, 60)
             more.set()
             assert [item.id async for item in items] == [1]
+
+
+async def test_a_source_that_blocks_takes_no_thread_from_other_requests(tiny_model: Path) -> None:
+    more = threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+
+    def live() -> Iterator[NDArray[np.uint8]]:
+        more.wait(20)
+        yield IMAGE
+
+    with running_server(tiny_model) as server:
+        async with AsyncClient(server.address) as client:
+            first = asyncio.create_task(anext(client.segment_stream(live())))
+            async with asyncio.timeout(10):
+                assert (await client.segment(IMAGE)).class_map.shape == (40, 60)
+            assert not first.done()
+            more.set()
+            assert (await first).id == 0
+
+
+async def test_the_thread_that_reads_images_ends_with_the_stream(tiny_model: Path) -> None:
+    def readers() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("fcnseg-images")]
+
+    gc.disable()
+    try:
+        with running_server(tiny_model) as server:
+            async with AsyncClient(server.address) as client:
+                async with aclosing(client.segment_stream(itertools.repeat(IMAGE), in_flight=1)) as items:
+                    assert (await anext(items)).id == 0
+                    await asyncio.sleep(0.3)  # it waits until more may be under way
+                    assert readers()
+                await asyncio.to_thread(wait_until, lambda: not readers(), tell=readers)
+    finally:
+        gc.enable()
 
 
 async def test_answers_are_received_while_their_reader_is_busy() -> None:
