@@ -23,6 +23,7 @@ from fcnseg import render
 from fcnseg.errors import FcnsegError, UsageError, one_line
 from fcnseg.files import replacing, require_place
 from fcnseg.frames import Frame, FrameSource
+from fcnseg.query import require_opacity
 from fcnseg.segmenter import Segmenter
 from fcnseg.types import ClassArea, Segmentation
 
@@ -117,11 +118,12 @@ def segment_video(
         What became of each frame, in order. Behind the last, `frames.notes` says whether the source was whole.
 
     Raises:
-        UsageError: The output cannot be written, or frames differ in size.
+        UsageError: The output cannot be written, the opacity is not from 0 to 1, or frames differ in size.
         ImageError: There is no frame that can be read.
         OSError: A file cannot be written, as when the disk is full.
     """
     require_video_output(output)
+    require_opacity(opacity)
     with ExitStack() as stack:
         video = stack.enter_context(replacing(output))
         manifest = stack.enter_context(replacing(manifest_path(output)))

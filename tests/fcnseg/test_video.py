@@ -217,6 +217,14 @@ def test_an_output_that_is_no_video_is_refused_before_any_work(segmenter: Segmen
         run(segmenter, frames, tmp_path / "out.webm")
 
 
+@pytest.mark.parametrize("opacity", [-0.1, 50, float("nan")])
+def test_an_opacity_that_is_no_share_is_refused(segmenter: Segmenter, tmp_path: Path, opacity: float) -> None:
+    frames = open_frames(write_images(tmp_path / "in", 2))
+    with pytest.raises(UsageError, match="opacity is .*; it must be from 0 to 1"):
+        next(segment_video(segmenter, frames, tmp_path / "out.avi", opacity=opacity))
+    assert not (tmp_path / "out.avi").exists()
+
+
 def test_results_that_are_not_taken_to_the_end_leave_nothing_and_keep_what_was_there(
     segmenter: Segmenter, tmp_path: Path
 ) -> None:
