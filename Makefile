@@ -4,8 +4,9 @@ PYTHON ?= python3
 PROTO := $(wildcard proto/fcnseg/v1/*.proto) proto/serving/oip/inference.proto
 STUBS := --python_out=. --pyi_out=. --grpc_python_out=.
 MINUTES ?= 10
-# A file's tests share what they set up. More than four processes would want more memory than a machine may have.
-PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
+# A file's tests share what they set up, and files come in their order, else the longest tests, which are few in a file,
+# come last. More than four processes would want more memory than a machine may have; each has a core, for PyTorch too.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # The stubs carry the version that made them as the floor of the grpcio that runs them.
 GRPC_TOOLS := grpcio-tools==1.76.0
 # Its protobuf and ml-dtypes are older than ours may be, and its messages have the names of ours.
@@ -24,6 +25,7 @@ help:  ## List the targets
 quickstart: .venv/installed-quickstart  ## From a pretrained classifier to a mask over gRPC, on this machine
 	.venv/bin/python -m fcnseg quickstart
 
+test test-all test-rest: export OMP_NUM_THREADS = 1
 test: .venv/installed-dev .venv-triton/installed  ## Every test but the slow ones
 	.venv/bin/python $(PYTEST)
 
