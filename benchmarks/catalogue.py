@@ -8,9 +8,9 @@ class Benchmark:
     """A file of this folder.
 
     Attributes:
-        quick: Arguments with which it runs from end to end in the least time; DATA stands for a data folder.
-        needs: What it needs beside the project's own environment, as docs/benchmarks.md tells it.
-        by_hand: Whether `run_all.py` leaves it to those who have the GPU, the data or the day that it takes.
+        quick: Arguments for the shortest run from end to end; DATA stands for a data folder.
+        needs: What it needs besides the project's own environment, in the words of docs/benchmarks.md.
+        by_hand: Whether `run_all.py` leaves it out, because it needs a GPU, data or hours.
     """
 
     quick: tuple[str, ...]

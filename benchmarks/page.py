@@ -1,9 +1,9 @@
-"""Makes docs/benchmarks.md, with its pictures, of what the benchmarks kept in benchmarks/results/.
+"""Makes docs/benchmarks.md, with its pictures, from the figures that the benchmarks kept in benchmarks/results/.
 
 Run it: python benchmarks/page.py [--results FOLDER] [--docs FOLDER]
 
-Every figure on the page stands in one of these files, and so does what is said of reached and missed aims. What has no
-file there is named.
+Every figure on the page comes from one of these files, and so does whether an aim is reached or missed. Benchmarks
+without a file are named.
 """
 
 import argparse
@@ -17,57 +17,61 @@ from result_files import Figure, Result, Table, read
 from verdicts import verdicts
 
 _AT_A_TIME = (
-    "is the most for one run at a time that has all cores. Two runs at a time on half of the cores each may get more"
-    " out of them, and a ratio above 1 is that."
+    "is the most for one run at a time that has all cores. Two runs at a time, on half of the cores each, may reach"
+    " more: the ratio is then above 1."
 )
 NOTES = {
-    "folder": f"T / (T + C) {_AT_A_TIME} `fcnseg segment` runs so by default.",
-    "serving_load": f"The loop's rate {_AT_A_TIME} `fcnseg serve` runs so while images wait. Where a difference in"
-    " milliseconds is below 0, the machine's pace changed between two turns by more than the server costs. The overload"
-    " was measured once.",
-    "serving_peers": "`fcnseg serve` runs two images at a time while more wait, with half of the threads each; the"
-    " peers and `--runners 1` run one, with all of them. Servers whose ranges overlap are not told apart by so few"
-    " rounds.",
-    "scaling": "Where a row's operators add up to more than its seconds a megapixel, they are those of a first run,"
-    " which also gets its memory from the system: nothing is to be read from them.",
-    "tail": "Without `--image` the picture is noise, in which nearly half of the blocks lie on borders; on a street"
-    " scene it is a seventh, and tails that compute at borders alone take less.",
+    "folder": f"T / (T + C) {_AT_A_TIME} `fcnseg segment` does this by default.",
+    "serving_load": f"The loop's rate {_AT_A_TIME} `fcnseg serve` does this while images wait. A difference in"
+    " milliseconds below 0 means that the machine's pace changed between two turns by more than the server costs. The"
+    " overload was measured once.",
+    "serving_peers": "`fcnseg serve` runs two images at a time while more wait, with half of the threads each. The"
+    " peers and `--runners 1` run one image at a time, with all threads. So few rounds cannot tell servers apart whose"
+    " ranges overlap.",
+    "scaling": "Where a row's operators add up to more than its seconds per megapixel, they were measured in a first"
+    " run, which also gets its memory from the system. Draw no conclusions from such a row.",
+    "tail": "Without `--image` the picture is noise, in which nearly half of the blocks lie on borders. On a street"
+    " scene it is a seventh, and tails that compute only at borders take less time.",
 }
-"""What has to be known of a benchmark's figures and does not stand in its tables."""
+"""What a reader has to know about a benchmark's figures and the tables do not say."""
 INTRODUCTION = """\
 # Benchmarks
 
-Made by benchmarks/page.py from the figures in [benchmarks/results/](../benchmarks/results/), each by the command that
-stands with it; [benchmarks/](../benchmarks/README.md) tells what each one does, and has the figures of those that are
-run by hand, and [gpu.md](gpu.md) those of a GPU.
+benchmarks/page.py makes this page from the figures in [benchmarks/results/](../benchmarks/results/). The command above
+each section's tables made its figures. [benchmarks/](../benchmarks/README.md) describes each benchmark, and has the
+figures of those that are run by hand. [gpu.md](gpu.md) has the figures of a GPU.
 
-A cell is one figure, counted or measured once, or the median of rounds and in brackets the least and the greatest,
-`once` where there was one round. The brackets hold all rounds, outliers too: with more rounds they grow, and they are
-no confidence interval. Sides that are compared took turns within one run. Their ratio is formed within a round, and the
-cell has the median of these ratios, which need not be that of the medians beside it. The ratios are what to read, since
-absolute times belong to one machine. What was asked for, and whether it is reached or missed, stands below its table.
+How to read the tables:
+
+- A cell is one figure that was counted or measured once, or a median of rounds, with the least and the greatest in
+  brackets. `once` means that there was only one round.
+- The brackets include all rounds, outliers too. More rounds widen them. They are no confidence interval.
+- The sides of a comparison took turns within one run. Their ratio is formed within each round, and the cell has the
+  median of these ratios. It may differ from the ratio of the medians beside it.
+- Compare the ratios: absolute times belong to one machine.
+- An aim, and whether it is reached or missed, stands below its table.
 """
 
 
 def page(results: dict[str, Result], images: Path) -> str:
-    """The page's Markdown, its pictures beside it in a folder."""
+    """Return the page's Markdown, and draw its pictures into a folder."""
     parts = [INTRODUCTION]
     parts += [
         section(results[name], draw(results[name], images), images.name) for name in BENCHMARKS if name in results
     ]
     if missing := [name for name in BENCHMARKS if name not in results]:
         needs = {name: f" (needs {needed})" if (needed := BENCHMARKS[name].needs) else "" for name in missing}
-        parts.append(f"Not kept as JSON: {', '.join(f'{name}.py{needs[name]}' for name in missing)}.\n")
+        parts.append(f"Without figures here: {', '.join(f'{name}.py{needs[name]}' for name in missing)}.\n")
     return "\n".join(parts)
 
 
 def section(result: Result, pictures: dict[str, str], folder: str) -> str:
-    """A benchmark's part of the page.
+    """Return a benchmark's part of the page.
 
     Args:
         result: Its figures.
-        pictures: File names of its pictures, by the table that they belong to.
-        folder: Where the pictures lie, relative to the page.
+        pictures: File names of its pictures, by the name of their table.
+        folder: The pictures' folder, relative to the page.
     """
     machine, versions = result.machine, ", ".join(f"{name} {version}" for name, version in result.versions.items())
     devices = f"{machine.cores} cores of {machine.processor}" + (f" and {machine.gpu}" if machine.gpu else "")
@@ -81,19 +85,19 @@ def section(result: Result, pictures: dict[str, str], folder: str) -> str:
         if table.name in pictures:
             lines += [f"![{table.title}]({folder}/{pictures[table.name]})", ""]
         lines += [*markdown(table), ""]
-        remarks = [rounds(table), table.note, *verdicts(result, table)]
-        if any(remarks):
-            lines += [" ".join(filter(None, remarks)), ""]
+        for remarks in ([rounds(table), table.note], verdicts(result, table)):
+            if paragraph := " ".join(filter(None, remarks)):
+                lines += [paragraph, ""]
     return "\n".join(lines)
 
 
 def rounds(table: Table) -> str:
-    """Of how many values its ranges are, in words; nothing where it has none."""
+    """Say how many values the brackets of a table span; nothing where it has no brackets."""
     counts = {len(cell.values) for row in table.rows for cell in row if isinstance(cell, Figure)} - {1}
     if not counts:
         return ""
     least, most = min(counts), max(counts)
-    return f"In brackets: the least and the greatest of {least if least == most else f'{least} to {most}'}."
+    return f"In brackets: the least and the greatest of {least if least == most else f'{least} to {most}'} values."
 
 
 def markdown(table: Table) -> list[str]:
@@ -108,7 +112,7 @@ def shown(cell: Figure | float | str | None) -> str:
 
 
 def draw(result: Result, images: Path) -> dict[str, str]:
-    """Draw a benchmark's pictures; their file names, by table."""
+    """Draw a benchmark's pictures, and return their file names by table."""
     if result.benchmark not in PICTURES:
         return {}
     files = {}

@@ -1,4 +1,4 @@
-"""What the figures say of what was asked for: reached or missed, and which servers are ahead."""
+"""Says whether the figures reach the aims, and which servers are ahead."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ _ALL_OURS = "`fcnseg"
 
 @dataclass(frozen=True)
 class Aim:
-    """What a column's figures were to be.
+    """What the figures of a column should reach.
 
     Attributes:
-        table: Its name.
-        column: Whose figures.
-        least: What they have to be at least.
-        of: Which rows, by what stands in another column; all by default.
+        table: The table's name.
+        column: The column's title.
+        least: The least that a figure should be.
+        of: The rows that count, as the title and the value of another column; all rows by default.
     """
 
     table: str
@@ -36,7 +36,7 @@ AIMS = {
 
 
 def verdicts(result: Result, table: Table) -> Iterator[str]:
-    """Sentences on a table."""
+    """Yield sentences about a table."""
     aim = AIMS.get(result.benchmark)
     if aim is not None and aim.table == table.name:
         yield _on_aim(aim, table)
@@ -56,11 +56,11 @@ def _on_aim(aim: Aim, table: Table) -> str:
             low, median, _ = _range(cell)
             kind = always if low >= aim.least else usually if median >= aim.least else missed
             kind.append(str(row[0]))
-    return f"Asked for: at least {aim.least:g} ({aim.column}). {_listed(told)}"
+    return f"Aim: at least {aim.least:g} ({aim.column}). {_listed(told)}"
 
 
 def _on_servers(table: Table) -> Iterator[str]:
-    """Which peers answered more than fcnseg did by the first of its rows."""
+    """Yield which peers answered more requests than fcnseg, whose row is the first."""
     names = [str(name) for name in table.column("server")]
     if names[0] != OURS:
         return
@@ -82,12 +82,12 @@ def _on_servers(table: Table) -> Iterator[str]:
 
 
 def _listed(found: dict[str, list[str]]) -> str:
-    """A sentence for each kind of rows that there are."""
+    """Return a sentence for each kind of which there are rows."""
     return " ".join(f"{kind}: {'; '.join(names)}." for kind, names in found.items() if names)
 
 
 def _range(cell: object) -> tuple[float, float, float]:
-    """Least, median and greatest of a cell."""
+    """Return the least, the median and the greatest value of a cell."""
     if isinstance(cell, Figure):
         return cell.low, cell.median, cell.high
     if not isinstance(cell, (int, float)):

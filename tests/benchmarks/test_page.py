@@ -50,7 +50,7 @@ def test_the_page_has_the_figures_their_picture_and_where_they_are_from_and_name
         "Ratios, noted.",
     ):
         assert told in text
-    (missing,) = [line for line in text.splitlines() if line.startswith("Not kept as JSON: ")]
+    (missing,) = [line for line in text.splitlines() if line.startswith("Without figures here: ")]
     assert "serving_load.py (needs h2load)" in missing
     assert "folder.py" not in missing
 
@@ -108,7 +108,7 @@ def test_what_was_asked_for_is_told_as_reached_or_missed(tmp_path: Path) -> None
     rows = [[*row, *(8.0 for _ in sides)] for row in rows]
     told = page_of("eager", {"name": "eager", "columns": columns, "rows": rows}, tmp_path)
     assert (
-        "In brackets: the least and the greatest of 3. Asked for: at least 1.5 (eager / fcnseg)."
+        "In brackets: the least and the greatest of 3 values.\n\nAim: at least 1.5 (eager / fcnseg)."
         " Reached in all rounds: always; once. Reached by the median, not in all rounds: usually. Missed: never.\n"
     ) in told
 
