@@ -2,7 +2,6 @@
 
 import gc
 import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -22,7 +21,7 @@ from nets import build_net, export_net
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 from reporting import Spread, in_turns, seconds
-from served import serve
+from served import free_port, serve
 from torch import nn
 
 from fcnseg import images, masks
@@ -41,7 +40,13 @@ MOST_DIFFERING = 0.1
 """Of the pixels: random scores lie closer together than those of a trained net, and 16-bit floats are rounded."""
 SERVERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "server": (("--processes", "2"), ()),
-    "settings": (("--processes", "3"), ("--runners", "3"), ("--cuda-graphs", "0")),
+    "settings": (
+        ("--processes", "3"),
+        ("--processes", "2", "--runners", "3"),
+        ("--processes", "2", "--runners", "1"),
+        ("--runners", "3"),
+        ("--cuda-graphs", "0"),
+    ),
 }
 """Options of the servers that are asked, by section."""
 KERNEL_RUNS, KERNELS_SHOWN = 5, 12
@@ -603,13 +608,6 @@ def stages_of(metrics: str) -> str:
     if len(images) > 1:
         told += [f"shares of the processes {' '.join(f'{n / sum(images.values()):.2f}' for n in images.values())}"]
     return ", ".join(told)
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        return int(holder.getsockname()[1])
 
 
 def mask_of(address: str, request: bytes) -> NDArray[np.generic]:

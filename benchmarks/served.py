@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,13 @@ def serve_beside_loop(model: Path, threads: int) -> AbstractContextManager[tuple
 def serve_barely(model: Path, threads: int) -> AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
     """Serve a model file by bare_server.py; gives HOST:PORT and the process."""
     return _listening(sys.executable, str(BARE), str(model), str(threads))
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from peers.environments import Environment
 from peers.faces import INFER, SEGMENT, Face, pixels
-from served import serve
+from served import free_port, serve
 
 _HERE = Path(__file__).parent
 _GRACE_S = 20.0
@@ -78,7 +77,7 @@ SIDES = (
 def _serve_peer(
     server: Path, environment: Environment, model: Path, threads: int
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    port = _free_port()
+    port = free_port()
     command: list[str | Path] = [environment.python, server, model.resolve(), str(port), str(threads)]
     variables = {**os.environ, "PYTHONPATH": str(_HERE.parent)}
     with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory() as folder:
@@ -107,9 +106,3 @@ def _end(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         return
-
-
-def _free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
