@@ -71,18 +71,18 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
+@click.option("--debug", is_flag=True, help="Show debug logs, and the traceback of an error.")
 @click.version_option(package_name="fcnseg")
 def cli(*, debug: bool) -> None:
-    """From an image classifier to a segmentation mask over gRPC.
+    """Turn an image classifier into a segmentation model, and serve its masks over gRPC.
 
     \b
-    A classifier becomes a heatmap model:   fcnseg heatmap ARCH -o model.onnx
-    ... is fine-tuned per pixel:            fcnseg train DATA --backbone ARCH -o RUN
-    ... and exported to one file:           fcnseg export RUN -o model.onnx
-    The file segments folders:              fcnseg segment model.onnx photos/ masks/
-    ... and is served:                      fcnseg serve model.onnx
-    See the whole path on this machine:     fcnseg quickstart
+    Convert a classifier to a heatmap model:  fcnseg heatmap ARCH -o model.onnx
+    Fine-tune it on labelled masks:           fcnseg train DATA --backbone ARCH -o RUN
+    Export the trained model to one file:     fcnseg export RUN -o model.onnx
+    Segment a folder of images:               fcnseg segment model.onnx photos/ masks/
+    Serve the model over gRPC:                fcnseg serve model.onnx
+    Try all of this on this machine:          fcnseg quickstart
     """  # the backspace is click's mark for a paragraph that is not wrapped
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, AnyStr, Literal
 
 import click
 
-from fcnseg.commands.options import Bytes, SectionedCommand, Size, threads_option, tuned_option
+from fcnseg.commands.options import Bytes, SectionedCommand, Size, device_option, threads_option, tuned_option
 from serving.connections import ConnectionConfig
 from serving.security_options import open_security, security_options
 from serving.signals import end_at_once
@@ -49,25 +49,26 @@ class _ServeCommand(SectionedCommand):
 
 @click.command(cls=_ServeCommand, sections=_SECTIONS)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL.onnx|REPOSITORY...", type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all addresses.")
 @click.option(
-    "--port", default=50051, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one."
+    "--port", default=50051, show_default=True, type=click.IntRange(0, 65535), help="gRPC port; 0 picks a free one."
 )
 @click.option(
     "--processes",
     default=1,
     show_default=True,
     type=click.IntRange(1, _MOST_PROCESSES),
-    help="Serve by so many processes at the port, each with the models: where a GPU computes faster than one of them"
-    " decodes and answers. Connections are shared out among them; limits hold for each, but the memory is shared.",
+    help="Server processes that share the port, each with its own models, for a GPU that computes faster than one"
+    " process decodes and answers. Connections are distributed among them. Limits apply per process, but the memory"
+    " limit is divided.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option(
     "--warm",
     "warm_sizes",
     multiple=True,
     type=Size(),
-    help="Image size to be ready for: it is run, alone and in a full batch, before the server reports SERVING. May be"
+    help="Image size to warm up: it is run, alone and in a full batch, before the server reports SERVING. May be"
     " repeated.",
 )
 @click.option(
@@ -77,90 +78,95 @@ class _ServeCommand(SectionedCommand):
     default=0.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="How often to look for new, changed and removed models; 0 for never.",
+    help="Seconds between checks for new, changed and removed models; 0 for no checks.",
 )
 @click.option(
     "--max-batch",
     type=click.IntRange(1, 1024),
-    help="Images in one run at most. [default: as tuned, else 1; on CUDA 8]",
+    help="Most images per run. [default: as tuned, else 1 on the CPU and 8 on CUDA]",
 )
 @click.option(
     "--max-delay-ms",
     default=0.0,
     show_default=True,
     type=click.FloatRange(0, 60_000),
-    help="How long an idle model waits for more images of one padded size.",
+    help="Milliseconds that an idle model waits for more images of the same padded size.",
 )
 @click.option(
     "--max-queue",
     default=64,
     show_default=True,
     type=click.IntRange(1, _MOST),
-    help="Refuse images when so many of a model's are under way.",
+    help="Most images of a model that may wait or run at a time; more are refused.",
 )
 @click.option(
     "--runners",
     type=click.IntRange(1, 64),
-    help="Runs of a model at a time while images wait. On the CPU they share the threads, which a single image has"
-    " alone, and the model is opened a second time for them. [default: as tuned, else 2]",
+    help="Concurrent runs of a model while images wait. On the CPU they divide the threads, all of which a single image"
+    " gets, and the model is opened a second time for them. [default: as tuned, else 2]",
 )
 @tuned_option
 @click.option(
     "--max-memory",
     type=Bytes(_LEAST_MEMORY),
-    help="Bytes, such as 2GiB, that all images under way may take together, their runs included. [default: half of the"
-    " memory; for runs on CUDA half of the device's]",
+    help="Memory limit, such as 2GiB, for all images in progress and their runs together. [default: half of the memory;"
+    " for runs on CUDA, half of the device's memory]",
 )
 @click.option(
     "--max-image-bytes",
     default=_MOST_IMAGE_BYTES,
     show_default=True,
     type=Bytes(1),
-    help="Refuse encoded images of more bytes.",
+    help="Most bytes of an encoded image; larger ones are refused.",
 )
 @click.option(
     "--max-image-pixels",
     default=_MOST_PIXELS,
     show_default=True,
     type=click.IntRange(1, _MOST),
-    help="Refuse images of more pixels.",
+    help="Most pixels of an image; larger ones are refused.",
 )
 @click.option(
     "--max-image-side",
     default=_LONGEST_SIDE,
     show_default=True,
     type=click.IntRange(1, _MOST),
-    help="Refuse images of more rows or columns.",
+    help="Most rows or columns of an image; larger ones are refused.",
 )
 @threads_option()
 @click.option(
     "--spinning/--no-spinning",
     default=None,
-    help="Let idle CPU threads spin: takes the cores from decoding and encoding. [default: as tuned, else no-spinning]",
+    help="Let idle CPU threads busy-wait, which takes cores from decoding and encoding. [default: as tuned, else"
+    " no-spinning]",
 )
-@click.option("--arena/--no-arena", default=True, show_default=True, help="Keep memory that a CPU run frees.")
+@click.option("--arena/--no-arena", default=True, show_default=True, help="Keep the memory of CPU runs for later runs.")
 @click.option(
     "--cudnn-search",
     default="heuristic",
     show_default=True,
     type=click.Choice(["heuristic", "exhaustive", "default"]),
-    help="How cuDNN chooses algorithms for a new size; exhaustive is its other heuristic, and slower.",
+    help="How cuDNN chooses algorithms for a new input size; exhaustive is another heuristic, and slower.",
 )
 @click.option(
-    "--tf32/--no-tf32", default=False, show_default=True, help="Let CUDA round products: faster, and masks may differ."
+    "--tf32/--no-tf32",
+    default=False,
+    show_default=True,
+    help="Let CUDA compute in TF32: faster, but masks may differ.",
 )
 @click.option(
     "--channels-last/--no-channels-last",
     default=None,
-    help="Let CUDA keep the channels of a pixel together, as tensor cores read them. [default: in fp16 files]",
+    help="Use the channels-last (NHWC) memory layout on CUDA, which suits tensor cores. [default: for fp16 files only]",
 )
 @click.option(
     "--cuda-graphs",
     metavar="N",
     default=None,
     type=click.IntRange(0, 1024),
-    help="Record CUDA's work for up to N input shapes (batch, height, width), and replay it by one call; each holds the"
-    " model once more. [default: 16 where the model can be recorded, while half of the device's memory is free]",
+    help="Record CUDA graphs for up to N input shapes (batch, height, width), each of which replays a run by one call"
+    " and holds another copy of the model. [default: 16 if the model can be recorded, while half of the device's memory"
+    " is free]",
 )
 @click.option(
     "--grace",
@@ -168,7 +174,7 @@ class _ServeCommand(SectionedCommand):
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="Seconds that requests under way may take after SIGTERM.",
+    help="Seconds that requests in progress may still take after SIGTERM.",
 )
 @click.option(
     "--drain-delay",
@@ -176,7 +182,8 @@ class _ServeCommand(SectionedCommand):
     default=0.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="Seconds to go on taking requests after SIGTERM, when health says NOT_SERVING already: for balancers.",
+    help="Seconds to keep accepting requests after SIGTERM, while health already reports NOT_SERVING, so that load"
+    " balancers notice.",
 )
 @click.option(
     "--max-connection-age",
@@ -184,7 +191,7 @@ class _ServeCommand(SectionedCommand):
     default=_CONNECTIONS.max_age_s,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="Seconds after which a client has to connect anew, so that balancers place it anew; 0 for never.",
+    help="Seconds after which a client must reconnect, so that load balancers can move it; 0 for no limit.",
 )
 @click.option(
     "--max-connection-age-grace",
@@ -192,7 +199,7 @@ class _ServeCommand(SectionedCommand):
     default=_CONNECTIONS.max_age_grace_s,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="Seconds that its requests and streams may still take then; 0 for no limit.",
+    help="Seconds that requests and streams of such a connection may still take; 0 for no limit.",
 )
 @click.option(
     "--keepalive",
@@ -200,20 +207,19 @@ class _ServeCommand(SectionedCommand):
     default=_CONNECTIONS.keepalive_s,
     show_default=True,
     type=click.FloatRange(min=1),
-    help="Seconds of silence after which a client is pinged, and dropped unless it answers.",
+    help="Seconds without traffic after which a client is pinged, and disconnected if it does not answer.",
 )
 @click.option(
     "--max-streams",
     default=_CONNECTIONS.max_streams,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Requests that a connection may carry at a time.",
+    help="Most requests per connection at a time.",
 )
 @click.option(
     "--max-connections",
     type=click.IntRange(min=1),
-    help="Connections that there may be at a time; those beyond are closed. [default: half of the files that the server"
-    " may open]",
+    help="Most connections at a time; further ones are closed. [default: half of the limit on open files]",
 )
 @click.option(
     "--http-port",
@@ -225,22 +231,22 @@ class _ServeCommand(SectionedCommand):
     default="human",
     show_default=True,
     type=click.Choice(["human", "json"]),
-    help="How lines of the log, on stderr, are written.",
+    help="Format of the log, which goes to stderr.",
 )
 @click.option(
     "--log-level",
     default="info",
     show_default=True,
     type=click.Choice(["info", "warning"]),
-    help="info writes a line for each request.",
+    help="Lowest level to log; info includes a line for each request.",
 )
 @click.option(
     "--otlp-endpoint",
     metavar="URL",
     envvar=["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"],
     show_envvar=True,
-    help="Trace requests, and send the spans to this receiver of OTLP over gRPC, such as http://127.0.0.1:4317. Other"
-    " OTEL_ variables are obeyed too. Needs the extra 'tracing'. [default: none]",
+    help="Trace requests, and export the spans by OTLP over gRPC to this endpoint, such as http://127.0.0.1:4317. Other"
+    " OTEL_ variables apply too. Needs the extra 'tracing'. [default: no tracing]",
 )
 @security_options
 @click.pass_context
@@ -291,10 +297,12 @@ def serve(
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C.
 
-    A model file's name is its stem and its version 1; a repository is a folder of NAME/VERSION/model.onnx. Clients of
-    the Open Inference Protocol (KServe, Triton) are answered at the same port.
+    A model file is served by the name of its stem, cat.onnx as cat, and has version 1. A repository is a folder of
+    NAME/VERSION/model.onnx. The same port also answers clients of the Open Inference Protocol (KServe, Triton).
 
     Example: fcnseg serve cat.onnx --port 50051 --warm 480x640
+
+    Example: fcnseg serve models/ --watch 10 --http-port 8080 --tokens tokens.txt
     """
     from serving.logs import COMMAND, set_up_logs
     from serving.processes import Part, serve_in_processes, wait_for_others

@@ -21,30 +21,32 @@ def security_options(command: Command) -> Command:
             "--tls-cert",
             metavar="FILE",
             type=_FILE,
-            help="Encrypt connections: the server's certificate, as PEM, with those between it and the root. Read again"
-            " when it changes.",
+            help="Encrypt connections with this server certificate (PEM), followed by any intermediate certificates."
+            " Read again when it changes.",
         ),
-        click.option("--tls-key", metavar="FILE", type=_FILE, help="The certificate's private key, as PEM."),
+        click.option("--tls-key", metavar="FILE", type=_FILE, help="Private key (PEM) of --tls-cert."),
         click.option(
             "--tls-client-ca",
             metavar="FILE",
             type=_FILE,
-            help="Take only clients whose certificate one of these authorities, as PEM, has signed.",
+            help="Accept only clients with a certificate that an authority in this PEM file has signed.",
         ),
         click.option(
             "--tokens",
             metavar="FILE",
             type=_FILE,
-            help="Take only requests with a token of this file, whose lines 'fcnseg token' makes. Read again when it"
-            " changes.",
+            help="Accept only requests with an access token of this file, whose lines 'fcnseg token' makes. Read again"
+            " when it changes.",
         ),
         click.option(
             "--open-admin",
             is_flag=True,
-            help="Let whoever reaches the port load and unload models, also where that is not this machine alone.",
+            help="Let anyone who can reach the port load and unload models, from other machines too.",
         ),
-        click.option("--no-admin", is_flag=True, help="Let nobody load and unload models."),
-        click.option("--no-reflection", is_flag=True, help="Do not describe the services to clients that ask."),
+        click.option("--no-admin", is_flag=True, help="Do not let anyone load and unload models."),
+        click.option(
+            "--no-reflection", is_flag=True, help="Switch off gRPC server reflection, which describes the services."
+        ),
     )
 
 

@@ -11,27 +11,27 @@ import click
     "--rate",
     metavar="N",
     type=click.FloatRange(0.001, 1e6),
-    help="Requests a second, each request of a stream being one. [default: any number]",
+    help="Most requests per second; each request of a stream counts as one. [default: no limit]",
 )
 @click.option(
     "--concurrent",
     metavar="N",
     type=click.IntRange(1, 1_000_000),
-    help="Calls at a time, each stream being one. [default: any number]",
+    help="Most calls at a time; a stream counts as one. [default: no limit]",
 )
-@click.option("--admin", is_flag=True, help="It may load and unload models.")
+@click.option("--admin", is_flag=True, help="Let the client load and unload models.")
 @click.option(
     "--append",
     "file",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Add the line to this file of tokens, and print the token alone.",
+    help="Append the line to this token file, and print only the token.",
 )
 def token(*, name: str, rate: float | None, concurrent: int | None, admin: bool, file: Path | None) -> None:
-    """Make a random token for the client NAME.
+    """Make a random access token for the client NAME.
 
-    The token is shown this once and kept nowhere: it is for the client. Its line, which holds a hash of it, is for the
-    file that 'fcnseg serve --tokens FILE' reads. Take the line away, and the token is worth nothing.
+    The token is printed once and stored nowhere: give it to the client. The line printed with it, which holds only a
+    hash of the token, goes into the file that 'fcnseg serve --tokens FILE' reads. Remove the line to revoke the token.
 
     Example: fcnseg token camera-1 --rate 5 --append tokens.txt > camera-1.token
     """

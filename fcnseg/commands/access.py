@@ -22,24 +22,29 @@ def access_options(command: Command) -> Command:
     """Add --tls, --ca, --cert, --key, --token-file and --token-in-clear."""
     return add_options(
         command,
-        click.option("--tls", is_flag=True, help="Encrypt, and trust servers whom the public authorities vouch for."),
+        click.option(
+            "--tls",
+            is_flag=True,
+            help="Use TLS, and accept a server certificate that a public certificate authority has signed.",
+        ),
         click.option(
             "--ca",
             metavar="FILE",
             type=_FILE,
-            help="Encrypt, and trust servers whom these authorities (PEM) vouch for.",
+            help="Use TLS, and accept a server certificate that an authority in this PEM file has signed.",
         ),
-        click.option(
-            "--cert", metavar="FILE", type=_FILE, help="Encrypt, and show this certificate (PEM) to the server."
-        ),
-        click.option("--key", metavar="FILE", type=_FILE, help="The private key (PEM) of --cert."),
+        click.option("--cert", metavar="FILE", type=_FILE, help="Use TLS, and present this client certificate (PEM)."),
+        click.option("--key", metavar="FILE", type=_FILE, help="Private key (PEM) of --cert."),
         click.option(
             "--token-file",
             metavar="FILE",
             type=_FILE,
-            help=f"Show the server the token in this file. [default: the environment variable {_TOKEN_VARIABLE}]",
+            help="File with the access token to send."
+            f" [default: the token in the environment variable {_TOKEN_VARIABLE}]",
         ),
-        click.option("--token-in-clear", is_flag=True, help="Let the token go to another machine without TLS."),
+        click.option(
+            "--token-in-clear", is_flag=True, help="Send the token even to another machine without TLS, unencrypted."
+        ),
     )
 
 

@@ -20,7 +20,7 @@ def _server_options(command: Command) -> Command:
     return add_options(
         command,
         click.option(
-            "--server", metavar="HOST:PORT", default="127.0.0.1:50051", show_default=True, help="The server's address."
+            "--server", metavar="HOST:PORT", default="127.0.0.1:50051", show_default=True, help="Address of the server."
         ),
         click.option(
             "--timeout",
@@ -28,7 +28,7 @@ def _server_options(command: Command) -> Command:
             default=120.0,
             show_default=True,
             type=click.FloatRange(min=0, min_open=True),
-            help="Seconds to wait for the answer: models are opened and warmed meanwhile.",
+            help="Seconds to wait for the answer, which includes opening and warming up models.",
         ),
         access_options,
     )
@@ -36,7 +36,7 @@ def _server_options(command: Command) -> Command:
 
 @click.group()
 def models() -> None:
-    """Show what a server serves, and load, unload and reload its models while it runs.
+    """List, load, unload and reload the models of a running server.
 
     Example: fcnseg models list --server 127.0.0.1:50051
     """
@@ -45,7 +45,7 @@ def models() -> None:
 @models.command("list")
 @_server_options
 def list_(**access: Any) -> None:
-    """List what is served: models, versions, devices, classes.
+    """List the served models, with their versions, devices and classes.
 
     Example: fcnseg models list --server 127.0.0.1:50051
     """
@@ -57,10 +57,10 @@ def list_(**access: Any) -> None:
 @click.argument("name")
 @_server_options
 def load(name: str, **access: Any) -> None:
-    """Serve what the repository holds of NAME now.
+    """Load the model NAME as the server's repository has it now.
 
-    Versions that are new or have changed are opened; those that are gone are closed. What is served answers until the
-    new versions are warm. If one of them cannot be opened, all stays as it was.
+    New and changed versions are opened, and removed ones are closed. The old versions keep answering until the new ones
+    are warm. If a version cannot be opened, nothing changes.
 
     \b
     Example: fcnseg models load cat --server 127.0.0.1:50051 --token-file operator.token
@@ -71,12 +71,12 @@ def load(name: str, **access: Any) -> None:
 
 @models.command()
 @click.argument("name")
-@click.option("--version", default="", help="Only this version. [default: all]")
+@click.option("--version", default="", help="Unload only this version. [default: all versions]")
 @_server_options
 def unload(name: str, version: str, **access: Any) -> None:
-    """Take NAME from service until it is loaded again.
+    """Stop serving the model NAME until it is loaded again.
 
-    Requests under way are answered. A server with --watch loads it again at its next look.
+    Requests in progress are still answered. A server started with --watch loads the model again at its next check.
 
     Example: fcnseg models unload cat --version 2 --server 127.0.0.1:50051
     """
@@ -88,9 +88,9 @@ def unload(name: str, version: str, **access: Any) -> None:
 @click.argument("name")
 @_server_options
 def reload(name: str, **access: Any) -> None:
-    """Open NAME anew, whether its files changed or not.
+    """Reopen the model NAME, even if its files have not changed.
 
-    It must be served already; else this is as load.
+    The model must be served already; apart from that, this works like 'fcnseg models load'.
 
     Example: fcnseg models reload cat --server 127.0.0.1:50051
     """

@@ -121,7 +121,10 @@ class Bytes(click.ParamType[int]):
 
 
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU where there is one."
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Where to run: cpu, cuda, cuda:N, or auto, which takes a GPU if there is one.",
 )
 
 
@@ -130,7 +133,7 @@ def threads_option(untuned: str = "0") -> Callable[[Command], Command]:
     return click.option(
         "--threads",
         type=click.IntRange(0, MOST_THREADS),
-        help="CPU threads within an operator; 0 takes one per physical core, or CPU of a container that has fewer."
+        help="CPU threads per operator; 0 uses one per physical core, or fewer in a container limited to fewer CPUs."
         f" [default: as tuned, else {untuned}]",
     )
 
@@ -138,7 +141,8 @@ def threads_option(untuned: str = "0") -> Callable[[Command], Command]:
 tuned_option = click.option(
     "--tuned/--no-tuned",
     default=True,
-    help="Run a model as its MODEL.tune.json says ('fcnseg tune'), where no option says otherwise. [default: tuned]",
+    help="Use the settings that 'fcnseg tune' wrote to MODEL.tune.json, unless an option overrides them."
+    " [default: tuned]",
 )
 
 
@@ -205,35 +209,36 @@ def region_options(command: Command) -> Command:
         click.option(
             "--regions",
             is_flag=True,
-            help="Also write MASK.regions.json: boxes and scores of the regions in which a class is probable.",
+            help="Also write MASK.regions.json: boxes and scores of the connected regions where a class is probable.",
         ),
         click.option(
             "--region-class",
             "region_classes",
             metavar="CLASS",
             multiple=True,
-            help="Only regions of this class (name or id). May be repeated. [default: all classes]",
+            help="Write only regions of this class (name or id); implies --regions. May be repeated."
+            " [default: all classes]",
         ),
         click.option(
             "--threshold",
             default=0.5,
             show_default=True,
             type=click.FloatRange(0.01, 1, max_open=True),
-            help="The least probability of a region's pixels.",
+            help="Lowest probability of a region's pixels.",
         ),
         click.option(
             "--min-pixels",
             default=1,
             show_default=True,
             type=click.IntRange(min=1),
-            help="The fewest pixels of a region.",
+            help="Smallest area of a region, in pixels.",
         ),
         click.option(
             "--max-regions",
             default=100,
             show_default=True,
             type=click.IntRange(1, 1000),
-            help="The most regions of an image: those with the highest scores.",
+            help="Most regions per image; those with the highest scores are kept.",
         ),
     )
 

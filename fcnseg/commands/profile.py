@@ -17,19 +17,29 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--size", type=Size(), default="480x640", show_default=True, help="The images' size.")
-@click.option("--batch", default=1, show_default=True, type=click.IntRange(1, 1024), help="Images in a run.")
+@click.option("--size", type=Size(), default="480x640", show_default=True, help="Size of the images, in pixels.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1, 1024), help="Images per run.")
 @threads_option()
 @device_option
 @click.option(
-    "--runs", default=20, show_default=True, type=click.IntRange(1, 10_000), help="Runs that medians are taken over."
+    "--runs", default=20, show_default=True, type=click.IntRange(1, 10_000), help="Runs to take the median times of."
 )
-@click.option("--confidence", is_flag=True, help="Compute the confidence map too.")
+@click.option("--confidence", is_flag=True, help="Also compute the confidence map.")
 @click.option(
-    "--top", "shown", metavar="K", default=10, show_default=True, type=click.IntRange(min=0), help="Nodes to list."
+    "--top",
+    "shown",
+    metavar="K",
+    default=10,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="How many of the most expensive nodes to list.",
 )
 @click.option(
-    "--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Also write all nodes as JSON."
+    "--json",
+    "json_path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write the times of all nodes to this .json file.",
 )
 @tuned_option
 def profile(
@@ -45,7 +55,7 @@ def profile(
     json_path: Path | None,
     tuned: bool,
 ) -> None:
-    """Show where the time of a run of MODEL goes: in the net or in the tail behind its heatmap, by groups and by nodes.
+    """Measure the time that MODEL's net and the tail after its heatmap take, by groups of nodes and by node.
 
     Example: fcnseg profile model.onnx --size 360x480
     """

@@ -12,14 +12,14 @@ import click
     default="quickstart",
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for models, masks and pictures; what an earlier quickstart left there is replaced.",
+    help="Folder for models, masks and pictures; results of an earlier quickstart there are replaced.",
 )
 def quickstart(output: Path) -> None:
-    """Take a pretrained classifier to a mask over gRPC, by calling fcnseg's commands as a user would.
+    """Run fcnseg's commands from a pretrained classifier to a mask served over gRPC.
 
-    First the classifier EfficientNet-Lite0 becomes a heatmap model that finds a cat in a photograph. Then an FCN-8s is
-    fine-tuned from it on generated scenes, exported, and served over gRPC; the served mask must equal the offline one
-    byte for byte. Takes two to three minutes on two CPU cores.
+    First, the classifier EfficientNet-Lite0 is converted to a heatmap model, which finds a cat in a photograph. Then an
+    FCN-8s is fine-tuned from it on generated scenes, exported, and served over gRPC; the served mask must equal the one
+    computed offline byte for byte. Takes two to three minutes on two CPU cores.
 
     Example: fcnseg quickstart
     """

@@ -21,43 +21,43 @@ if TYPE_CHECKING:
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="Where the mask goes: .png (class ids in the classes' colours) or .npy (class ids).",
+    help="File for the mask: .png (class ids, shown in the classes' colours) or .npy (array of class ids).",
 )
 @click.option(
     "--heatmap",
     "heatmaps",
     metavar="CLASS",
     multiple=True,
-    help="Also write MASK.heatmap-ID-NAME.jpg: where this class (name or id) scores high. May be repeated.",
+    help="Also write MASK.heatmap-ID-NAME.jpg, which shows where this class (name or id) scores high. May be repeated.",
 )
 @click.option(
     "--confidence",
     is_flag=True,
-    help="Also write MASK.confidence.png: how probable each pixel's class is, from 0 (black) to 1 (white).",
+    help="Also write MASK.confidence.png: the probability of each pixel's class, from 0 (black) to 1 (white).",
 )
 @click.option(
     "--overlay",
     is_flag=True,
-    help="Also write MASK.overlay.jpg: the image tinted with its classes, and boxes where regions are asked for.",
+    help="Also write MASK.overlay.jpg: the image tinted in the classes' colours, with boxes if regions are requested.",
 )
 @click.option(
     "--class",
     "classes",
     metavar="CLASS",
     multiple=True,
-    help="Only this class (name or id) in mask and overlay; other pixels get one id of their own. May be repeated."
+    help="Show only this class (name or id) in mask and overlay; all other pixels get one extra id. May be repeated."
     " [default: all classes]",
 )
 @region_options
-@click.option("--model", default="", help="The model's name. [default: the only one]")
-@click.option("--version", default="", help="The model's version. [default: the highest]")
+@click.option("--model", default="", help="Name of the model. [default: the only one served]")
+@click.option("--version", default="", help="Version of the model. [default: the highest]")
 @click.option(
     "--timeout",
     "timeout_s",
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="Seconds to wait for the answer, retries included.",
+    help="Seconds to wait for the answer, including retries.",
 )
 @click.option(
     "--retries",
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     default=3,
     show_default=True,
     type=click.IntRange(0, 4),
-    help="How often to ask again where the server does not answer or has no room.",
+    help="How often to send the request again if the server does not answer or is overloaded.",
 )
 @access_options
 def request(
@@ -84,7 +84,7 @@ def request(
     retries: int,
     **access: Any,
 ) -> None:
-    """Send IMAGE to the server at HOST:PORT and write the mask it answers with, and what else is asked for beside it.
+    """Send IMAGE to the server at HOST:PORT, and write the mask and any other output that is requested.
 
     Example: fcnseg request 127.0.0.1:50051 photo.jpg -o mask.png
     """

@@ -39,38 +39,39 @@ _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored
     default="png",
     show_default=True,
     type=click.Choice(["png", "tiff", "npy", "coco"]),
-    help="Masks as indexed PNG, TIFF, NumPy arrays, or COCO JSON with run lengths (one file an image, and one of all).",
+    help="Format of the masks: indexed PNG, TIFF, NumPy array, or COCO JSON with run lengths (one file per image and"
+    " one for all).",
 )
 @click.option(
     "--overlay",
     is_flag=True,
-    help="Also write photo.overlay.jpg: the image tinted with its classes, and boxes where regions are asked for.",
+    help="Also write MASK.overlay.jpg: the image tinted in the classes' colours, with boxes if regions are requested.",
 )
 @click.option(
     "--confidence",
     is_flag=True,
-    help="Also write photo.confidence.png: how probable each pixel's class is, from 0 (black) to 1 (white).",
+    help="Also write MASK.confidence.png: the probability of each pixel's class, from 0 (black) to 1 (white).",
 )
 @click.option(
     "--heatmap",
     "heatmaps",
     metavar="CLASS",
     multiple=True,
-    help="Also write photo.heatmap-ID-NAME.jpg: where this class (name or id) scores high. May be repeated.",
+    help="Also write MASK.heatmap-ID-NAME.jpg, which shows where this class (name or id) scores high. May be repeated.",
 )
 @click.option(
     "--top",
     metavar="N",
     default=0,
     type=click.IntRange(min=0),
-    help="Also write the heatmaps of the N classes that are most probable anywhere in an image, and list them.",
+    help="Also write heatmaps of the N classes with the highest probability at any pixel of an image, and list them.",
 )
 @region_options
 @click.option(
     "--overwrite/--skip-existing",
-    help="Do everything anew, or go on with what an earlier run left undone.  [default: skip-existing]",
+    help="Segment all images again, or only those that an earlier run did not finish.  [default: skip-existing]",
 )
-@click.option("--stored-orientation", is_flag=True, help="Leave pixels as they are stored, whatever EXIF says is up.")
+@click.option("--stored-orientation", is_flag=True, help="Do not rotate images by the orientation in their EXIF data.")
 @click.option("--report/--no-report", default=True, help="Write report.html.  [default: report]")
 @device_option
 @threads_option("0; for many images two run at a time, with half of the cores each")
@@ -80,22 +81,22 @@ _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored
     default=0,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Threads that decode images, and as many that write; 0 takes one per core.",
+    help="Threads that decode images, and as many again that write results; 0 uses one per core.",
 )
 @click.option(
     "--batch",
     default=0,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Most images of one padded size that run together; 0 takes what was tuned, else 1 on the CPU, 8 on CUDA.",
+    help="Most images of the same padded size per run; 0 uses the tuned number, else 1 on the CPU and 8 on CUDA.",
 )
 @click.option(
     "--tile",
     default="auto",
     show_default=True,
     metavar="auto|none|N",
-    help="Segment large images in tiles of N pixels a side: the same mask in less memory. auto: where --memory asks for"
-    " it.",
+    help="Segment large images in tiles of at most N x N pixels plus margins: the same mask with less memory. auto does"
+    " so if a run would exceed --memory; none never does.",
 )
 @click.option(
     "--memory",
@@ -104,19 +105,19 @@ _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored
     default=1024,
     show_default=True,
     type=click.IntRange(min=1),
-    help="What images under way may take together, and again what runs of the model may, in MiB.",
+    help="Memory limit in MiB for all images in progress, and again as much for runs of the model.",
 )
 @click.option(
     "--server",
     metavar="HOST:PORT",
-    help="Let this server do it; MODEL is then the name of one of its models, or NAME/VERSION.",
+    help="Have this server segment the images; MODEL is then the name of one of its models, or NAME/VERSION.",
 )
 @click.option(
     "--in-flight",
     default=8,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Requests under way to the server at a time.",
+    help="Most requests to the server at a time.",
 )
 @click.option(
     "--timeout",
@@ -124,7 +125,7 @@ _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored
     default=60.0,
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="Seconds that a server's answer may take, retries included.",
+    help="Seconds to wait for each answer of the server, including retries.",
 )
 @access_options
 def segment(
@@ -153,15 +154,15 @@ def segment(
     timeout_s: float,
     **access: Any,
 ) -> None:
-    """Segment INPUT with the file MODEL, and write a mask for every image to OUTPUT.
+    """Segment INPUT with the model file MODEL, and write a mask for every image to OUTPUT.
 
-    INPUT is an image, a folder (at any depth), a pattern such as 'photos/**/*.jpg', or a text file with a path in each
-    line. Its tree is mirrored: INPUT/a/photo.jpg gives OUTPUT/a/photo.png. Beside the masks are manifest.jsonl, a line
-    for every image, and report.html. Ctrl-C, or worse, loses nothing: the same command goes on where it was. A broken
-    image is named, the others are done, and the exit code is 1.
+    INPUT is an image, a folder (with its subfolders), a pattern such as 'photos/**/*.jpg', or a text file with one path
+    per line. Subfolders are kept: the mask of INPUT/a/photo.jpg is OUTPUT/a/photo.png. OUTPUT also gets manifest.jsonl,
+    with one line per image, and report.html. After Ctrl-C or a crash, the same command continues where it stopped. If
+    an image fails, it is named, the others are still segmented, and the exit code is 1.
 
-    With an OUTPUT such as out.mp4, INPUT is a video, a folder of frames or a pattern such as frames/%05d.png: OUTPUT is
-    the overlay video, and out.manifest.jsonl beside it has a line for every frame.
+    If OUTPUT is a video file such as out.mp4, INPUT is a video, a folder of frames or a pattern such as
+    frames/%05d.png. OUTPUT is then the overlay video, and out.manifest.jsonl beside it has one line per frame.
 
     Example: fcnseg segment model.onnx photos/ masks/ --overlay
 

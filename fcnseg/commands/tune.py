@@ -18,24 +18,28 @@ _SIZE = 480, 640
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
-    "--size", "sizes", multiple=True, type=Size(), help="The images' size. May be repeated. [default: 480x640]"
+    "--size",
+    "sizes",
+    multiple=True,
+    type=Size(),
+    help="Size of the images, in pixels. May be repeated. [default: 480x640]",
 )
 @click.option(
     "--seconds",
     default=120.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="About how long to measure in all; short measurements find less.",
+    help="Approximate time of the whole measurement; a short one finds less.",
 )
 @click.option(
     "--objective",
     default="throughput",
     show_default=True,
     type=click.Choice(["latency", "throughput"]),
-    help="The shortest answer to one client, or the most images of many.",
+    help="Optimise for the latency of one client, or for the images per second of many clients.",
 )
 @device_option
-@click.option("--dry-run", is_flag=True, help="Print what is found, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the settings, and write no file.")
 def tune(
     *,
     model: Path,
@@ -45,10 +49,10 @@ def tune(
     device: str,
     dry_run: bool,
 ) -> None:
-    """Measure how MODEL is run best on this machine, and write it to MODEL.tune.json.
+    """Measure which settings run MODEL best on this machine, and write them to MODEL.tune.json.
 
-    'fcnseg serve', 'fcnseg segment' and fcnseg.load take it from there, on this machine and for this very file, where
-    no option says otherwise. No mask changes on the CPU. Let nothing else run meanwhile.
+    'fcnseg serve', 'fcnseg segment' and fcnseg.load use these settings on this machine and for exactly this file,
+    unless an option overrides them. Masks do not change on the CPU. Run nothing else during the measurement.
 
     Example: fcnseg tune model.onnx --size 480x640
     """

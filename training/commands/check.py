@@ -22,18 +22,18 @@ _SHOWN = 5
     "--report",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write an HTML page there: all findings, the classes' shares, and samples with their masks.",
+    help="Write an HTML report to this file: all findings, the share of each class, and samples with their masks.",
 )
-@click.option("--all", "show_all", is_flag=True, help=f"Print every case, not {_SHOWN} of each sort.")
+@click.option("--all", "show_all", is_flag=True, help=f"Print all cases, not only {_SHOWN} of each kind.")
 def check(data: Path, report: Path | None, *, show_all: bool) -> None:
-    """Examine the images and masks of the folder DATA, in any layout that 'fcnseg train' reads.
+    """Check the images and masks of the folder DATA, in any layout that 'fcnseg train' reads.
 
-    Errors are files that cannot be read, images without masks and masks without images, sizes that differ, ids that are
-    no class, 0/255 binaries, masks in colours that are no class's, and a split to train on or to validate with that has
-    no label at all. Warnings are a missing split, classes that no mask has, and near duplicates across the splits, told
-    by a perceptual hash.
+    Errors: files that cannot be read, images without masks, masks without images, images and masks of different sizes,
+    ids that are not classes, binary masks of 0 and 255, colours that belong to no class, and a training or validation
+    split without any label. Warnings: a missing split, classes that occur in no mask, and near-duplicate images in
+    different splits, found by a perceptual hash.
 
-    The exit code is 1 where there are errors, and 0 otherwise. 'fcnseg train' examines its data in the same way.
+    The exit code is 1 if there are errors, and 0 otherwise. 'fcnseg train' makes the same checks before it starts.
 
     \b
     Example: fcnseg check camvid/ --report camvid.html

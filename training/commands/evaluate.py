@@ -47,32 +47,35 @@ def _read_scales(_context: click.Context, _parameter: click.Parameter, value: st
 @click.command(cls=_NumbersFollowScales)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--split", default="val", show_default=True, help="Which images of DATA.")
+@click.option("--split", default="val", show_default=True, help="Split of DATA to measure on.")
 @click.option(
-    "--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Write the figures there, as .json."
+    "--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Write the metrics to this .json file."
 )
 @click.option(
     "--report",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write an HTML page there: the figures, the confusion matrix, and the best and worst images.",
+    help="Write an HTML report to this file: the metrics, the confusion matrix, and the best and worst images.",
 )
 @click.option(
     _SCALES,
     metavar="S ...",
     callback=_read_scales,
-    help="Average the probabilities of each image at these scales. Not what is served: a run of the net for each scale,"
-    " which costs its square (0.75 1.0 1.25: 3.1 times the time), and memory for a probability per class and pixel.",
+    help="Average the probabilities over these scales of each image; the server does not do this. Every scale costs a"
+    " run of the net that takes its square of the time (0.75 1.0 1.25: 3.1 times), and the average takes memory for a"
+    " probability per class and pixel.",
 )
 @click.option(
-    "--flip", is_flag=True, help="Average with the mirrored image too. Not what is served; doubles the runs of the net."
+    "--flip",
+    is_flag=True,
+    help="Also average over the mirrored image, with twice as many runs of the net; the server does not do this.",
 )
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where to run; auto takes a GPU where there is one.",
+    help="Where to run; auto takes a GPU if there is one.",
 )
 def evaluate(
     *,
@@ -85,15 +88,15 @@ def evaluate(
     flip: bool,
     device: "Device",
 ) -> None:
-    """Measure MODEL on the images and masks of the folder DATA.
+    """Measure the accuracy of MODEL on the images and masks of the folder DATA.
 
-    MODEL is a model file, run through the runtime that serves it; or a run folder or checkpoint of 'fcnseg train',
-    run through torch, to be compared with its export.
+    MODEL is a model file, run by the runtime that serves it, or a run folder or checkpoint of 'fcnseg train', run by
+    PyTorch, to compare it with its export.
 
-    Told are mean IoU, pixel accuracy, mean accuracy, frequency-weighted IoU, IoU of each class, boundary IoU (within
+    Prints mean IoU, pixel accuracy, mean accuracy, frequency-weighted IoU, the IoU of each class, boundary IoU (within
     2 % of the image's diagonal) and the expected calibration error of the confidence (15 bins; with --scales or
-    --flip, of the averaged probability). A class that occurs neither in the masks nor in the answers is left out of
-    the means.
+    --flip, of the averaged probability). The means leave out classes that occur neither in the masks nor in the
+    predictions.
 
     \b
     Example: fcnseg evaluate model.onnx camvid/ --split val --json scores.json --report scores.html

@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", required=True, metavar="MODEL.onnx", type=click.Path(path_type=Path), help="File to write."
+    "-o", "--output", required=True, metavar="MODEL.onnx", type=click.Path(path_type=Path), help="Model file to write."
 )
 @click.option(
     "--store",
     type=click.Choice(["fp32", "fp16"]),
     default="fp32",
     show_default=True,
-    help="How weights are stored; fp16 rounds them and halves the file. Computed with as 32-bit floats in either case.",
+    help="Format of the stored weights; fp16 rounds them and halves the file. They are computed with as fp32 anyway.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="What the net computes with: fp16 for GPUs, int8 for CPUs with VNNI. Both are measured beside fp32 on the"
-    " validation images, and the result goes into the model card.",
+    help="Number format that the net computes in: fp16 for GPUs, int8 for CPUs with VNNI. Both are compared with fp32"
+    " on the validation images, and the result goes into the model card.",
 )
 @click.option(
     "--data",
     metavar="DATA",
     type=click.Path(path_type=Path),
-    help="The data set to calibrate int8 with and to measure on. [default: the run's]",
+    help="Data set to calibrate int8 with and to measure on. [default: that of the run]",
 )
 @click.option(
     "--calibration-images",
     default=64,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Training images that int8 is calibrated with.",
+    help="Number of training images to calibrate int8 with.",
 )
 @click.option("--data-licence", metavar="TEXT", help="Licence of the training data, for the model card.")
 def export(
@@ -63,8 +63,8 @@ def export(
 ) -> None:
     """Write the best checkpoint of RUN (a run folder or a .ckpt file) as one self-describing ONNX file.
 
-    The file appears only if onnxruntime gives PyTorch's answer at several odd sizes. Its model card (data, recipe,
-    metrics, licence, limits, how to reproduce) is in it, and beside it as Markdown.
+    The file is written only if onnxruntime gives the same result as PyTorch at several odd image sizes. Its model card
+    (data, recipe, metrics, licence, limits, how to reproduce) is stored in it, and beside it as Markdown.
 
     \b
     Example: fcnseg export runs/camvid -o camvid.onnx

@@ -23,23 +23,25 @@ if TYPE_CHECKING:
     "--input-size",
     metavar="PIXELS|HxW",
     callback=read_size,
-    help="Native size: what the classifier was trained at.  [default: the zoo's for ARCH, 224 for a FILE]",
+    help="Native size of the classifier, which it was trained at, in pixels.  [default: the zoo's for ARCH; 224 for"
+    " FILE.py]",
 )
 @click.option(
     "--rule",
     type=click.Choice(["auto", "cam", "window"]),
     default="auto",
     show_default=True,
-    help="What becomes of global pooling: dropped (cam), or a sliding window of its native size.",
+    help="How to convert global average pooling: drop it (cam), or slide a window of its native size (window). auto"
+    " takes cam if all that follows the pooling is affine, else window.",
 )
 @click.option(
     "--labels",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Class names, one a line in the order of ids.  [default: ImageNet's for 1000 classes]",
+    help="File of class names, one per line in the order of ids.  [default: ImageNet's for 1000 classes]",
 )
 @click.option(
-    "-o", "--output", required=True, metavar="MODEL.onnx", type=click.Path(path_type=Path), help="File to write."
+    "-o", "--output", required=True, metavar="MODEL.onnx", type=click.Path(path_type=Path), help="Model file to write."
 )
 def heatmap(
     arch: str,
@@ -51,13 +53,15 @@ def heatmap(
     labels: Path | None,
     output: Path,
 ) -> None:
-    """Convert a classifier into a heatmap model file: ARCH is a torchvision name, or timm/NAME.
+    """Convert the classifier ARCH, a torchvision name or timm/NAME, into a heatmap model file.
 
-    A classifier of your own is FILE.py:NAME, a Python file (it is run) and the class or function in it that makes the
-    net; it needs --mean and --std, and takes RGB images, or grey ones where its first layer has one channel.
+    For a classifier of your own, give FILE.py:NAME: a Python file, which is executed, and the class or function in it
+    that makes the net. It needs --mean and --std, and takes RGB images, or grey ones if its first layer has one
+    channel.
 
-    Its fully connected layers become convolutions, so that it answers with a map of scores per class. Prints the
-    certificate: which identity with the classifier holds, how closely, and the geometry derived from the net's graph.
+    Fully connected layers become convolutions, so that the model outputs a map of scores per class. Prints the
+    certificate: which identity with the classifier holds, with what error, and the geometry derived from the net's
+    graph.
 
     \b
     Examples:

@@ -26,26 +26,26 @@ _SHOWN = 5
     "--input-size",
     metavar="PIXELS|HxW",
     callback=read_size,
-    help="Native size of the classifier.  [default: the zoo's for ARCH, 224 for FILE.py:NAME]",
+    help="Native size of the classifier, which it was trained at, in pixels.  [default: the zoo's for ARCH; 224 for"
+    " FILE.py]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of the tables.")
 def inspect(source: str, *, input_size: tuple[int, int] | None, as_json: bool) -> None:
-    """Show what each layer of a net does, and what the net adds up to.
+    """Show the layers of a net with their shapes, strides and receptive fields, and its totals.
 
-    ARCH is a classifier that 'fcnseg heatmap' takes, FILE.py:NAME for one of your own: its layers are shown as those of
-    the heatmap net that it becomes, with random weights and no download. A model file is shown with all that it says
-    of itself, its classes, proofs and metrics among it, and needs no torch. Shapes are those at the classifier's native
-    size.
+    ARCH is a classifier that 'fcnseg heatmap' takes, FILE.py:NAME for one of your own. It is shown as the heatmap net
+    that it becomes, with random weights and without a download. A model file is shown with all its metadata, such as
+    classes, proofs and metrics; this does not need torch. Shapes are those at the classifier's native size.
 
     \b
-    --json has at the top level
-      parameters       of the classifier, its auxiliary heads included; of the net, where it was trained
-      fc_share         of these, the share in its Linear layers, 0 to 1
+    The top-level keys of --json:
+      parameters       number of the classifier's parameters with its auxiliary heads; of a trained model, of its net
+      fc_share         share of these parameters that is in Linear layers, 0 to 1
       receptive_field, output_stride, alignment
-                       pixels, of the last map; the larger where the axes differ (geometry has both)
-      layers           objects of name, kind (conv, pool, fc, norm, activation or other), operation, was,
+                       of the last map, in pixels; the larger one if the axes differ (geometry has both)
+      layers           objects with name, kind (conv, pool, fc, norm, activation or other), operation, was,
                        shape [C, h, w], stride [y, x], receptive_field [y, x], parameters, share
-      architecture, geometry, global_context and, of a model file, the rest of its metadata
+      architecture, geometry, global_context and, for a model file, the rest of its metadata
 
     \b
     Example: fcnseg inspect vgg16

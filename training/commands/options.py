@@ -6,12 +6,12 @@ import click
 
 from fcnseg.types import Rgb
 
-WEIGHTS_HELP = "State_dict of the classifier.  [default: the zoo's pretrained weights]"
+WEIGHTS_HELP = "File with the classifier's state_dict.  [default: the zoo's pretrained weights]"
 MEAN_HELP = (
-    "Channel means that go with the weights, of values in 0..1; one number stands for all three."
-    "  [default: the zoo's for ARCH]"
+    "Means by which the channels, with values in 0..1, were normalised when the weights were trained; one number stands"
+    " for all three.  [default: the zoo's for ARCH]"
 )
-STD_HELP = "Channel deviations that go with the weights; as --mean."
+STD_HELP = "Standard deviations of the same normalisation; given like --mean.  [default: the zoo's for ARCH]"
 
 
 def read_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:

@@ -21,15 +21,19 @@ from rich.progress import track
     "--val", "val_count", default=40, show_default=True, type=click.IntRange(min=1), help="Number of validation scenes."
 )
 @click.option(
-    "--size", default=128, show_default=True, type=click.IntRange(min=32), help="Pixels along a scene's longer side."
+    "--size", default=128, show_default=True, type=click.IntRange(min=32), help="Longer side of a scene, in pixels."
 )
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="The same seed gives the same bytes."
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Random seed; the same seed gives the same bytes.",
 )
 def scenes(out: Path, train_count: int, val_count: int, size: int, seed: int) -> None:
     """Generate a labelled data set of textured shapes in the folder OUT.
 
-    Shapes cover each other under noise and changing light; their colours and textures say nothing of their class.
+    The shapes overlap, under noise and varying light; their colours and textures do not reveal their classes.
 
     \b
     Example: fcnseg scenes scenes/ && fcnseg train scenes/ --backbone timm/tf_efficientnet_lite0 -o run/

@@ -26,29 +26,29 @@ _SECTIONS = {
     "reduction": "Loss",
     "ema": "Weights",
     "seed": "Machine",
-    "overwrite": "A run that is there",
+    "overwrite": "Existing run",
 }
 
 
 @click.command(cls=SectionedCommand, sections=_SECTIONS)
 @click.argument("data", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", "run", required=True, metavar="RUN", type=click.Path(path_type=Path), help="Run folder."
+    "-o", "--output", "run", required=True, metavar="RUN", type=click.Path(path_type=Path), help="Run folder to write."
 )
 @click.option(
     "--config",
     "config_path",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="YAML of options, such as a run's config.yaml: reproduces the run, but for what is given beside it.",
+    help="YAML file of options, such as a run's config.yaml, which reproduces that run; other options override it.",
 )
 @config_options
-@click.option("--overwrite", is_flag=True, help="Replace the run that RUN holds.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in the folder RUN.")
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on behind the last epoch that RUN holds, with the same options, on the same data wherever they lie; else"
-    " begin it.",
+    help="Continue after the last epoch saved in RUN, with the same options and the same data, which may have moved."
+    " Starts the run if none is saved.",
 )
 def train(
     data: Path | None, run: Path, config_path: Path | None, *, overwrite: bool, resume: bool, **options: Any
@@ -64,12 +64,13 @@ def train(
       COCO             annotations/instances_train.json instances_val.json and
                        images; also CVAT's, Label Studio's and Roboflow's exports
 
-    Masks are PNGs of ids, of palette indices, or of RGB colours; classes.json, or CVAT's labelmap.txt, says what they
-    mean, where the layout does not.
+    Masks are PNGs of class ids, palette indices or RGB colours. Where the layout does not define them, classes.json or
+    CVAT's labelmap.txt does.
 
     \b
-    Example: fcnseg train camvid/ --backbone mobilenet_v2 --variant fcn8s -o run/
-    Again:   fcnseg train --config run/config.yaml -o again/
+    Train:     fcnseg train camvid/ --backbone mobilenet_v2 --variant fcn8s -o run/
+    Continue:  fcnseg train camvid/ --backbone mobilenet_v2 --variant fcn8s -o run/ --resume
+    Reproduce: fcnseg train --config run/config.yaml -o again/
     """
     from rich.console import Console
 

@@ -25,67 +25,96 @@ def config_options(command: Command) -> Command:
 
 def _options() -> list[Callable[[Any], Any]]:
     return [
-        _text("backbone", "torchvision name, timm/NAME or FILE.py:NAME of the classifier.", metavar="ARCH"),
-        _choice("recipe", config.RecipeName, "Where all other defaults come from; those shown are the modern ones."),
-        _choice("variant", config.Variant, "Stride of the finest scores: smaller is sharper."),
+        _text("backbone", "Classifier to start from: a torchvision name, timm/NAME or FILE.py:NAME.", metavar="ARCH"),
+        _choice("recipe", config.RecipeName, "Source of all other defaults; those shown here are the modern ones."),
         _choice(
-            "tail", config.TailChoice, "What the coarsest scores read: FC layers, last features, or what there is."
+            "variant", config.Variant, "Stride of the finest scores: 32, 16 or 8 pixels; a smaller one is sharper."
         ),
-        _choice("upsampling", config.Upsampling, "From coarse scores to finer ones."),
-        _number("skip_scale", _POSITIVE, "What a skip's features are multiplied by, the second's twice."),
-        _text("start", "Run of a coarser variant to start from, instead of the classifier.", metavar="RUN"),
+        _choice(
+            "tail",
+            config.TailChoice,
+            "Input of the coarsest scores: the fully connected layers as convolutions (fc), the last feature map (gap),"
+            " or whatever stands before the last layer (auto).",
+        ),
+        _choice(
+            "upsampling",
+            config.Upsampling,
+            "How coarse scores are upsampled to finer ones: bilinear, or by learned transposed convolutions.",
+        ),
+        _number("skip_scale", _POSITIVE, "Factor on the features of the first skip; the second has its square."),
+        _text("start", "Run of a coarser variant to start from instead of the classifier.", metavar="RUN"),
         _text("weights", WEIGHTS_HELP, metavar="FILE"),
-        _flag("pretrained", "Keep the classifier's weights, or draw them at random, as FILE.py may have done."),
+        _flag(
+            "pretrained", "Start from trained weights, or from random ones; for FILE.py, say which of them it makes."
+        ),
         _channels("mean", MEAN_HELP),
         _channels("std", STD_HELP),
         click.option(
             "--input-size",
             metavar="HxW",
             callback=read_size,
-            help="Native size of the classifier, for one of your own.  [default: the zoo's; 224 for FILE.py]",
+            help="Native size of the classifier, which it was trained at, in pixels.  [default: the zoo's for ARCH; 224"
+            " for FILE.py]",
         ),
         _number("epochs", click.IntRange(min=1), "Passes over the training images."),
-        _number("batch_size", click.IntRange(min=1), "Images a step."),
+        _number("batch_size", click.IntRange(min=1), "Images per training step."),
         click.option(
             "--crop",
             metavar="HxW|whole",
             callback=_read_crop,
-            help="Pixels of a training crop, or whole images.  [default: a square of the images' longer side, at most"
-            " 320]",
+            help="Size of the training crops, in pixels, or whole for whole images.  [default: a square of the images'"
+            " longer side, at most 320]",
         ),
         click.option(
             "--scale-jitter",
             nargs=2,
             type=_POSITIVE,
             metavar="LEAST GREATEST",
-            help=f"Range of the factor by which an image is resized before it is cropped.{_shown('scale_jitter')}",
+            help=f"Range of the random factor by which an image is resized before cropping.{_shown('scale_jitter')}",
         ),
-        _flag("flip", "Mirror half of the images."),
-        _number("colour_jitter", _SHARE, "Largest relative change of brightness, contrast and saturation."),
-        _choice("optimiser", config.Optimiser, "Stochastic gradient descent, or AdamW."),
+        _flag("flip", "Mirror half of the images, left to right."),
+        _number("colour_jitter", _SHARE, "Largest random change of brightness, contrast and saturation, relative."),
+        _choice("optimiser", config.Optimiser, "AdamW, or stochastic gradient descent."),
         _number("lr", _POSITIVE, "Peak learning rate of the new layers."),
-        _number("backbone_lr_factor", _NOT_NEGATIVE, "What it is multiplied by for pretrained layers."),
-        _number("bias_lr_factor", _NOT_NEGATIVE, "What it is multiplied by for biases."),
-        _number("momentum", click.FloatRange(min=0, max=1, max_open=True), "Of sgd."),
-        _number("weight_decay", _NOT_NEGATIVE, "On weights; biases and normalisation layers have none."),
-        _choice("schedule", config.Schedule, "How the rate falls from its peak."),
-        _number("warmup", _SHARE, "Share of the steps over which the rate climbs to its peak."),
-        _choice("reduction", config.Reduction, "Of the cross-entropy over the labelled pixels."),
-        _choice("class_weights", config.ClassWeights, "Weigh classes by median frequency balancing, or its root."),
-        _number("ohem", _SHARE, "Share of the pixels that count, those with the highest loss."),
-        _number("dice", _NOT_NEGATIVE, "Weight of the Dice loss beside the cross-entropy."),
-        _number("lovasz", _NOT_NEGATIVE, "Weight of the Lovász-softmax loss beside the cross-entropy; slow."),
-        _number("ema", _SHARE, "Decay of the weights' moving average, which is validated and kept; 0 for none."),
-        _flag("freeze_statistics", "Keep BatchNorm's means and variances as the classifier has them."),
-        _number("seed", click.IntRange(min=0, max=config.LARGEST_SEED), "Of everything random."),
+        _number("backbone_lr_factor", _NOT_NEGATIVE, "Factor on the learning rate of pretrained layers."),
+        _number("bias_lr_factor", _NOT_NEGATIVE, "Factor on the learning rate of biases."),
+        _number("momentum", click.FloatRange(min=0, max=1, max_open=True), "Momentum of sgd."),
+        _number("weight_decay", _NOT_NEGATIVE, "Weight decay; biases and normalisation layers have none."),
+        _choice("schedule", config.Schedule, "How the learning rate falls from its peak."),
+        _number("warmup", _SHARE, "Share of the steps over which the learning rate climbs to its peak."),
+        _choice(
+            "reduction", config.Reduction, "Whether the cross-entropy is the mean or the sum over the labelled pixels."
+        ),
+        _choice(
+            "class_weights",
+            config.ClassWeights,
+            "Class weights of the cross-entropy: none, median frequency balancing, or its root.",
+        ),
+        _number(
+            "ohem", _SHARE, "Share of the labelled pixels that the cross-entropy counts, those with the highest loss."
+        ),
+        _number("dice", _NOT_NEGATIVE, "Weight of the Dice loss, added to the cross-entropy."),
+        _number("lovasz", _NOT_NEGATIVE, "Weight of the Lovász-softmax loss, added to the cross-entropy; slow."),
+        _number(
+            "ema",
+            _SHARE,
+            "Decay of the moving average of the weights, which is validated and saved; 0 for no averaging.",
+        ),
+        _flag("freeze_statistics", "Keep the means and variances of the classifier's BatchNorm layers."),
+        _number("seed", click.IntRange(min=0, max=config.LARGEST_SEED), "Random seed."),
         click.option(
             "--workers",
             type=click.IntRange(min=0),
-            help="Processes that read data.  [default: 0 on the CPU; on CUDA one a core, at most 8]",
+            help="Processes that load data; 0 loads it in the training process.  [default: 0 on the CPU; on CUDA one"
+            " per core, at most 8]",
         ),
-        _choice("device", config.Device, "Where to train."),
-        _choice("precision", config.Precision, "Of the training steps."),
-        _flag("compile", "Let torch.compile make code for the training step: a minute or two first, then faster."),
+        _choice("device", config.Device, "Where to run; auto takes a GPU if there is one."),
+        _choice(
+            "precision",
+            config.Precision,
+            "Number format of the training steps; auto: bf16 on CUDA, fp16 on older devices, fp32 on the CPU.",
+        ),
+        _flag("compile", "Compile the training step by torch.compile: slow for the first minute or two, then faster."),
     ]
 
 
