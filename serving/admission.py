@@ -1,4 +1,4 @@
-"""One model's door: only requests that can be answered in time, and in bounded memory, are let in."""
+"""Admission control of one model: only requests that can be answered in time and in bounded memory are admitted."""
 
 import random
 import threading
@@ -18,7 +18,7 @@ _SPREAD = 1.5
 
 
 class Admission:
-    """Lets requests in while there are few enough, memory for their images, and time for their answers.
+    """Admits requests while the queue has room, and there is memory for their images and time for their answers.
 
     Args:
         batcher: The model's batcher.
@@ -30,37 +30,41 @@ class Admission:
         self.memory = memory
         self._lock = threading.RLock()
         self._count = 0
-        # Padded pixels of the images under way with their answers' extras, and how many have the same.
+        # How many images in progress have the same padded pixels and the same extras in their answers.
         self._kinds: Counter[tuple[int, frozenset[str]]] = Counter()
-        # From the end of a run to the end of its answer, by what that holds beside the class map.
+        # Time from the end of a run to the end of writing its answer, by the extras in the answer.
         self._finishing: defaultdict[frozenset[str], PaceBySize] = defaultdict(PaceBySize)
 
     @property
     def pending(self) -> int:
-        """Images under way, from their arrival to the end of their run."""
+        """Images in progress, from their arrival to the end of their run."""
         return self._count
 
     def enter(self) -> "Ticket":
-        """Let a request in whose image has not been looked at.
+        """Admit a request whose image has not been examined yet.
 
         Raises:
-            OverloadedError: There are as many as there may be.
+            OverloadedError: The queue is full.
         """
         return self.enter_together([0])[0]
 
     def enter_together(self, byte_counts: Sequence[int]) -> "list[Ticket]":
-        """Let images in that are asked for together, each with so much memory: all of them or none.
+        """Admit the images of one request together, each with its memory: all of them or none.
 
-        If they were let in one by one, requests with some of their images in could wait for each other for ever.
+        Admitted one by one, several requests that each have only some of their images admitted could deadlock.
 
         Raises:
-            OverloadedError: There are as many as there may be with them, or there is no memory for them now.
+            OverloadedError: The queue has no room for all of them, or there is not enough memory now.
         """
         with self._lock:
             if self._count + len(byte_counts) > self.batcher.config.max_queue:
-                too_many = f" and {len(byte_counts)} more are too many" if len(byte_counts) > 1 else ""
+                more = (
+                    f"there is no room for {len(byte_counts)} more"
+                    if len(byte_counts) > 1
+                    else "the model's queue is full"
+                )
                 raise OverloadedError(
-                    f"{self._count} images are under way{too_many or ', as many as there may be'}; ask again later",
+                    f"{self._count} images wait or run, and {more}; ask again later",
                     self.retry_after_s(),
                     Reason.QUEUE_FULL,
                 )
@@ -73,20 +77,20 @@ class Admission:
         """Take memory for images, to be given back.
 
         Raises:
-            OverloadedError: It is not there now.
+            OverloadedError: There is not enough now.
         """
         if not self.memory.try_take(byte_count):
             raise OverloadedError(
-                f"images under way hold {self.memory.taken} of {self.memory.total} bytes and this one needs"
-                f" {byte_count}; ask again later",
-                self.retry_after_s(_MEMORY_RETRY_S),  # they may be another model's
+                f"the memory for images is full: {self.memory.taken} of {self.memory.total} bytes are taken, and this"
+                f" request needs {byte_count}; ask again later",
+                self.retry_after_s(_MEMORY_RETRY_S),  # it may be held by images of another model
                 Reason.MEMORY,
             )
 
     def retry_after_s(self, least: float = _SHORTEST_RETRY_S) -> float:
-        """Return when to ask again, in seconds: when half of what is under way will be done, and at least `least`.
+        """Return after how many seconds to retry: when half of the images in progress will be done, at least `least`.
 
-        Up to half as much is added at random, so that clients that are refused together do not come back together.
+        Random jitter adds up to half as much, so that clients that are refused together do not retry together.
         """
         with self._lock:
             ahead = sum(self.batcher.pace.seconds(size) * count for (size, _), count in self._kinds.items())
@@ -94,19 +98,19 @@ class Admission:
         return min(_LONGEST_RETRY_S, half * random.uniform(1, _SPREAD))  # noqa: S311 - it keeps no secret
 
     def schedule(self, pixels: int, patience_s: float | None, extras: frozenset[str]) -> None:
-        """Count an image of so many padded pixels, for an answer with some extras, as under way.
+        """Count an image of so many padded pixels, for an answer with these extras, as in progress.
 
         Raises:
-            OverloadedError: Its answer would come after its patience.
+            OverloadedError: Its answer is expected to take longer than `patience_s`.
         """
         with self._lock:
             seconds, config = self.batcher.pace.cautious_seconds, self.batcher.config
             ahead = sum(seconds(size) * count for (size, _), count in self._kinds.items()) / config.runners
-            # Its batch may be as large as what waits; an idle model takes whatever comes, or it would never learn.
+            # Its batch may hold all images in progress. An idle model admits any image, or it would learn no pace.
             own = seconds(pixels) * min(config.max_batch, self._count)
             expected = config.max_delay_s + ahead + own
-            # Writing counts only while an answer with the same extras is under way. Else one that took long would keep
-            # out all others, whose times correct the estimate.
+            # Writing counts only while an answer with the same extras is in progress. Otherwise a single slow answer
+            # would keep out all later ones, whose times would correct the estimate.
             if any(others == extras for _, others in self._kinds):
                 expected += self._finishing[extras].cautious_seconds(pixels)
             if self._kinds and patience_s is not None and expected > patience_s:
@@ -119,26 +123,26 @@ class Admission:
             self._kinds[pixels, extras] += 1
 
     def end_run(self, pixels: int, extras: frozenset[str]) -> None:
-        """Count an image of so many padded pixels, for an answer with some extras, as under way no more."""
+        """Count an image of so many padded pixels, for an answer with these extras, as no longer in progress."""
         with self._lock:
             self._count -= 1
             self._kinds -= Counter({(pixels, extras): 1})
 
     def finished(self, pixels: int, seconds: float, extras: frozenset[str]) -> None:
-        """Take in how long an answer with some extras, to an image of so many padded pixels, took after its run."""
+        """Learn how long an answer with these extras, to an image of so many padded pixels, took after its run."""
         with self._lock:
             self._finishing[extras].add(pixels, 1, seconds)
 
 
 class Ticket:
-    """An image that was let in, from its arrival to the end of its answer; to be closed.
+    """An admitted image, from its arrival to the end of its answer; it must be closed.
 
     Args:
-        admission: What let the request in.
-        byte_count: The memory that was taken for it.
+        admission: The admission control that issued it.
+        byte_count: Bytes of memory that are already taken for it.
 
     Attributes:
-        work: What is done for it in a thread, which holds the image until it is done.
+        work: The work in a thread that holds the image until it is done; None if there is none.
     """
 
     def __init__(self, admission: Admission, byte_count: int = 0) -> None:
@@ -163,9 +167,10 @@ class Ticket:
         Args:
             height: Its rows.
             width: Its columns.
-            byte_count: What the request and its answer hold until the end.
-            patience_s: Seconds until the answer is of no use; None for no limit.
-            extras: What the answer holds beside the class map: those with the same take about as long to write.
+            byte_count: Bytes that the request and its answer hold until the end.
+            patience_s: Seconds until the answer is useless; None for no limit.
+            extras: Names of what the answer holds besides the class map; those with the same extras are written about
+                equally fast.
 
         Raises:
             OverloadedError: There is no memory for it now, or the answer would come too late.
@@ -178,28 +183,28 @@ class Ticket:
         self._pixels, self._extras = pixels, extras
 
     def ran(self) -> None:
-        """Note that the image's run has ended: it is under way no more, though its answer is not written."""
+        """Record that the image's run has ended: it no longer counts as in progress, though its answer is unwritten."""
         if self._ran_at is None:
             self._ran_at = time.monotonic()
             self._admission.end_run(self._pixels, self._extras)
 
     def wrote(self) -> None:
-        """Note that the answer is written, and took as long as others like it may."""
+        """Record that the answer is written; the time it took improves the estimate for similar answers."""
         if self._ran_at is not None:
             self._admission.finished(self._pixels, time.monotonic() - self._ran_at, self._extras)
 
     def close_when_done(self) -> None:
-        """Close it as soon as nothing is done for it any more."""
+        """Close it as soon as its work is done."""
         if self.work is None:
             self.close()
         else:
             self.work.add_done_callback(lambda _: self.close())
 
     def close(self) -> None:
-        """Give back what was reserved; more than once does no harm."""
+        """Give back what was reserved; further calls do nothing."""
         if self._closed:
             return
         self._closed = True
-        self.work = None  # its failure refers to frames that hold the ticket
+        self.work = None  # its exception refers to frames that hold the ticket
         self.ran()
         self._admission.memory.give_back(self._bytes)

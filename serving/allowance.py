@@ -17,16 +17,18 @@ _BUSY_RETRY_S = 0.25
 
 
 class Allowance:
-    """Requests a second, by a token bucket that holds those of one second, and calls at a time; for one event loop.
+    """Limits requests per second, by a token bucket that holds those of one second, and concurrent calls.
+
+    It is for use in one event loop.
 
     Args:
-        rate: Requests a second; None for any number.
-        concurrent: Calls at a time, of which a stream is one, as is each piece of work that one leaves behind; and
-            beside them as many answers that have not left, which a client does not read. None for any number.
+        rate: Requests per second; None for no limit.
+        concurrent: Most calls at a time. A stream counts as one call, and so does work that a cancelled call leaves in
+            a thread. Besides these there may be as many answers that the client has not read. None for no limit.
 
     Attributes:
-        calls: How many are under way.
-        unread: How many answers are made and have not left.
+        calls: Number of calls in progress.
+        unread: Number of answers that are made and not sent yet.
     """
 
     def __init__(self, rate: float | None = None, concurrent: int | None = None) -> None:
@@ -41,17 +43,17 @@ class Allowance:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Count a call as under way while it is.
+        """Count a call while the block runs.
 
         Raises:
-            AllowanceError: There are as many as there may be.
+            AllowanceError: The limit is reached.
         """
         if self._concurrent is not None and self.calls >= self._concurrent:
             raise AllowanceError(
                 f"{self.calls} calls with this token are under way, as many as it may have; ask again later",
                 _BUSY_RETRY_S,
             )
-        # An answer that its client has read may be told of after the client's next call.
+        # gRPC may report an answer as sent only after its client has read it and made the next call.
         if self._concurrent is not None and self.calls + self.unread >= 2 * self._concurrent:
             raise AllowanceError(
                 f"{self.unread} answers to this token have not been read, as many as it may have; read them, and ask"
@@ -74,7 +76,7 @@ class Allowance:
             self.unread -= 1
 
     def outlast(self, work: Future[Any]) -> None:
-        """Count work that goes on in a thread, though its call has ended, as a call until it is done."""
+        """Count work that continues in a thread after its call has ended as a call until it is done."""
         self._count(1)
         work.add_done_callback(lambda _: self._count(-1))
 
@@ -86,7 +88,7 @@ class Allowance:
         """Take one request from the bucket.
 
         Raises:
-            AllowanceError: It is empty; the error tells when it will not be.
+            AllowanceError: It is empty; the error says how long to wait.
         """
         if wait_s := self._wait_s():
             wait_s = math.ceil(wait_s * 1000) / 1000  # clients are told milliseconds, and must not come too early
@@ -96,9 +98,9 @@ class Allowance:
         self._left -= 1
 
     async def pace(self, requests: AsyncIterator[_Request]) -> AsyncIterator[_Request]:
-        """Pass on the requests of a stream as fast as the bucket fills; flow control holds its sender back.
+        """Pass on the requests of a stream as fast as the bucket fills; flow control slows its sender down.
 
-        A request whose client goes away while it waits takes nothing from the bucket.
+        If the client goes away while a request waits, its token goes back into the bucket.
         """
         async for request in requests:
             wait_s = self._wait_s()
@@ -111,7 +113,7 @@ class Allowance:
             yield request
 
     def _wait_s(self) -> float:
-        """Return in how many seconds there is a request to take, those promised before it counted; 0 for now."""
+        """Return after how many seconds the bucket has a token for this request, after those promised; 0 for now."""
         if self._rate is None:
             return 0.0
         now = time.monotonic()

@@ -1,12 +1,12 @@
-"""Greedy batching: a model's threads run what waits as soon as they are free, images of one padded size together.
+"""Greedy batching: a model's worker threads, as soon as they are free, run waiting images of one padded size together.
 
-On the CPU a run is alone, with all cores, while nothing else waits, so that its answer comes soonest; while more images
-wait, runs go on side by side, each with its share of the cores, so that most are answered. For the threads of a run
-wait for each other at every layer, and for cores that decode and encode; those of several runs do so less.
+On the CPU a run has all cores while nothing else waits, for the lowest latency. While more images wait, several runs go
+on side by side, each with its share of the cores, for the highest throughput: the threads of a run wait for each other
+at every layer, and for cores that decode and encode, and with several runs less time is lost to that.
 
 An answer does not depend on the batch it was computed in: the geometry is that of one image, and on the CPU the bytes
-are the same. A job carries its own future: a caller that has gone away costs no run, and takes nothing from its
-neighbours.
+are the same. Each job has its own future: if its caller goes away while it waits, it is not run, and the other jobs of
+the batch are not affected.
 """
 
 import itertools
@@ -30,11 +30,11 @@ from serving.memory import MemoryBudget
 from serving.pace import PaceBySize
 
 _LONGEST_DELAY_S = 60.0
-# Kept back of the time to an image's deadline when it waits for others: so many seconds, or this share if it is more.
+# Safety margin before an image's deadline when it waits for others: in seconds, or as a share of its time if larger.
 _HAND_OVER_S, _HAND_OVER_SHARE = 0.01, 0.1
 _LONGEST_REASON = 300
 _MOST_SIZES_REMEMBERED = 10_000
-# Each way to run keeps the memory of its largest runs: those side by side have so much of it together at most.
+# Largest share of the memory for all runs that go on side by side: their session keeps the memory of its largest runs.
 _SHARE_BESIDE = 0.25
 
 
@@ -43,14 +43,14 @@ class BatchingConfig:
     """How requests share runs.
 
     Attributes:
-        max_batch: Images in one run at most.
-        max_delay_s: How long an idle model waits for more images of one padded size, in seconds; less where a deadline
+        max_batch: Most images per run.
+        max_delay_s: How long an idle model waits for more images of one padded size, in seconds; less if a deadline
             would pass.
-        max_queue: Images that may be under way at a time, from their arrival to the end of their run.
-        runners: Runs at a time. On the CPU they share the cores (`EngineOptions.runs`), and an image that waits alone
-            has all of them; on CUDA one copies while another computes.
-        powers_of_two: Whether runs take as many images as a power of two, where they do not take as many as they may:
-            CUDA prepares for every number of images anew.
+        max_queue: Most images in progress at a time, from their arrival to the end of their run.
+        runners: Concurrent runs. On the CPU they divide the cores (`EngineOptions.runs`), all of which an image that
+            waits alone gets; on CUDA one copies while another computes.
+        powers_of_two: Whether a batch that is not full is cut down to a power of two: CUDA prepares every batch size
+            anew.
     """
 
     max_batch: int = 8
@@ -105,7 +105,7 @@ class _Job:
 
     @property
     def latest(self) -> float:
-        """When its run must have ended, so that the answer is there in time."""
+        """Time on the monotonic clock at which its run must have ended, so that the answer is in time."""
         if math.isinf(self.deadline):
             return self.deadline
         return self.deadline - max(_HAND_OVER_S, (self.deadline - self.submitted) * _HAND_OVER_SHARE)
@@ -116,22 +116,22 @@ class _Job:
 
 
 class Batcher:
-    """Runs one model's inferences in threads of its own.
+    """Runs the inferences of one model in worker threads of its own.
 
     Args:
         segmenter: The model.
         config: How requests share runs.
-        memory: What runs may take together, those of other models included; a run takes `bytes_per_pixel` for each
-            padded pixel, and no batch is larger than the whole.
+        memory: The memory budget for the runs of all models; a run takes `bytes_per_pixel` for each padded pixel, and
+            batches are kept small enough for the whole budget.
         name: Names the threads, for logs and debuggers.
         observe: Called after every run with its images and seconds, in the thread that ran it.
 
     Attributes:
-        memory: What runs may take together.
+        memory: The memory budget for runs.
         config: How requests share runs.
         pace: How long images take in its runs, by their padded pixels.
-        warm_sizes: Image sizes that were run before serving.
-        cold_sizes: How many padded sizes have come beside those.
+        warm_sizes: (height, width) of the images that were run before serving.
+        cold_sizes: How many other padded sizes have come since.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Batcher:
         self._changed = LastWaiterFirst()
         self._closing = False
         self._running = 0
-        self._beside = False  # how what runs was begun; always False where a model has one way alone
+        self._beside = False  # whether the current runs go on side by side; always False with one session
         self.pace = PaceBySize()
         self.warm_sizes: tuple[tuple[int, int], ...] = ()
         self.cold_sizes = 0
@@ -177,11 +177,11 @@ class Batcher:
         return self._bytes_of(self.padded_pixels(height, width))
 
     def warm(self, sizes: Sequence[tuple[int, int]], should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Run the model on images of these (height, width), alone and in a full batch, so that none is new to it.
+        """Warm the model up: run it on images of these (height, width), alone and in a full batch.
 
         Args:
             sizes: The sizes.
-            should_stop: Asked before each run; where it says so, or the model is being closed, no more are warmed.
+            should_stop: Called before each run; if it returns True, or the model is being closed, warming ends.
 
         Raises:
             UsageError: An image of such a size does not fit into the memory for runs.
@@ -202,7 +202,7 @@ class Batcher:
             for count, beside in itertools.product(sorted(counts), ways):
                 if beside and not self._fits_beside(count * pixels):
                     continue
-                for first in (True, False):  # the first prepares, the second tells the pace
+                for first in (True, False):  # the first run prepares, the second is timed
                     if self._closing or should_stop():
                         return
                     with self._room(count, pixels):
@@ -228,7 +228,7 @@ class Batcher:
         return time.monotonic() - began
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return an image as it is best submitted (`Segmenter.prepare`); in a thread that is not one of the model's."""
+        """Return an image in the form for `submit` (`Segmenter.prepare`); to be called outside the model's threads."""
         return self._segmenter.prepare(image)
 
     def submit(
@@ -240,18 +240,19 @@ class Batcher:
         heatmap: bool = True,
         deadline: float = math.inf,
     ) -> Future[Executed]:
-        """Let an image wait for its turn.
+        """Put an image into the queue.
 
         Args:
             image: (H, W, 3) uint8 RGB; `run_bytes` of it must fit into the memory there is.
-            size: Its (height, width), where `prepare` has padded it.
+            size: Its (height, width) before `prepare` padded it; None if it is not padded.
             confidence: Whether to compute the confidence map too.
-            heatmap: Whether the heatmap is wanted; where no image of the run wants it, it has no cells.
-            deadline: When the answer is of no use any more, on the monotonic clock.
+            heatmap: Whether the heatmap is wanted; if no image of the run wants it, it has no cells.
+            deadline: Time on the monotonic clock after which the answer is useless.
 
         Returns:
-            Its answer, or TooLateError, StoppingError, or what the run failed with. Cancelling it takes the image from
-            the queue; a run that has begun goes on to its end, and the answer is dropped.
+            The future of its answer, which may fail with TooLateError, StoppingError, or the exception of the run.
+            Cancelling it removes the image from the queue; a run that has begun ends normally, and its answer is
+            dropped.
 
         Raises:
             StoppingError: The model is being closed.
@@ -259,7 +260,7 @@ class Batcher:
         """
         size = size or (image.shape[0], image.shape[1])
         job = _Job(image, size, confidence, heatmap, self._padded(image), deadline)
-        if (needed := self._bytes_of(job.pixels)) > self.memory.total:  # in a run it would end the thread
+        if (needed := self._bytes_of(job.pixels)) > self.memory.total:  # in a worker thread this would end the thread
             height, width = size
             raise UsageError(
                 f"an image of {height}x{width} takes {needed} bytes of the {self.memory.total} there are for runs;"
@@ -269,13 +270,13 @@ class Batcher:
             if self._closing:
                 raise StoppingError("the model is being closed; ask again")
             self._waiting.append(job)
-            self._changed.notify()  # one thread: others that woke would take the interpreter's lock from it
-        # Not a closure over the job: with its future it would be a cycle, which keeps image and answer for long.
+            self._changed.notify()  # one thread: further ones would compete with it for the GIL
+        # Not a closure over the job: with its future it would form a cycle, which keeps image and answer too long.
         job.future.add_done_callback(self._forget_cancelled)
         return job.future
 
     def close(self) -> None:
-        """Refuse what waits, and return when the runs under way have ended."""
+        """Refuse all waiting images, and return when the current runs have ended."""
         with self._changed:
             self._closing = True
             dropped, self._waiting = self._waiting, []
@@ -300,7 +301,7 @@ class Batcher:
         return math.ceil(pixels * self.bytes_per_pixel)
 
     def _count(self, waiting: int, most: int) -> int:
-        """Return how many images of so many that wait a run takes."""
+        """Return how many of the waiting images one run takes."""
         if waiting >= most or not self.config.powers_of_two:
             return min(waiting, most)
         return 1 << (waiting.bit_length() - 1)
@@ -318,10 +319,10 @@ class Batcher:
                     self._running -= 1
                     if self._waiting:
                         self._changed.notify_all()
-            del batch  # it holds images, which must not stay until the next request comes
+            del batch  # it holds images, which would otherwise stay until the next request
 
     def _next_batch(self) -> list[_Job] | None:
-        """Take jobs of one kind from the queue, in their order, when they may run; None when no more will come."""
+        """Wait for jobs of one kind that may run, and take them from the queue in order; None once it is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             while self._waiting:
@@ -341,7 +342,7 @@ class Batcher:
             return None if self._closing else []
 
     def _may_begin(self, batch: Sequence[_Job]) -> bool:
-        """Tell whether images from the queue may run now, and choose the way where nothing runs."""
+        """Tell whether a batch may run now; if nothing else runs, decide whether runs go on side by side."""
         if not self._segmenter.engine.shares_threads:
             return True
         fits = self._fits_beside(sum(job.pixels for job in batch))
@@ -355,7 +356,7 @@ class Batcher:
         return pixels * self.bytes_per_pixel * self.config.runners <= _SHARE_BESIDE * self.memory.total
 
     def _choose(self) -> tuple[list[_Job], float]:
-        """Return the batch that may run first, and from when: at once where it is full, else when its delay is over."""
+        """Return the batch that may run first, and from when on: at once if it is full, else when its delay is over."""
         kinds: dict[object, list[_Job]] = {}
         for job in self._waiting:
             kinds.setdefault(job.kind, []).append(job)
@@ -366,7 +367,7 @@ class Batcher:
             image_s = self.pace.cautious_seconds(batch[0].pixels)
             latest = min(job.latest for job in batch) - image_s * len(batch)
             ready_at = min(batch[0].submitted + self.config.max_delay_s, latest)
-            # Where nothing is known of their pace, images do not wait for others either.
+            # Images of a size whose pace is not known yet do not wait for others either.
             waits = self.pace.knows(batch[0].pixels) and len(jobs) < most
             choices.append((batch, ready_at if waits else batch[0].submitted))
         return min(choices, key=lambda choice: choice[1])
@@ -382,7 +383,7 @@ class Batcher:
         return True
 
     def _run(self, batch: list[_Job]) -> None:
-        """Run images together as soon as there is memory for them, but for those whose deadline passed meanwhile."""
+        """Run images together once there is memory for them, without those that were cancelled or late by then."""
         with self._room(len(batch), batch[0].pixels):
             jobs = [job for job in batch if self._begin(job)]
             batch.clear()  # see `_answer`
@@ -390,10 +391,10 @@ class Batcher:
                 self._answer(jobs)
 
     def _answer(self, jobs: list[_Job]) -> None:
-        """Answer images by one run, or by one each where that fails, and take them from the list.
+        """Answer images by one run, or by one each if that fails, and remove them from the list.
 
-        A failure refers, by its traceback, to the frames that it came through and those that called them. Were a job
-        left in one, whose future refers to the failure, that would be a cycle, which keeps images for long.
+        The traceback of a failure refers to the frames that it passed through and to their callers. If one of them
+        still held a job, whose future refers to the failure, this cycle would keep images in memory too long.
         """
         cold = self._count_kind(jobs[0])
         size, pixels, beside = len(jobs), jobs[0].pixels, self._beside
@@ -411,20 +412,20 @@ class Batcher:
                 jobs.pop().future.set_exception(error)
         else:
             seconds = time.monotonic() - began
-            # On CUDA the first run of a size searches for algorithms, and that with confidences may open a session;
-            # neither tells anything of those that follow.
+            # On CUDA the first run of a size searches for algorithms, and the first with confidences may open a
+            # session; their times say nothing about the runs that follow.
             if not cold or self._segmenter.device == "cpu" or not self.pace.knows(pixels):
                 self._learn(pixels, size, seconds, beside=beside)
             self._observe(size, seconds)
             for answer in answers:
                 job = jobs.pop(0)
                 job.future.set_result(Executed(answer, began - job.submitted, seconds, size))
-        while jobs:  # alone, so that one that cannot be computed does not take others with it
+        while jobs:  # one by one, so that an image that fails does not make others fail
             self._answer([jobs.pop(0)])
 
     @contextmanager
     def _room(self, count: int, pixels: int) -> Iterator[None]:
-        """Take the memory for a run, as soon as it is there, while the block runs.
+        """Hold the memory for a run, as soon as it is free, while the block runs.
 
         Args:
             count: Its images.
@@ -438,14 +439,14 @@ class Batcher:
             self.memory.give_back(needed)
 
     def _learn(self, pixels: int, images: int, seconds: float, *, beside: bool) -> None:
-        """Take in how long a run took, one that had all cores as if it had had its share of them."""
+        """Learn from the time of a run; that of a run with all cores is scaled to its share of them."""
         if self._segmenter.engine.shares_threads and not beside:
             seconds *= self.config.runners
         with self._changed:
             self.pace.add(pixels, images, seconds)
 
     def _count_kind(self, job: _Job) -> bool:
-        """Tell whether jobs of this kind come for the first time, and count their size where it does."""
+        """Tell whether jobs of this kind come for the first time, and count their padded size if it is new too."""
         with self._changed:
             if job.kind in self._kinds_seen or len(self._kinds_seen) >= _MOST_SIZES_REMEMBERED:
                 return False

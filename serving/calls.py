@@ -1,4 +1,4 @@
-"""The call that is being answered: who asks, and what is learnt of it on the way, for the log."""
+"""The call that is being answered: who sent it, and what is recorded about it for the log."""
 
 import logging
 import random
@@ -39,8 +39,8 @@ class Call:
         peer: Where it came from, as gRPC has it.
         client: Whose token it brought; empty where there are no tokens.
         allowance: What is left to its client; None where there are no tokens.
-        model: The model that was asked, as NAME/VERSION; empty where none was.
-        size: (height, width) of its last image; None where none was decoded.
+        model: The requested model, as NAME/VERSION; empty if none was reached.
+        size: (height, width) of its last image; None if none was decoded.
         images: Images that were answered.
         stages_ms: Milliseconds by stage, summed over those images.
     """
@@ -56,19 +56,19 @@ class Call:
     stages_ms: dict[str, float] = field(default_factory=dict)
 
     def reached(self, model: str, version: str) -> None:
-        """Take in which model an image has reached."""
+        """Record which model an image has reached."""
         self.model = f"{model}/{version}"
         if (span := current_span.get()) is not None:
             span.reached(model, version)
 
     def decoded(self, height: int, width: int) -> None:
-        """Take in an image's size."""
+        """Record the size of a decoded image."""
         self.size = height, width
         if (span := current_span.get()) is not None:
             span.decoded(height, width)
 
     def answered(self, stages: Stages) -> None:
-        """Take in what an image's stages took."""
+        """Record the durations of an answered image's stages."""
         if (span := current_span.get()) is not None:
             span.answered(stages)
         self.images += 1
@@ -81,17 +81,17 @@ class Call:
             self.stages_ms[name] = self.stages_ms.get(name, 0.0) + seconds * 1000
 
     def leave_behind(self, work: Future[Any]) -> None:
-        """Take in work that nobody waits for any more, though it goes on in a thread."""
+        """Count work that continues in a thread though nobody waits for it any more against the client's allowance."""
         if self.allowance is not None:
             self.allowance.outlast(work)
 
     def log(self, code: grpc.StatusCode, seconds: float, error: str = "") -> None:
-        """Write the call's line: at INFO, and at DEBUG where probes ask.
+        """Write the call's log line: at INFO, or at DEBUG for methods that probes call.
 
         Args:
             code: The status code that the call ended with.
             seconds: How long the call took.
-            error: What its client was told, where it was told why it is not answered.
+            error: The error message that its client got, if any.
         """
         level = logging.DEBUG if asked_by_probes(self.method) else logging.INFO
         if not _log.isEnabledFor(level):
@@ -111,18 +111,18 @@ class Call:
 
 
 current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
-"""The call that the running task, or thread, works for; None where it works for none, or for many."""
+"""The call that the running task or thread works for; None if it works for none, or for several."""
 
 current_span: ContextVar["Span | None"] = ContextVar("current_span", default=None)
-"""What is traced of that call, or of one of its images; None where calls are not traced."""
+"""The trace span of that call, or of one of its images; None if calls are not traced."""
 
 
 @contextmanager
 def image_span(image_id: str = "") -> Iterator["Span | None"]:
-    """Let one of several images of the current call have a span of its own, where the call is traced.
+    """Give one of several images of the current call a span of its own, if the call is traced.
 
     Args:
-        image_id: What its client calls it; empty for nothing.
+        image_id: The id that its client gave it; empty for none.
     """
     outer = current_span.get()
     if outer is None:
@@ -138,7 +138,7 @@ def image_span(image_id: str = "") -> Iterator["Span | None"]:
 
 
 def asked_by_probes(method: str) -> bool:
-    """Tell whether a method, by its full name, is one that probes call every few seconds."""
+    """Tell whether a method, given by its full name, is one that probes call every few seconds."""
     return method.startswith(_QUIET)
 
 
@@ -147,10 +147,10 @@ def read_request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     given = next((value for key, value in metadata if key == REQUEST_ID_KEY), None)
     if isinstance(given, str) and _REQUEST_ID.fullmatch(given):
         return given
-    # Not of the system's randomness: asking for it hands Python's lock to another thread, 4 % of the smallest requests.
+    # Not from os.urandom: the system call releases the GIL, which costs 4 % of the smallest requests.
     return f"{random.getrandbits(_ID_BITS):032x}"
 
 
 def ran_out(remaining_s: float | None) -> bool:
-    """Tell whether a call that was cancelled with so many seconds to its deadline, None for no deadline, was late."""
+    """Tell whether a cancelled call ran out of time, given the seconds left to its deadline; None for no deadline."""
     return remaining_s is not None and remaining_s <= _CLOCKS_APART_S

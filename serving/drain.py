@@ -1,4 +1,4 @@
-"""Knowing when the last request has been answered, so that a stopping server waits no longer than it must."""
+"""Counts the calls in progress, so that a stopping server waits for the last one and no longer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 class CallCounter(UnaryInterceptor):
-    """Counts what is under way: unary calls, and what else says so.
+    """Counts calls in progress: unary calls, and whatever runs within `counting`.
 
-    A health Watch lives as long as its client: a server that waited for every stream would always wait out its grace.
-    So those of probes are ended when a stopping server is idle. Calls are ended by nothing else: one whose request is
-    still on its way is not counted, and gRPC waits for it.
+    A health Watch lives as long as its client, so a server that waited for every stream would always use up its grace
+    period. Therefore streams of probes are ended once a stopping server is idle, and only those: a call whose request
+    is still being received is not counted here, and gRPC waits for it.
 
     Attributes:
-        stopping: Set when the server takes nothing more; streams of images then read no further.
-        stopped: Set when nothing is under way any more; streams of probes then end.
+        stopping: Set when the server accepts no more requests; streams of images then stop reading.
+        stopped: Set when no call is in progress any more; streams of probes then end.
         ended: How many of the counted calls have ended.
     """
 
@@ -38,16 +38,16 @@ class CallCounter(UnaryInterceptor):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way."""
+        """Whether no call is in progress."""
         return self._idle.is_set()
 
     async def wait_until_idle(self) -> None:
-        """Return when nothing is under way."""
+        """Return when no call is in progress."""
         await self._idle.wait()
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count as under way what is done inside."""
+        """Count the block as a call in progress."""
         self._calls += 1
         self._idle.clear()
         try:
@@ -72,7 +72,7 @@ class CallCounter(UnaryInterceptor):
             try:
                 await asyncio.wait({answering, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 if not answering.done():
-                    await abort(context, StoppingError("the server is stopping; go on with another"), method)
+                    await abort(context, StoppingError("the server is stopping; continue with another server"), method)
                 answering.result()
             finally:
                 answering.cancel()

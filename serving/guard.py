@@ -1,4 +1,4 @@
-"""The server's door: who may call what, decided before anything of a request is read."""
+"""Authentication and authorization: who may call what, decided before anything of a request is read."""
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -36,14 +36,14 @@ _SCHEME = "bearer"
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Refuses calls without a token, and those that a token's holder may not make; health is open to everyone.
+    """Refuses calls without a valid token, and calls that its holder may not make; health is open to everyone.
 
-    Among a server's interceptors only those that count calls may stand before it: what it refuses is not even received.
+    Only interceptors that count calls may come before it: the messages of refused calls are not even received.
 
     Args:
-        tokens: Who is known; None lets everyone in.
-        closed: Why nobody may call `ADMIN_METHODS`, with the remedy; None where those may whose token says so, or
-            everyone where there are no tokens.
+        tokens: The known tokens; None lets everyone in.
+        closed: Why nobody may call `ADMIN_METHODS`, with the remedy; None if holders of admin tokens may, or, without
+            tokens, everyone.
     """
 
     def __init__(self, tokens: Tokens | None, closed: str | None) -> None:
@@ -55,7 +55,7 @@ class Guard(grpc.aio.ServerInterceptor):
         continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
-        """Return a method's handler within what its caller may ask for, or one that refuses."""
+        """Return a method's handler, limited to the caller's allowance, or a handler that refuses the call."""
         method = handler_call_details.method
         if method.startswith(_OPEN_SERVICE):
             return await continuation(handler_call_details)
@@ -74,10 +74,10 @@ class Guard(grpc.aio.ServerInterceptor):
         return _within(handler, allowance, method, token.name)
 
     def _authorize(self, token: Token | None, name: str) -> None:
-        """Check that a method that changes what is served may be called, and leave a trace of who does.
+        """Check that the caller may call a method that changes what is served, and log who calls it.
 
         Raises:
-            ForbiddenError: It may not.
+            ForbiddenError: The caller may not.
         """
         caller = "a caller without a token" if token is None else f"the holder of token {token.name}"
         problem = self._closed
@@ -90,10 +90,10 @@ class Guard(grpc.aio.ServerInterceptor):
 
 
 def _authenticate(tokens: Tokens, metadata: Sequence[tuple[str, str | bytes]]) -> tuple[Token, Allowance]:
-    """Return whose token a call brings, and what is left of its limits.
+    """Return the token of a call, and the allowance of its holder.
 
     Raises:
-        NoTokenError: It brings none, or one that is unknown.
+        NoTokenError: The call has none, or an unknown one.
     """
     given = [value for key, value in metadata if key == "authorization"]
     if len(given) != 1:
@@ -108,7 +108,7 @@ def _authenticate(tokens: Tokens, metadata: Sequence[tuple[str, str | bytes]]) -
 
 
 def _refusing(error: FcnsegError, method: str) -> "Handler":
-    """Return a handler that ends a call of any kind; a stream's, since those receive requests on demand alone."""
+    """Return a handler that ends any call with an error; a stream handler, since it receives no request by itself."""
 
     async def end(_: Any, context: "Context") -> None:
         await abort(context, error, method)
@@ -117,11 +117,11 @@ def _refusing(error: FcnsegError, method: str) -> "Handler":
 
 
 def _within(handler: "Handler", allowance: Allowance, method: str, client: str) -> "Handler":
-    """Return a handler that answers as much as an allowance has room for.
+    """Return a handler that answers only what an allowance has room for.
 
     Args:
         handler: The handler to wrap.
-        allowance: What is left to the caller.
+        allowance: The caller's allowance.
         method: The method's full name.
         client: Who calls, for the log.
     """

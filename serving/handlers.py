@@ -1,4 +1,4 @@
-"""What interceptors and servicers share: a call's deadline, and the frames around calls."""
+"""What interceptors and servicers share: a call's deadline, and the base classes of interceptors."""
 
 import math
 import time
@@ -15,20 +15,20 @@ if TYPE_CHECKING:  # generic for the type checker alone
 
 
 def deadline_of(context: "Context") -> float:
-    """Return when a call's answer is of no use any more, on the monotonic clock."""
+    """Return a call's deadline on the monotonic clock; infinity if it has none."""
     remaining: float | None = context.time_remaining()
     return math.inf if remaining is None else time.monotonic() + remaining
 
 
 def held_by(context: "Context") -> ExitStack:
-    """Return what is closed when a call has ended, and its answer has left."""
+    """Return a stack that is closed when the call has ended and its answer has been sent."""
     held = ExitStack()
     context.add_done_callback(lambda _: held.close())  # type: ignore[arg-type] # the context is not asked
     return held
 
 
 def parts_of(handler: "Handler") -> "tuple[Callable[..., Handler], Callable[..., Any]] | None":
-    """Return what makes a handler of a handler's kind, and what answers its calls; None for kinds that are not ours."""
+    """Return gRPC's factory for a handler's kind, and its behaviour function; None for kinds that are not used here."""
     if handler.unary_unary is not None:
         return grpc.unary_unary_rpc_method_handler, handler.unary_unary
     if handler.unary_stream is not None:
@@ -39,14 +39,14 @@ def parts_of(handler: "Handler") -> "tuple[Callable[..., Handler], Callable[...,
 
 
 class HandlerInterceptor(grpc.aio.ServerInterceptor, ABC):
-    """Wraps the handler of every method that the server has, once: those within must be the same for every call."""
+    """Wraps the handler of each method once, so the inner interceptors must return the same handler for every call."""
 
     def __init__(self) -> None:
         self._wrapped: dict[str, Handler] = {}
 
     @abstractmethod
     def wrap(self, handler: "Handler", method: str) -> "Handler":
-        """Return what takes a handler's place.
+        """Return the handler to use in the place of another.
 
         Args:
             handler: Answers the calls.
@@ -58,7 +58,7 @@ class HandlerInterceptor(grpc.aio.ServerInterceptor, ABC):
         continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
-        """Wrap a method's handler, or return it wrapped; what clients make up has none, and is not kept."""
+        """Return a method's wrapped handler; None for methods that do not exist, which are not cached."""
         method = handler_call_details.method
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
@@ -73,7 +73,7 @@ class UnaryInterceptor(HandlerInterceptor):
 
     @abstractmethod
     async def around(self, answer: Callable[[], Awaitable[Any]], context: "Context", method: str) -> Any:
-        """Call `answer` and return its result, with whatever goes before and after.
+        """Call `answer` and return its result, and do whatever goes before and after.
 
         Args:
             answer: Answers the call.
@@ -86,7 +86,7 @@ class UnaryInterceptor(HandlerInterceptor):
         if handler.unary_unary is None:
             return handler
         inner: Callable[..., Awaitable[Any]] = handler.unary_unary
-        # Within `around`: bytes that are no message are an error like any other.
+        # Parsed within `around`, so that invalid bytes are an error like any other.
         parse = handler.request_deserializer or (lambda request: request)
 
         async def wrapped(request: Any, context: "Context") -> Any:

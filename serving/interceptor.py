@@ -1,4 +1,4 @@
-"""Errors of calls leave the server as statuses."""
+"""Turns the errors of calls into gRPC statuses."""
 
 import inspect
 from collections.abc import Awaitable, Callable
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class ErrorInterceptor(UnaryInterceptor):
-    """Ends a call that raised with the status that `statuses.refuse` gives its error.
+    """Ends a call that raised an error with the status that `statuses.refuse` gives for it.
 
-    Of a stream that is for requests that cannot be parsed; its servicer tells other errors, each in its place.
+    For streams this covers only requests that cannot be parsed; the servicer reports other errors as items.
 
-    To the interceptors around it a stream's handler of either kind, one that yields or one that writes, is a coroutine
-    function that returns when the answers are written.
+    Stream handlers that yield and those that write both become coroutine functions that return when the answers are
+    written, so that outer interceptors see one kind.
     """
 
     def wrap(self, handler: "Handler", method: str) -> "Handler":

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 
 class LastWaiterFirst:
-    """A `threading.Condition` that wakes the thread which began to wait last, where that one wakes the first.
+    """Like a `threading.Condition`, but it wakes the thread that began to wait last, not first (LIFO).
 
-    Of threads that work and wait, it is the one that worked last: what it works with is still in its core's caches.
+    Among worker threads that is the one that worked last, whose data is still in its core's caches.
     """
 
     def __init__(self) -> None:

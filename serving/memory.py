@@ -1,4 +1,4 @@
-"""Memory that requests take before it is there: bounded in bytes, whatever the number and size of images."""
+"""Budgets of memory that requests reserve before they allocate it, in bytes, whatever the number and size of images."""
 
 import os
 import threading
@@ -9,16 +9,16 @@ from fcnseg import cgroup
 
 
 class MemoryBudget:
-    """A number of bytes that many threads take from, in the order in which they ask, and give back to.
+    """A number of bytes that threads take, in the order in which they ask, and give back.
 
     Args:
-        total: The bytes there are.
+        total: The bytes in the budget.
     """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self._taken = 0
-        self._waiting: deque[object] = deque()  # who wants some, the first to ask at the front
+        self._waiting: deque[object] = deque()  # the waiting callers, first in, first out
         self._changed = threading.Condition()
 
     @property
@@ -27,7 +27,7 @@ class MemoryBudget:
         return self._taken
 
     def try_take(self, count: int) -> bool:
-        """Take bytes if they are there and nobody waits for some, and tell whether they were taken."""
+        """Take bytes if they are free and nobody waits for any, and tell whether they were taken."""
         with self._changed:
             if self._waiting or self._taken + count > self.total:
                 return False
@@ -35,10 +35,10 @@ class MemoryBudget:
             return True
 
     def take(self, count: int) -> None:
-        """Take bytes as soon as they are there, after those who asked before.
+        """Wait until bytes are free and earlier callers have theirs, and take them.
 
         Raises:
-            ValueError: There will never be as many.
+            ValueError: It is more than the whole budget.
         """
         if count > self.total:
             raise ValueError(f"{count} bytes were asked of a budget of {self.total}")

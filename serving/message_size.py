@@ -1,10 +1,10 @@
-"""Messages that would take far more memory as objects than as bytes are refused before they are parsed.
+"""Refuses messages, before they are parsed, that would take far more memory as objects than as bytes.
 
-protobuf makes an object of a hundred bytes of an empty message, which is two bytes when it is sent, and four or
-eight bytes of each byte of packed integers. So the fields of a large message are counted first, by its bytes and the
-contract: https://protobuf.dev/programming-guides/encoding has the format.
+protobuf turns an empty message, two bytes on the wire, into an object of a hundred bytes, and each byte of packed
+integers into four or eight. So the fields of a large message are counted first, from its bytes and the contract
+(the wire format: https://protobuf.dev/programming-guides/encoding).
 
-The count sees what the parser would: where the bytes are no message, both end.
+The count follows the parser: both stop where the bytes are not a valid message.
 """
 
 import sys
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from serving.handlers import Handler
 
 SMALL_BYTES = 64 << 10
-"""A message of so few bytes is parsed as it is."""
+"""A message of at most this size is parsed without a count."""
 MOST_FIELDS = 20_000
-"""Of a message, with those of the messages in it."""
+"""Most fields of a message, including those of nested messages."""
 MOST_WIDENED_BYTES = 1 << 20
-"""Of a message's packed integers, but for those of uint32."""
+"""Most bytes of packed integers in a message, except those of uint32."""
 MOST_UINT32_BYTES = 12 << 20
-"""Of a message's packed integers of uint32, as which typed pixels come: 1920 x 1080 of them, whatever their values."""
+"""Most bytes of packed uint32 in a message, the type of typed pixels: 1920 x 1080 of them, whatever their values."""
 MOST_BYTES_BESIDE = 4 << 20
-"""Of a message's texts, packed floats and flags, fields that the contract does not know, and images before its last.
+"""Most bytes of texts, packed floats and flags, fields unknown to the contract, and images that a later one replaces.
 
-Fields of bytes are images, and are counted where those are let in.
+Fields of bytes are images, and are counted where images are admitted.
 """
 MOST_PROBE_BYTES = 4 << 10
-"""Of a message to health, which anybody may send and wait with, or to reflection: both take a name."""
+"""Most bytes of a message to health, which anybody may send, or to reflection: both take only a name."""
 _MOST_PACKED_BYTES = {
     FieldDescriptor.TYPE_INT64: MOST_WIDENED_BYTES,
     FieldDescriptor.TYPE_UINT64: MOST_WIDENED_BYTES,
@@ -58,10 +58,10 @@ class Kind:
 
     Attributes:
         messages: The fields that hold messages, by number; a map's entries are messages.
-        packed: The fields whose packed numbers take four or eight bytes each once they are parsed, and how many bytes
-            of those that have the same limit a message may have.
-        image: The fields of bytes that hold one image: of those in a message the last is taken.
-        images: The fields of bytes that hold any number of them.
+        packed: The fields, by number, whose packed numbers take four or eight bytes each once parsed, with the most
+            bytes that a message may have of all fields with the same limit.
+        image: The fields of bytes that hold one image; if one occurs repeatedly, the parser takes the last.
+        images: The repeated fields of bytes, which hold any number of images.
     """
 
     messages: dict[int, "Kind"] = field(default_factory=dict)
@@ -74,11 +74,11 @@ _UNKNOWN = Kind()
 
 
 class _BrokenError(Exception):
-    """The bytes are no message."""
+    """The bytes are not a valid message."""
 
 
 class MessageSizeInterceptor(HandlerInterceptor):
-    """Checks the requests of every method that the descriptor pool knows, in front of their parser."""
+    """Checks the requests of every method in the descriptor pool before they are parsed."""
 
     def wrap(self, handler: "Handler", method: str) -> "Handler":
         """Wrap a handler whose requests are parsed."""
@@ -93,7 +93,7 @@ class MessageSizeInterceptor(HandlerInterceptor):
         def check_and_parse(data: bytes) -> Any:
             if len(data) > most:
                 raise OversizedMessageError(
-                    f"the request has {len(data)} bytes; to health and reflection send no more than {most}, a name"
+                    f"the request has {len(data)} bytes; health and reflection take at most {most}, enough for a name"
                 )
             if len(data) > SMALL_BYTES:
                 require_few_fields(data, kind)
@@ -111,15 +111,15 @@ def require_few_fields(data: bytes, kind: Kind) -> None:
     """Refuse a message that would take far more memory as objects than as bytes.
 
     Args:
-        data: The message. From where its bytes are no message, they are left to the parser.
-        kind: What it is.
+        data: The message; where its bytes become invalid, the count ends, and the parser will refuse it.
+        kind: The kind of message.
 
     Raises:
         OversizedMessageError: It has more fields, packed integers, or bytes beside its images than a request needs.
     """
     try:
         _Count(data, kind).run()
-    except (IndexError, _BrokenError):  # it ends within a field, or is no message
+    except (IndexError, _BrokenError):  # it ends within a field, or is invalid
         return
 
 
@@ -130,7 +130,7 @@ class _Count:
         self._fields = 0
         self._packed: Counter[int] = Counter()
         self._beside = self._image = 0
-        # The message, or the group, that is being read: its kind, its end, and its number where it is a group.
+        # The message or group that is being read: its kind, its end, and, for a group, its field number.
         self._inner = (kind, len(data), 0)
         self._outer: list[tuple[Kind, int, int]] = []
 
@@ -139,8 +139,8 @@ class _Count:
             self._fields += 1
             if self._fields > MOST_FIELDS:
                 raise OversizedMessageError(
-                    f"the request has more than {MOST_FIELDS} fields, those of its tensors, names and parameters"
-                    " counted; send pixels and files as bytes, and fewer of the others at a time"
+                    f"the request has more than {MOST_FIELDS} fields, including those of its tensors, names and"
+                    " parameters; send pixels and files as bytes, and fewer other fields at a time"
                 )
             tag = self._varint()
             number, wire = tag >> 3, tag & 7
@@ -177,11 +177,11 @@ class _Count:
             self._packed[most] += size
             if self._packed[most] > most:
                 raise OversizedMessageError(
-                    f"the request has {self._packed[most]} bytes of packed integers, and of this kind no more than"
-                    f" {most} are taken; send tensors as raw_input_contents"
+                    f"the request has {self._packed[most]} bytes of packed integers, more than the limit of {most} for"
+                    " their type; send tensors as raw_input_contents"
                 )
         elif number in kind.image:
-            self._add_beside(self._image)  # which this one takes the place of, and which is held all the same
+            self._add_beside(self._image)  # the image that this one replaces, which is still held
             self._image = size
         elif number not in kind.images:
             self._add_beside(size)
@@ -195,7 +195,7 @@ class _Count:
             )
 
     def _group(self, number: int, wire: int) -> None:
-        """Go into a group, which no kind of ours has, or out of it."""
+        """Enter or leave a group, a deprecated wire type that none of our messages has."""
         if wire == _GROUP and number:
             self._outer.append(self._inner)
             self._inner = _UNKNOWN, self._inner[1], number

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from serving.spans import CallTracer
 
 _UNKNOWN = "other"
-# Counted from 0, so that the first is an increase: alerts ask for those, and a series that begins with 1 has none.
+# Series that exist from the start with 0: alerts use `increase`, which misses the first event of a series born with 1.
 _COUNTED_FROM_THE_START = (grpc.StatusCode.OK, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 
 
 class CallObserver(grpc.aio.ServerInterceptor):
-    """Counts calls and their bytes, gives each its id, and logs its end.
+    """Counts calls and their bytes, gives each call its id, and logs its end.
 
-    The outermost interceptor, so that it sees what the client sees. Methods that do not exist are counted together:
-    nothing that a client makes up becomes a label.
+    It is the outermost interceptor, so that it sees what the client sees. Methods that do not exist are counted
+    together, so that no name invented by a client becomes a label.
 
     Args:
-        methods: Those that there are, as SERVICE/METHOD.
+        methods: The existing methods, as SERVICE/METHOD.
         tracer: Traces calls; None for no traces.
 
     Attributes:
@@ -63,7 +63,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
             self._end(_UNKNOWN, grpc.StatusCode.UNIMPLEMENTED)
             return None
         method = handler_call_details.method.removeprefix("/")
-        if method not in self._methods:  # a stranger's, who is refused whatever it is
+        if method not in self._methods:  # from a caller without a token: it is refused in any case
             method = _UNKNOWN
         if (parts := parts_of(handler)) is None:
             return handler
@@ -95,7 +95,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
                 raise
             except grpc.aio.AbortError as error:
                 code = _code(context, grpc.StatusCode.UNKNOWN)
-                # gRPC's call keeps the error, and a traceback's frames keep the call: a cycle, with all that they hold.
+                # gRPC's call holds the error, and frames of its traceback hold the call: a cycle, which would leak.
                 del request
                 error.__context__ = None
                 raise error.with_traceback(None) from None
@@ -135,12 +135,12 @@ class CallObserver(grpc.aio.ServerInterceptor):
 
 
 def _details(context: "Context") -> str:
-    """Return what a client was told of why its call is not answered."""
+    """Return the error message that the client got; empty if none."""
     details = context.details()
     return details if isinstance(details, str) else ""
 
 
 def _code(context: "Context", otherwise: grpc.StatusCode) -> grpc.StatusCode:
-    """Return the code that a call was ended with, where it was."""
+    """Return the status code that a call was ended with, or else `otherwise`."""
     code = context.code()
     return code if isinstance(code, grpc.StatusCode) else otherwise

@@ -1,4 +1,4 @@
-"""How long an answer is of use: until its deadline, or until its caller goes away."""
+"""How long an answer is useful: until its deadline, or until its caller goes away."""
 
 import time
 
@@ -6,10 +6,10 @@ from serving.errors import TooLateError
 
 
 class Patience:
-    """One caller's, which long work asks for on its way; threads may share it.
+    """The patience of one caller, which long work checks from time to time; threads may share it.
 
     Args:
-        deadline: When the answer is of no use any more, on the monotonic clock.
+        deadline: Time on the monotonic clock after which the answer is useless.
     """
 
     def __init__(self, deadline: float) -> None:
@@ -17,11 +17,11 @@ class Patience:
         self._gone = False
 
     def end(self) -> None:
-        """Note that the caller has gone away."""
+        """Record that the caller has gone away."""
         self._gone = True
 
     def require(self) -> None:
-        """Go on while there is somebody to answer.
+        """Check that there is still a caller to answer.
 
         Raises:
             TooLateError: The caller has gone away, or the deadline has passed.

@@ -1,4 +1,4 @@
-"""The path of every image through the server, whatever the protocol: let in, decoded, run, written."""
+"""The path of every image through the server, for both protocols: admission, decoding, the run, writing the answer."""
 
 import asyncio
 import math
@@ -36,17 +36,17 @@ _INSTANT_BYTES = 1 << 20  # written in less than a millisecond
 
 @dataclass(frozen=True)
 class Demands:
-    """What an answer takes beside a class map.
+    """What an answer needs besides the class map.
 
     Attributes:
         confidence: Whether the confidence map is wanted.
-        scores: Whether the heatmap is looked at.
-        heatmaps: Of how many classes heatmaps are written.
-        scratch: Called with the image's height and width and the cells of its heatmap; returns how many bytes writing
-            takes for a while beside the answer.
-        extras: What is written beside the class map, by names: answers with the same take about as long.
-        instant: Whether writing takes no time worth a thread for an image that is not large.
-        require_size: Called with the image's height and width before it is decoded; raises InvalidFieldError where the
+        scores: Whether the heatmap is read.
+        heatmaps: Number of classes whose heatmaps are written.
+        scratch: Called with the image's height and width and the number of its heatmap cells; returns the bytes of
+            temporary memory that writing the answer takes.
+        extras: Names of what is written besides the class map; answers with the same extras take about equally long.
+        instant: Whether writing the answer of a small image is too quick to be worth a thread.
+        require_size: Called with the image's height and width before it is decoded; raises InvalidFieldError if the
             answer could not be written.
     """
 
@@ -62,8 +62,8 @@ class Demands:
 class Pipeline:
     """Takes images from their bytes to their answers.
 
-    Decoding and writing are done in threads, as many at a time as there are cores, so that the event loop never waits
-    for them; running in the model's own.
+    Decoding and writing run in a pool of as many threads as there are cores, so that the event loop never waits for
+    them; the model runs in its own threads.
 
     Args:
         limits: Images beyond these are refused.
@@ -85,22 +85,22 @@ class Pipeline:
         turn: Turn | None = None,
         ticket: Ticket | None = None,
     ) -> tuple[_Answer, Stages]:
-        """Answer one image; when the awaiting task is cancelled, what has not begun is not done.
+        """Answer one image; if the awaiting task is cancelled, stages that have not begun are skipped.
 
         Args:
             model: The model.
             source: The image.
-            write: Makes the answer of the image, (H, W, 3) uint8 RGB, and what the run gave; where that takes long, it
-                asks whether there is still patience for it.
-            held: Takes what the image and its answer hold; to be closed when the answer has left.
-            demands: What the answer takes.
-            deadline: When the answer is of no use any more, on the monotonic clock.
-            turn: Its turn in a stream, where it is one's: it waits where there is no room now, as long as the deadline
-                allows.
-            ticket: Its ticket, where it is let in already (`enter_together`).
+            write: Makes the answer from the image, (H, W, 3) uint8 RGB, and the result of the run; if that takes long,
+                it checks the `Patience` that it is given.
+            held: Releases the memory of the image and its answer when it is closed, after the answer has been sent.
+            demands: What the answer needs.
+            deadline: Time on the monotonic clock after which the answer is useless.
+            turn: Its turn, if it is an image of a stream: it then waits for room until the deadline, instead of being
+                refused.
+            ticket: Its ticket, if it was admitted before (`enter_together`).
 
         Returns:
-            The answer, and what its stages took.
+            The answer, and the durations of its stages.
 
         Raises:
             InvalidFieldError: The image cannot be read or is beyond a limit.
@@ -136,7 +136,7 @@ class Pipeline:
         turn: Turn | None,
         given: Ticket | None,
     ) -> tuple[_Answer, Stages]:
-        """Answer one image if there is room for it; the event loop is woken when its stages are done, not between."""
+        """Answer one image if there is room for it; the event loop is woken once, when all stages are done."""
         arrived = time.monotonic()
         ticket = given or model.admission.enter()
         paid = given is not None
@@ -149,7 +149,7 @@ class Pipeline:
             return self._submit(context, write, passage.image, passage.ran(executed), patience)
 
         try:
-            # What is to come is referred to by the ticket alone: its failure refers to this frame.
+            # Only the ticket refers to the pending work: a local variable would form a cycle with its exception.
             if source.instant and (model.device == "cpu" or source.byte_count <= COPIES * _INSTANT_BYTES):
                 passage.take(read())
                 ticket.work = passage.run()
@@ -168,7 +168,7 @@ class Pipeline:
             ticket.wrote()
         except OverloadedError:
             if not paid:
-                ticket.close()  # at once: an image of a stream tries again, and is not to stand in its own way
+                ticket.close()  # now: an image of a stream tries again, and must not compete with its own old ticket
             raise
         finally:
             _let_go(ticket, None if paid else held, patience)
@@ -184,14 +184,14 @@ class Pipeline:
         deadline: float = math.inf,
         turn: Turn | None = None,
     ) -> list[Ticket]:
-        """Let images that are asked for together in, with their memory: all of them or none.
+        """Admit the images of one request together, with their memory: all of them or none.
 
         Args:
             model: The model.
             sources: The images.
-            held: Takes what they hold, as for `answer`; what is done for one when it is closed keeps its part.
-            demands: What each answer takes.
-            deadline: When the answer is of no use any more.
+            held: Releases their memory when it is closed; an image that is still worked on keeps its part until then.
+            demands: What each answer needs.
+            deadline: Time on the monotonic clock after which the answer is useless.
             turn: The request's turn in a stream.
 
         Returns:
@@ -220,10 +220,10 @@ class Pipeline:
             raise
 
     def _bytes_of(self, model: ServedModel, sources: Sequence[Source], demands: Demands) -> list[int]:
-        """Return how many bytes are held for each of images that are asked for together.
+        """Return how many bytes each image of a request holds.
 
         Raises:
-            InvalidFieldError: There will never be as many, or an image is beyond a limit.
+            InvalidFieldError: Together they need more than there is at all, or an image is beyond a limit.
         """
         byte_counts = [source.byte_count + held_bytes(model, *source.open(self.limits), demands) for source in sources]
         if (needed := sum(byte_counts)) > (total := model.admission.memory.total):
@@ -235,27 +235,27 @@ class Pipeline:
         return byte_counts
 
     async def in_thread(self, work: Callable[..., _Answer], *arguments: Any) -> _Answer:
-        """Do work in one of the threads for decoding and writing."""
+        """Run a function in one of the threads for decoding and writing."""
         submitted = self._submit(copy_context(), work, *arguments)
         try:
             return await asyncio.wrap_future(submitted)
         finally:
             _leave_behind(submitted)
-            del submitted  # its failure refers to this frame
+            del submitted  # its exception refers to this frame
 
     def close(self) -> None:
-        """Drop what waits for a thread."""
+        """Drop work that still waits for a thread."""
         self._codecs.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self, context: Context, work: Callable[..., _Answer], *arguments: Any) -> Future[_Answer]:
-        """Let a thread do work in a context in which no other does meanwhile."""
+        """Submit work to the thread pool, in a context that no other thread is in at the same time."""
         todo = [partial(work, *arguments)]
 
         def do() -> _Answer:
             return todo.pop()()
 
         submitted = self._codecs.submit(context.run, do)
-        # The pool keeps cancelled work until a thread comes to it; what it was to work on is not kept with it.
+        # The pool keeps cancelled work until a thread takes it from the queue; its arguments are freed now.
         submitted.add_done_callback(lambda _: todo.clear())
         return submitted
 
@@ -271,16 +271,16 @@ class Pipeline:
         height, width = source.open(self.limits)
         demands.require_size(height, width)
         needed = source.byte_count + held_bytes(model, height, width, demands)
-        # Its orientation may turn the image, which a net may pad otherwise then.
+        # EXIF orientation may turn the image by 90 degrees, and the net may then pad it differently.
         run_bytes = max(model.batcher.run_bytes(height, width), model.batcher.run_bytes(width, height))
         for kind, count, most in (
-            ("to be held", needed, model.admission.memory.total),
-            ("to be computed", run_bytes, model.batcher.memory.total),
+            ("while it is held", needed, model.admission.memory.total),
+            ("while it is run", run_bytes, model.batcher.memory.total),
         ):
             if count > most:
                 raise InvalidFieldError(
                     source.field,
-                    f"an image of {width} x {height} pixels needs about {count} bytes {kind} by model {model.name!r},"
+                    f"an image of {width} x {height} pixels needs about {count} bytes {kind} for model {model.name!r},"
                     f" more than the limit of {most}; scale it down or cut it into tiles",
                 )
         patience_s = None if deadline == math.inf else deadline - time.monotonic()
@@ -294,9 +294,9 @@ class _Passage:
     Args:
         model: The model.
         ticket: The image's.
-        demands: What the answer takes.
-        deadline: When the answer is of no use any more, on the monotonic clock.
-        turn: Its turn in a stream, where it is one's.
+        demands: What the answer needs.
+        deadline: Time on the monotonic clock after which the answer is useless.
+        turn: Its turn, if it is an image of a stream.
 
     Attributes:
         image: (H, W, 3) uint8 RGB, once it was taken.
@@ -320,10 +320,10 @@ class _Passage:
         self._demands, self._deadline = demands, deadline
 
     def take(self, image: NDArray[np.uint8]) -> None:
-        """Take in the image, which was decoded, and prepare it for its run."""
+        """Accept the decoded image, and prepare it for its run."""
         height, width, _ = image.shape
         self._prepared = self._model.batcher.prepare(image)
-        self.image = self._prepared[:height, :width]  # so that what it was prepared from is held no longer
+        self.image = self._prepared[:height, :width]  # a view: the array it was prepared from is freed
         self._decoded = time.monotonic()
         if self._turn is not None:
             self._turn.enter()
@@ -331,7 +331,7 @@ class _Passage:
             call.decoded(height, width)
 
     def run(self, _taken: None = None) -> Future[Executed]:
-        """Let the image wait for its run."""
+        """Put the image into the model's queue."""
         height, width, _ = self.image.shape
         return self._model.batcher.submit(
             self._prepared,
@@ -342,13 +342,13 @@ class _Passage:
         )
 
     def ran(self, executed: Executed) -> Executed:
-        """Take in what the run gave, and return it."""
+        """Record the result of the run, and return it."""
         self._ticket.ran()
         self._ran, self._executed = time.monotonic(), executed
         return executed
 
     def stages(self, arrived: float, written: float) -> Stages:
-        """Return what the stages took, all of which are done.
+        """Return the durations of the stages, all of which are done.
 
         Args:
             arrived: When the image came, on the monotonic clock.
@@ -366,7 +366,7 @@ def _count_failure(model: ServedModel, error: BaseException, began: float, deadl
         model: The model that it was for.
         error: Why.
         began: When it came, on the monotonic clock.
-        deadline: When its answer was of no use any more, on the same.
+        deadline: Time after which its answer was useless, on the same clock.
     """
     ended = time.monotonic()
     late = isinstance(error, asyncio.CancelledError) and ran_out(deadline - ended)
@@ -374,7 +374,7 @@ def _count_failure(model: ServedModel, error: BaseException, began: float, deadl
 
 
 async def _when_there_is_room(attempt: Callable[[], Awaitable[_Answer]], deadline: float, turn: Turn | None) -> _Answer:
-    """Attempt what may find no room; for a turn in a stream again and again, as long as the deadline allows."""
+    """Make an attempt that may be refused for lack of room; for an image of a stream, repeat it until the deadline."""
     while True:
         try:
             return await attempt()
@@ -386,10 +386,10 @@ async def _when_there_is_room(attempt: Callable[[], Awaitable[_Answer]], deadlin
 
 
 def _let_go(ticket: Ticket, held: ExitStack | None, patience: Patience) -> None:
-    """See to it that a ticket is closed: when the answer has left, and not before its work is done.
+    """Arrange for a ticket to be closed when the answer has been sent, and not before its work is done.
 
-    A caller that has gone away leaves its work behind, which holds the image until it is done. Where `held` is None,
-    whoever gave the ticket closes it.
+    If the caller has gone away, work that has begun continues, and holds the image until it is done. If `held` is None,
+    the owner of the ticket closes it.
     """
     left_behind = ticket.work is not None and _leave_behind(ticket.work)
     if left_behind:
@@ -401,7 +401,7 @@ def _let_go(ticket: Ticket, held: ExitStack | None, patience: Patience) -> None:
 
 
 def _leave_behind(work: Future[Any]) -> bool:
-    """Tell whether work goes on though nobody waits for it any more; it is counted as its client's until it is done."""
+    """Tell whether work continues though nobody waits for it; it counts as a call of its client until it is done."""
     if work.done():
         return False
     if (call := current_call.get()) is not None:
@@ -415,11 +415,11 @@ def _is_small(executed: Executed) -> bool:
 
 
 def held_bytes(model: ServedModel, height: int, width: int, demands: Demands) -> int:
-    """Return what an image holds beside its message from its decoding to its answer, in bytes."""
+    """Return the bytes that an image holds besides its message, from its decoding to its answer."""
     label_map = model.info.label_map
     cells = model.info.geometry.cells(height, width)
     # On a GPU the image and what is computed of it are padded (`Batcher.prepare`).
     pixels = height * width if model.device == "cpu" else model.batcher.padded_pixels(height, width)
-    # A heatmap that is answered is held in the message too, and as that is sent.
+    # A heatmap in the answer is held twice more: in the response message, and in its serialized bytes.
     byte_count = answer_bytes(label_map, pixels, cells * (len(label_map) + 2 * demands.heatmaps))
     return byte_count + demands.scratch(height, width, cells)

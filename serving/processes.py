@@ -1,8 +1,8 @@
-"""Several server processes at one port: Python's lock lets one of them use little more than a core.
+"""Several server processes on one port, since the GIL lets one process use little more than a core.
 
-The process that the command started computes nothing. It holds the port, starts the others by its own command line,
-passes signals on to them, and answers probes for them. Each of the others is a whole server with models of its own; the
-system gives each new connection to one of them (SO_REUSEPORT of socket(7)).
+The parent process computes nothing. It holds the port, starts the others with its own command line, passes signals on
+to them, and answers probes for them. Each child is a complete server with its own models; the kernel gives each new
+connection to one of them (SO_REUSEPORT, see socket(7)).
 """
 
 import asyncio
@@ -41,12 +41,12 @@ _OPENED = b"the models are open"
 _LISTENING, _PROBED = b"listening on ", b"probes and metrics at http://"
 _BY_SIGNAL = 128
 LIFELINE = 0
-"""The file descriptor of each process, its standard input, that ends when the one that started it does."""
+"""The standard input of each process, a pipe that is closed when the parent process ends."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What tells one of the processes from a server that is alone.
+    """The role of one of several server processes.
 
     Attributes:
         number: The number of this process, from 1.
@@ -60,7 +60,7 @@ class Part:
 
     @classmethod
     def of_this_process(cls) -> Self | None:
-        """Return which part this process was started as; None where it is alone. What it starts itself is none."""
+        """Return the part that this process was started as; None if it serves alone. Its own children get none."""
         told = os.environ.pop(_VARIABLE, None)
         return None if told is None else cls(**json.loads(told))
 
@@ -71,29 +71,29 @@ class Part:
 
 
 def wait_for_others(part: Part | None) -> int | None:
-    """Tell that the models of this process are open, and wait until those of the others are.
+    """Report that the models of this process are open, and wait until those of the others are.
 
     Args:
-        part: Which of the processes this is; None where it is alone, and waits for none.
+        part: Which of the processes this is; None if it serves alone, and waits for none.
 
     Returns:
-        Its lifeline; None where it is alone.
+        Its lifeline; None if it serves alone.
     """
     if part is None:
         return None
     click.echo(_OPENED)
     select.select([LIFELINE], [], [])
-    os.read(LIFELINE, 1)  # nothing at its end, which the event loop is told again
+    os.read(LIFELINE, 1)  # empty at its end, which the event loop sees again
     return LIFELINE
 
 
 async def serve_in_processes(
     count: int, host: str, port: int, http_port: int | None, announce: Callable[[Sequence[bytes]], None]
 ) -> int:
-    """Serve by processes that share a port, until SIGTERM or SIGINT, or until one of them ends.
+    """Serve with processes that share a port, until SIGTERM or SIGINT, or until one of them ends.
 
-    The first has to open its models before the others are started: what is wrong with them is told once. They listen
-    when the models of all are open: clients that wait for the server would else be connected to the first for good.
+    The first must open its models before the others start, so that an error in a model is reported once. They listen
+    only when all have opened their models: otherwise all clients that wait would stay connected to the first.
 
     Args:
         count: How many.
@@ -136,9 +136,9 @@ async def serve_in_processes(
 
 @contextmanager
 def held_port(host: str, port: int) -> Iterator[int]:
-    """Hold a port of a host, 0 for a free one, for others to share while the block runs, and give its number.
+    """Hold a port of a host, 0 for a free one, for the processes to share while the block runs; yield its number.
 
-    As a server does, it does without those of the host's addresses that this machine has not.
+    Like a server, it skips those of the host's addresses that this machine does not have.
     """
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     failures: list[OSError] = []

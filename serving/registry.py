@@ -36,12 +36,12 @@ _log = logging.getLogger(__name__)
 _Contents: TypeAlias = tuple[tuple[str, FileStamp], ...]
 """Versions of a model and what their files are."""
 _Attempt: TypeAlias = tuple[_Contents, tuple[int | None, ...]]
-"""What was to be served of a model, and when its files were last touched: who may read them counts too."""
+"""The versions to be served, and when the inodes of their files last changed, so that changed permissions count too."""
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """An attempt that failed, and from when on, on the monotonic clock, it is made again after a pause."""
+    """An attempt that failed, its pause, and the time on the monotonic clock from which on it is repeated."""
 
     attempt: _Attempt
     pause_s: float
@@ -59,11 +59,11 @@ class ModelRegistry:
         paths: Model files and repositories, as for `find_sources`; all of their models are opened.
         config: How they are opened and run.
         open_segmenter: Opens a model file, as `fcnseg.segmenter.load`.
-        strict: Whether all of them must open, or only one of them; the others are told of in the log then.
+        strict: Whether all of them must open; otherwise one is enough, and the failures of the others are logged.
 
     Attributes:
-        held: What the images of all requests may take together.
-        running: What the runs of all models may take together.
+        held: Memory budget for the images of all requests.
+        running: Memory budget for the runs of all models.
 
     Raises:
         ModelFileError: One of them is not a valid model.
@@ -124,18 +124,18 @@ class ModelRegistry:
 
     @property
     def unopened(self) -> frozenset[str]:
-        """Names of the models of which a file could not be opened at the last try; what was served still is.
+        """Names of the models with a file that could not be opened at the last try; what was served before still is.
 
-        A model that is unloaded, or found to be gone, is none of them any more.
+        A model that is unloaded, or found to be gone, is removed from them.
         """
         return self._unopened
 
     def sources(self) -> list[ModelSource]:
-        """Return the models that the paths stand for now, open or not, but for those whose folders cannot be read."""
+        """Return the models that the paths contain now, open or not, without those whose folders cannot be read."""
         return find_sources(self._paths, {})
 
     def sources_of(self, name: str) -> list[ModelSource]:
-        """Return the versions of a model that the paths stand for now, open or not.
+        """Return the versions of a model that the paths contain now, open or not.
 
         Raises:
             ModelNotFoundError: There are none.
@@ -175,13 +175,13 @@ class ModelRegistry:
         return versions[version or next(reversed(versions))]
 
     def warm(self) -> None:
-        """Run every model on its declared sizes, so that the first requests are as fast as the later ones."""
+        """Run every model on the sizes to warm, so that the first requests are as fast as later ones."""
         for model in self.models:
             model.batcher.warm(self._config.warm_sizes, self._closing.is_set)
 
     @contextmanager
     def using(self, name: str, version: str) -> Iterator[ServedModel]:
-        """Find a model as `find` does; it is not closed before the block ends.
+        """Find a model like `find`, and keep it open until the block ends.
 
         Raises:
             ModelNotFoundError: There is no such model.
@@ -195,39 +195,39 @@ class ModelRegistry:
             model.users.leave()
 
     def load(self, name: str) -> None:
-        """Make a model what the paths hold of it now, with no request failed.
+        """Bring a model up to date with the paths, without failing a request.
 
-        Versions that are new, or whose file has changed, are opened and warmed, then take the place of the old ones,
-        which are closed when nothing uses them any more. Where one cannot be opened, all stays as it was.
+        New versions, and those whose files have changed, are opened and warmed, and then replace the old ones, which
+        are closed when no request uses them any more. If one cannot be opened, nothing changes.
 
         Raises:
             ModelNotFoundError: The paths hold no such model.
             ModelFileError: One of its files is not a valid model.
             DeviceError: The device cannot run it.
-            StoppingError: Nothing more is opened.
+            StoppingError: The server is stopping.
         """
         with self._changing:
             self._replace(name, self._sources_to_open(name))
 
     def reload(self, name: str) -> None:
-        """Open a model's files again, changed or not; else as `load`.
+        """Open the files of a model that is served again, changed or not; otherwise like `load`.
 
         Raises:
             ModelNotFoundError: No such model is open, or the paths no longer hold it.
             ModelFileError: One of its files is not a valid model.
             DeviceError: The device cannot run it.
-            StoppingError: Nothing more is opened.
+            StoppingError: The server is stopping.
         """
         with self._changing:
             self.find(name, "")
             self._replace(name, self._sources_to_open(name), anew=True)
 
     def unload(self, name: str, version: str = "") -> None:
-        """Take a model from service, and close it when what is under way is done.
+        """Take a model out of service, and close it when its current requests are done.
 
         Args:
             name: Its name.
-            version: Its version; empty stands for all of them.
+            version: Its version; empty for all versions.
 
         Raises:
             ModelNotFoundError: There is no such model or version.
@@ -240,11 +240,11 @@ class ModelRegistry:
             self._serve(name, left)
 
     def refresh(self) -> None:
-        """Make all models what the paths hold now; what cannot be opened is logged once and stays as it was.
+        """Bring all models up to date with the paths; a model that cannot be opened is logged once and stays as it was.
 
-        Such a model is tried again when its files have changed; and else after a pause, each twice as long as the one
-        before, since what kept it from being opened may have passed: too little memory, say, or too many open files.
-        Nothing is raised: it is called at intervals, and must be called again, whatever a file does to the runtime.
+        Such a model is tried again when its files have changed, and otherwise with exponential backoff, since the cause
+        may have passed, such as too little memory or too many open files. Nothing is raised: this is called
+        periodically, and must go on to be, whatever a file does to the runtime.
         """
         with self._changing:
             faults: Faults = {}
@@ -280,11 +280,11 @@ class ModelRegistry:
                     self._failed.pop(name, None)
 
     def stop_opening(self) -> None:
-        """Open nothing more; what is being opened is dropped, and what is served goes on."""
+        """Open no more models; one that is being opened is dropped, and those that are served stay."""
         self._closing.set()
 
     def close(self) -> None:
-        """Stop the models' batchers; what waits is refused, and nothing more is opened."""
+        """Stop the models' batchers; waiting images are refused, and no more models are opened."""
         self.stop_opening()
         with self._changing:
             for model in self.models:
@@ -294,7 +294,7 @@ class ModelRegistry:
         return list(self._models.get(name, {}).values())
 
     def _sources_to_open(self, name: str) -> list[ModelSource]:
-        """Return what `sources_of` does; where that is nothing, no file of the model fails to open any more."""
+        """Return what `sources_of` does; if the model is gone, it no longer counts as one that could not be opened."""
         try:
             return self.sources_of(name)
         except ModelNotFoundError:
@@ -302,12 +302,12 @@ class ModelRegistry:
             raise
 
     def _replace(self, name: str, sources: Sequence[ModelSource], *, anew: bool = False) -> None:
-        """Open these versions of a model, but for those that are open, and serve them in the place of those there are.
+        """Open these versions of a model, unless they are open already, and serve them instead of the current ones.
 
         Args:
             name: The model.
             sources: Its versions.
-            anew: Whether those that are open are opened again too.
+            anew: Whether to reopen versions that are open already.
         """
         old = self._versions_of(name)
         open_files = {} if anew else {(model.version, model.stamp): model for model in old}
@@ -332,7 +332,7 @@ class ModelRegistry:
             raise StoppingError("the server is stopping; ask another to open the model")
 
     def _serve(self, name: str, versions: Sequence[ServedModel]) -> None:
-        """Let open versions of a model take the place of those there are, which are closed when nothing uses them."""
+        """Serve these open versions of a model instead of the current ones, which are closed when no longer used."""
         old = self._versions_of(name)
         self._swap((*(model for model in self.models if model.name != name), *versions))
         if [*versions] != old:
@@ -355,12 +355,12 @@ class ModelRegistry:
             model.engine.close()
 
     def _is_too_soon(self, name: str, attempt: _Attempt) -> bool:
-        """Tell whether this attempt has failed, and its pause is not over."""
+        """Tell whether this same attempt has failed, and its pause is not over yet."""
         last = self._failed.get(name)
         return last is not None and last.attempt == attempt and time.monotonic() < last.again_at
 
     def _log_failure(self, name: str, attempt: _Attempt, error: Exception) -> None:
-        """Keep that an attempt has failed, and log it, unless it has failed before."""
+        """Remember that an attempt has failed, and log it unless the same attempt failed before."""
         last, pause_s = self._failed.get(name), _FIRST_PAUSE_S
         if last is not None and last.attempt == attempt:
             pause_s = min(2 * last.pause_s, _LONGEST_PAUSE_S)
@@ -382,13 +382,13 @@ class ModelRegistry:
         )
 
     def _open_unchanged(self, path: Path, options: EngineOptions) -> tuple[Segmenter, FileStamp]:
-        """Open a file that stays what it is meanwhile, and return its stamp too.
+        """Open a file, make sure that it did not change meanwhile, and return its stamp too.
 
-        It is opened several times, for runs that are alone and for those side by side: of a file that another takes the
-        place of, they would be of two models.
+        The file is opened more than once, for single runs and for runs side by side: if it were replaced in between,
+        these sessions would belong to two different models.
 
         Raises:
-            ModelFileError: It is no valid model, or changes each time.
+            ModelFileError: It is not a valid model, or it changed during every try.
         """
         for _ in range(_MOST_TRIES):
             stamp = stamp_of(path)

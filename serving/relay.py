@@ -1,4 +1,4 @@
-"""Work that goes on from thread to thread, for which the event loop is woken once, when all of it is done."""
+"""Work in several stages on different threads, for which the event loop is woken only once, when all are done."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -8,14 +8,14 @@ _Answer = TypeVar("_Answer")
 
 
 class Relay(Future[_Answer]):
-    """The second of two stages, which is begun in the thread that ended the first; either may be a relay itself.
+    """The future of two stages, the second begun by the thread that ended the first; a stage may be a relay itself.
 
-    When it is cancelled, a stage that waits leaves its queue, and none begins; it is done when the stage under way,
-    which holds what it works on, has ended.
+    When it is cancelled, a waiting stage leaves its queue and no other begins. It is done only when a running stage,
+    which holds the data that it works on, has ended.
 
     Args:
-        first: The stage that has begun.
-        begin: Begins the second with what the first has given.
+        first: The first stage, which has begun.
+        begin: Begins the second stage with the result of the first.
     """
 
     def __init__(self, first: Future[Any], begin: Callable[[Any], Future[_Answer]]) -> None:
@@ -26,16 +26,16 @@ class Relay(Future[_Answer]):
         first.add_done_callback(self._go_on)
 
     def cancel(self) -> bool:
-        """Begin no stage; tell whether it has ended at once."""
+        """Begin no further stage; tell whether the relay is cancelled already."""
         self._given_up = True
         if (stage := self._stage) is not None:
             stage.cancel()
         return self.cancelled()
 
     def _go_on(self, ended: Future[Any]) -> None:
-        """Begin the second stage, or end."""
+        """Begin the second stage, or finish."""
         self._stage = None
-        begin, self._begin = self._begin, None  # it holds what it would work on
+        begin, self._begin = self._begin, None  # it holds the data of its stage
         if self._given_up or ended.cancelled():
             super().cancel()
         elif (error := ended.exception()) is not None:
@@ -50,12 +50,12 @@ class Relay(Future[_Answer]):
 
 
 def _begin(begin: Callable[[Any], Future[Any]], ended: Future[Any]) -> Future[Any]:
-    """Begin a stage; one that cannot begin has failed."""
+    """Begin a stage; if it cannot begin, return it as failed."""
     try:
         return begin(ended.result())
     except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the relay
         failed: Future[Any] = Future()
-        # By its traceback the failure would refer to frames, of which those that called hold the relay: a cycle, which
-        # keeps what stages work on for long.
+        # The traceback refers to frames that hold the relay: a cycle, which would keep the data of the stages until the
+        # garbage collector runs.
         failed.set_exception(error.with_traceback(None))
         return failed

@@ -56,7 +56,7 @@ class Reloaded(Generic[_Value]):
             self._value = self._read()
         except FcnsegError as error:
             if str(error) != self._told:
-                _log.warning("what was read before stays in use: %s", error)
+                _log.warning("the files read before stay in use: %s", error)
             self._told = str(error)
         else:
             self._stamps = stamps

@@ -58,7 +58,7 @@ def _faults_told() -> Iterator[None]:
         yield
     except OSError as error:
         place = shown(Path(str(error.filename)))
-        raise ModelFileError(f"{place} cannot be looked at: {error.strerror}; let the server read it") from error
+        raise ModelFileError(f"{place} cannot be examined: {error.strerror}; let the server read it") from error
 
 
 def _find_sources(paths: Sequence[Path], faults: Faults | None) -> list[ModelSource]:
@@ -78,7 +78,7 @@ def _find_sources(paths: Sequence[Path], faults: Faults | None) -> list[ModelSou
 
 def _source(name: str, version: str, path: Path) -> ModelSource:
     if not name.isprintable():
-        raise ModelFileError(f"the name of model {shown(path)} is no line of text; rename it")
+        raise ModelFileError(f"the name of model {shown(path)} is not a line of printable text; rename it")
     return ModelSource(name, version, path)
 
 

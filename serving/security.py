@@ -38,7 +38,7 @@ class Security:
             raise UsageError(f"--open-admin and {self.admin_closed_by} contradict each other; give one of them")
         if self.open_admin and self.tokens is not None:
             raise UsageError(
-                "--open-admin has no meaning with --tokens; add the word admin to the lines of the tokens that may"
+                "--open-admin has no effect with --tokens; add the word admin to the lines of the tokens that may"
             )
 
     def guard(self, host: str) -> Guard:

@@ -23,12 +23,11 @@ class ModelConfig:
         device: `cpu`, `cuda`, `cuda:N`, or `auto`.
         options: How the models' sessions run.
         batching: How requests share runs.
-        max_memory: Bytes that all images under way may take together, half of them for images that wait and answers
-            that are written, half for runs; 0 takes half of the machine's memory, and on CUDA half of the device's for
-            runs.
+        max_memory: Memory limit in bytes for all images in progress: half for images that wait and answers that are
+            written, half for runs. 0 takes half of the machine's memory, and on CUDA half of the device's for runs.
         warm_sizes: (height, width) of the images that are run before serving.
-        said: Settings that take the place of those in `options` and `batching`, whatever was tuned.
-        tuned: Whether those that a model's `MODEL.tune.json` names take their place too, where nothing is said.
+        said: Explicit settings, which override those in `options` and `batching` and tuned ones.
+        tuned: Whether the settings in a model's `MODEL.tune.json` apply where `said` has none.
         sharers: How many processes share `max_memory`.
     """
 

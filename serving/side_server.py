@@ -138,7 +138,9 @@ def _make_app(
         if path == "/metrics":
             return _write_metrics(metrics, environ, start_response)
         if path == "/healthz":
-            status, text = ("200 OK", "alive") if is_alive() else ("503 Service Unavailable", "the event loop stands")
+            status, text = (
+                ("200 OK", "alive") if is_alive() else ("503 Service Unavailable", "the event loop does not respond")
+            )
         elif path == "/readyz":
             status, text = ("200 OK", "ready") if is_ready() else ("503 Service Unavailable", "not ready")
         else:

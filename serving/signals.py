@@ -26,5 +26,5 @@ def end_when_overdue(after_s: float) -> None:
 
 
 def _end() -> None:
-    _log.warning("what cannot be interrupted has outlasted the grace; the process ends without it")
+    _log.warning("work that cannot be interrupted has outlasted the grace period; the process ends without it")
     os._exit(0)

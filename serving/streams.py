@@ -1,4 +1,4 @@
-"""Streams of images: a few are answered at a time, and their answers leave in their order."""
+"""Streams of images: a few are answered at a time, and the answers are sent in the order of the images."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Item(Protocol):
-    """A request of a stream, which its client has a name for."""
+    """A request of a stream, with the id that its client gave it."""
 
     id: str
 
@@ -31,11 +31,11 @@ _LONGEST_WRITE_S = 60.0
 
 
 class Turn:
-    """What one request of a stream holds up, and what it holds.
+    """The place of one request in its stream.
 
     Attributes:
-        let_in: Set when there is room for its images; until then nothing more is read from its stream.
-        held: Closed when its answer has left.
+        let_in: Set when there is room for its images; until then no further request is read from the stream.
+        held: Memory of the request and its answer, released when the answer has been sent.
     """
 
     def __init__(self) -> None:
@@ -44,15 +44,15 @@ class Turn:
         self._loop = asyncio.get_running_loop()
 
     def enter(self) -> None:
-        """Note in any thread that there is room."""
+        """Record, from any thread, that there is room."""
         self._loop.call_soon_threadsafe(self.let_in.set)
 
 
 class _Reader(Generic[_Request]):
-    """Reads a stream until its sender ends it or the server stops; to be closed.
+    """Reads a stream until its sender ends it or the server stops; it must be closed.
 
     Args:
-        requests: What comes.
+        requests: The incoming requests.
         stopping: Set when the server stops.
     """
 
@@ -63,19 +63,19 @@ class _Reader(Generic[_Request]):
 
     @property
     def at_end(self) -> bool:
-        """Whether the sender has ended it, though it be after the server stopped, and all that it sent was read."""
+        """Whether the sender has ended the stream, even after the server stopped, and all its requests were read."""
         if (coming := self._coming) is None or not coming.done() or coming.cancelled():
             return False
         return coming.exception() is None and coming.result() is None
 
     async def next(self) -> _Request | None:
-        """Return what comes next; None where nothing more is read."""
+        """Return the next request; None if no more are read."""
         self._coming = asyncio.ensure_future(anext(self._requests, None))
         await asyncio.wait({self._coming, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
         return self._coming.result() if self._coming.done() else None
 
     def close(self) -> None:
-        """Wait for nothing more."""
+        """Stop waiting for requests."""
         self._stopped.cancel()
         if self._coming is not None:
             self._coming.cancel()
@@ -89,18 +89,18 @@ async def answer_in_order(
     calls: CallCounter,
     what: str,
 ) -> None:
-    """Answer the requests of a stream until its sender ends it; when the server stops, those that were read.
+    """Answer the requests of a stream until its sender ends it, or, when the server stops, those read so far.
 
-    Only a few are read ahead, and only one for which there is no room, so that a sender that is faster than the model
-    is held back by flow control. So is the model by a client that does not read: after a minute its stream is ended,
-    and nothing more is held for it than the answer that it is to read.
+    Only a few requests are read ahead, and at most one that waits for room, so that HTTP/2 flow control puts
+    back-pressure on a sender that is faster than the model. A client that does not read its answers holds the stream
+    back too: after a minute the stream is ended, and only its unread answer is still held.
 
     Args:
-        requests: What comes.
-        answer: Answers one.
-        write_failure: Makes the answer to one that cannot be answered; it ends nothing.
+        requests: The incoming requests.
+        answer: Answers one request.
+        write_failure: Makes the response to a request that failed; the stream continues.
         context: Takes the answers.
-        calls: Knows when the server stops, and waits for the stream.
+        calls: Knows when the server stops, and makes it wait for the stream.
         what: The method, for the log.
     """
     answers: asyncio.Queue[tuple[asyncio.Task[_Answer], Turn] | None] = asyncio.Queue(_REQUESTS_AHEAD - 2)
@@ -110,7 +110,7 @@ async def answer_in_order(
     gone = False
     with calls.counting(), ExitStack() as last:
         try:
-            await context.send_initial_metadata(())  # alone, so that a status may follow an answer that is not read
+            await context.send_initial_metadata(())  # by themselves, so that a status can follow an unread answer
             async with asyncio.TaskGroup() as group:
 
                 async def work(request: _Request, turn: Turn) -> _Answer:
@@ -143,7 +143,7 @@ async def answer_in_order(
         if gone:  # raised in `except*`, it would be wrapped by Python 3.11.3 and before
             raise asyncio.CancelledError
         if end is None and not reader.at_end:
-            end = StoppingError("the server is stopping; go on with another")
+            end = StoppingError("the server is stopping; continue with another server")
         if end is not None:
             await abort(context, end, what)
 
@@ -154,13 +154,13 @@ async def _write_in_order(
     context: "Context",
     last: ExitStack,
 ) -> None:
-    """Write answers as they are made.
+    """Write answers in order, each as soon as it is ready.
 
     Args:
-        answers: Tasks that make them, in their order, with their turns; None behind the last.
-        turns: Those of them that are not written.
+        answers: The tasks that make them, in their order, with their turns; None after the last.
+        turns: The turns whose answers are not written yet.
         context: Takes the answers.
-        last: Holds what the answer that is being written does. gRPC keeps one that is not read in time all the same.
+        last: Holds the memory of the answer that is being written, since gRPC keeps it even when the write times out.
 
     Raises:
         TimeoutError: The client did not read one in time.

@@ -68,7 +68,7 @@ def test_an_overloaded_server_is_told_with_the_time_it_asks_for(
     ):
         held = pool.submit(client.segment, IMAGE)
         assert gated.begun.acquire(timeout=60)
-        with pytest.raises(ServerOverloadedError, match=f"server {server.address}: 1 images are under way") as caught:
+        with pytest.raises(ServerOverloadedError, match=f"server {server.address}: 1 images wait or run") as caught:
             client.segment(IMAGE)
         gated.gate.set()
         assert held.result().class_map.shape == (400, 600)

@@ -29,7 +29,7 @@ def batcher(tiny_model: Path) -> Batcher:
 def test_no_more_images_are_let_in_than_the_queue_holds(batcher: Batcher) -> None:
     admission = Admission(batcher, MemoryBudget(100))
     tickets = [admission.enter() for _ in range(3)]
-    with pytest.raises(OverloadedError, match="3 images are under way, as many as there may be") as caught:
+    with pytest.raises(OverloadedError, match="3 images wait or run, and the model's queue is full") as caught:
         admission.enter()
     assert 0 < caught.value.retry_after_s <= 10
     tickets[0].ran()  # its answer is still being written
@@ -46,7 +46,7 @@ def test_no_more_bytes_are_let_in_than_the_memory_holds_until_answers_are_writte
     admission = Admission(batcher, memory)
     with closing(admission.enter()) as first:
         first.reserve(4, 4, 60, None)
-        words = "hold 60 of 100 bytes and this one needs 50"
+        words = "60 of 100 bytes are taken, and this request needs 50"
         with closing(admission.enter()) as second, pytest.raises(OverloadedError, match=words):
             second.reserve(4, 4, 50, None)
         first.ran()

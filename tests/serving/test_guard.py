@@ -231,7 +231,7 @@ def test_nobody_makes_health_hold_a_large_message(guarded: RunningServer, method
             return stub.Check(request, metadata=metadata, timeout=10)
         return next(stub.Watch(request, metadata=metadata, timeout=10))
 
-    message = f"the request has {request.ByteSize()} bytes; to health and reflection send no more than 4096, a name"
+    message = f"the request has {request.ByteSize()} bytes; health and reflection take at most 4096, enough for a name"
     assert outcome(guarded, ask) == (grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
@@ -291,7 +291,7 @@ def test_nobody_changes_models_where_that_is_switched_off(tiny_model: Path, toke
 def test_options_that_contradict_each_other_are_refused(tokens: TokensFile) -> None:
     with pytest.raises(UsageError, match="--open-admin and --no-admin contradict each other"):
         Security(open_admin=True, admin_closed_by="--no-admin")
-    with pytest.raises(UsageError, match="--open-admin has no meaning with --tokens"):
+    with pytest.raises(UsageError, match="--open-admin has no effect with --tokens"):
         Security(open_admin=True, tokens=Tokens(tokens.path))
 
 
@@ -522,7 +522,7 @@ def test_changes_of_the_file_are_seen_without_a_restart(
         assert outcome(guarded, call, bearer(new))[0] is grpc.StatusCode.OK
     (record,) = [record for record in caplog.records if record.name == "serving.reloading"]
     assert record.getMessage().startswith(
-        f"what was read before stays in use: tokens file {tokens.path}, line 2: a name"
+        f"the files read before stay in use: tokens file {tokens.path}, line 2: a name"
     )
     tokens.write("# nobody")
     assert outcome(guarded, call, bearer(new))[0] is UNAUTHENTICATED

@@ -146,7 +146,7 @@ def test_a_flood_is_refused_and_takes_no_more_than_a_few_times_its_bytes(
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (holding(1, b"x" * MOST_PROBE_BYTES), f"send no more than {MOST_PROBE_BYTES}, a name"),
+        (holding(1, b"x" * MOST_PROBE_BYTES), f"take at most {MOST_PROBE_BYTES}, enough for a name"),
         (b"\xff\xff\xff", "stubs made from the server's contract"),
     ],
 )
@@ -322,7 +322,9 @@ def test_the_limits_are_exact() -> None:
         (MOST_WIDENED_BYTES, holding(3, sizes + b"\0")),
         (MOST_UINT32_BYTES, holding(5, holding(4, pixels + b"\0"))),
     ):
-        with pytest.raises(OversizedMessageError, match=f"{most + 1} bytes of {WIDENED}.*no more than {most} are"):
+        with pytest.raises(
+            OversizedMessageError, match=f"{most + 1} bytes of {WIDENED}.*more than the limit of {most} for their type"
+        ):
             require_few_fields(holding(5, tensor), kind)
 
 

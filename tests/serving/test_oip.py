@@ -307,7 +307,7 @@ def test_images_of_a_request_are_let_in_together_or_not_at_all(tiny_model: Path)
         with pytest.raises(grpc.RpcError) as caught:
             stub.ModelInfer(ask(np.repeat(PIXELS[:1], 4, axis=0)), timeout=20)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert caught.value.details() == "1 images are under way and 4 more are too many; ask again later"
+        assert caught.value.details() == "1 images wait or run, and there is no room for 4 more; ask again later"
         assert registry.models[0].statistics.failure.count == 4
         assert registry.held.taken == taken
         segmenter.gate.set()

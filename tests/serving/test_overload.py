@@ -73,7 +73,7 @@ def test_a_full_queue_is_told_with_the_time_to_ask_again(gated: GatedSegmenter, 
         assert [answer.class_map.data for answer in held] == [bytes(16)] * 2
     assert status(error) == (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        "2 images are under way, as many as there may be; ask again later",
+        "2 images wait or run, and the model's queue is full; ask again later",
     )
     assert isinstance(error, grpc.Call)
     (detail,) = rpc_status.from_call(error).details
@@ -101,7 +101,7 @@ def test_images_that_fill_the_memory_keep_others_out_until_they_are_answered(
     for error in refused:
         code, message = status(error)
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "of 8000000 bytes and this one needs" in message
+        assert "of 8000000 bytes are taken, and this request needs" in message
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_an_image_that_cannot_be_run_once_it_is_turned_is_the_clients_mistake(
         stub.Segment(pb.SegmentRequest(encoded=file.getvalue()), timeout=20)
     code, message = status(caught.value)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert "an image of 200 x 4 pixels needs about 128000 bytes to be computed" in message
+    assert "an image of 200 x 4 pixels needs about 128000 bytes while it is run" in message
 
 
 def test_an_expired_request_leaves_the_queue_and_is_never_run(gated: GatedSegmenter, tiny_model: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_stopping_server_answers_what_a_stream_has_sent_and_ends_it(gated: Gat
             next(answers)
         more.set()
         server.wait_stopped()
-    assert status(caught.value) == (grpc.StatusCode.UNAVAILABLE, "the server is stopping; go on with another")
+    assert status(caught.value) == (grpc.StatusCode.UNAVAILABLE, "the server is stopping; continue with another server")
 
 
 @pytest.mark.parametrize("max_queue", [64, 2], ids=["all let in", "the last waits for room"])

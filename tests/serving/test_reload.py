@@ -228,8 +228,8 @@ def test_a_folder_with_a_fault_concerns_only_its_model(repository: Path, caplog:
         registry.refresh()
     assert licence(registry) == "second"
     assert registry.unopened == {"two\nlines"}
-    assert caplog.text.count("is no line of text; rename it") == 1
-    with pytest.raises(ModelFileError, match="is no line of text; rename it"):
+    assert caplog.text.count("is not a line of printable text; rename it") == 1
+    with pytest.raises(ModelFileError, match="is not a line of printable text; rename it"):
         registry.load("two\nlines")
     put(repository, 3, "third")
     registry.load("cat")

@@ -48,7 +48,7 @@ def test_a_file_that_is_gone_leaves_what_it_said(tmp_path: Path, caplog: pytest.
     reloaded = reload(path)
     path.unlink()
     assert [reloaded.get() for _ in range(2)] == ["one"] * 2
-    assert [record.getMessage() for record in caplog.records] == [f"what was read before stays in use: {path} is gone"]
+    assert [record.getMessage() for record in caplog.records] == [f"the files read before stay in use: {path} is gone"]
     path.write_text("two")
     assert reloaded.get() == "two"
 
@@ -74,7 +74,7 @@ def test_a_file_that_could_not_be_read_is_read_when_it_can_be(tmp_path: Path, ca
     path.write_text("three")
     assert reloaded.get() == "three"
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == [f"what was read before stays in use: {path} may not be read"]
+    assert warnings == [f"the files read before stay in use: {path} may not be read"]
 
 
 def test_a_file_that_is_not_there_at_first_is_an_error(tmp_path: Path) -> None:

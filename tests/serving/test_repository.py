@@ -45,7 +45,7 @@ def test_a_name_that_is_no_line_of_text_is_refused(repository: Path) -> None:
     for name in (b"caf\xe9", b"two\nlines"):
         folder = os.fsencode(repository) + b"/" + name
         shutil.copytree(os.fsencode(repository / "dog"), folder)
-        with pytest.raises(ModelFileError, match="is no line of text; rename it"):
+        with pytest.raises(ModelFileError, match="is not a line of printable text; rename it"):
             find_sources([repository])
         shutil.rmtree(folder)
 
@@ -55,7 +55,7 @@ def test_a_name_that_is_no_line_of_text_is_refused(repository: Path) -> None:
     ("folder", "words"),
     [
         ("cat", "folder repository/cat cannot be read: Permission denied; let the server read it"),
-        ("cat/2", "repository/cat/2/model.onnx cannot be looked at: Permission denied; let the server read it"),
+        ("cat/2", "repository/cat/2/model.onnx cannot be examined: Permission denied; let the server read it"),
     ],
 )
 def test_a_folder_that_may_not_be_read_is_told_or_left_out(

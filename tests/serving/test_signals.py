@@ -43,4 +43,4 @@ def test_a_run_that_outlasts_the_grace_does_not_keep_the_process(tiny_model: Pat
         finally:
             process.kill()
     assert process.returncode == 0
-    assert log.endswith("has outlasted the grace; the process ends without it\n")
+    assert log.endswith("has outlasted the grace period; the process ends without it\n")

@@ -122,7 +122,7 @@ def test_a_broken_new_certificate_is_logged_once_and_the_old_one_stays(
             for _ in range(2):
                 assert ask(server, tls=ClientTls(authority.path)) == [[0] * 6] * 4
             (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
-            assert record.getMessage().startswith(f"what was read before stays in use: {problem}")
+            assert record.getMessage().startswith(f"the files read before stay in use: {problem}")
             assert "\n" not in record.getMessage()
         certificate.unlink()
         assert ask(server, tls=ClientTls(authority.path)) == [[0] * 6] * 4
