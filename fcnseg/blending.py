@@ -1,9 +1,9 @@
-"""Blending the scores of tiles that overlap, for nets whose answer for a tile depends on the whole tile.
+"""Blends the scores of overlapping tiles, for nets whose result for a tile depends on the whole tile.
 
-Two tiles that see different contexts differ in their scores where they meet, and a cut from one to the other would show
-as a straight line in the mask. So the scores of the heatmap's cells ramp linearly from one tile to the next over the
-cells that both have, down the rows and along the columns; then they are brought to pixels as those of any image. Cells
-are blended, not pixels, because they are few, and because for more than 64 classes there are no pixels' scores.
+Two tiles with different contexts differ in their scores where they meet, and a hard cut between them would show as a
+straight line in the mask. So over the cells that two tiles share, the scores of the heatmap change linearly from one
+tile to the next, down the rows and along the columns; then they are resampled to pixels as for any image. Cells are
+blended, not pixels, because they are fewer, and because for more than 64 classes there are no scores of pixels.
 """
 
 from dataclasses import dataclass
@@ -79,14 +79,14 @@ class Blender:
 
 
 class _Seam:
-    """Joins arrays that overlap along an axis, holding back of each what the next will change."""
+    """Joins arrays that overlap along an axis, and holds back the part of each that the next one will change."""
 
     def __init__(self, axis: int) -> None:
         self._axis = axis
         self._held: NDArray[np.float32] | None = None
 
     def join(self, scores: NDArray[np.float32], cells: slice, following: int | None) -> NDArray[np.float32]:
-        """Return the scores up to the first cell of the array to come, which it leaves as it is."""
+        """Return the scores up to the first cell of the next array, which does not change that cell."""
         scores = np.moveaxis(scores, self._axis, 0).copy()
         if self._held is not None:
             overlap = len(self._held)

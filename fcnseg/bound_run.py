@@ -1,4 +1,4 @@
-"""Runs whose input and outputs are a device's own memory."""
+"""Runs whose input and outputs lie in the device's memory (onnxruntime's I/O binding)."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -18,19 +18,19 @@ from fcnseg.model_file import OUTPUTS
 
 Arrays: TypeAlias = Sequence[NDArray[Any]]
 Copies: TypeAlias = CudaCopies | None
-"""What copies to and from a device; None leaves it to onnxruntime."""
+"""Makes copies to and from a device; None leaves them to onnxruntime."""
 Images: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 """A batch: (N, H, W, 3) uint8 RGB, or N images (H, W, 3) of one size, which need not lie together."""
 Shape: TypeAlias = tuple[int, int, int]
 """N, H and W."""
 _DTYPES = {f"tensor({name})": np.dtype(kind) for name, kind in (("uint8", "u1"), ("uint16", "u2"), ("float", "f4"))}
-"""Of a model file's outputs."""
-_GRAPH_ID = "gpu_graph_id"  # a run option: what a recording is called; -1 runs without
+"""The types of a model file's outputs."""
+_GRAPH_ID = "gpu_graph_id"  # a run option: the number of a recording; -1 runs without one
 _NOT_WAITED_FOR = "disable_synchronize_execution_providers"
-"""Another, which onnxruntime heeds of replays too (https://github.com/microsoft/onnxruntime/pull/28686)."""
+"""Another run option, which replays respect too (https://github.com/microsoft/onnxruntime/pull/28686)."""
 _UNRECORDED = -1
 _RUNS_AHEAD = 2
-"""In which onnxruntime allocates what a run takes; it cannot while it records."""
+"""Runs before the recording, in which onnxruntime allocates memory; it cannot while it records."""
 _PATTERN = 251
 """A prime, so that neither rows nor images repeat each other."""
 _MOST_APART = 0.01
@@ -40,19 +40,19 @@ _log = logging.getLogger(__name__)
 
 
 class BoundRun:
-    """A run whose input and outputs are device memory at addresses that stay; it is recorded and tried out at once.
+    """A run whose input and outputs lie at fixed addresses of device memory; it is recorded and tested at once.
 
     Args:
-        session: The session; where it was opened with CUDA graphs, the run is recorded.
-        device: `cuda:N` or `cpu`, as the session's.
+        session: The session; if it was opened with CUDA graphs, the run is recorded.
+        device: The session's device, `cuda:N` or `cpu`.
         copies: Makes the copies to and from the device.
         shape: The shape of the batch of images.
-        outputs: Which outputs are wanted, by name.
-        number: What tells this run from others of the session.
-        stream: The handle of the stream that the session computes in, where it was opened with one of ours.
+        outputs: Names of the wanted outputs.
+        number: Identifies this run among those of the session.
+        stream: The handle of the session's CUDA stream, if it was opened with one that we made.
 
     Raises:
-        DeviceError: A replay answers otherwise than a run that is not recorded.
+        DeviceError: A replay gives a different result than a run without the recording.
     """
 
     def __init__(
@@ -87,25 +87,25 @@ class BoundRun:
         self._try_out(shape)
 
     def _try_out(self, shape: Shape) -> None:
-        """Check on other images than those of the recording that a replay reads its input and writes its outputs."""
+        """Check with images other than the recorded ones that a replay reads its input and writes its outputs."""
         replayed = self.run(np.resize(np.arange(_PATTERN, dtype=np.uint8), (*shape, 3)))
         self._session.run_with_iobinding(self._binding, _run_options(_UNRECORDED))
         for name, ours, plain in zip(OUTPUTS, replayed, self.read(), strict=False):
             gap = np.abs(ours.astype(np.float32) - plain.astype(np.float32))
             share = float(np.mean(gap > _MOST_APART * (float(np.ptp(plain)) or 1)))
             if share > _MOST_APART:
-                raise DeviceError(f"a replay's {name} is another than a run's in {share:.1%} of its elements")
+                raise DeviceError(f"a replay's {name} differs from a plain run's in {share:.1%} of its elements")
 
     def run(self, images: Images, thread: Executor | None = None, wanted: Sequence[str] | None = None) -> Arrays:
-        """Answer images.
+        """Run on images.
 
-        In a stream of ours copies and replay are asked for without waiting between them, so that the next run is in
-        line when this one ends, and the device does not wait for Python's lock.
+        In a stream that we made, copies and replay are queued without waiting in between, so that the next run is
+        queued when this one ends, and the device does not wait for the GIL.
 
         Args:
             images: A batch of the run's shape.
-            thread: What replays; none where this thread made the recording.
-            wanted: Which of the outputs are read; None for all.
+            thread: The executor of the thread that made the recording; None if that is this thread.
+            wanted: Names of the outputs to read; None for all.
 
         Returns:
             These outputs, as new arrays.
@@ -121,7 +121,7 @@ class BoundRun:
             return lane.download([_place_of(value) for value in values])
 
     def _begin(self, lane: CudaLane, stream: int) -> None:
-        """Replay behind what the lane copies, and let it go on behind the replay; nothing is waited for."""
+        """Queue a replay after the lane's copies, and the lane's next copies after the replay; wait for nothing."""
         lane.lead_into(stream)
         self._session.run_with_iobinding(self._binding, self._unawaited)
         lane.go_on_after(stream)
@@ -131,7 +131,7 @@ class BoundRun:
         _write(images, self._image, self._copies)
 
     def replay(self) -> None:
-        """Run on what was filled in; in the thread that made this, where it is a recording."""
+        """Run on the images that were filled in; a recording must be replayed by the thread that made it."""
         self._session.run_with_iobinding(self._binding, self._options)
 
     def read(self) -> Arrays:
@@ -146,14 +146,14 @@ def run_bound(
     images: Images,
     outputs: Sequence[str],
 ) -> Arrays:
-    """Run a session once, as `session.run` does, but that copies do not wait for the runs of other threads.
+    """Run a session once, like `session.run`, but without copies that wait for the runs of other threads.
 
     Args:
-        session: The session; `image` is its one input.
-        device: `cuda:N` or `cpu`, as the session's.
+        session: The session; `image` is its only input.
+        device: The session's device, `cuda:N` or `cpu`.
         copies: Makes the copies to and from the device.
         images: The batch of images.
-        outputs: Which outputs are wanted, by name.
+        outputs: Names of the wanted outputs.
 
     Returns:
         The outputs, as new arrays.
@@ -171,10 +171,10 @@ def run_bound(
 
 @cache
 def open_copies(device: str) -> Copies:
-    """Return what copies to and from a device, the same for all models of a process: its pinned memory stays.
+    """Return what makes copies to and from a device, one for all models of a process, since it keeps pinned memory.
 
-    It is tried out first, within the gate, where the thread is not to be already. Where the driver does not do what is
-    asked of it, the log says so, and onnxruntime's own copies are slower and as right.
+    It is tested first, within the gate, which the caller must not hold. If the driver does not work as expected, that
+    is logged, and onnxruntime makes the copies, more slowly and just as correctly.
     """
     kind, number = split_device(device)
     if kind == "cpu":
@@ -199,11 +199,11 @@ def prove_copies(copies: CudaCopies, device: str) -> None:
     value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(pattern.shape, np.uint8, *split_device(device))
     copies.upload([pattern], value.data_ptr())
     if not np.array_equal(value.numpy(), pattern):
-        raise DeviceError("what was copied to the device is not there")
+        raise DeviceError("a copy to the device differs from what was copied")
     value.update_inplace(pattern[::-1].copy())
     (found,) = copies.download([(value.data_ptr(), pattern.shape, pattern.dtype)])
     if not np.array_equal(found, pattern[::-1]):
-        raise DeviceError("what was copied from the device is not what is there")
+        raise DeviceError("a copy from the device differs from what the device holds")
 
 
 def _write(images: Images, value: onnxruntime.OrtValue, copies: Copies) -> None:

@@ -1,7 +1,7 @@
-"""Keeps the rest of a process from CUDA while a graph is recorded.
+"""Keeps other threads of the process from using CUDA while a CUDA graph is captured.
 
-onnxruntime records in CUDA's global mode, in which a copy or an allocation by any thread, for whatever model, spoils
-the recording. So work on CUDA shares the gate, and a recording has it alone.
+onnxruntime captures in CUDA's global mode, in which a copy or an allocation by any thread, for any model, invalidates
+the capture. So this is a readers-writer lock: all other work on CUDA shares it, and a capture holds it alone.
 """
 
 import threading
@@ -10,17 +10,17 @@ from contextlib import contextmanager
 
 
 class CaptureGate:
-    """Lets in many that share it, or one alone; who wants it alone is not kept waiting by those who come after."""
+    """A readers-writer lock that prefers writers: many threads share it, or one holds it alone."""
 
     def __init__(self) -> None:
         self._sharing = 0
-        self._alone = 0  # that has it or waits for it
+        self._alone = 0  # those that hold it alone or wait to
         self._changed = threading.Condition()
         self._turn = threading.Lock()
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Be in together with others; not to be entered by a thread that is in already."""
+        """Share the gate with others; not reentrant."""
         with self._changed:
             self._changed.wait_for(lambda: not self._alone)
             self._sharing += 1
@@ -33,7 +33,7 @@ class CaptureGate:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Be in without others; not to be entered by a thread that is in already."""
+        """Hold the gate alone; not reentrant."""
         with self._changed:
             self._alone += 1
         try:

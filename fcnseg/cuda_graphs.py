@@ -1,7 +1,7 @@
-"""CUDA graphs: runs of an input shape that comes often are recorded once and replayed by one call each.
+"""CUDA graphs: a run of a frequent input shape is recorded once, and replayed by one call.
 
-A session that records has one input shape and no branch (see `specialised_model`): what a model computes from sizes is
-then computed when it is opened, and no node is left for the CPU. Shapes that come rarely are no business of this file.
+A session that records has one input shape and no branch (see `specialised_model`): all that a model computes from sizes
+is then constant, and no node is left for the CPU. Runs of rare shapes are left to ordinary sessions.
 """
 
 import logging
@@ -31,27 +31,27 @@ _Made = TypeVar("_Made")
 
 _log = logging.getLogger(__name__)
 _SETS = 3
-"""Of buffers: while a run is on the device, the next waits in line, and one is filled or read."""
+"""Sets of buffers: while one run is on the device, the next is queued, and the third is filled or read."""
 _FIRST_FIT = (1, 30)
-"""The first onnxruntime in which a replay keeps the host memory that it copies from; before, another run could take it,
-and the replay went on with that run's addresses (https://github.com/microsoft/onnxruntime/pull/32121)."""
+"""The first onnxruntime in which a recording keeps the host memory that it copies from. Before, another run could reuse
+that memory, and a replay used that run's addresses (https://github.com/microsoft/onnxruntime/pull/32121)."""
 _RUNS_TO_TAKE_A_PLACE = 8
 _MOST_SHAPES_COUNTED = 1000
 _SPARED = 0.5
-"""Of the device's memory; what runs without a recording and other models may take the other half."""
+"""Share of the device's memory that must be free; it is left to ordinary runs and other models."""
 
 
 class CudaGraphs:
-    """The recorded runs of a model, by shape, up to a number of shapes; threads may share it.
+    """The recorded runs of a model, up to a number of shapes; threads may share it.
 
-    While there is room a shape is recorded when it first comes. After that, a shape that has come eight times replaces
-    one that has not come since the first of them: shapes that alternate do not replace each other. A shape that cannot
-    be recorded, for want of memory say, is told of in the log, and not tried again.
+    While there is room, a shape is recorded when it first comes. After that, a shape that has come eight times replaces
+    the least recently used one, if that has not come since the first of these eight: alternating shapes do not replace
+    each other. A shape that cannot be recorded, for lack of memory for example, is logged and not tried again.
 
     Args:
-        path: The model file; it is kept open, and may be replaced by another.
+        path: The model file; it is kept open, so that the path may be given to another file.
         device: `cuda:N`. On `cpu` nothing is recorded, and the answers are the same.
-        limit: How many shapes are kept at most, with and without confidences counted apart.
+        limit: Most shapes that are kept; the same shape with and without confidences counts as two.
         open_session: Opens a file.
         sparing: Whether a shape is recorded only while half of the device's memory is free.
     """
@@ -68,7 +68,7 @@ class CudaGraphs:
             self._model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self._kept: dict[_Key, _RecordedRun] = {}
         self._runs = 0
-        self._seen: dict[_Key, tuple[int, int]] = {}  # of others: how often, since which run
+        self._seen: dict[_Key, tuple[int, int]] = {}  # shapes without a recording: how often, and since which run
         self._unfit: set[_Key] = set()
         self._recording = threading.Lock()  # held for as long as a shape is opened and recorded
         self._changing = threading.Lock()  # held for a moment, within the gate and never around it
@@ -77,12 +77,12 @@ class CudaGraphs:
 
     @property
     def shapes(self) -> list[_Key]:
-        """The shapes that are recorded, without and with confidences, the one used last at the end."""
+        """The recorded shapes, without and with confidences, the most recently used at the end."""
         with self._changing:
             return sorted(self._kept, key=lambda key: self._kept[key].last_run)
 
     def prove(self, shape: Shape) -> None:
-        """Record a shape and drop it, to tell whether the model can be.
+        """Record a shape and drop it, to find out whether the model can be recorded.
 
         Raises:
             DeviceError: It cannot be recorded, or not by this onnxruntime.
@@ -95,17 +95,17 @@ class CudaGraphs:
         key = (shape, False)
         self._keep(key)
         with GATE.alone(), self._changing:
-            del self._kept[key]  # frees device memory, which is to be done within the gate
+            del self._kept[key]  # frees device memory, which must happen within the gate
 
     def run(self, images: Images, outputs: Sequence[str]) -> Arrays | None:
-        """Answer by the recorded run of the images' shape.
+        """Replay the recorded run of the images' shape, which is recorded first if it is due.
 
         Args:
             images: The batch.
             outputs: Which outputs are wanted, by name.
 
         Returns:
-            These outputs, as new arrays; None where the shape has no recording and gets none now.
+            These outputs, as new arrays; None if the shape is not recorded.
         """
         height, width, _ = images[0].shape
         key = ((len(images), height, width), CONFIDENCE in outputs)
@@ -120,7 +120,7 @@ class CudaGraphs:
             return self._replay(key, images, outputs)
 
     def _is_due(self, key: _Key) -> bool:
-        """Whether a shape is to be recorded now."""
+        """Count a use of a shape, and tell whether to record it now."""
         with self._changing:
             self._runs += 1
             if (recorded := self._kept.get(key)) is not None:
@@ -139,7 +139,7 @@ class CudaGraphs:
             return self._kept[self._used_longest_ago()].last_run < since
 
     def _used_longest_ago(self) -> _Key:
-        """Return which of the shapes that are kept makes room for another; within `_changing`."""
+        """Return the least recently used recorded shape; to be called within `_changing`."""
         return min(self._kept, key=lambda key: self._kept[key].last_run)
 
     def _keep(self, key: _Key) -> None:
@@ -157,7 +157,7 @@ class CudaGraphs:
                 except DeviceError as error:
                     failure = DeviceError(str(error))
                 if failure is not None:
-                    del session  # within the gate; the frames of the error, which are gone, held it too
+                    del session  # frees it within the gate; the error's frames, which held it too, are gone
                     raise failure
                 with self._changing:
                     recorded.last_run = self._runs
@@ -192,13 +192,13 @@ class CudaGraphs:
         try:
             return self._telling(shape, record)
         finally:
-            self._thread.submit(int).result()  # until its next task the thread may hold the session by the last
+            self._thread.submit(int).result()  # until its next task the thread may still hold the session
 
     def _telling(self, shape: Shape, step: Callable[[], _Made]) -> _Made:
-        """Return what a step makes, or tell in one line that a shape cannot be recorded, for whatever reason.
+        """Return the result of a step, or raise a DeviceError in one line if the shape cannot be recorded.
 
-        It may be a full folder, memory, or the graph. This is no context manager: a generator's frame that an exception
-        has left refers to its caller's from Python 3.12 on, and so the failure would hold the session by a cycle.
+        The reason may be a full folder, memory, or the graph. This is not a context manager: from Python 3.12 on, a
+        generator's frame that an exception has left refers to its caller's frame, and would keep the session alive.
         """
         try:
             return step()
@@ -212,10 +212,10 @@ class CudaGraphs:
 
 
 class _RecordedRun:
-    """A session of one shape, and sets of buffers with the run that was recorded on each.
+    """A session for one shape, and sets of buffers with a recorded run each.
 
     Attributes:
-        last_run: When it was last asked for, in runs of the model.
+        last_run: The number of the model's run in which it was last used.
     """
 
     last_run = 0
@@ -226,7 +226,7 @@ class _RecordedRun:
             self._free.put(make(number=number))
 
     def run(self, images: Images, thread: Executor, outputs: Sequence[str]) -> Arrays:
-        """Answer by a set of buffers that is free; the thread is the one that recorded."""
+        """Run on a free set of buffers, or wait for one; `thread` is the one that recorded."""
         buffers = self._free.get()
         try:
             return buffers.run(images, thread, outputs)

@@ -1,4 +1,4 @@
-"""The engine: one onnxruntime session on the device that was asked for."""
+"""The engine: a model file opened in onnxruntime on the requested device."""
 
 import ctypes
 import logging
@@ -43,25 +43,25 @@ CudnnSearch = Literal["heuristic", "exhaustive", "default"]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How a session runs; none of it changes a class map on the CPU.
+    """How a session runs; no option changes a class map on the CPU.
 
     Attributes:
-        threads: CPU threads within an operator, up to 1024; 0 takes one per physical core, or CPU of a container that
-            has fewer than its machine (`cores.threads_for`).
-        runs: CPU runs that may go on at the same time and share these threads; such a run is asked for by `beside`.
-        spinning: Whether idle CPU threads spin for a moment, which answers sooner and heats the machine.
+        threads: CPU threads per operator, up to 1024; 0 uses one per physical core, or one per CPU of a container that
+            is limited to fewer (`cores.threads_for`).
+        runs: How many CPU runs may go on side by side and divide these threads; `Engine.run` is told by `beside`.
+        spinning: Whether idle CPU threads busy-wait for a moment, which lowers latency and uses more power.
         arena: Whether memory that a run frees is kept for the next; on CUDA it always is.
-        cudnn_search: How cuDNN chooses an algorithm for a new shape: by its heuristic, by its other one ("exhaustive",
-            which since onnxruntime 1.20 tries nothing out), or by what it falls back to ("default"). The first was
-            faster by far for every net that it could run (docs/decisions/2026-11-26-sixteen-bit-files-on-an-h200.md).
+        cudnn_search: How cuDNN chooses an algorithm for a new shape: by its heuristic, by another heuristic
+            ("exhaustive", which since onnxruntime 1.20 searches nothing), or by its fallback ("default"). The first was
+            fastest by far for every net that it could run (docs/decisions/2026-11-26-sixteen-bit-files-on-an-h200.md).
         tf32: Whether CUDA may round the factors of products to 10 bits: faster, and scores differ in the third digit.
-        prove: Whether to run the model on small images when it is opened, to tell what runs where and what a pixel
-            costs. On CUDA it is done in any case.
-        channels_last: Whether CUDA keeps the channels of a pixel together (NHWC), as tensor cores read them; scores
-            differ in their last digits. None does it where the net computes with 16-bit floats.
-        cuda_graphs: For how many input shapes CUDA keeps a recorded run, which is replayed by one call; 0 for none.
-            Each holds the model's weights and the memory of a run once more. None keeps up to 16 where the model can be
-            recorded, and while half of the device's memory is free.
+        prove: Whether to run the model on small images when it is opened, to find where each operator runs and how
+            much memory a pixel takes. On CUDA this is always done.
+        channels_last: Whether CUDA uses the memory layout NHWC, which suits tensor cores; scores differ in their last
+            digits. None does so if the net computes in fp16.
+        cuda_graphs: For how many input shapes a CUDA graph is kept, which replays a run by one call; 0 for none. Each
+            holds another copy of the weights and of a run's memory. None keeps up to 16 if the model can be recorded,
+            and while half of the device's memory is free.
     """
 
     threads: int = 0
@@ -75,23 +75,23 @@ class EngineOptions:
     cuda_graphs: int | None = 0
 
     def beside(self, runs: int) -> "EngineOptions":
-        """Return the options of each of some runs that go on side by side on the CPU and share the threads."""
+        """Return the options for each of several runs that go on side by side on the CPU and divide the threads."""
         return replace(self, threads=threads_beside(self.threads, runs))
 
 
 DEFAULT_OPTIONS = EngineOptions()
 PIPELINE_OPTIONS = replace(DEFAULT_OPTIONS, spinning=False)
-"""For a model beside which images are decoded and written: threads that spin would take their cores."""
+"""For use in a pipeline that also decodes and writes images, whose cores spinning threads would take."""
 
 
 @dataclass(frozen=True, eq=False)
 class EngineOutput:
-    """What the graph answers for a batch.
+    """The outputs of the graph for a batch.
 
     Attributes:
         class_map: (N, H, W) uint8 or uint16.
-        heatmap: (N, K, h, w) float32; (N, K, 0, 0) where it was not asked for.
-        confidence: (N, H, W) uint8, or None when it was not asked for.
+        heatmap: (N, K, h, w) float32; (N, K, 0, 0) if it was not requested.
+        confidence: (N, H, W) uint8, or None if it was not requested.
     """
 
     class_map: ClassMap
@@ -102,12 +102,12 @@ class EngineOutput:
 class Engine:
     """A model file opened on one device; `run` may be called from several threads.
 
-    With `options.runs` it opens a second session on the CPU, for runs that share the threads, which holds the weights
-    once more. On CUDA it opens one when confidences are first asked for, and keeps onnxruntime's default log, which is
-    the whole process's, to what is fatal.
+    With `options.runs` above 1 it opens a second session on the CPU, for runs side by side, with another copy of the
+    weights. On CUDA it opens a second session when confidences are first requested, and sets onnxruntime's default
+    log, which belongs to the whole process, to fatal errors only.
 
-    It survives `fork` on the CPU, and pickling, as by `spawn`: a session's threads exist in the process that opened it
-    alone, so another opens the file again.
+    It can be used after `fork` on the CPU, and be pickled, as for `spawn`: since a session's threads exist only in the
+    process that opened it, another process opens the file again.
 
     Args:
         path: The model file.
@@ -116,10 +116,10 @@ class Engine:
 
     Attributes:
         path: The model file.
-        info: What the model file says of itself.
+        info: The metadata of the model file.
         device: Where it runs: `cpu` or `cuda:N`.
         options: How it runs.
-        probe: What ran where at start, and what a pixel costs; None where it was not asked for.
+        probe: Where each operator ran when it was opened, and the memory per pixel; None if not requested.
 
     Raises:
         ModelFileError: The file is not a valid fcnseg model.
@@ -154,7 +154,7 @@ class Engine:
                 self._session = session = _open_session(path, self.device, options, None, confidence=False)
         self._beside = self._open_beside()
         self._copies = open_copies(self.device)
-        # What is opened later is the file as it was proved, whatever its path has become.
+        # Later sessions open these bytes, the file that was proved, even if the path names another file by then.
         self._data = None if self.device == "cpu" else _map(path)
         self._with_confidence: onnxruntime.InferenceSession | None = None
         self._opening = threading.Lock()
@@ -170,19 +170,19 @@ class Engine:
 
     @property
     def provider(self) -> str:
-        """The execution provider that was asked for."""
+        """The execution provider of the device."""
         return CPU if self.device == "cpu" else CUDA
 
     @property
     def precision(self) -> str:
-        """Precision of the arithmetic: the model file's, or `tf32` where products of `fp32` may be rounded to it."""
+        """Precision of the arithmetic: the model file's, or `tf32` if products of `fp32` may be rounded to it."""
         if self.info.precision != "fp32":
             return self.info.precision
         return "tf32" if self.options.tf32 and self.device != "cpu" else "fp32"
 
     @property
     def shares_threads(self) -> bool:
-        """Whether a run that is alone has more threads than one that goes on beside others."""
+        """Whether a run by itself has more threads than one of several runs side by side."""
         return self._beside is not None
 
     def run(
@@ -193,16 +193,16 @@ class Engine:
         Args:
             images: (N, H, W, 3) uint8 RGB, or N such images; N, H and W at least 1.
             confidence: Whether to compute the confidence map too.
-            heatmap: Whether to answer with heatmaps, which hold more than class maps where there are many classes.
-            beside: Whether other runs go on meanwhile, and threads are to be left to them (`options.runs`).
+            heatmap: Whether to return heatmaps, which take more memory than class maps if there are many classes.
+            beside: Whether other runs go on side by side with this one, and the threads are divided (`options.runs`).
 
         Returns:
-            Class maps at the images' own size, and heatmaps and confidences if asked for.
+            Class maps at the images' own size, and heatmaps and confidences if requested.
 
         Raises:
             UsageError: The engine was closed.
             DeviceError: The device is a GPU, and this process was forked from the one that opened the model.
-            ModelFileError: In a forked process: the file has become another model's.
+            ModelFileError: In a forked process: the path now holds another model.
         """
         session = (self._beside if beside else None) or self._session or self._open_again()
         names = [CLASS_MAP] + [HEATMAP] * heatmap + [CONFIDENCE] * confidence
@@ -220,7 +220,7 @@ class Engine:
         return EngineOutput(found[CLASS_MAP], found.get(HEATMAP, none), found.get(CONFIDENCE))
 
     def measured(self) -> Probe:
-        """Return what the probe's runs showed; they are done now if they were not when the engine was opened.
+        """Return the result of the probe, which runs now if it did not when the engine was opened.
 
         Raises:
             ModelFileError: The model cannot be run.
@@ -234,7 +234,7 @@ class Engine:
     def record(
         self, images: NDArray[np.uint8], runs: int, *, confidence: bool = False
     ) -> tuple[list[Event], list[GraphNode]]:
-        """Open the file once more, with onnxruntime's profiler on, and run it some times as `run` does.
+        """Open the file again with onnxruntime's profiler on, and run it several times as `run` does.
 
         Args:
             images: As for `run`.
@@ -242,7 +242,7 @@ class Engine:
             confidence: Whether to compute the confidence map too.
 
         Returns:
-            What the profiler recorded, and the graph as it ran: fused, laid out anew, with copies between devices.
+            The profiler's events, and the graph after optimisation: fused, laid out anew, with copies between devices.
 
         Raises:
             ModelFileError: The profile could not be written.
@@ -256,21 +256,21 @@ class Engine:
             return end_profiling(session, self.path), read_graph(graph)
 
     def close(self) -> None:
-        """Free what the model holds of its device, while nothing is recorded there; after the last run."""
+        """Free the model's sessions and device memory, while no CUDA graph is recorded; call it after the last run."""
         self._closed = True
         with self._gate():
             self._graphs = None
             self._session = self._beside = self._with_confidence = None
 
     def leave_session_behind(self) -> None:
-        """Do without the session, in a process that was forked from the one that opened it."""
-        # Never freed here: it would wait for its threads, which are not in this process.
+        """Abandon the sessions, in a process that was forked from the one that opened them."""
+        # They are never freed here: that would wait for threads that do not exist in this process.
         for held in (self._session, self._beside, self._with_confidence, self._graphs):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
         self._session = self._beside = self._with_confidence = self._graphs = None
 
     def _confident_session(self) -> onnxruntime.InferenceSession:
-        """Return the session of a CUDA device that computes confidences, opened when they are first asked for."""
+        """Return the session on CUDA that computes confidences, which is opened on first use."""
         with self._opening:
             if self._with_confidence is None:
                 with self._gate():
@@ -278,19 +278,20 @@ class Engine:
             return self._with_confidence
 
     def _gate(self) -> AbstractContextManager[None]:
-        """Return what is to be held while the device is used."""
+        """Return the context in which the device may be used."""
         return nullcontext() if self.device == "cpu" else GATE.shared()
 
     def _open_graphs(self, limit: int | None) -> CudaGraphs | None:
-        """Return what keeps recorded runs of so many shapes, where the model can be recorded.
+        """Return the CUDA graphs for up to `limit` shapes; None for no graphs, or if the model cannot be recorded.
 
         Raises:
-            DeviceError: It cannot, and a limit was given.
+            DeviceError: It cannot be recorded, and a limit was given.
         """
         if limit == 0:
             return None
         most = _GRAPHS_UNASKED if limit is None else limit
-        # A method would hold the engine: it would be freed by the garbage collector, maybe while others record.
+        # Not a bound method: it would form a cycle with the engine, which the garbage collector might then free while
+        # another model is recorded.
         open_session = partial(open_recording, self.device, self.options)
         try:
             graphs = CudaGraphs(self.path, self.device, most, open_session, sparing=limit is None)
@@ -308,7 +309,7 @@ class Engine:
         Raises:
             UsageError: The engine was closed.
             DeviceError: The device is a GPU, which a forked process cannot use.
-            ModelFileError: The file is another one by now.
+            ModelFileError: The path now holds another model.
         """
         if self._closed:
             raise UsageError(f"model {self.path} was closed, and cannot be run; load it again")
@@ -321,17 +322,17 @@ class Engine:
         return session
 
     def _open_beside(self) -> onnxruntime.InferenceSession | None:
-        """Open the session of runs that share threads; None where they have as many as one that is alone."""
+        """Open the session for runs side by side; None if they have as many threads as a run by itself."""
         alone, beside = self.options.beside(1), self.options.beside(self.options.runs)
         if self.device != "cpu" or beside.threads >= alone.threads:
             return None
         return self._open_same(beside)
 
     def _open_same(self, options: EngineOptions) -> onnxruntime.InferenceSession:
-        """Open the file once more.
+        """Open the file again.
 
         Raises:
-            ModelFileError: It is another one by now.
+            ModelFileError: The path now holds another model.
         """
         session = _open_session(self.path, self.device, options, None)
         if read_info(session, self.path) != self.info:
@@ -339,7 +340,7 @@ class Engine:
         return session
 
     def _prove(self, session: onnxruntime.InferenceSession, path: Path, profiles: Path) -> Probe:
-        """Probe the session; its like with an arena where it has none, since only an arena tells how much it holds."""
+        """Probe the session, or one with an arena if it has none, since only an arena reports the memory it holds."""
         if not self.options.arena:
             session.end_profiling()
             session = _open_session(path, self.device, replace(self.options, arena=True), profiles)
@@ -365,7 +366,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _together(images: Images) -> NDArray[np.uint8]:
-    """Return a batch as one array; of one image nothing is copied."""
+    """Return a batch as one array; a single image is not copied."""
     if isinstance(images, np.ndarray):
         return images
     return np.stack(images) if len(images) > 1 else images[0][None]
@@ -391,7 +392,7 @@ def _require_fit(options: EngineOptions, device: str) -> None:
 def open_recording(
     device: str, options: EngineOptions, path: Path, shape: Shape, stream: int | None
 ) -> onnxruntime.InferenceSession:
-    """Open a specialised file for one input shape, to be recorded in the stream of a handle, where there is one."""
+    """Open a specialised file for one input shape, to be recorded, in the CUDA stream of this handle if given."""
     cuda = {"enable_cuda_graph": "1"} | ({} if stream is None else {"user_compute_stream": str(stream)})
     return _open_file(path, device, options, None, None, shape, cuda)
 
@@ -406,10 +407,10 @@ def _open_session(
     confidence: bool = True,
     data: memoryview | None = None,
 ) -> onnxruntime.InferenceSession:
-    """Open a model file, or its data where they are given.
+    """Open a model file, or its bytes if they are given.
 
-    On CUDA a session computes confidences always or never: the graph's other branch has shapes that depend on data, for
-    which the device waits.
+    On CUDA a session computes confidences either always or never: the branch in the model file has shapes that depend
+    on data, which would make the device wait for the host.
     """
     if device == "cpu":
         return _open_file(path, device, options, profile_folder, graph)
@@ -420,7 +421,7 @@ def _open_session(
 
 
 def _map(path: Path) -> memoryview:
-    """Return a file's bytes; they stay what they are where the path comes to name another file."""
+    """Return a file's bytes, memory-mapped: they stay the same even if the path comes to name another file."""
     with path.open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
@@ -438,10 +439,10 @@ def _open_file(
     session_options.intra_op_num_threads = threads_for(options.threads)
     session_options.log_severity_level = FATAL_ONLY
     session_options.enable_cpu_mem_arena = options.arena
-    # Memory that is laid out ahead saves a run of the CPU a hundredth of its time, and takes up to twice as much.
+    # A memory pattern planned ahead saves 1 % of a CPU run's time, and takes up to twice the memory.
     session_options.enable_mem_pattern = device != "cpu"
     session_options.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
-    # An operator's work is cut finer: a thread whose core is taken by other work for a while holds up the others less.
+    # Work of an operator is split more finely, so that a thread whose core is busy elsewhere delays the others less.
     session_options.add_session_config_entry("session.dynamic_block_base", _BLOCKS_PER_THREAD)
     if profile_folder is not None:
         session_options.enable_profiling = True
@@ -464,7 +465,7 @@ def _open_file(
         }
         providers.insert(0, (CUDA, cuda))
     try:
-        # With its fallback onnxruntime would try again without CUDA, and print so to stdout.
+        # With its fallback on, onnxruntime would retry without CUDA, and print to stdout.
         session = onnxruntime.InferenceSession(str(path), session_options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         reason = one_line(error)

@@ -1,14 +1,14 @@
-"""How an image of any size is brought to a net and its map back to the image's pixels.
+"""How an image of any size is padded for a net, and how the net's map is resampled to the image's pixels.
 
-A map's cell i looks at pixel `offset + stride * i`, pixel centres being at 0, 1, 2, ... The rule is a property of one
-image and never of the batch it lands in:
+Cell i of a map is centred at pixel `offset + stride * i`, where pixel centres are at 0, 1, 2, ... The rule depends only
+on the image, never on its batch:
 
-1. The image is edge-padded by `lead` pixels before its first row and column, the fewest whole alignments that bring
-   the first cell's centre to within one stride of pixel 0. (VGG-16's fc6 is an unpadded 7x7 convolution whose first
-   cell would look at pixel 111.5: its lead is 96.)
-2. It is edge-padded behind its last row and column up to a multiple of `alignment`, at least `minimum`, and so far
-   that the last cell's centre lies within one stride of the last pixel.
-3. Scores are resampled from the cells' grid to the pixels' by the constant stride and offset, and cropped.
+1. The image is edge-padded by `lead` pixels before its first row and column, the smallest multiple of the alignment
+   that brings the first cell's centre to within one stride of pixel 0. (VGG-16's fc6 is an unpadded 7x7 convolution
+   whose first cell would be centred at pixel 111.5: its lead is 96.)
+2. It is edge-padded after its last row and column to a multiple of `alignment`, at least `minimum`, and so far that the
+   last cell's centre lies within one stride of the last pixel.
+3. Scores are resampled from the grid of cells to that of pixels by the constant stride and offset, and cropped.
 """
 
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ class AxisGeometry:
     Attributes:
         stride: Pixels from one heatmap cell to the next.
         offset: Centre of cell 0 in the padded image.
-        field: Receptive field: how many pixels a cell depends on, decoder included.
-        alignment: The net's coarsest subsampling; padded sizes are multiples of it.
+        field: Receptive field: the number of pixels that a cell depends on, including the decoder.
+        alignment: The net's coarsest stride; padded sizes are multiples of it.
         minimum: The smallest padded size that the net takes, a multiple of `alignment`.
         lead: Edge padding before the first pixel, a multiple of `alignment`.
-        trail: The least edge padding behind the last pixel.
-        extra_cells: Cells of a padded image beyond its size / stride; negative for nets with unpadded convolutions.
-        margin: Pixels around a tile that a pixel's class may depend on.
+        trail: The least edge padding after the last pixel.
+        extra_cells: Number of cells minus padded size / stride; negative for nets with unpadded convolutions.
+        margin: How many pixels away from a pixel its class may depend on the image.
     """
 
     stride: Positive

@@ -1,10 +1,10 @@
-"""What may stand in a model file, checked before anything of it is run or allocated for.
+"""What a model file may contain, checked before anything of it is run or memory is allocated for it.
 
-An ONNX file can ask for much that a model file never needs: tensors in other files, libraries of operators, loops, and
-declarations of any size. Here a file is read by a grammar that knows what `fcnseg export` writes, and all else is
-refused. Weights are counted and not read. Names are UTF-8: onnxruntime's errors, which tell them, are lost otherwise.
+An ONNX file can contain much that a model file never needs: tensors in other files, operator libraries, loops, and
+declared sizes of any magnitude. This grammar accepts what `fcnseg export` writes, and everything else is refused. The
+bytes of weights are counted, not read. Names must be UTF-8: onnxruntime's errors, which quote them, are lost otherwise.
 
-The numbers of fields are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+Field numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
 from collections.abc import Iterable, Sequence
@@ -108,14 +108,14 @@ MODEL = Message(
 
 
 def require_plain(path: Path) -> None:
-    """Check that a file is a model whole in itself: plain tensors and operators of ONNX, each run once at most.
+    """Check that a file is a self-contained model of plain tensors and ONNX operators, each of which runs at most once.
 
-    Tensors are of numbers and lie in the file, with as many bytes as they declare. Operators are ONNX's own; there are
-    no loops, functions or sparse tensors, and the one branch is that on `with_confidence`. Besides, a file holds
-    no more than 150 thousand fields and 10 thousand nodes, whatever its size.
+    Tensors hold numbers and lie in the file, with as many bytes as they declare. Operators are ONNX's own; there are no
+    loops, functions or sparse tensors, and the only branch is the one on `with_confidence`. Whatever its size, a file
+    has at most 150 thousand fields and 10 thousand nodes.
 
     Raises:
-        ModelFileError: It is not; the message says what was found.
+        ModelFileError: It is not such a model; the message says what was found.
     """
     try:
         with path.open("rb") as file:
@@ -171,7 +171,7 @@ def _require_tensors(tensors: Iterable[Part], reader: Reader) -> None:
             raise UnfitError(f"{name}, whose data lies in another file")
         width = _BYTES_OF_TYPE.get(tensor.number("type"))
         if width is None:
-            raise UnfitError(f"{name} of the type {tensor.number('type')}, which is none of plain numbers")
+            raise UnfitError(f"{name} of the type {tensor.number('type')}, which is not a type of plain numbers")
         dims = tensor.numbers.get("dims", [])
         if any(size >= _LARGEST_INT for size in dims):
             raise UnfitError(f"{name} of a negative size")

@@ -134,7 +134,7 @@ class Reader:
     def _take(self, part: Part, name: str, expected: Kind, value: int | Span) -> None:
         if isinstance(expected, Message):
             if isinstance(value, int):
-                raise BrokenError(f"a number stands for its {expected.name}")
+                raise BrokenError(f"it has a number in the place of a {expected.name}")
             part.parts.setdefault(name, []).append(self.message(expected, value))
         elif expected == "number" and isinstance(value, Span):  # several in one, packed
             part.numbers.setdefault(name, []).extend(self._packed(value))
@@ -160,7 +160,7 @@ class Reader:
                     raise BrokenError(f"it ends within its {kind.name}")
                 value, at = (0 if wire != 2 else Span(at, at + length)), at + length
             else:
-                raise BrokenError(f"its {kind.name} has bytes of no meaning")
+                raise BrokenError(f"its {kind.name} has a field of an unknown wire type")
             yield number, value
 
     def _packed(self, span: Span) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Segmenting an image tile by tile: what is in memory is a tile, however large the image."""
+"""Segments an image tile by tile, with the working memory of one tile, however large the image is."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from fcnseg.windows import ArrayImage, SegmentedWindow, Windowed
 
 
 def no_progress(done: int, total: int) -> None:
-    """Tell nobody how many tiles are done."""
+    """Report no progress."""
 
 
 def segment_windows(
@@ -29,8 +29,8 @@ def segment_windows(
 ) -> Iterator[SegmentedWindow]:
     """Segment an image tile by tile.
 
-    Where `tiling.exact`, scores and confidences are those of the whole image but for the rounding of float32. Otherwise
-    windows come a tile later than they are computed, and the scores of a tile's height of cells are kept in between.
+    If `tiling.exact`, scores and confidences are those of the whole image up to float32 rounding. Otherwise the window
+    of a tile ends where its overlap with the next tile begins; the scores of overlaps are kept to be blended.
 
     Args:
         segmenter: The model.
@@ -70,10 +70,10 @@ def segment_windows(
 def _answers(
     segmenter: Segmenter, image: Windowed, tiling: Tiling, at_a_time: int, *, confidence: bool
 ) -> Iterator[Segmentation]:
-    """Yield the tiles' answers in their order, while the next ones are computed."""
+    """Yield the answers of the tiles in order, while the next ones are computed."""
     with ThreadPoolExecutor(at_a_time, "fcnseg-tile") as runs:
         under_way: deque[Future[Segmentation]] = deque()
-        for rows, columns in tiling:  # windows are read by this thread alone: files are not read by several at once
+        for rows, columns in tiling:  # windows are read only by this thread: files are not thread-safe
             pixels = image.read(rows.read, columns.read)
             under_way.append(runs.submit(segmenter.segment, pixels, confidence=confidence))
             if len(under_way) == at_a_time:
@@ -91,7 +91,7 @@ def segment_in_tiles(
     progress: Callable[[int, int], None] = no_progress,
     at_a_time: int = 1,
 ) -> Segmentation:
-    """Segment an image tile by tile into one answer; only the working memory is a tile's.
+    """Segment an image tile by tile into one result; only the working memory is that of a tile.
 
     Args:
         segmenter: The model.

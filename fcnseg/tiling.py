@@ -1,17 +1,17 @@
-"""Where to cut an image so that its tiles, segmented one at a time, give what the whole image gives.
+"""Where to cut an image so that its tiles, segmented one by one, give the result of the whole image.
 
-A tile answers for its core, and the net is shown the core with its surroundings:
+A tile provides the result for its core, and the net reads the core with its surroundings:
 
-- so many real pixels on every side as a pixel's class may depend on (`AxisGeometry.margin`), cut off where the image
-  ends: there the net pads the tile exactly as it pads the image, in the same place;
-- from a first pixel on the image's own phase, so that the tile's cells are cells of the image. The phase repeats with
-  the net's alignment; where the class map is the nearest cell's, with two strides too, because a pixel half-way between
-  two cells takes the even one;
-- up to the last pixel only from where the padding behind it ends where the image's does: a net's least size may
-  forbid a short tile there.
+- on every side the margin of real pixels that the class of a pixel may depend on (`AxisGeometry.margin`), cut off where
+  the image ends: there the net pads the tile exactly as it pads the image, in the same place;
+- beginning at a pixel that is a multiple of the phase, so that the tile's cells coincide with cells of the image. The
+  phase is a multiple of the net's alignment; if the class map takes the class of the nearest cell, of two strides as
+  well, because a pixel half-way between two cells takes the even one;
+- at the image's end, beginning early enough for the padding of the tile to end where that of the image ends: the net's
+  minimum size may make this impossible for a short tile.
 
-What a net with global context (`ModelInfo.global_context`) says of a tile depends on the whole tile. Its tiles overlap
-by more than the margin, and are blended (`fcnseg.blending`).
+For a net with global context (`ModelInfo.global_context`) the result for a tile depends on the whole tile. Its tiles
+overlap by more than the margin, and are blended (`fcnseg.blending`).
 """
 
 import math
@@ -23,7 +23,7 @@ from fcnseg.geometry import AxisGeometry
 from fcnseg.model_file import ModelInfo
 
 _LARGEST_CORE = 3072
-"""Ten million pixels: the margins of most nets add little, and one can still see progress and stop between tiles."""
+"""Ten million pixels: the margins of most nets add little, and progress can be shown between tiles."""
 _NAMES_SHOWN = 3
 
 
@@ -32,11 +32,11 @@ class Span:
     """A tile along one axis, in the image's pixels and cells.
 
     Attributes:
-        core: Pixels that the tile answers for.
-        read: Pixels that the net is shown.
-        cells: The core's cells: those centred in it, and the outermost at the image's ends.
-        valid: Cells that are the image's own; beyond `cells` where tiles overlap in order to be blended.
-        first_cell: Which cell of the image the tile's cell 0 is.
+        core: Pixels that the tile provides the result for.
+        read: Pixels that the net reads.
+        cells: Cells of the core: those centred in it, and at the image's ends the outermost too.
+        valid: Cells used from this tile; more than `cells` if tiles overlap to be blended.
+        first_cell: The index in the image of the tile's cell 0.
     """
 
     core: slice
@@ -52,12 +52,12 @@ class Span:
 
     @property
     def cells_in_tile(self) -> slice:
-        """The core's cells, by the tile's numbers."""
+        """The core's cells, by their index in the tile."""
         return slice(self.cells.start - self.first_cell, self.cells.stop - self.first_cell)
 
     @property
     def valid_in_tile(self) -> slice:
-        """The valid cells, by the tile's numbers."""
+        """The valid cells, by their index in the tile."""
         return slice(self.valid.start - self.first_cell, self.valid.stop - self.first_cell)
 
 
@@ -66,7 +66,7 @@ class Tiling:
     """How an image is cut for one model.
 
     Attributes:
-        info: What the model's file says of itself.
+        info: The metadata of the model.
         height: The image's rows.
         width: The image's columns.
         rows: Tiles down the rows.
@@ -88,12 +88,12 @@ class Tiling:
 
     @property
     def exact(self) -> bool:
-        """Whether the answer is the whole image's: the net has no global context, or there is one tile."""
+        """Whether the result is that of the whole image: the net has no global context, or there is one tile."""
         return len(self) == 1 or not self.info.global_context
 
     @property
     def notice(self) -> str | None:
-        """What a user should know of an answer that is not exact, in one line; None where it is."""
+        """A line for the user about a result that is not exact; None if it is exact."""
         if self.exact:
             return None
         names = self.info.global_context
@@ -115,13 +115,13 @@ class Tiling:
 
     @property
     def largest(self) -> int:
-        """Padded pixels of the largest tile: working memory is so many times that of a pixel."""
+        """Padded pixels of the largest tile, to which the working memory is proportional."""
         rows, columns = self._padded_sizes
         return max(rows) * max(columns)
 
     @property
     def _padded_sizes(self) -> tuple[list[int], list[int]]:
-        """Rows of the padded tiles, and columns."""
+        """Padded rows of each row of tiles, and padded columns of each column."""
         geometry = self.info.geometry
         rows = [geometry.y.padded(span.read.stop - span.read.start) for span in self.rows]
         return rows, [geometry.x.padded(span.read.stop - span.read.start) for span in self.columns]
@@ -134,8 +134,8 @@ def plan_tiles(info: ModelInfo, height: int, width: int, tile: int | None) -> Ti
         info: The metadata of the model.
         height: The image's rows, at least 1.
         width: The image's columns, at least 1.
-        tile: Most rows and columns of a core, rounded up to the net's phase; None leaves the image whole. Cores are
-            made equal; an image that is not larger than a core and its margins along an axis is not cut there.
+        tile: Most rows and columns of a core, rounded up to a multiple of the phase; None does not cut the image. Cores
+            are made equal; along an axis where the image fits a core with its margins, it is not cut.
 
     Raises:
         UsageError: `tile` is not positive.
@@ -150,17 +150,17 @@ def plan_tiles(info: ModelInfo, height: int, width: int, tile: int | None) -> Ti
 
 
 def choose_tile(info: ModelInfo, height: int, width: int, max_pixels: float) -> int | None:
-    """Choose the fewest tiles, of up to 3072, that there is memory for: the fewer, the less is computed twice.
+    """Choose the fewest tiles, of up to 3072 pixels a side, that fit into memory: fewer tiles compute less twice.
 
     Args:
         info: The metadata of the model.
         height: The image's rows.
         width: The image's columns.
-        max_pixels: Padded pixels that a run has memory for: the bytes to spare over `Probe.bytes_per_pixel`, or
-            over `plain_bytes_per_pixel` where no confidence is asked for.
+        max_pixels: Padded pixels that a run has memory for: the available bytes divided by `Probe.bytes_per_pixel`, or
+            by `plain_bytes_per_pixel` if no confidence is requested.
 
     Returns:
-        Rows and columns of a core for `plan_tiles`; None where the whole image fits.
+        Rows and columns of a core for `plan_tiles`; None if the whole image fits.
 
     Raises:
         UsageError: Not even the smallest tile fits.
@@ -169,7 +169,7 @@ def choose_tile(info: ModelInfo, height: int, width: int, max_pixels: float) -> 
         return None
     step = min(_phase(info, info.geometry.y), _phase(info, info.geometry.x))
     most = max(1, _LARGEST_CORE // step)
-    # For 1, 2, 3... tiles along a side. A tile of two has one margin, one of three may have two and be larger.
+    # For 1, 2, 3... tiles along a side. A tile of two has one margin; one of three may have two, and so be larger.
     sides = (-(-size // step) for size in (height, width))
     cores = {min(most, -(-side // count)) for side in sides for count in range(1, side + 1)}
     for core in sorted(cores, reverse=True):
@@ -183,7 +183,7 @@ def choose_tile(info: ModelInfo, height: int, width: int, max_pixels: float) -> 
 
 
 def _phase(info: ModelInfo, axis: AxisGeometry) -> int:
-    """Pixels by which a tile may be moved without its answer changing."""
+    """Return the step in pixels by which a tile may be shifted without a change of its result."""
     strides = 1
     if info.class_map_at == "cell":
         strides = 2
@@ -201,13 +201,13 @@ def _cut(axis: AxisGeometry, size: int, tile: int | None, phase: int, *, blended
     if size <= core + 2 * reach:
         return (Span(slice(0, size), slice(0, size), slice(0, cells), slice(0, cells), 0),)
     count = math.ceil(size / core)
-    core = math.ceil(size / count / phase) * phase  # so many still, but equal
+    core = math.ceil(size / count / phase) * phase  # the same number of cores, but of equal size
     spans = []
     for start in range(0, size, core):
         stop = min(start + core, size)
         first = max(0, (start - reach) // phase * phase)
         while first and axis.padded(size - first) != axis.padded(size) - first:
-            first -= phase  # only where the least size forces more padding on the tile than on the image
+            first -= phase  # only if the minimum size forces more padding on the tile than on the image
         inner = slice(_first_cell(axis, start, cells), _first_cell(axis, stop, cells) if stop < size else cells)
         valid = slice(max(inner.start - overlap, 0), min(inner.stop + overlap, cells))
         read = slice(first, min(stop + reach, size))
@@ -216,5 +216,5 @@ def _cut(axis: AxisGeometry, size: int, tile: int | None, phase: int, *, blended
 
 
 def _first_cell(axis: AxisGeometry, pixel: int, cells: int) -> int:
-    """The first cell that is centred at a pixel or behind it; the very first at the image's edge."""
+    """Return the first cell that is centred at or after a pixel; cell 0 at the image's edge."""
     return 0 if pixel == 0 else min(max(math.ceil((pixel - axis.centre(0)) / axis.stride), 0), cells)

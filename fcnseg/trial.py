@@ -1,11 +1,11 @@
-"""The first runs of a model file, in bounded memory, before it is opened to be used.
+"""Trial runs of a model file in bounded memory, before it is opened for use.
 
-What a graph takes cannot be read from it: shapes are computed on the way. So it is run on two tiny images, as it
-stands in the file, with an arena that has an end. Then nothing is computed ahead of a run, and whatever grows beyond
-the bound fails there as any run may.
+The memory that a graph takes cannot be read from it, since shapes are computed while it runs. So it is run on two tiny
+images, without optimisation, with an arena of limited size: then nothing is computed before a run, and a run that
+exceeds the limit fails like any other.
 
-onnxruntime computes ahead of the first run what does not depend on the image, and keeps it, in memory that it does not
-bound. Such data has one size whatever the image's, which the two runs tell.
+When a model is opened for use, onnxruntime computes in advance what does not depend on the image (constant folding),
+and keeps it in memory without a limit. The two runs reveal such data: its size is the same for both images.
 """
 
 import threading
@@ -23,7 +23,7 @@ from fcnseg.profiles import Event, end_profiling, profile_folder
 
 _ROOM = 512 << 20
 _ROOM_PER_FILE_BYTE = 4
-"""A file's weights stand in it as 32 or 16 bits, and are widened in a run."""
+"""Weights are stored with 32 or 16 bits, and may be widened in a run."""
 _FIXED_ROOM = 64 << 20
 _LARGEST_SIDE = 1 << 12
 _ARENA = {"arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
@@ -33,17 +33,18 @@ _arena_in_use = threading.Lock()
 
 
 def try_out(path: Path, threads: int = 0) -> ModelInfo:
-    """Run a model file on two tiny images, and return what it says of itself.
+    """Run a model file on two tiny images, and return its metadata.
 
-    A run may take half a gigabyte and four times the file; what does not depend on the image's size 64 MB and four
-    times the file, in all.
+    A run may take 512 MiB plus four times the file's size; data that do not depend on the image's size may take 64 MiB
+    plus four times the file's size in all.
 
     Args:
-        path: The file; it is plain (see `model_grammar`).
-        threads: CPU threads within an operator; 0 takes one per physical core.
+        path: The file; it has passed `model_grammar`.
+        threads: CPU threads per operator; 0 uses one per physical core.
 
     Raises:
-        ModelFileError: It is no valid fcnseg model, takes more, or cannot be run; or there is no room for the record.
+        ModelFileError: It is not a valid fcnseg model, takes more memory, or cannot be run; or there is no disk space
+            for the profile.
     """
     size = path.stat().st_size
     with profile_folder(path) as folder:
@@ -68,7 +69,7 @@ def try_out(path: Path, threads: int = 0) -> ModelInfo:
 
 
 def _open(path: Path, threads: int, room: int, folder: Path) -> onnxruntime.InferenceSession:
-    """Open a file with an arena of its own, which ends at `room` bytes."""
+    """Open a file with its own arena of at most `room` bytes."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_profiling = True
@@ -83,7 +84,7 @@ def _open(path: Path, threads: int, room: int, folder: Path) -> onnxruntime.Infe
 
 
 def _smallest(axis: AxisGeometry, more: int, path: Path) -> int:
-    """Return the pixels of the smallest image along an axis, and so many alignments."""
+    """Return the pixels along an axis of the smallest image, enlarged by `more` alignments."""
     size = axis.padded(1) + more * axis.alignment
     if size > _LARGEST_SIDE:
         raise ModelFileError(
@@ -110,7 +111,7 @@ def _run(
 
 
 def _fixed_bytes(small: list[Event], large: list[Event]) -> int:
-    """Return the bytes of all that nodes gave in sizes that were the same in two runs, or that ran in one alone."""
+    """Return the bytes of node outputs that have the same size in both runs, or occur in only one of them."""
 
     def sizes(events: list[Event]) -> Mapping[tuple[str, int], int]:
         seen: dict[str, int] = {}

@@ -81,7 +81,7 @@ class Tuner:
             raise UsageError(f"the time to measure is {seconds} s; it must be a finite number")
         if self._device != "cpu" and objective == "latency":
             raise UsageError(
-                f"on {self._device} no setting changes what one client waits; use --objective throughput, or"
+                f"on {self._device} no setting changes the latency of one client; use --objective throughput, or"
                 " --device cpu"
             )
 

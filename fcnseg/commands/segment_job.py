@@ -67,7 +67,7 @@ def run_job(job: Job, tiles: TileProgress) -> None:
     except KeyboardInterrupt:
         if not job.plan.single:
             same = "the same command without --overwrite" if job.options.overwrite else "the same command"
-            click.echo(f"what was under way is finished; {same} goes on from here", err=True)
+            click.echo(f"interrupted; the images in progress were finished, and {same} continues from here", err=True)
         raise
     seconds = time.monotonic() - began
     _show_classes(totals, label_map)
@@ -156,4 +156,4 @@ def _show_top(totals: Totals, label_map: LabelMap) -> None:
         table.add_row(str(rank), name, f"{peaks.highest:.3f}", str(peaks.images))
     Console().print(table)
     if len(ranked) > _CLASSES_SHOWN:
-        click.echo(f"and {len(ranked) - _CLASSES_SHOWN} classes that are so in fewer images")
+        click.echo(f"and {len(ranked) - _CLASSES_SHOWN} classes that are most probable in fewer images")

@@ -76,7 +76,7 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise UsageError(f"{path} does not tell which model made the masks beside it; make them anew with --overwrite")
+        raise UsageError(f"{path} does not say which model made the masks beside it; make them again with --overwrite")
     return found
 
 

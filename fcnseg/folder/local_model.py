@@ -210,8 +210,8 @@ class LocalModel:
         with self._turns.taking(self.at_a_time), open_windowed(item.source, options.limits) as image:
             if options.draws or MaskFormat.of(item.mask.suffix) is not MaskFormat.TIFF or not options.upright:
                 raise ImageTooLargeError(
-                    f"{str(item.too_large).partition(';')[0]}; of an image of this size there is a mask alone, as TIFF"
-                    " and upright: use --format tiff, and leave out what stands beside masks"
+                    f"{str(item.too_large).partition(';')[0]}; an image of this size gets only a mask, an upright TIFF:"
+                    " use --format tiff, and leave out --stored-orientation and all outputs beside masks"
                 )
             began = time.perf_counter()
             tile = self._tile(image.height, image.width)

@@ -96,7 +96,7 @@ class Job:
             mask = self.output / self.plan.images[0].mask
             if (self.output / JOB).exists() and mask.exists():
                 raise UsageError(
-                    f"the mask {mask} belongs to a folder's job, which {JOB} beside it tells of; name another place"
+                    f"the mask {mask} was made with others of its folder, as {JOB} beside it says; name another place"
                 )
             yield from self._segment(iter(self.plan.images), lambda _: None)
             return
@@ -117,8 +117,8 @@ class Job:
             found = next((item.mask for item in self.plan.images if (self.output / item.mask).exists()), None)
             if found is not None:
                 raise UsageError(
-                    f"{self.output / found} is there, and no {JOB} says by which model it was made; name another"
-                    " folder, or make everything anew with --overwrite"
+                    f"{self.output / found} exists, and no {JOB} says by which model it was made; name another"
+                    " folder, or segment all images again with --overwrite"
                 )
         return claim(
             self.output,

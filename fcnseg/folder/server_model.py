@@ -143,8 +143,8 @@ class ServerModel:
                 raise
             if answer.label_map_hash != self._model.label_map_hash:
                 raise UsageError(
-                    f"the server's model {self._model.name!r} has got other classes meanwhile; segment into another"
-                    " folder"
+                    f"the classes of the server's model {self._model.name!r} changed during the job; segment into"
+                    " another folder"
                 )
             spent = answer.timings
             timings_ms = {

@@ -213,7 +213,7 @@ def test_a_recording_that_answers_otherwise_than_a_run_is_refused(tiny_model: Pa
     def open_stuck(path: Path, _shape: Shape, _stream: int | None) -> onnxruntime.InferenceSession:
         return Stuck(str(path), providers=["CPUExecutionProvider"])
 
-    with pytest.raises(DeviceError, match=r"a replay's class_map is another than a run's in .*%"):
+    with pytest.raises(DeviceError, match=r"a replay's class_map differs from a plain run's in .*%"):
         CudaGraphs(tiny_model, "cpu", 1, open_stuck).prove((1, 8, 8))
 
 
@@ -370,7 +370,7 @@ def test_a_recording_that_is_not_in_our_stream_is_refused(tiny_model: Path, driv
     def open_elsewhere(path: Path, _shape: Shape, _stream: int | None) -> onnxruntime.InferenceSession:
         return StreamSession(driver, 99, str(path), providers=["CPUExecutionProvider"])
 
-    with pytest.raises(DeviceError, match=r"a replay's class_map is another than a run's in .*%"):
+    with pytest.raises(DeviceError, match=r"a replay's class_map differs from a plain run's in .*%"):
         CudaGraphs(tiny_model, "cpu", 1, open_elsewhere).prove((1, 8, 8))
 
 

@@ -149,7 +149,7 @@ TENSORS: dict[str, tuple[onnx.TensorProto, str]] = {
     "dimensions beyond its bytes": (eight_bytes(2**40), "the tensor 'weights' of 1099511627776 elements in 8 bytes"),
     "dimensions beyond all numbers": (eight_bytes(2**62, 2**62), "elements in 8 bytes"),
     "a negative dimension": (eight_bytes(-1), "of a negative size"),
-    "text": (eight_bytes(1, kind=TensorProto.STRING), "none of plain numbers"),
+    "text": (eight_bytes(1, kind=TensorProto.STRING), "not a type of plain numbers"),
     "a type that does not exist": (eight_bytes(1, kind=77), "of the type 77"),
     "fewer numbers in a list than it declares": (
         TensorProto(name="weights", data_type=TensorProto.INT64, dims=[BILLION], int64_data=[0, 0, 0]),

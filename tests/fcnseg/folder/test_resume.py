@@ -96,7 +96,7 @@ def test_an_interrupt_finishes_what_is_under_way(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=180)
     assert process.returncode == 130
-    assert "the same command goes on from here" in stderr
+    assert "the same command continues from here" in stderr
     rows = (tmp_path / "out" / "manifest.jsonl").read_bytes().splitlines()
     assert {json.loads(line)["mask"] for line in rows} == {p.name for p in (tmp_path / "out").glob("[0-9]*.png")}
     assert 20 <= len(rows) < 200
@@ -111,7 +111,7 @@ def test_an_interrupt_leaves_an_image_in_tiles_for_the_next_time(tmp_path: Path)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=180)
     assert process.returncode == 130
-    assert "the same command goes on from here" in stderr
+    assert "the same command continues from here" in stderr
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["0.png"]
     rows = (tmp_path / "out" / "manifest.jsonl").read_bytes().splitlines()
     assert [json.loads(line)["mask"] for line in rows] == ["0.png"]
@@ -196,7 +196,7 @@ def test_a_single_image_takes_no_mask_of_a_job(segmenter: Segmenter, tmp_path: P
     before = contents(tmp_path / "out")
     other = fcnseg.load(write_tiny_model(tmp_path / "m.onnx", class_names=("a", "b", "c")), "cpu")
     for options in (FolderOptions(), FolderOptions(overwrite=True)):
-        with pytest.raises(UsageError, match=r"001\.png belongs to a folder's job"):
+        with pytest.raises(UsageError, match=r"001\.png was made with others of its folder"):
             list(segment_folder(other, tmp_path / "in" / "001.png", tmp_path / "out", options))
     assert contents(tmp_path / "out") == before
     list(segment_folder(other, tmp_path / "in" / "001.png", tmp_path / "out" / "once.png"))
