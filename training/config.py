@@ -139,10 +139,11 @@ class TrainConfig:
         if (self.mean is None) != (self.std is None):
             raise UsageError("mean and std belong together; give both or neither")
         if not self.pretrained and self.weights is not None:
-            raise UsageError("weights are given for a classifier that is not to be pretrained; give one of the two")
+            raise UsageError("weights are given for a classifier that is not to be pretrained; leave one of them out")
         if self.reduction == "sum" and (self.dice or self.lovasz):
             raise UsageError(
-                "a sum over the pixels would drown the Dice and Lovász losses; take reduction mean, or 0 for both"
+                "a cross-entropy summed over the pixels would drown the Dice and Lovász losses; take reduction mean, or"
+                " 0 for both"
             )
 
 

@@ -1,8 +1,8 @@
-"""From a classifier to a net that answers with a heatmap: its fully connected layers become convolutions.
+"""Converts a classifier to a net that outputs a heatmap: its fully connected layers become convolutions.
 
 A Linear layer over a flattened (C, p, q) grid is a p x q convolution whose filters are the layer's rows reshaped to
 (C, p, q); the Linear layers behind it are 1x1 convolutions (Long, Shelhamer, Darrell, arXiv 1411.4038, section 3.1).
-The surgery edits a torch.fx graph in place of the modules, so that parameters keep their names.
+The conversion edits a torch.fx graph, not the modules, so that parameters keep their names.
 """
 
 import copy
@@ -44,13 +44,13 @@ class Trunk(NamedTuple):
     """A classifier as a dense net, cut open before its last layer.
 
     Attributes:
-        net: Maps (N, C, H, W) to scores; its graph is what FCNs are cut from.
-        identity: What became of global pooling.
+        net: Maps (N, C, H, W) to scores; FCNs are built from its graph.
+        identity: How global pooling was converted.
         features: The node of the last feature map.
         hidden: The node that the score layer reads.
         linears: The nodes that were Linear layers, the last of which scores; none in SqueezeNet.
-        pooled_cells: (y, x) cells of the map that the classifier averages and the dense net does not; (1, 1) under the
-            window rule.
+        pooled_cells: (y, x) cells that the classifier averages and the dense net does not; (1, 1) under the window
+            rule.
     """
 
     net: fx.GraphModule
@@ -69,18 +69,18 @@ class RMSNorm2d(nn.RMSNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-@torch.inference_mode(mode=False)  # there, shapes cannot be followed
+@torch.inference_mode(mode=False)  # in inference mode, shapes cannot be followed
 def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224), rule: Rule = "auto") -> Conversion:
-    """Turn a convolutional classifier into a heatmap net, and prove that it computes the same.
+    """Convert a convolutional classifier to a heatmap net, and prove that it computes the same.
 
     Args:
         model: Maps (N, C, H, W) float to (N, K) logits; it is not changed.
         input_size: Native (height, width): the size that the classifier was made for.
         rule: For nets with global average pooling, `cam` drops the pooling and `window` makes it a stride-1 window of
-            its native size. `auto` takes cam where all that follows the pooling is affine, else window.
+            its native size. `auto` takes cam if all that follows the pooling is affine, else window.
 
     Raises:
-        ArchitectureError: The net is no convolutional classifier whose tail can be converted.
+        ArchitectureError: The net is not a convolutional classifier whose tail can be converted.
         ParityError: The identity does not hold with a relative error below 1e-5.
     """
     model = unwrapped(model)
@@ -125,7 +125,7 @@ def convolutionalize(model: nn.Module, input_size: tuple[int, int] = (224, 224),
 
 
 def prepared_copy(model: nn.Module, input_size: tuple[int, int]) -> nn.Module:
-    """A copy of a classifier in eval mode, with plain weights, whose padding no longer depends on the image's size.
+    """Copy a classifier in eval mode, with plain weights and with padding that does not depend on the image's size.
 
     It shares the classifier's parameters and buffers.
 
@@ -145,8 +145,8 @@ def dense_trunk(model: nn.Module, input_size: tuple[int, int], rule: Rule) -> Tr
     """Make a classifier dense by one rule, without proof.
 
     Args:
-        model: The classifier, in eval mode, its padding static; it keeps its modules, and shares parameters with the
-            result.
+        model: The classifier, in eval mode and with static padding; it is not changed, and shares its parameters with
+            the result.
         input_size: Native (height, width).
         rule: As for `convolutionalize`.
 
@@ -166,7 +166,7 @@ def dense_trunk(model: nn.Module, input_size: tuple[int, int], rule: Rule) -> Tr
     _convolve(traced, tail)
     for module in traced.modules():
         if isinstance(module, _DropoutNd):
-            # Where a pooling stood between, dropout now follows an activation that needs its output for the gradient.
+            # With the pooling gone, dropout may directly follow an activation whose gradient needs its own output.
             module.inplace = False
     for node in tail.norms:
         _require_channels(traced, node, tail)
@@ -209,8 +209,8 @@ def _replace_pool(traced: fx.GraphModule, tail: Tail, identity: Identity) -> Non
     (height, width), (p, q) = tail.feature_size, tail.grid_size
     if height % p or width % q:
         raise ArchitectureError(
-            f"the tail pools a {height}x{width} map to {p}x{q} cells, which no window of one size does; convert at a"
-            " native size whose map is a multiple of the pooled grid"
+            f"the tail pools a {height}x{width} map to {p}x{q} cells, which no window of a fixed size can do; convert"
+            " at a native size whose map is a multiple of the pooled grid"
         )
     source = tail.features
     if (height, width) == (p, q) or ((p, q) == (1, 1) and identity == "cam"):
@@ -227,7 +227,7 @@ def _replace_pool(traced: fx.GraphModule, tail: Tail, identity: Identity) -> Non
 
 
 def _convolve(traced: fx.GraphModule, tail: Tail) -> None:
-    """Make the tail's Linear layers convolutions, in their places; what is also called otherwise is put beside them."""
+    """Replace the tail's Linear layers by convolutions; a layer that is also called elsewhere is kept besides."""
     linears: list[Any] = [called_module(traced, node) for node in tail.linears]
     taken = {node.target for node in traced.graph.nodes if node.op == "call_module" and node not in tail.linears}
     placed: dict[tuple[nn.Linear, tuple[int, int]], str] = {}
@@ -254,7 +254,7 @@ def _as_convolution(linear: nn.Linear, grid_size: tuple[int, int]) -> nn.Conv2d:
 
 
 def _require_channels(traced: fx.GraphModule, norm: fx.Node, tail: Tail) -> None:
-    """Refuse a normalisation over the cells of a flattened grid, which no dense cell can tell from its neighbours'."""
+    """Refuse a normalisation over all values of a flattened grid: in a dense net windows share these cells."""
     values = norm.meta["shape"][1]
     if tail.grid_size != (1, 1) and values == math.prod(tail.grid_size) * tail.features.meta["shape"][1]:
         p, q = tail.grid_size
@@ -266,7 +266,7 @@ def _require_channels(traced: fx.GraphModule, norm: fx.Node, tail: Tail) -> None
 
 
 def _channelwise(norm: nn.Module) -> nn.Module:
-    """The form of a normalisation of (N, C) that normalises the channels of every cell of (N, C, h, w)."""
+    """Return the layer that normalises every cell of (N, C, h, w) as a layer normalises (N, C)."""
     if isinstance(norm, LayerNorm2d) or type(norm).__name__ == "LayerNorm2d" or isinstance(norm, nn.BatchNorm2d):
         return norm
     if isinstance(norm, nn.LayerNorm):
@@ -286,7 +286,7 @@ def _channelwise(norm: nn.Module) -> nn.Module:
 
 
 def _take_channels(node: fx.Node) -> None:
-    """Let a function over the last axis of (N, C) work on the channels of (N, C, h, w)."""
+    """Make a function over the last axis of (N, C) work over the channels of (N, C, h, w)."""
     place = {"softmax": 1, "log_softmax": 1, "normalize": 2}.get(getattr(node.target, "__name__", str(node.target)))
     if place is not None and len(node.args) > place and node.args[place] == -1:
         node.update_arg(place, 1)
@@ -295,7 +295,7 @@ def _take_channels(node: fx.Node) -> None:
 
 
 def _spread_constants(traced: fx.GraphModule, node: fx.Node) -> None:
-    """Let a function of (N, C) and of values for each of its channels take the same ones at every cell."""
+    """Reshape a function's constants with one value per channel, so that they apply to every cell of (N, C, h, w)."""
     for value in node.all_input_nodes:
         shape = value.meta.get("shape")
         if shape is not None and value.meta["constant"] and math.prod(shape) > 1:
@@ -305,5 +305,5 @@ def _spread_constants(traced: fx.GraphModule, node: fx.Node) -> None:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of distinct parameters' elements."""
+    """Return the number of elements of all distinct parameters."""
     return sum(p.numel() for p in module.parameters())

@@ -30,13 +30,13 @@ def explain_failure(error: Exception, config: TrainConfig, *, training: bool) ->
     if isinstance(error, RuntimeError) and text.startswith(_WORKER):
         return UsageError(
             "a process that prepares batches was killed, most likely because memory ran out, or shared memory"
-            " (/dev/shm) in a container; take fewer --workers, or none (0), and go on by --resume"
+            " (/dev/shm) in a container; take fewer --workers, or none (0), and continue with --resume"
         )
     if isinstance(error, ValueError) and text.startswith(_NO_STATISTICS):
         return UsageError(
-            f"BatchNorm takes its statistics from more than one value, and a step of {config.batch_size} {config.seen}"
-            " leaves it one; take a larger --batch-size (of no more than the training images) or --crop, or"
-            " --freeze-statistics"
+            "BatchNorm needs more than one value per channel for its statistics, and a step of"
+            f" {config.batch_size} {config.seen} leaves it one; take a larger --batch-size (at most the number of"
+            " training images) or --crop, or --freeze-statistics"
         )
     return None
 

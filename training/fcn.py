@@ -149,8 +149,8 @@ def _scored_node(trunk: Trunk, tail: TailChoice) -> fx.Node:
         return trunk.features
     if tail == "fc" and len(trunk.linears) < 2:
         raise UsageError(
-            "tail fc wants fully connected layers before the classifier's last, as VGG and AlexNet have them; this net"
-            " has none: take tail gap"
+            "tail fc needs fully connected layers before the classifier's last, as in VGG and AlexNet; this net has"
+            " none: take tail gap"
         )
     return trunk.hidden
 

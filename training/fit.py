@@ -52,10 +52,10 @@ def fit(
     class_weights: Tensor | None = None,
     after_epoch: int | None = None,
 ) -> dict[str, float]:
-    """Train a model and leave its checkpoints in a run folder.
+    """Train a model and write its checkpoints into a run folder.
 
-    Everything random is drawn anew from the seed and the epoch's number, so that a run that is resumed ends with the
-    weights that it would have had (with `workers` 0, on one device).
+    In every epoch the random state is set from the seed and the epoch's number, so that a resumed run ends with the
+    same weights as an uninterrupted one (with `workers` 0, on the same device).
 
     Args:
         model: The model, which is trained in place.
@@ -64,22 +64,21 @@ def fit(
         config: The run's options.
         folder: The run's folder, without an earlier run (see `run_folder.prepare_folder`) unless it is resumed.
         console: Where progress is shown.
-        class_weights: (K,) weight of each class's pixels in the loss; None weighs all alike.
-        after_epoch: The last finished epoch that the folder holds, to go on behind it; None begins a run.
+        class_weights: (K,) weight of each class's pixels in the loss; None weighs all classes equally.
+        after_epoch: The last finished epoch in the folder, to continue after it; None begins a new run.
 
     Returns:
         The best epoch's `mean_iou` and `pixel_accuracy`.
 
     Raises:
-        DeviceError: The device asked for is not there, or does not train in the precision asked for.
-        UsageError: The training diverges: a loss is no number; or there is too little memory for a step, for an image
-            that is validated or for the workers; or BatchNorm finds too few values in a step. The epochs before are
-            kept.
+        DeviceError: The requested device does not exist, or cannot train in the requested precision.
+        UsageError: The training diverges (a loss is not finite); or memory does not suffice for a step, a validation
+            image or the workers; or BatchNorm gets too few values in a step. Earlier epochs are kept.
         DatasetError: An image or mask can no longer be read.
-        OSError: An epoch cannot be kept, as on a full disk. The epochs before are kept.
+        OSError: An epoch cannot be saved, for example on a full disk. Earlier epochs are kept.
         KeyboardInterrupt: The run was interrupted; the last checkpoint is that of the last finished epoch, or holds the
-            weights of that moment where there is none.
-        SystemExit: As for an interrupt, by SIGTERM.
+            current weights if no epoch was finished.
+        SystemExit: The same, by SIGTERM.
     """
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
@@ -98,7 +97,7 @@ def fit(
         environment["data_fingerprint"] = data_fingerprint
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")  # the folder is a run's from here on
     write_config(folder / CONFIG, config)
-    # Workers draw from what they begin with, and are not to begin each time with the first epoch's draws.
+    # Workers draw from their initial seed, which after a resume must not be that of the first epoch again.
     drawn_from = config.seed if after_epoch is None else epoch_seed(config.seed, after_epoch)
     writer, order = RunWriter(folder, dataset.split("val")), torch.Generator().manual_seed(drawn_from)
     averages = [MovingAverage(config.ema)] if config.ema else []
@@ -135,7 +134,7 @@ def fit(
         except SIGTERMException:
             raise SystemExit(_TERMINATED) from None
         except Exception as error:
-            # A SIGTERM to all processes of a job ends the workers first, which is told as an error.
+            # A SIGTERM to all processes of a job ends the workers first, which PyTorch reports as an error.
             if trainer.received_sigterm and isinstance(error, RuntimeError):
                 raise SystemExit(_TERMINATED) from None
             if told := explain_failure(error, config, training=task.training):
@@ -150,14 +149,14 @@ def fit(
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Seed that everything random in an epoch, numbered from 0, follows from in a run of that seed."""
+    """Return the random seed of an epoch, numbered from 0, in a run of that seed."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
 class _EpochSeeds(Callback):
-    """Makes what is random in an epoch follow from the run's seed and the epoch's number alone.
+    """Seeds every epoch from the run's seed and the epoch's number alone.
 
-    Workers that load data draw from seeds of their own, and have drawn an epoch's order before it starts.
+    This does not reach the workers that load data: they have their own seeds, and the order was drawn before the epoch.
 
     Args:
         seed: The run's seed.
@@ -170,7 +169,7 @@ class _EpochSeeds(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed what augmentation, dropout and the order of the samples draw from."""
+        """Seed augmentation, dropout and the order of the samples."""
         seed = epoch_seed(self._seed, trainer.current_epoch)
         self._order.manual_seed(seed_everything(seed, verbose=False))
 
@@ -207,7 +206,7 @@ def _loaders(
 
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's advice, on workers, loggers and its makers' other products, off the user's screen."""
+    """Hide Lightning's hints about workers, loggers and other products from the user."""
     noisy = ("lightning.pytorch", "lightning.fabric", "torch.utils.cpp_extension")  # the last looks for CUDA aloud
     loggers = [logging.getLogger(name) for name in noisy]
     levels = [logger.level for logger in loggers]

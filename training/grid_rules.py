@@ -1,8 +1,8 @@
-"""What each operator that PyTorch dispatches does to the grid of a map.
+"""How each operator that PyTorch dispatches changes the grid of a map.
 
-A rule takes what is known of its first map and the operator's arguments, and returns the grid of its output; None where
-the output is pooled over the whole map. Operators without a rule work cell by cell where they leave a map its size;
-where they do not, nothing is known of what their output sees.
+A rule takes the trace of its first map and the operator's arguments, and returns the grid of the output, or None if the
+output is pooled over the whole map. An operator without a rule is taken to work cell by cell if it keeps the map's
+size; if it does not, the receptive field of its output is unknown.
 """
 
 import math
@@ -20,14 +20,14 @@ from training.grid import AxisGrid, Grid
 
 @dataclass(frozen=True)
 class Trace:
-    """What is known of a tensor.
+    """What is known about a tensor.
 
     Attributes:
         grid: The grid of the map that the tensor holds.
         size: (h, w) of that map.
-        axes: Which of the tensor's axes these are; None where they are merged with others, or cut.
-        cut: Where each of them is cut into blocks, the axes of (rows of blocks, rows of a block, columns of blocks,
-            columns of a block).
+        axes: The tensor's axes of h and w; None if they are merged with others, or cut into blocks.
+        cut: If both are cut into blocks, the axes of (rows of blocks, rows of a block, columns of blocks, columns of a
+            block).
     """
 
     grid: Grid
@@ -37,7 +37,7 @@ class Trace:
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """Rows and columns of what is given for both, or for each."""
+    """Return the (y, x) values of an argument that is given as one number or as two."""
     values = list(value) if isinstance(value, (tuple, list)) else [value]
     return (values[0], values[-1])
 
@@ -47,14 +47,14 @@ def _argument(args: tuple[Any, ...], index: int, default: Any) -> Any:
 
 
 def both(trace: Trace, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Grid:
-    """The grid behind a convolution or pooling of the given (y, x) values, or single ones for both axes."""
+    """The grid after a convolution or pooling, whose values are given as (y, x) or as one number for both axes."""
     (ky, kx), (sy, sx), (py, px), (dy, dx) = map(pair, (kernel, stride, padding, dilation))
     return Grid(trace.grid.y.convolved(ky, sy, py, dy), trace.grid.x.convolved(kx, sx, px, dx))
 
 
 def _convolution(trace: Trace, args: tuple[Any, ...]) -> Grid:
     kernel, (stride, padding, dilation, is_transposed) = args[1].shape[2:], args[3:7]
-    if len(kernel) > 2:  # of volumes: of its axes, those that are the map's
+    if len(kernel) > 2:  # a 3D convolution: take the two axes that are the map's
         kernel, stride, padding, dilation = (_along(trace, v) for v in (kernel, stride, padding, dilation))
     if not is_transposed:
         return both(trace, kernel, stride, padding, dilation)
@@ -63,7 +63,7 @@ def _convolution(trace: Trace, args: tuple[Any, ...]) -> Grid:
 
 
 def _along(trace: Trace, values: Any) -> tuple[int, int]:
-    """Of three values for the axes 2, 3 and 4, those for the map's rows and columns."""
+    """Of three values for the axes 2, 3 and 4, return those for the map's rows and columns."""
     y, x = trace.axes or (2, 3)
     return values[y - 2], values[x - 2]
 
@@ -128,7 +128,7 @@ def _slice(trace: Trace, args: tuple[Any, ...]) -> Grid:
 
 
 def _interpolated(trace: Trace, args: tuple[Any, ...], around: int) -> Grid:
-    """The grid behind interpolation between so many cells before a place and behind it."""
+    """The grid after interpolation between `around` cells before a position and as many after it."""
     sizes = zip(trace.size, args[1], strict=True)
     if args[2]:  # align_corners
         raise ArchitectureError("enlarging with align_corners stretches the map, so it has no constant stride")
@@ -137,10 +137,10 @@ def _interpolated(trace: Trace, args: tuple[Any, ...], around: int) -> Grid:
 
 
 def _between(axis: AxisGrid, cells: int, wanted: int, around: int) -> AxisGrid:
-    """The grid of values interpolated at (j + 1/2) * step - 1/2, in cells: between those around there."""
+    """The grid of values interpolated at positions (j + 1/2) * step - 1/2, in cells, from `around` cells each way."""
     step = _step(cells, wanted)
     place = step / 2 - Fraction(1, 2)
-    # The farthest cell that is asked for: of even numbers, places lie between cells, of odd ones some lie on them.
+    # The farthest cell that is read: for an even factor no position lies on a cell, for an odd one some do.
     even = (step.numerator * step.denominator) % 2 == 0
     reach = around - Fraction(1, 2 * step.denominator) if even or step == 1 else Fraction(around)
     return AxisGrid(
@@ -149,7 +149,7 @@ def _between(axis: AxisGrid, cells: int, wanted: int, around: int) -> AxisGrid:
 
 
 def _sampled(trace: Trace, args: tuple[Any, ...], phase: Fraction | int) -> Grid:
-    """The grid of every step-th cell, from the one at `phase` of a step; or of cells repeated."""
+    """The grid after nearest-neighbour resizing: every step-th cell, from `phase` of a step on, or repeated cells."""
     axes = []
     for axis, cells, wanted in zip((trace.grid.y, trace.grid.x), trace.size, args[1], strict=True):
         step = _step(cells, wanted)
@@ -161,7 +161,7 @@ def _sampled(trace: Trace, args: tuple[Any, ...], phase: Fraction | int) -> Grid
 
 
 def _step(cells: int, wanted: int) -> Fraction:
-    """Cells from one interpolated value to the next: a whole number, or one by a whole number."""
+    """Return the cells from one interpolated value to the next: a whole number, or 1 over a whole number."""
     step = Fraction(cells, wanted)
     if 1 not in (step.numerator, step.denominator):
         raise ArchitectureError(f"resizing {cells} cells along an axis to {wanted} has no constant stride")
@@ -187,7 +187,7 @@ def contracts_space(name: str, args: tuple[Any, ...], traces: "dict[int, Trace |
         rank = len(operand.shape)
         if trace.axes is not None and axis % rank in trace.axes:
             return True
-        # Axes that were merged are known by their size alone; the one that holds the cells is not the other.
+        # Merged axes are recognised only by their size, so no other axis may have a size that could hold the cells too.
         cells, others = math.prod(trace.size), [n for i, n in enumerate(operand.shape) if i != axis % rank]
         if trace.axes is None and operand.shape[axis] == cells and not any(n % cells == 0 for n in others):
             return True
@@ -195,12 +195,12 @@ def contracts_space(name: str, args: tuple[Any, ...], traces: "dict[int, Trace |
 
 
 def mixes_space(name: str, args: tuple[Any, ...], trace: Trace) -> bool:
-    """Whether an operator that leaves a map its size lets cells depend on all cells along an axis."""
+    """Whether an operator that keeps a map's size makes cells depend on all cells along an axis."""
     return name in _ANYWHERE or _reorders_space(name, args, trace) or _normalises_space(name, args, trace)
 
 
 def _reorders_space(name: str, args: tuple[Any, ...], trace: Trace) -> bool:
-    """Whether an operator takes values from elsewhere along a spatial axis."""
+    """Whether an operator takes values from other positions along a spatial axis."""
     if name not in _ALONG or trace.axes is None:
         return False
     axes = _argument(args, _ALONG[name], None)
@@ -232,10 +232,10 @@ _ALONG = {
     "flip": 1, "roll": 2, "cumsum": 1, "cumprod": 1, "cummax": 1, "cummin": 1, "logcumsumexp": 1, "sort": 1,
     "index_select": 1, "gather": 1,
 }  # fmt: skip
-"""Operators that take values from elsewhere along axes, and the position of these."""
+"""Operators that take values from other positions along axes, and the index of the argument that names the axes."""
 
 _ANYWHERE = {"deform_conv2d", "grid_sampler_2d"}
-"""Operators that take values from wherever the numbers say."""
+"""Operators that take values from positions that are computed."""
 
 RULES: dict[str, Callable[[Trace, tuple[Any, ...]], Grid | None]] = {
     "convolution": _convolution,
@@ -262,11 +262,11 @@ RULES: dict[str, Callable[[Trace, tuple[Any, ...]], Grid | None]] = {
 }
 REDUCTIONS = {"mean", "amax", "amin", "max", "min", "sum"}
 _AXES_ADDED = {"stack": 1, "unsqueeze": 1, "select": -1, "unbind": -1}
-"""Operators that put an axis in or take one out, and by how much the number of axes grows."""
+"""Operators that insert or remove an axis, and by how much the number of axes grows."""
 
 
 def _renumbered(axes: tuple[int, int] | None, name: str, args: tuple[Any, ...]) -> tuple[int, int] | None:
-    """Where the spatial axes are behind an operator without a rule; None where one of them is taken out."""
+    """Return the spatial axes after an operator without a rule; None if it removes one of them."""
     if axes is None or name not in _AXES_ADDED:
         return axes
     change = _AXES_ADDED[name]
@@ -274,13 +274,13 @@ def _renumbered(axes: tuple[int, int] | None, name: str, args: tuple[Any, ...]) 
     changed = _argument(args, 1, 0) % (rank + max(change, 0))
     if change < 0 and changed in axes:
         return None
-    # A new axis pushes back the one in whose place it stands; one that is taken out draws up those behind it.
+    # A new axis moves the axes from its position on by one; a removed axis moves those after it back by one.
     y, x = (axis + change if axis >= changed else axis for axis in axes)
     return y, x
 
 
 def kept(trace: Trace, name: str, args: tuple[Any, ...], output: Tensor) -> Trace | None:
-    """What an operator without a rule leaves of a map; None where it changes its size, nobody knows how."""
+    """Return the trace after an operator without a rule; None if it changes the map's size in an unknown way."""
     axes = _renumbered(trace.axes, name, args)
     if axes is not None and (output.ndim <= axes[1] or tuple(output.shape[axis] for axis in axes) != trace.size):
         return None
@@ -290,7 +290,7 @@ def kept(trace: Trace, name: str, args: tuple[Any, ...], output: Tensor) -> Trac
 
 
 def looks_beyond(before: Trace, grid: Grid, size: tuple[int, int]) -> bool:
-    """Whether the cells of a map of `size` on `grid` see more than the map before them does."""
+    """Whether the cells of a map of `size` on `grid` depend on pixels beyond those of the map before."""
     for axis, was, cells, cells_before in zip(
         (grid.y, grid.x), (before.grid.y, before.grid.x), size, before.size, strict=True
     ):

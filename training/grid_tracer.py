@@ -1,7 +1,7 @@
-"""Following grids through a net by running it without its numbers.
+"""Follows grids (stride, offset and receptive field) through a net by running it on shapes alone.
 
-The net runs on fake tensors (shapes without storage), and every operator that PyTorch dispatches is followed, so that
-no architecture needs a rule of its own.
+The net runs on fake tensors, which have shapes without storage, and every operator that PyTorch dispatches is followed,
+so that no architecture needs a rule of its own.
 """
 
 import math
@@ -36,8 +36,8 @@ class GridTracer(TorchDispatchMode):
     Attributes:
         alignment: (y, x) least common multiples of the strides seen.
         global_context: Modules whose output mixes a value pooled over the whole map back into a map.
-        padded: Whether any operator looks beyond its map's edge.
-        shifts_windows: Whether there is a window attention, whose windows are shifted where a map holds several.
+        padded: Whether any operator reads beyond its map's edge.
+        shifts_windows: Whether there is a window attention, whose windows are shifted if a map holds several.
     """
 
     def __init__(self) -> None:
@@ -46,18 +46,18 @@ class GridTracer(TorchDispatchMode):
         self.global_context: list[str] = []
         self.padded = False
         self.shifts_windows = False
-        self._traces: dict[int, Trace | str] = {}  # a name instead of a trace: pooled globally in that module
+        self._traces: dict[int, Trace | str] = {}  # a module's name instead of a trace: pooled globally there
         self._alive: list[Tensor] = []  # keeps ids unique
         self._module = "the net"
         self._suspended = False
 
     def start(self, image: Tensor) -> Tensor:
-        """Declare an (N, C, H, W) tensor to be the image, grid (1, 0)."""
+        """Declare an (N, C, H, W) tensor to be the image, whose grid has stride 1 and offset 0."""
         self._keep(image, Trace(Grid(), (image.shape[2], image.shape[3]), (2, 3)))
         return image
 
     def grid(self, tensor: object) -> Grid | None:
-        """The grid of a tensor, or None where it has no spatial axes."""
+        """The grid of a tensor; None if it has no spatial axes."""
         known = self._traces.get(id(tensor))
         return known.grid if isinstance(known, Trace) and known.axes is not None else None
 
@@ -68,7 +68,7 @@ class GridTracer(TorchDispatchMode):
 
     @contextmanager
     def following(self, net: nn.Module) -> Iterator[None]:
-        """Know which module of `net` is running, and take its window attentions as one step."""
+        """Keep track of which module of `net` is running, and treat each window attention as one step."""
         handles = []
         for name, module in net.named_modules():
             if isinstance(module, ShiftedWindowAttention):
@@ -94,7 +94,7 @@ class GridTracer(TorchDispatchMode):
         self._suspended = True
 
     def _leave_attention(self, module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-        """A window attention sees its window: at most window - 1 cells before and behind, at whole windows alone."""
+        """Record that a window attention reads up to window - 1 cells before and after a cell, in whole windows."""
         self._suspended = False
         trace = self._traces[id(args[0])]
         if isinstance(trace, Trace):
@@ -128,7 +128,7 @@ class GridTracer(TorchDispatchMode):
         rule = RULES.get(name)
         for tensor in tensors_in((output,)):
             if id(tensor) in self._traces and any(tensor is t for t in tensors_in(args)):
-                continue  # in place: the same tensor, the same grid
+                continue  # changed in place: the same tensor has the same grid
             self._follow(name, rule, inputs, args, tensor)
         return output
 
@@ -187,7 +187,7 @@ def trace_grids(net: nn.Module, height: int, width: int, channels: int = 3) -> t
 
 
 def record_grids(net: fx.GraphModule, input_size: tuple[int, int], channels: int) -> GridTracer:
-    """Run a dense net on a fake image and leave every value's grid and shape in its node's meta.
+    """Run a dense net on a fake image and store the grid and shape of every value in its node's meta.
 
     Args:
         net: A traced dense net; `meta["grid"]` and `meta["dense_shape"]` of its nodes are set.
@@ -198,7 +198,7 @@ def record_grids(net: fx.GraphModule, input_size: tuple[int, int], channels: int
         The tracer that followed the run.
 
     Raises:
-        ArchitectureError: Values are combined that have no common grid.
+        ArchitectureError: Values without a common grid are combined.
     """
     tracer = GridTracer()
     with fake_tensors():

@@ -38,7 +38,7 @@ def derive_layers(net: nn.Module) -> tuple[Layer, ...]:
     """
     trunk = net.trunk if isinstance(net, FCN) else net
     if not isinstance(trunk, fx.GraphModule):
-        raise TypeError(f"a {type(net).__name__} is no converted classifier or FCN, so its layers cannot be told")
+        raise TypeError(f"a {type(net).__name__} is no converted classifier or FCN, so its layers cannot be listed")
     shapes = _map_shapes(trunk)
     counted: set[nn.Parameter] = set()
     layers = []

@@ -30,7 +30,7 @@ def refuse_coarse_weights(model: nn.Module) -> None:
         if weights.dtype.itemsize < 4:
             raise ArchitectureError(
                 f"{name} of {type(model).__name__} is of {str(weights.dtype).removeprefix('torch.')}, too coarse to"
-                " prove that the net computes the same; convert its float(), and make what comes of it coarser"
+                " prove that the net computes the same; convert model.float(), and lower the precision of the result"
             )
 
 

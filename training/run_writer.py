@@ -111,7 +111,7 @@ class RunWriter(Callback):
         except (OSError, RuntimeError) as error:  # the latter is PyTorch's, where a file cannot be written
             reason = getattr(error, "strerror", None) or one_line(error, 150)
             raise OSError(
-                f"epoch {epoch} cannot be kept in {self._folder} ({reason}); make room there, and go on by --resume"
+                f"epoch {epoch} cannot be kept in {self._folder} ({reason}); make room, and continue with --resume"
             ) from error
 
     def _is_shown(self, trainer: Trainer) -> bool:

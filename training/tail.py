@@ -1,8 +1,8 @@
-"""The classifier's tail: what stands between the last feature map and the logits.
+"""Finds the classifier's tail: the layers between the last feature map and the logits.
 
 Walking back from the output, the tail is a chain of Linear, activation, dropout and normalisation layers, a flatten,
-and perhaps a pooling; what remains in front of it is the feature map. Behind the pooling the chain may part, and meet
-again in a sum. It is read by what its nodes do to shapes at the native size, not by architecture.
+and perhaps a pooling; its input is the feature map. After the pooling the chain may branch, and merge again in a sum.
+The tail is recognised by what its nodes do to shapes at the native size, not by architecture.
 """
 
 import math
@@ -29,13 +29,13 @@ class Tail:
     Attributes:
         features: The node whose value is the last feature map, (N, C, H, W).
         feature_size: (H, W) of that map at the native size.
-        pool: The pooling node, or None; its input is `features`, or a reshaping or a first reduction of it.
-        pools_maximum: Whether the pooling takes maxima, not means.
+        pool: The pooling node, or None; its input is `features`, or a reshaped or partly reduced form of it.
+        pools_maximum: Whether the pooling takes maxima instead of means.
         grid_size: (p, q) of the map that is flattened: the pooled grid, (1, 1) for global pooling.
-        flatten: The nodes that drop the spatial axes.
+        flatten: The nodes that remove the spatial axes.
         linears: The Linear layers.
-        norms: Normalisation layers behind the pooling.
-        others: Activations, dropouts, 1x1 convolutions, which stay as they are.
+        norms: Normalisation layers after the pooling.
+        others: Activations, dropouts, 1x1 convolutions, which are not converted.
     """
 
     features: fx.Node
@@ -49,7 +49,7 @@ class Tail:
     others: tuple[fx.Node, ...]
 
     def is_affine(self, traced: fx.GraphModule) -> bool:
-        """Whether all that follows the pooling is affine in eval mode, so that it commutes with averaging."""
+        """Whether everything after the pooling is affine in eval mode, so that it commutes with averaging."""
         return all(_is_affine(traced, node) for node in (*self.norms, *self.others))
 
 
@@ -74,9 +74,9 @@ class _ShapeRecorder(fx.Interpreter):
 
 
 def record_shapes(traced: fx.GraphModule, input_size: tuple[int, int], channels: int) -> None:
-    """Run a traced net on a fake image and leave every value's shape in its node's `meta["shape"]`.
+    """Run a traced net on a fake image and store the shape of every value in its node's `meta["shape"]`.
 
-    What does not depend on the image has True in `meta["constant"]`.
+    Nodes whose value does not depend on the image have True in `meta["constant"]`.
 
     Raises:
         ArchitectureError: The net does not take images of that size.
@@ -93,7 +93,7 @@ def record_shapes(traced: fx.GraphModule, input_size: tuple[int, int], channels:
 
 
 def put_channels_first(traced: fx.GraphModule) -> None:
-    """Let a mean or maximum over the places of (N, H, W, C), channels last, be one over those of (N, C, H, W)."""
+    """Rewrite a mean or maximum over the spatial axes of (N, H, W, C), channels last, as one over (N, C, H, W)."""
     for node in list(traced.graph.nodes):
         sources = list(_tensor_inputs(node))
         if _name(traced, node) not in _REDUCTIONS or len(sources) != 1 or len(sources[0].meta["shape"]) != 4:
@@ -110,16 +110,15 @@ def put_channels_first(traced: fx.GraphModule) -> None:
 
 
 def find_tail(traced: fx.GraphModule) -> Tail:
-    """Read the tail of a traced classifier whose shapes are recorded.
+    """Find the tail of a traced classifier whose shapes are recorded.
 
     Raises:
-        ArchitectureError: The chain behind the last feature map is none that can become convolutional; the message
-            shows it.
+        ArchitectureError: The chain after the last feature map cannot become convolutional; the message shows it.
     """
     place = {node: i for i, node in enumerate(traced.graph.nodes)}
     found: dict[_Role, list[fx.Node]] = {role: [] for role in get_args(_Role)}
     seen: list[str] = []
-    ahead = {_logits(traced)}  # all that the logits are computed from, of what has been looked at
+    ahead = {_logits(traced)}  # nodes that visited ones are computed from, not visited yet
     while not found["pool"]:
         node = max(ahead, key=place.__getitem__)
         role = _role(traced, node)
@@ -154,7 +153,7 @@ def find_tail(traced: fx.GraphModule) -> Tail:
 
 
 def _role(traced: fx.GraphModule, node: fx.Node) -> _Role | None:
-    """What a node does in a tail; None where it belongs to the features before it."""
+    """The role of a node in a tail; None if it belongs to the features before the tail."""
     sources = list(_tensor_inputs(node))
     if len(sources) != 1:
         merges = len(sources) > 1 and _name(traced, node) in _MERGES
@@ -211,7 +210,7 @@ def _is_pool(traced: fx.GraphModule, node: fx.Node, before: tuple[int, ...], aft
 
 
 def _covers(traced: fx.GraphModule, pool: fx.Node, size: tuple[int, ...]) -> bool:
-    """Whether an average pooling takes a whole map of (h, w), and is no strided layer that has one place on it."""
+    """Whether an average pooling covers a whole map of (h, w): a strided layer with one position on it does not."""
     module = called_module(traced, pool)
     if module is None:
         given = dict(zip(("input", "kernel_size", "stride", "padding"), pool.args, strict=False)) | pool.kwargs
@@ -223,7 +222,7 @@ def _covers(traced: fx.GraphModule, pool: fx.Node, size: tuple[int, ...]) -> boo
 
 
 def _is_second_reduction(traced: fx.GraphModule, node: fx.Node, source: fx.Node) -> bool:
-    """Whether a node reduces what a map's first reduction of its kind, or its reshaping to (N, C, H * W), left."""
+    """Whether a node is the second of two reductions of a map, or reduces a map that was reshaped to (N, C, H * W)."""
     before, after = source.meta["shape"], node.meta["shape"]
     name, first = _name(traced, node), _name(traced, source)
     if name not in _REDUCTIONS or len(before) != 3 or after[:2] != before[:2] or first in _REDUCTIONS - {name}:

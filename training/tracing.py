@@ -1,4 +1,4 @@
-"""Tracing a classifier into a graph whose nodes are layers, with every shape in it static."""
+"""Traces a classifier into a graph whose nodes are layers, in which every shape is static."""
 
 import contextlib
 import inspect
@@ -25,7 +25,7 @@ _DROPOUTS = {
 
 @contextlib.contextmanager
 def fake_tensors() -> Iterator[None]:
-    """Make new tensors shapes without storage, for nets whose weights are real; failures are not logged."""
+    """Make new tensors fake (shapes without storage), for nets whose weights are real; failures are not logged."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -37,24 +37,24 @@ def fake_tensors() -> Iterator[None]:
 
 
 def blank_image(net: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """An (N, C, H, W) image as a net takes it: where its weights lie, and of their type."""
+    """Return an uninitialised (N, C, H, W) image with the device and dtype of the net's weights."""
     weights = next(net.parameters(), None)
     return torch.empty(shape) if weights is None else torch.empty(shape, dtype=weights.dtype, device=weights.device)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the net itself out of what torch.compile, DataParallel and DistributedDataParallel put around it."""
+    """Return the net inside the wrappers of torch.compile, DataParallel and DistributedDataParallel."""
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     inner = model.module if isinstance(model, parallel) else getattr(model, "_orig_mod", None)
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 class LayerTracer(fx.Tracer):
-    """Traces down to layers: modules none of whose descendants holds parameters, and window attentions.
+    """Traces down to layers: modules without child modules that hold parameters, and window attentions.
 
-    Layers keep their behaviour in training (dropout, stochastic depth, batch statistics), which tracing through them
-    in eval mode would fix for ever. Where a forward branches on a value, such as a shape, the branch is the one that
-    the native size takes: the graph is run so far on a fake image.
+    Layers keep their training behaviour (dropout, stochastic depth, batch statistics), which tracing through them in
+    eval mode would freeze. If a forward branches on a value, such as a shape, the branch of the native size is taken:
+    to find it, the graph up to there is run on a fake image.
 
     Args:
         image_shape: (N, C, H, W) of an image of the native size.
@@ -74,7 +74,7 @@ class LayerTracer(fx.Tracer):
         return not any(next(child.parameters(), None) is not None for child in m.children())
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Take the branch that the native size takes."""
+        """Take the branch of the native size."""
         return bool(self._value(obj.node))
 
     def iter(self, obj: Any) -> Iterator[Any]:
@@ -84,11 +84,11 @@ class LayerTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Record a layer's call, or run it while a value is looked up."""
+        """Record a layer's call, or run the layer while a value is evaluated."""
         return forward(*args, **kwargs) if self._evaluating else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Record a parameter's use, or hand it out while a value is looked up."""
+        """Record a parameter's use, or return the parameter while a value is evaluated."""
         return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def _value(self, wanted: fx.Node) -> Any:
@@ -147,13 +147,13 @@ def trace_layers(model: nn.Module, image_shape: tuple[int, int, int, int]) -> fx
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
-    """What a forward takes for everything behind the image where it is given nothing else."""
+    """Return the defaults of a forward's arguments after the image."""
     parameters = list(inspect.signature(type(model).forward).parameters.values())[2:]  # behind self and the image
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 def _take_image_alone(graph: fx.Graph) -> None:
-    """Take out the inputs that tracing has fixed at their defaults, with what it leaves to compare them with these."""
+    """Remove the inputs that tracing has fixed at their defaults, and the nodes that compare them with these."""
     others = [node for node in graph.nodes if node.op == "placeholder"][1:]
     checks: dict[fx.Node, None] = {}
     pending = [user for node in others for user in node.users]
@@ -167,7 +167,7 @@ def _take_image_alone(graph: fx.Graph) -> None:
 
 
 def _take_maxima_alone(graph: fx.Graph) -> None:
-    """Let a maximum along an axis whose places nobody asks for be an amax, which is one value and not a pair."""
+    """Replace a maximum along an axis whose indices are not used by amax, which returns one value instead of a pair."""
     for node in list(graph.nodes):
         if node.target not in {torch.max, "max"} or not isinstance(axis := _argument_of(node, 1, "dim"), int):
             continue
@@ -188,9 +188,9 @@ def _take_maxima_alone(graph: fx.Graph) -> None:
 
 
 def _follow_changes_in_place(model: nn.Module, graph: fx.Graph) -> None:
-    """Where a value is changed in place and nothing takes the change's result, let what uses the value later take it.
+    """If a value is changed in place and the result is not used, make later users of the value use the result.
 
-    A graph drops nodes that nothing uses, such as that of `x.mul_(2)` as a statement.
+    Otherwise the graph would drop such a node as unused, for example that of `x.mul_(2)` as a statement.
     """
     place = {node: i for i, node in enumerate(graph.nodes)}
     for node, at in place.items():
@@ -201,7 +201,7 @@ def _follow_changes_in_place(model: nn.Module, graph: fx.Graph) -> None:
 
 
 def _drop_in_training(traced: fx.GraphModule) -> None:
-    """Let dropouts that are functions be layers: tracing in eval mode has fixed for ever that they do not drop."""
+    """Replace functional dropouts by layers, since tracing in eval mode has frozen them as inactive."""
     for node in list(traced.graph.nodes):
         layer, p = _DROPOUTS.get(node.target), node.kwargs.get("p")
         if layer is None or node.kwargs["training"] is not False or not isinstance(p, (int, float)):
@@ -233,15 +233,15 @@ def _argument_of(node: fx.Node, index: int, name: str) -> Any:
 
 
 def _takes_values(user: fx.Node) -> bool:
-    """Whether a node takes the first of a pair of values and places."""
+    """Whether a node takes only the values from a pair of values and indices."""
     return user.target in {operator.getitem, getattr} and user.args[1] in (0, "values")
 
 
 def input_channels(model: nn.Module, input_size: tuple[int, int]) -> int:
-    """Channels of the image that a net takes: those of its first convolution, if it takes such an image.
+    """Return the channels of the image that a net takes: those of its first convolution, if it accepts such an image.
 
-    Where it does not, as one that folds blocks of pixels into channels first or whose convolution of the image is
-    defined behind another, it takes RGB or grey.
+    If it does not, because it folds blocks of pixels into channels first, or because its first convolution in order of
+    definition is not the one that reads the image, the net takes RGB or grey.
 
     Args:
         model: A net in eval mode; it is not changed.
@@ -270,5 +270,5 @@ def _takes(model: nn.Module, image_shape: tuple[int, int, int, int]) -> bool:
 
 
 def called_module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """Return the layer that a node calls; None where it calls a function or method."""
+    """Return the layer that a node calls; None if it calls a function or method."""
     return traced.get_submodule(str(node.target)) if node.op == "call_module" else None

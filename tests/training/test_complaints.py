@@ -379,7 +379,7 @@ def test_a_model_card_takes_the_place_of_no_other_text_and_a_second_export_that_
     readme = tmp_path / "README.md"
     readme.write_text("mine")
     message = refusal(export, run, "-o", readme.with_suffix(".onnx"), error=UsageError)
-    assert message == f"{readme} is there, and the model card would take its place; name another output"
+    assert message == f"{readme} exists, and the model card would overwrite it; name another output"
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
     assert readme.read_text() == "mine"
     for suffix in (".onnx", ".md"):

@@ -167,7 +167,7 @@ def test_a_runs_configuration_repeats_it(scenes: Path, tmp_path: Path) -> None:
         train, ["--config", str(tmp_path / "first" / "config.yaml"), "--recipe", "paper", "-o", str(tmp_path / "other")]
     )
     assert isinstance(other.exception, UsageError)
-    assert "--recipe does not go with --config" in str(other.exception)
+    assert "--recipe cannot be combined with --config" in str(other.exception)
 
 
 def test_the_best_checkpoint_holds_the_averaged_weights_and_nothing_that_only_resuming_needs(run: Path) -> None:
@@ -413,7 +413,7 @@ def test_a_worker_that_is_killed_is_told_with_what_takes_less_memory(
     model = make_model(BACKBONE)
     model.net.register_forward_pre_hook(kill_a_worker)
     lasting = replace(config, workers=1, epochs=50)
-    with pytest.raises(UsageError, match=r"fewer --workers, or none \(0\), and go on by --resume"):
+    with pytest.raises(UsageError, match=r"fewer --workers, or none \(0\), and continue with --resume"):
         fit(model, open_dataset(scenes), "", lasting, tmp_path, Console(stderr=True))
 
 
@@ -642,7 +642,7 @@ def test_an_epoch_that_cannot_be_kept_is_told_in_one_line(scenes: Path, tmp_path
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
     assert line.startswith(f"fcnseg: error: epoch 1 cannot be kept in {run} (File too large); make room"), line
-    assert line.endswith("by --resume")
+    assert line.endswith("with --resume")
     assert not [path.name for path in run.iterdir() if "ckpt" in path.name]
 
 

@@ -86,11 +86,11 @@ def export(
     require_model_place(output, run, *checkpoints)
     require_place(card_path, run, *checkpoints)
     if card_path.exists() and not output.exists():
-        raise UsageError(f"{card_path} is there, and the model card would take its place; name another output")
+        raise UsageError(f"{card_path} exists, and the model card would overwrite it; name another output")
     if precision == "fp32":
-        refuse_given({"data"}, "{} is measured on for --precision fp16 and int8 alone; leave it out")
+        refuse_given({"data"}, "{} is used only with --precision fp16 or int8; leave it out")
     if precision != "int8":
-        refuse_given({"calibration_images"}, "{} are for --precision int8 alone; leave them out")
+        refuse_given({"calibration_images"}, "{} is used only with --precision int8; leave it out")
     trained = open_run(run)
     card = make_card(
         trained,
@@ -110,7 +110,7 @@ def export(
             require_same_classes(trained.record.label_map, dataset.label_map)
             if not sum(check_samples(dataset.split("val"), dataset.label_map).class_pixels):
                 no_label = tell_no_label("val", dataset.label_map.ignore_id)
-                raise DatasetError(f"{no_label}; name data that can be measured on, by --data")
+                raise DatasetError(f"{no_label}; name labelled data by --data")
             info = _write_measured(trained, output, card, precision, dataset, calibration_images)
         if info.card is not None:
             write_text(card_path, to_markdown(info, info.card, output.stem))

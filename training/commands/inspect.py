@@ -54,7 +54,9 @@ def inspect(source: str, *, input_size: tuple[int, int] | None, as_json: bool) -
     path = Path(source)
     is_file = path.suffix == ".onnx" or (path.is_file() and path.suffix != ".py")
     if is_file and input_size is not None:
-        raise click.UsageError(f"--input-size is for classifiers; {path} tells its own, so leave it out")
+        raise click.UsageError(
+            f"--input-size is for classifiers; the model file {path} states its own, so leave it out"
+        )
     net = _open_model_file(path) if is_file else _open_architecture(source, input_size)
     if as_json:
         click.echo(json.dumps(net.document(), indent=1))

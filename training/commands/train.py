@@ -186,8 +186,8 @@ def _require_batches(config: "TrainConfig", *, one_size: bool) -> None:
     if config.crop is None and config.batch_size > 1 and not (one_size and least == most):
         why = "several sizes" if least == most else f"sizes drawn anew, as --scale-jitter {least:g} {most:g} asks for,"
         raise UsageError(
-            f"whole images of {why} make no batch of {config.batch_size}; give --crop HxW, or --batch-size 1, or images"
-            " of one size and --scale-jitter 1 1"
+            f"whole images of {why} cannot share a batch of {config.batch_size}; give --crop HxW, or --batch-size 1, or"
+            " images of one size and --scale-jitter 1 1"
         )
 
 
@@ -198,7 +198,9 @@ def _asked_for(data: Path | None, config_path: Path | None, options: dict[str, A
     given = given_options(options)
     if config_path is not None:
         if "recipe" in given:
-            raise UsageError("--recipe does not go with --config, whose file has its recipe's options; take one")
+            raise UsageError(
+                "--recipe cannot be combined with --config, whose file already has a recipe's options; give one of them"
+            )
         given = {**read_values(config_path), **given}
     if data is not None:
         given["data"] = str(data)

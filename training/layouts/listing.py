@@ -254,7 +254,7 @@ def held_out(samples: Sequence[Sample], remedy: str) -> tuple[dict[str, Sequence
     val = [sample for sample, place in zip(samples, places, strict=True) if place <= limit]
     train = [sample for sample, place in zip(samples, places, strict=True) if place > limit]
     if not train:
-        raise DatasetError(f"the names of all {len(samples)} images fall to val; add images, or {remedy}")
+        raise DatasetError(f"the hashes of the names put all {len(samples)} images into val; add images, or {remedy}")
     note = f"no splits are given: {len(train)} images train and {len(val)} val by a hash of their names; {remedy}"
     return {"train": train, "val": val}, f"{note} to choose them"
 
