@@ -1,4 +1,4 @@
-"""Between the wire's messages and fcnseg's types: the only place in the server that knows both."""
+"""Converts between protobuf messages and fcnseg's types: the only place in the server that knows both."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -56,7 +56,7 @@ def require_encodable(encoding: Encoding, height: int, width: int) -> None:
 
 
 def read_source(request: pb.SegmentRequest) -> Source:
-    """Return where a request's pixels come from.
+    """Return the source of a request's pixels.
 
     Raises:
         InvalidFieldError: The request has no image.
@@ -79,11 +79,11 @@ def write_answer(
     """Write the answer to a Segment request, but for its timings and extras.
 
     Args:
-        response: Is written. A message that is made apart would be copied twice when it is put into another.
-        executed: What the run gave.
+        response: The message to fill in place; a separate message would be copied twice when put into another.
+        executed: The result of the run.
         encoding: How to write the class map.
         model: The model that answered.
-        only: The classes that the class map tells apart; empty stands for all.
+        only: The classes to distinguish in the class map; empty for all.
     """
     segmentation = executed.segmentation
     label_map = segmentation.label_map
@@ -99,12 +99,12 @@ def write_answer(
 
 
 def other_id_of(label_map: LabelMap) -> int:
-    """Return the id of pixels whose class was not asked for."""
+    """Return the id for pixels whose class was not requested."""
     return _OTHER_UINT8 if len(label_map) <= _OTHER_UINT8 else _OTHER_UINT16
 
 
 def select(segmentation: Segmentation, only: Sequence[ClassInfo]) -> ClassMap:
-    """Return the class map with only these classes, and the others' pixels as `other_id_of` says; all where empty."""
+    """Return the class map with only these classes, other pixels having the id of `other_id_of`; empty keeps all."""
     if not only:
         return segmentation.class_map
     other = other_id_of(segmentation.label_map)
@@ -130,7 +130,7 @@ def _write_class_map(
 
 
 def write_stages(timings: pb.Timings, stages: Stages) -> None:
-    """Write what the stages of an answer took."""
+    """Write the durations of an answer's stages."""
     timings.decode_ms = stages.decode_s * 1000
     timings.queue_ms = stages.queue_s * 1000
     timings.infer_ms = stages.infer_s * 1000

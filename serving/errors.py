@@ -1,4 +1,4 @@
-"""Why the server does not answer a request; `statuses` says what each becomes over gRPC."""
+"""The reasons why the server does not answer a request; `statuses` turns them into gRPC statuses."""
 
 from enum import StrEnum
 
@@ -10,7 +10,7 @@ _LONGEST_QUOTE = 100
 
 
 def quote(text: str) -> str:
-    """Return what a client sent as a message may show it: quoted, and not for ever."""
+    """Return text of a client for use in a message: quoted and truncated."""
     return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}...")
 
 
@@ -28,26 +28,26 @@ class InvalidFieldError(UsageError):
 
 
 class OversizedMessageError(DecodeError):
-    """A request's message is not parsed, for the memory that this would take; its text is one line for a user."""
+    """A request's message is not parsed, since that would take too much memory; its text is one line for a user."""
 
 
 class Reason(StrEnum):
-    """Why an image that could be answered is not, as metrics tell it."""
+    """Why an image that could be answered is refused, as a label of the metrics."""
 
     QUEUE_FULL = "queue_full"
-    """As many images of its model are under way as there may be."""
+    """The model's queue is full."""
     MEMORY = "memory"
-    """Images under way hold as many bytes as they may."""
+    """The memory for images is full."""
     DEADLINE = "deadline"
-    """Its answer would come after its deadline."""
+    """The answer is expected after the deadline."""
     LATE = "late"
-    """It was let in, and its deadline passed all the same."""
+    """The image was admitted, but its deadline passed."""
     STOPPING = "stopping"
-    """The server, or its model, is going away."""
+    """The server is stopping, or the model is being closed."""
 
 
 class RefusedError(FcnsegError):
-    """An image that could be answered is not, for a reason that is not the image's.
+    """An image that could be answered is refused, for a reason that is not the image's fault.
 
     Args:
         message: One line for a user.
@@ -60,12 +60,12 @@ class RefusedError(FcnsegError):
 
 
 class OverloadedError(RefusedError):
-    """The server has as much to do, or to hold, as it may.
+    """The server is overloaded: its queue or memory is full, or time does not suffice.
 
     Args:
         message: One line for a user.
-        retry_after_s: When there will probably be room, in seconds.
-        reason: What there is too much of, for the metrics.
+        retry_after_s: After how many seconds there will probably be room.
+        reason: The reason, for the metrics.
     """
 
     def __init__(self, message: str, retry_after_s: float, reason: Reason) -> None:
@@ -74,11 +74,11 @@ class OverloadedError(RefusedError):
 
 
 class AllowanceError(FcnsegError):
-    """A token's holder asks for more than the token's limits allow.
+    """A token's limits are exceeded.
 
     Args:
         message: One line for a user.
-        retry_after_s: When it may ask again, in seconds.
+        retry_after_s: After how many seconds to retry.
     """
 
     def __init__(self, message: str, retry_after_s: float) -> None:
@@ -106,7 +106,7 @@ class TooLateError(RefusedError):
 
 
 class StoppingError(RefusedError):
-    """The server, or the model, is going away and takes nothing more."""
+    """The server is stopping, or the model is being closed, and accepts no more requests."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, Reason.STOPPING)

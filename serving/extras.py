@@ -1,4 +1,4 @@
-"""Heatmaps, regions, confidence, overlay: what a request asks for beside the class map, and what answers it."""
+"""Heatmaps, regions, confidence, overlay: what a request can ask for besides the class map, and how it is written."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -38,10 +38,10 @@ _DRAWN_PIXEL_BYTES = 12
 
 @dataclass(frozen=True)
 class Extras:
-    """What a request asks for beside the class map.
+    """What a request asks for besides the class map.
 
     Attributes:
-        classes: The classes that the class map is to tell apart, each once; empty stands for all.
+        classes: The classes to distinguish in the class map, each once; empty for all.
         heatmaps: Classes whose heatmaps are wanted, each once.
         regions: Which regions are wanted; None for none.
         confidence: Whether the confidence map is wanted.
@@ -61,13 +61,13 @@ class Extras:
 
 
 def reads_at_once(request: pb.SegmentRequest, label_map: LabelMap) -> bool:
-    """Tell whether `read_extras` takes no time worth a thread: a name that is unknown is compared with all others."""
+    """Tell whether `read_extras` is too quick to be worth a thread: an unknown name is compared with all others."""
     names = list(itertools.chain(request.classes, request.heatmap_classes, request.regions.classes))
     return len(names) <= _FEW_NAMES and all(len(name) <= _LONGEST_NAME and label_map.knows(name) for name in names)
 
 
 def read_extras(request: pb.SegmentRequest, label_map: LabelMap) -> Extras:
-    """Return what a request asks for beside the class map.
+    """Return what a request asks for besides the class map.
 
     Args:
         request: The request.
@@ -125,17 +125,17 @@ def _read_classes(field: str, names: Sequence[str], label_map: LabelMap) -> tupl
 
 @contextmanager
 def _naming(field: str) -> Iterator[None]:
-    """Let a value that cannot be used as given name its field."""
+    """Turn the error of an unusable value into one that names its field."""
     try:
         yield
     except UsageError as error:
-        # By its traceback the first error would refer to frames, one of which holds it: a cycle, which keeps the
-        # request for long on Python 3.13.
+        # The traceback of the first error refers to frames, one of which holds the error: a cycle, which keeps the
+        # request in memory too long on Python 3.13.
         raise InvalidFieldError(field, str(error)) from error.with_traceback(None)
 
 
 def require_drawable(extras: Extras, height: int, width: int) -> None:
-    """Check that an overlay of that size can be written, where one is asked for.
+    """Check that an overlay of that size can be written, if one is requested.
 
     Raises:
         InvalidFieldError: It cannot.
@@ -145,10 +145,10 @@ def require_drawable(extras: Extras, height: int, width: int) -> None:
 
 
 def scratch_bytes(extras: Extras, height: int, width: int, cells: int) -> int:
-    """Return about how many bytes writing extras takes for a while at most, beside them: they are written in turn.
+    """Return about how many bytes of temporary memory writing extras takes at most; they are written one by one.
 
     Args:
-        extras: What is asked for.
+        extras: What is requested.
         height: The image's rows.
         width: The image's columns.
         cells: Cells of its heatmap, of one class.
@@ -166,18 +166,18 @@ def write_extras(
     geometry: Geometry,
     patience: Patience,
 ) -> None:
-    """Add what a request asks for beside the class map to its answer.
+    """Add what a request asks for besides the class map to its answer.
 
     Args:
         response: The answer, with its class map.
-        extras: What is asked for; where it is nothing, nothing is computed.
+        extras: What is requested; only that is computed.
         image: (H, W, 3) uint8 RGB.
         segmentation: The image's segmentation.
         geometry: The model's geometry.
-        patience: Asked before each of them and on the way; where it ends, so do they.
+        patience: Checked before each extra and while it is written.
 
     Raises:
-        TooLateError: There is no patience for the answer any more.
+        TooLateError: The deadline has passed, or the caller has gone away.
     """
     check = patience.require
     if segmentation.confidence is not None:

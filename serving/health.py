@@ -1,7 +1,7 @@
-"""gRPC's health service, whose statuses change at once, whatever those who watch them do.
+"""gRPC's health service, whose statuses change at once, even if a watching client does not read.
 
-https://github.com/grpc/grpc/blob/master/doc/health-checking.md. grpc_health's own servicer writes to a watcher with the
-lock held that a change of status needs: one watcher that does not read would keep a server from ever being ready.
+https://github.com/grpc/grpc/blob/master/doc/health-checking.md. grpc_health's own servicer writes to watchers while it
+holds the lock that a status change needs, so one watcher that does not read would keep a server from getting ready.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # without types
-    """Tells whether the server and its services take requests: all do, or none.
+    """Reports whether the server and its services accept requests: all do, or none.
 
     Args:
-        services: Their full names.
+        services: The full names of the services.
     """
 
     def __init__(self, services: Iterable[str]) -> None:
@@ -33,7 +33,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # wi
 
     @property
     def serving(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return self._serving
 
     @serving.setter
@@ -45,9 +45,9 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # wi
     async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: "Context"
     ) -> health_pb2.HealthCheckResponse:
-        """Tell a service's status; one that there is not is NOT_FOUND."""
+        """Return a service's status; NOT_FOUND for an unknown service."""
         if request.service not in self._services:
-            # Not `abort`, which fails like a servicer where the caller has gone away.
+            # Not `abort`, which raises an error like that of a faulty servicer if the caller has gone away.
             context.set_code(grpc.StatusCode.NOT_FOUND)
             context.set_details("there is no such service")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
@@ -55,7 +55,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # wi
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: "Context"
     ) -> None:
-        """Tell a service's status, and each change of it."""
+        """Send a service's status, and each change of it."""
         told = None
         while True:
             changed, status = self._changed, self._status(request.service)

@@ -1,4 +1,4 @@
-"""Where a request's pixels come from: looked at before anything is allocated, decoded when there is room."""
+"""The sources of a request's pixels: headers are read before anything is allocated, pixels decoded once admitted."""
 
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from fcnseg.images import EncodedImage, ImageLimits, require_within
 from serving.errors import InvalidFieldError
 
 COPIES = 3
-"""How often the bytes of a request's field are held: as they came, in the message, and as an object of Python's."""
+"""How often the bytes of a request's field are held: as received, in the parsed message, and as a Python object."""
 
 
 class Source(Protocol):
@@ -18,8 +18,8 @@ class Source(Protocol):
 
     Attributes:
         field: The request's field that holds it, for messages.
-        byte_count: Bytes that it takes now, all copies together.
-        instant: Whether opening and decoding take no time worth a thread.
+        byte_count: Bytes that it takes now, including all copies.
+        instant: Whether opening and decoding are too quick to be worth a thread.
     """
 
     @property
@@ -66,7 +66,7 @@ class EncodedSource:
         return self._image.size
 
     def decode(self) -> NDArray[np.uint8]:
-        """Decode the file, once; it is held no longer."""
+        """Decode the file, once, and release its bytes."""
         image = self._image
         assert image is not None, "open comes before decode"  # noqa: S101
         self._data = self._image = None
@@ -84,7 +84,7 @@ class RawSource:
         height: Rows.
         width: Columns.
         field: The request's field; its parts are `height`, `width` and `rgb`.
-        byte_count: Bytes that they take now, where the request holds them in another form too.
+        byte_count: Bytes that they take now, if the request also holds them in another form.
     """
 
     instant = True
@@ -116,5 +116,5 @@ class RawSource:
         return self._size
 
     def decode(self) -> NDArray[np.uint8]:
-        """Look at the bytes as pixels; nothing is copied."""
+        """Return the bytes as an array of pixels, without a copy."""
         return np.frombuffer(self._rgb, np.uint8).reshape(*self._size, 3)

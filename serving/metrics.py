@@ -1,7 +1,7 @@
-"""What the server has done, as Prometheus reads it: `docs/operating.md` has the table.
+"""The server's metrics for Prometheus; `docs/operating.md` has the table.
 
 Nothing here is on a request's path. Counts are kept where they arise (`statistics`, `drift`, `observer`) and become
-metrics when somebody asks. Labels are methods, models and classes that the server knows: no client can make series.
+metrics at a scrape. Labels are only methods, models and classes that the server knows: no client can create series.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,13 +31,13 @@ _BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 def collect_into(
     collectors: CollectorRegistry, models: ModelRegistry, calls: CallObserver, is_ready: Callable[[], bool]
 ) -> None:
-    """Let a registry of collectors tell of a server and its process.
+    """Register the metrics of a server and its process.
 
     Args:
-        collectors: Takes the metrics.
+        collectors: The registry to add them to.
         models: The server's models.
         calls: Counts its calls.
-        is_ready: Tells whether its health is SERVING.
+        is_ready: Returns whether its health is SERVING.
     """
     collectors.register(_ServerCollector(models, calls, is_ready))
     collectors.register(_ModelCollector(models))
@@ -195,6 +195,6 @@ def _write_drift(models: Sequence[ServedModel]) -> Iterator[Metric]:
 
 
 def _accumulate(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Return how many lie at or below each bound, and how many there are."""
+    """Return the cumulative counts at or below each bound, and the total count."""
     names = [*(str(float(bound)) for bound in bounds), "+Inf"]
     return list(zip(names, accumulate(counts), strict=True))

@@ -18,10 +18,10 @@ _Value = TypeVar("_Value")
 
 
 class Reloaded(Generic[_Value]):
-    """What some files say, and says again when they have changed; threads may share it.
+    """A value read from files, which is read again when they change; threads may share it.
 
-    Files that have become unusable are logged once, and what they said before stays. They are tried again even where
-    they do not change: what kept them from being read may be their owner, or too many open files.
+    If changed files are unusable, that is logged once, and the previous value stays. They are tried again even without
+    a change, since the cause may have been their permissions, or too many open files.
 
     Args:
         paths: The files.
@@ -35,13 +35,13 @@ class Reloaded(Generic[_Value]):
         self._paths = tuple(paths)
         self._read = read
         self._changing = threading.Lock()
-        self._stamps = self._look()  # before they are read: a change in between is seen the next time
+        self._stamps = self._look()  # before reading: a change in between is noticed next time
         self._value = read()
         self._tried, self._tried_at = self._stamps, 0.0
         self._told = ""
 
     def get(self) -> _Value:
-        """Return what the files say now."""
+        """Return the current value."""
         with self._changing:
             stamps = self._look()
             if stamps != self._stamps and (stamps != self._tried or time.monotonic() - self._tried_at > _PAUSE_S):

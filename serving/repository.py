@@ -30,22 +30,22 @@ class ModelSource:
 
 
 Faults: TypeAlias = dict[str, ModelFileError]
-"""What is wrong with the folders of models in repositories, by the models' names."""
+"""Errors of the folders of models in repositories, by the models' names."""
 
 
 def find_sources(paths: Sequence[Path], faults: Faults | None = None) -> list[ModelSource]:
-    """Return the models that paths stand for.
+    """Return the models that paths contain.
 
     Args:
         paths: Model files, whose name is the file's stem and whose version is 1, and repositories, which are folders
             of NAME/VERSION/model.onnx (Triton's layout).
-        faults: Takes what is wrong with models' folders, of which one without a version is being filled; None lets all
-            that be raised.
+        faults: Collects the errors of models' folders, where one without a version counts as being filled; None raises
+            them all.
 
     Raises:
         ModelFileError: A path does not exist or cannot be read, or a repository or a model in it is empty, or has a
-            name that is no text.
-        UsageError: Two paths stand for the same model and version.
+            name that is not text.
+        UsageError: Two paths contain the same model and version.
     """
     with _faults_told():
         found = _find_sources(paths, faults)
@@ -104,12 +104,12 @@ def _sources_in(repository: Path, faults: Faults | None) -> Iterator[ModelSource
 
 
 def _is_systems(name: str) -> bool:
-    """Tell whether a folder is none of the user's: hidden, or where a file system puts what it found."""
+    """Tell whether a folder is not the user's: hidden, or `lost+found`."""
     return name.startswith(".") or name == "lost+found"
 
 
 def _list(folder: Path) -> list[Path]:
-    """Return what a folder holds by name; nothing where it has just been removed.
+    """Return what a folder contains, sorted by name; nothing if it has just been removed.
 
     Raises:
         ModelFileError: It cannot be read.

@@ -1,4 +1,4 @@
-"""How a server is closed to those it is not for."""
+"""The security settings of a server: encryption, tokens, and who may change what is served."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,15 @@ from serving.tokens import Tokens
 
 @dataclass(frozen=True)
 class Security:
-    """How a server is closed; by default it is open, but for changes to what is served where a network reaches it.
+    """The security settings of a server.
+
+    By default everything is open, except changing what is served if the server listens to a network.
 
     Attributes:
-        tls: How connections are encrypted; None leaves them plain.
-        tokens: Who is let in; None lets in whoever reaches the port.
-        admin_closed_by: The option by which nobody may load and unload models; where there is none and there are
-            tokens, those may that say so.
+        tls: How connections are encrypted; None for no encryption.
+        tokens: The known tokens; None lets in whoever reaches the port.
+        admin_closed_by: The option by which nobody may load and unload models; if None and there are tokens, holders of
+            admin tokens may.
         open_admin: Whether everyone may load and unload models, from a network too.
         reflection: Whether the server describes its services.
 
@@ -42,9 +44,10 @@ class Security:
             )
 
     def guard(self, host: str) -> Guard:
-        """Return what stands before every call to a server that listens at a host.
+        """Return the guard of every call to a server that listens at a host.
 
-        Without tokens there is no telling callers apart: what changes the server is then for this machine alone.
+        Without tokens callers cannot be told apart: what is served may then be changed only if the server listens on
+        this machine alone.
         """
         closed = None
         if self.admin_closed_by:

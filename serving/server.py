@@ -54,16 +54,16 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
 _SERVICES = (SERVICE, MODEL_ADMIN_SERVICE, INFERENCE_SERVICE)
 _RAW_BYTES_PER_PIXEL = 3
 _LOOPBACK = "127.0.0.1"
-# Room beside the image: an image just beyond its limit still reaches the check that names the field.
+# Room besides the image: an image just above its limit still reaches the check that names the field.
 _MESSAGE_SLACK_BYTES = 1 << 20
 _LARGEST_MESSAGE_BYTES = 2**31 - 1
-# How long calls just accepted may take to be counted.
+# How long it may take until calls that were just accepted are counted.
 _SETTLE_S = 0.05
 _TIDY_S = 10.0
 _BEAT_S = 1.0
-# How long nothing may come of the event loop: far longer than any call into a library holds Python's lock.
+# After how long without a beat the event loop counts as stuck: far longer than any library call holds the GIL.
 _LONGEST_SILENCE_S = 30.0
-# How long the last spans may take to leave: less where the grace ends before, though never nothing.
+# How long exporting the last spans may take: less if the grace period ends before, but never nothing.
 _LONGEST_FLUSH_S = 5.0
 _SHORTEST_FLUSH_S = 0.5
 # How long the end may take after the grace.
@@ -79,13 +79,13 @@ class ServerConfig:
         host: The address to listen on.
         port: The port; 0 picks a free one.
         limits: Images beyond these are refused.
-        grace_s: How long requests under way may still take once the server is stopped, in seconds.
-        drain_delay_s: How long the server still takes requests after it has reported NOT_SERVING, in seconds: balancers
-            need a while to hear of it.
+        grace_s: How long requests in progress may still take once the server is stopped, in seconds.
+        drain_delay_s: How long the server still accepts requests after it has reported NOT_SERVING, in seconds, so that
+            load balancers notice.
         connections: How connections are kept.
         watch_s: How often to look for models that have changed, in seconds; 0 for never.
         http_port: The port for probes and metrics, 0 for a free one; None for no such port.
-        security: How the server is closed to those it is not for.
+        security: Encryption, and who may call what.
         tracer: Traces calls, and is closed with the server; None for no traces.
         shares_port: Whether other processes listen at the port too.
 
@@ -112,7 +112,7 @@ class ServerConfig:
                 raise UsageError(f"{flag} is {seconds:g} s; it must be from 0 to {_LONGEST_S:g}")
 
     def require_free_ports(self) -> None:
-        """Check that the ports can be listened on, before there is a server that listens.
+        """Check that the ports can be listened on, before the server is made.
 
         Raises:
             UsageError: One cannot; the message says why.
@@ -124,7 +124,7 @@ class ServerConfig:
 
     @property
     def http_host(self) -> str:
-        """The address to answer probes and metrics at; where a port is shared, they are for this machine alone."""
+        """The address for probes and metrics; if the port is shared, they are only for this machine."""
         return _LOOPBACK if self.shares_port else self.host
 
 
@@ -173,7 +173,7 @@ class Server:
 
     @property
     def http_address(self) -> str | None:
-        """Where probes and metrics are answered, as HOST:PORT; None where they are not."""
+        """The address of probes and metrics, as HOST:PORT; None if there is none."""
         return self._side.address if self._side else None
 
     async def start(self) -> str:
@@ -208,11 +208,10 @@ class Server:
         return join_port(host, port)
 
     async def stop(self) -> None:
-        """Report NOT_SERVING, wait for the drain delay, take no new requests, and finish those under way in the grace.
+        """Report NOT_SERVING, wait for the drain delay, refuse new requests, and finish the others in the grace period.
 
-        Then the models are closed.
-
-        An inference that outlasts the grace is waited for, since it cannot be interrupted; its caller is not.
+        Then the models are closed. An inference that outlasts the grace period is waited for, since it cannot be
+        interrupted, but its call is ended.
         """
         for chore in self._chores:
             chore.cancel()
@@ -244,7 +243,7 @@ class Server:
         return self._health.serving
 
     def _is_alive(self) -> bool:
-        """Tell whether the event loop turns; from any thread."""
+        """Tell whether the event loop responds; from any thread."""
         return time.monotonic() - self._last_beat < _LONGEST_SILENCE_S
 
     async def _beat(self) -> None:
@@ -253,7 +252,7 @@ class Server:
             await asyncio.sleep(_BEAT_S)
 
     async def _tidy(self) -> None:
-        """Give memory back to the system where nothing is asked: between requests it is kept for the next."""
+        """Give freed memory back to the system when the server is idle; between requests it is kept for the next."""
         ended = 0
         while True:
             await asyncio.sleep(_TIDY_S)
@@ -278,14 +277,14 @@ async def serve_until_stopped(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal ends the process at once.
 
-    The process ends, too, where something still runs a few seconds after the grace. Where there is a lifeline, a second
-    signal changes nothing: service managers send the first to a process and to its parent, which passes it on.
+    The process also ends if something still runs a few seconds after the grace period. With a lifeline, a second signal
+    changes nothing: service managers signal both a process and its parent, which passes the signal on.
 
     Args:
         registry: The models; closed at the end.
         config: How to serve.
         announce: Called with the address, HOST:PORT, and that of probes and metrics, when requests are accepted.
-        lifeline: A file descriptor at whose end it stops too.
+        lifeline: A file descriptor; when it is closed at the other end, the server stops too.
 
     Raises:
         UsageError: The port cannot be listened on.
@@ -302,7 +301,7 @@ async def serve_until_stopped(
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
-            # What is there by now stays: the garbage collector passes over it, which would take it 30 ms each time.
+            # Objects made so far live as long as the process: frozen, they cost the garbage collector no 30 ms per run.
             gc.collect()
             gc.freeze()
             announce(starting.result(), server.http_address)
@@ -338,13 +337,13 @@ def _channel_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", largest_request(config.limits)),
         # An answer is as large as its image, which has been admitted.
         ("grpc.max_send_message_length", -1),
-        # With this, two servers share a port without a word and clients reach either.
+        # With this on, two independent servers could share a port unnoticed, and clients would reach either.
         ("grpc.so_reuseport", int(config.shares_port)),
     ]
 
 
 def check_port(host: str, port: int, option: str = "--port") -> None:
-    """Say why a port cannot be listened on: gRPC says it in a log line of its own, and only that it cannot.
+    """Check that a port can be listened on, and say why not: gRPC's own error does not give the reason.
 
     Raises:
         UsageError: It is in use at one of the host's addresses, or none of them can be listened on.

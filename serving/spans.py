@@ -1,8 +1,8 @@
-"""Calls as OpenTelemetry spans: one for a call, under it one for each of several images, under those the stages.
+"""Calls as OpenTelemetry spans: one for a call, below it one for each of several images, and below those the stages.
 
-Stages are told of when they are over, from the times that are taken anyway: no code runs inside of a span.
+The spans of stages are made when the stages are over, from times that are measured anyway: no code runs inside a span.
 
-Names and attributes are those of OpenTelemetry's conventions for RPC servers, what is ours stands under `fcnseg.`.
+Names and attributes follow OpenTelemetry's conventions for RPC servers; our own begin with `fcnseg.`.
 """
 
 import logging
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _CONTEXT_KEYS = ("traceparent", "tracestate")
-# Faults of the server; of the others the client may be the cause: https://opentelemetry.io/docs/specs/semconv/rpc/grpc/
+# Errors of the server; other codes may be due to the client: https://opentelemetry.io/docs/specs/semconv/rpc/grpc/
 _FAULTS = {
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -44,12 +44,13 @@ _SILENCE_S = 300.0
 
 
 class Span:
-    """What a trace is told of a call, or of one of its images; where the trace is not sampled, nothing is kept.
+    """The span of a call, or of one of its images; if the trace is not sampled, nothing is recorded.
 
     Args:
-        tracer: Makes the spans under it.
-        span: The span itself.
-        epoch_ns: When the monotonic clock was 0, in nanoseconds since the epoch: one for a call, so that its times fit.
+        tracer: Makes the child spans.
+        span: OpenTelemetry's span.
+        epoch_ns: The time at which the monotonic clock was 0, in nanoseconds since the epoch; the same for all spans of
+            a call, so that their times are consistent.
     """
 
     def __init__(self, tracer: trace.Tracer, span: trace.Span, epoch_ns: int) -> None:
@@ -67,22 +68,22 @@ class Span:
         """Begin the span of one of several images.
 
         Args:
-            image_id: What its client calls it, empty for nothing; of one that is too long, the beginning is told.
+            image_id: The id that its client gave it, empty for none; a long one is truncated.
         """
         attributes = {"fcnseg.image.id": image_id[:LONGEST_ID]} if image_id else {}
         return Span(self._tracer, self._begin("image", time.monotonic(), attributes), self._epoch_ns)
 
     def reached(self, model: str, version: str) -> None:
-        """Take in which model is asked."""
+        """Record the requested model."""
         self._span.set_attributes({"fcnseg.model.name": model, "fcnseg.model.version": version})
 
     def decoded(self, height: int, width: int) -> None:
-        """Take in the image's size; of a call that was cancelled meanwhile, it is of no use any more."""
-        if self._span.is_recording():  # else there would be a warning of the span's end
+        """Record the image's size, unless the call was cancelled meanwhile and its span has ended."""
+        if self._span.is_recording():  # otherwise OpenTelemetry would warn that the span has ended
             self._span.set_attributes({"fcnseg.image.height": height, "fcnseg.image.width": width})
 
     def answered(self, stages: Stages) -> None:
-        """Take in what an image's stages took."""
+        """Record the durations of an image's stages."""
         if not self._span.is_recording():
             return
         for name, began, ended in stages.intervals:
@@ -90,7 +91,7 @@ class Span:
             self._begin(name, began, attributes).end(self._at(ended))
 
     def set_status(self, code: grpc.StatusCode, message: str = "") -> None:
-        """Take in with which code it ends, and what else its client is told."""
+        """Record the status code and the error message that the client gets."""
         number: int = code.value[0]
         self._span.set_attribute("rpc.grpc.status_code", number)
         if code in _FAULTS:
@@ -110,10 +111,10 @@ class Span:
 
 
 class CallTracer:
-    """Begins a span for each call, within the trace that its client names by W3C trace context.
+    """Begins a span for each call, within the trace that the client's W3C trace context names.
 
     Args:
-        provider: Takes the spans; it is shut down with the tracer.
+        provider: Exports the spans; it is shut down with the tracer.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -123,13 +124,13 @@ class CallTracer:
     def begin(
         self, method: str, request_id: str, metadata: Iterable[tuple[str, str | bytes]], began: float
     ) -> Span | None:
-        """Begin a call's span; None for what probes ask every few seconds.
+        """Begin a call's span; None for methods that probes call every few seconds.
 
         Args:
             method: The method's full name.
-            request_id: What the client calls the call.
-            metadata: What came with it.
-            began: When it came, on the monotonic clock.
+            request_id: The call's id.
+            metadata: The call's metadata.
+            began: When the call arrived, on the monotonic clock.
         """
         if asked_by_probes(method):
             return None
@@ -146,9 +147,9 @@ class CallTracer:
         return Span(self._tracer, span, epoch_ns)
 
     def close(self, timeout_s: float) -> None:
-        """Send what has not been sent, for so many seconds at most.
+        """Send the remaining spans, for at most a number of seconds.
 
-        A receiver that does not answer may keep the thread that sends longer: it ends with the process.
+        If the receiver does not answer, the sending thread may take longer; it ends with the process.
         """
         closing = threading.Thread(target=self._provider.shutdown, name="spans-flush", daemon=True)
         closing.start()
@@ -156,19 +157,20 @@ class CallTracer:
 
 
 def open_tracer(endpoint: str) -> CallTracer | None:
-    """Return what sends spans to a receiver of OTLP over gRPC, in a thread of its own, a batch every few seconds.
+    """Return a tracer that exports spans by OTLP over gRPC, in its own thread, in a batch every few seconds.
 
-    Where the receiver does not take them, they are dropped, and one line in five minutes says so. OpenTelemetry's
-    environment variables say all else, such as sampling, headers, certificates, the service's name and attributes.
+    If the receiver does not accept them, they are dropped, and a warning is logged once in five minutes. Everything
+    else, such as sampling, headers, certificates, service name and attributes, is set by OpenTelemetry's environment
+    variables.
 
     Args:
         endpoint: The receiver's address, http://HOST:PORT or https://HOST:PORT.
 
     Returns:
-        The tracer; None where OTEL_TRACES_EXPORTER says that there are to be no spans.
+        The tracer; None if OTEL_TRACES_EXPORTER is `none`.
 
     Raises:
-        UsageError: The address is none, or the environment asks for another protocol or exporter.
+        UsageError: The address is not valid, or the environment asks for another protocol or exporter.
     """
     exporter = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
     if exporter == "none":
@@ -206,7 +208,7 @@ def _require_url(endpoint: str) -> None:
 
 
 class _SeldomHandler(logging.Handler):
-    """Says what OpenTelemetry has to complain of, which it does for each batch, once in five minutes."""
+    """Logs OpenTelemetry's complaints, which come with every batch, once in five minutes."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What a model has done since it was loaded: counts and durations, for whoever asks."""
+"""Statistics of a model since it was loaded: counts and durations."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class Outcome(StrEnum):
-    """What became of an image that reached its model."""
+    """The outcome of an image that reached its model."""
 
     ANSWERED = "answered"
     INVALID = "invalid"
@@ -35,7 +35,7 @@ class Stages:
         arrived: When the image came, on the monotonic clock.
         ended: When its answer was made, on the monotonic clock.
         decode_s: Checking and decoding, from its arrival.
-        queue_s: Waiting for the model's turn.
+        queue_s: Waiting in the model's queue.
         infer_s: The run of the image's batch.
         encode_s: Making the answer.
         batch_size: Number of images in that batch.
@@ -64,12 +64,13 @@ class Stages:
 
 @dataclass
 class Duration:
-    """How often something happened, how long it took in all, and how often it took how long.
+    """A histogram of durations: number, sum, and counts by bucket.
 
     Attributes:
         count: How often it happened.
         seconds: How long it took in all.
-        buckets: How often it took longer than the bound before and at most this one of `BOUNDS_S`; in the end, longer.
+        buckets: How often it took longer than the previous bound of `BOUNDS_S` and at most this one; the last counts
+            everything longer.
     """
 
     count: int = 0
@@ -77,7 +78,7 @@ class Duration:
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
 
     def add(self, seconds: float) -> None:
-        """Take one more in."""
+        """Add one duration."""
         self.count += 1
         self.seconds += seconds
         self.buckets[bisect_left(BOUNDS_S, seconds)] += 1
@@ -95,8 +96,8 @@ class Statistics:
         infer: Time of the runs of answered images; each image counts the time of its whole batch.
         encode: Time to write the answers.
         runs: Runs by their number of images.
-        outcomes: Images by what became of them.
-        refusals: Images refused, by why.
+        outcomes: Images by outcome.
+        refusals: Refused images by reason.
         last_run: When the last run ended, in seconds since the epoch; 0 before the first.
     """
 

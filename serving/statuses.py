@@ -1,4 +1,4 @@
-"""What an error becomes over gRPC: the one place where exceptions turn into status codes."""
+"""Turns exceptions into gRPC statuses: the only place that does."""
 
 import logging
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 INTERNAL_ERROR = "internal error; the server's log tells more"
 _NO_MESSAGE = "the request's bytes are not the message that the method takes; use stubs made from the server's contract"
 _LONGEST_MESSAGE = 1000
-# gRPC's own clients wait so long before they retry, and do not where it is negative:
+# gRPC's own clients wait this long before they retry, and do not retry if it is negative:
 # https://github.com/grpc/proposal/blob/master/A6-client-retries.md
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _NO_RETRY = -1
@@ -47,8 +47,8 @@ class Refusal:
     Attributes:
         code: The status code.
         message: One line for a user.
-        field: The request's field that has no valid value, where it is about one.
-        retry_after_s: When to ask again, in seconds, where that helps.
+        field: The request's field that has no valid value, if it is about one.
+        retry_after_s: After how many seconds to retry, if that helps.
     """
 
     code: grpc.StatusCode
@@ -57,11 +57,11 @@ class Refusal:
     retry_after_s: float | None = None
 
     def trailing_metadata(self, patience_s: float | None = None) -> tuple[tuple[str, str | bytes], ...]:
-        """Return the metadata that tells what code and message do not, by messages of `google.rpc`.
+        """Return the trailing metadata with details besides code and message, as messages of `google.rpc`.
 
         Args:
-            patience_s: Seconds until the client's deadline, None where it has none; gRPC's clients, which would wait
-                for it in vain and tell nothing else, are not to retry beyond it.
+            patience_s: Seconds until the client's deadline; None if it has none. gRPC's clients are told not to retry
+                beyond it: they would wait in vain, and report only the deadline instead of this error.
         """
         details: list[Message] = []
         if self.code is grpc.StatusCode.UNAVAILABLE:  # the transport's code too, where no server answers
@@ -87,9 +87,9 @@ class Refusal:
 
 
 def refuse(error: Exception, what: str) -> Refusal:
-    """Return what an error becomes.
+    """Return the refusal for an error.
 
-    A fault of the server is logged whole, and the client gets a fixed text, since a message may name files.
+    A fault of the server is logged in full, and the client gets a fixed text, since a message may name files.
 
     Args:
         error: What was raised.
@@ -123,7 +123,7 @@ def refuse(error: Exception, what: str) -> Refusal:
 
 
 async def abort(context: "Context", error: Exception, what: str) -> None:
-    """End a call with what an error becomes; what was set to trail it trails it still.
+    """End a call with the status of an error; trailing metadata that was set before is kept.
 
     Raises:
         grpc.aio.AbortError: Always.
@@ -134,6 +134,6 @@ async def abort(context: "Context", error: Exception, what: str) -> None:
 
 
 def _shorten(message: str) -> str:
-    """Cut a message to what fits into a status: gRPC takes 8 KB of metadata, and writes a byte as three at worst."""
+    """Truncate a message to fit into a status: gRPC takes 8 KB of metadata, and may write a byte as three."""
     data = message.encode()
     return message if len(data) <= _LONGEST_MESSAGE else f"{data[:_LONGEST_MESSAGE].decode(errors='ignore')}..."

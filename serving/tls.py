@@ -10,10 +10,10 @@ from serving.reloading import Reloaded
 
 
 class ServerTls:
-    """A certificate, its key, and whose clients are let in; a new connection gets what the files hold by then.
+    """The server's certificate, its key, and the client authorities; a new connection uses the files' current content.
 
     Args:
-        certificate: PEM file of the server's certificate, followed by those between it and the root.
+        certificate: PEM file of the server's certificate, followed by its intermediate certificates.
         key: PEM file of its private key.
         client_authorities: PEM file of the authorities one of which must have signed a client's certificate; None
             asks clients for none.
@@ -47,10 +47,10 @@ class ServerTls:
 
 
 def open_tls(certificate: Path | None, key: Path | None, client_authorities: Path | None) -> ServerTls | None:
-    """Return how connections are encrypted; None where no file is given.
+    """Return how connections are encrypted; None if no file is given.
 
     Raises:
-        UsageError: A file is missing beside the others, cannot be read, or does not belong to them.
+        UsageError: One of the files is not given, cannot be read, or does not belong to the others.
     """
     if certificate is not None and key is not None:
         return ServerTls(certificate, key, client_authorities)

@@ -29,14 +29,14 @@ _PREFIX = "fcnseg_"  # programs that look for secrets in public places know one 
 
 @dataclass(frozen=True)
 class Token:
-    """What the file says of one token; messages repeat nothing of it, since it may be a token by mistake.
+    """A line of the tokens file; messages quote nothing of it, since it may hold a token by mistake.
 
     Attributes:
-        name: Whose it is; it may stand in logs.
+        name: Its holder's name, which may appear in logs.
         sha256: The token's SHA-256 in hexadecimal.
-        rate: Requests a second, 0.001 to 1000000; None for any number.
-        concurrent: Calls at a time, of which a stream is one; None for any number.
-        admin: Whether it may change what is served.
+        rate: Most requests per second, 0.001 to 1000000; None for no limit.
+        concurrent: Most calls at a time, where a stream counts as one; None for no limit.
+        admin: Whether its holder may change what is served.
 
     Raises:
         UsageError: A value is none of those.
@@ -86,9 +86,9 @@ class Tokens:
         self._allowances: dict[Token, Allowance] = {}
 
     def find(self, secret: str) -> tuple[Token, Allowance] | None:
-        """Return what the file says of a token, and what is left of its limits; None where it is unknown.
+        """Return a token's line and the allowance of its holder; None if the token is unknown.
 
-        Every line is compared, in constant time, so that how long it takes tells nothing.
+        Every line is compared, in constant time, so that the duration reveals nothing.
         """
         digest = _hash(secret)
         found = None
@@ -98,7 +98,7 @@ class Tokens:
         return None if found is None else (found, self._allowance(found))
 
     def _allowance(self, token: Token) -> Allowance:
-        """Return what is left of a token's limits, which a change of other lines does not renew."""
+        """Return the allowance of a token's holder, which a change of other lines does not reset."""
         if token not in self._allowances:
             valid = set(self._file.get())
             self._allowances = {other: left for other, left in self._allowances.items() if other in valid}
@@ -109,7 +109,7 @@ class Tokens:
 def make_token(
     name: str, *, rate: float | None = None, concurrent: int | None = None, admin: bool = False
 ) -> tuple[str, Token]:
-    """Return a new random token, and what the file is to say of it.
+    """Return a new random token, and its line for the file.
 
     Raises:
         UsageError: The name or a limit is not valid.
@@ -119,10 +119,10 @@ def make_token(
 
 
 def append_token(path: Path, token: Token) -> None:
-    """Add a token's line to a file, which is made where it is missing.
+    """Add a token's line to a file, which is created if it does not exist.
 
     Raises:
-        UsageError: The file is broken, knows the name already, or cannot be written.
+        UsageError: The file is not valid, has the name already, or cannot be written.
     """
     present = read_tokens(path) if path.exists() else ()
     if any(other.name == token.name for other in present):
@@ -143,10 +143,10 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
     """Read a file of tokens; one without any lets nobody in.
 
     Raises:
-        UsageError: It cannot be read, or a line is wrong; the message names both, and nothing that the line holds.
+        UsageError: It cannot be read, or a line is wrong; the message names file and line, but quotes nothing of it.
     """
     try:
-        lines = path.read_text("utf-8-sig").splitlines()  # editors put a mark that nobody sees before it
+        lines = path.read_text("utf-8-sig").splitlines()  # some editors put an invisible byte order mark first
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"tokens file {path} cannot be read: {reason}; 'fcnseg token' makes its lines") from error
