@@ -1,4 +1,4 @@
-"""How many CPUs there are for this process: a container may have fewer than its machine, and a core may be two."""
+"""How many CPUs this process may use: a container may have fewer than its machine, and a core may count as two."""
 
 import math
 import os
@@ -7,16 +7,15 @@ from pathlib import Path
 from fcnseg import cgroup
 
 MOST_THREADS = 1024
-"""More than any machine is for: onnxruntime starts them all at once, and would take minutes for a hundred thousand."""
+"""More than any machine needs: onnxruntime starts all threads at once, which takes minutes for a hundred thousand."""
 _CPUS = Path("/sys/devices/system/cpu")
 
 
 def usable_cores(groups: Path = cgroup.ROOT, own: Path = cgroup.OWN) -> int:
     """Return how many CPUs this process may use, at least 1.
 
-    They are those that it may run on (its affinity, as a cpuset or `taskset` sets it), or the time of CPUs that its
-    container or unit has (a quota, as `docker run --cpus`, the CPU limit of Kubernetes and systemd's CPUQuota set it)
-    where that is less.
+    These are the CPUs that it may run on (its affinity, set by a cpuset or `taskset`), or the CPU time of its container
+    or unit if that is less (a quota, set by `docker run --cpus`, the CPU limit of Kubernetes or systemd's CPUQuota).
 
     Args:
         groups: Where the kernel shows control groups.
@@ -35,24 +34,24 @@ def physical_cores() -> int:
 
 
 def threads_for(threads: int) -> int:
-    """Return how many threads onnxruntime is to be told of: as many as were asked for.
+    """Return the number of threads to set in onnxruntime: the requested number.
 
-    0 leaves it to onnxruntime, which takes one for each physical core; but where there are fewer CPUs for this process
-    than the machine has, one for each of them: onnxruntime counts all, and binds threads to those that it may not use.
+    0 leaves it to onnxruntime, which uses one for each physical core. But if this process may use fewer CPUs than the
+    machine has, it becomes one for each of these: onnxruntime counts all, and binds threads to forbidden CPUs.
 
     Args:
-        threads: What was asked for.
+        threads: The requested number.
     """
     usable = usable_cores()
     return usable if threads == 0 and usable < (os.cpu_count() or 1) else threads
 
 
 def threads_beside(threads: int, runs: int) -> int:
-    """Return how many threads each of some runs has that go on side by side and share those of one alone; at least 1.
+    """Return how many threads each of several runs side by side gets, which divide those of a single run; at least 1.
 
     Args:
-        threads: What one that is alone has, 0 for one per physical core.
-        runs: How many there are.
+        threads: The threads of a single run, 0 for one per physical core.
+        runs: The number of runs side by side.
     """
     return max(1, math.ceil((threads_for(threads) or physical_cores()) / runs))
 

@@ -1,8 +1,8 @@
-"""Copies between arrays and a CUDA device's memory, beside what the device computes and what other threads do.
+"""Copies between arrays and a CUDA device's memory, concurrently with the device's computations and other threads.
 
-onnxruntime's own copies keep Python's lock until they are done, go by memory that the driver has to copy once more, and
-wait for the run before them. Here they go by pinned memory, which the device reads and writes by itself, in streams of
-their own, and a run that is not waited for takes its place between two of them.
+onnxruntime's own copies hold the GIL until they are done, use pageable memory that the driver has to copy once more,
+and wait for the previous run. Here copies use pinned memory, which the device reads and writes by itself (DMA), in
+their own streams, and a run can be queued between two of them without waiting.
 """
 
 import ctypes
@@ -29,16 +29,16 @@ _PORTABLE, _NON_BLOCKING, _UNTIMED = 1, 1, 2
 
 
 class CudaCopies:
-    """Copies to and from one device's memory; threads may share it, and each copies at the same time as others.
+    """Copies to and from one device's memory; threads may share it, and copy at the same time.
 
-    When other threads want Python's lock, to take it again takes longer than most of what is done here. So it is
-    released only where the device is waited for, and for a copy, of as many bytes as one call can copy.
+    When other threads want the GIL, taking it again takes longer than most calls here. So it is released only while
+    waiting for the device, and for copies in memory, of as many bytes as one call can copy.
 
     Args:
-        number: The device's.
+        number: The device's number.
 
     Raises:
-        DeviceError: The driver does not give it.
+        DeviceError: The driver does not provide the device.
     """
 
     def __init__(self, number: int) -> None:
@@ -48,21 +48,21 @@ class CudaCopies:
         self._changing = threading.Lock()
 
     def upload(self, sources: Sequence[NDArray[Any]], address: int) -> None:
-        """Copy contiguous arrays to device memory, one behind the other, and return when they are there."""
+        """Copy contiguous arrays to device memory, one after the other, and return when the copies are complete."""
         with self.lane() as lane:
             lane.upload(sources, address)
             lane.wait()
 
     def download(self, sources: Sequence[DeviceArray]) -> list[NDArray[Any]]:
-        """Return what lies in device memory, as new arrays."""
+        """Copy arrays from device memory, and return them as new arrays."""
         with self.lane() as lane:
             return lane.download(sources)
 
     @contextmanager
     def lane(self) -> Iterator["CudaLane"]:
-        """Lend a lane that no other thread has; there are as many as threads have copied at a time.
+        """Lend a lane that no other thread uses; there are as many as threads have ever copied at the same time.
 
-        One whose copies may go on after a failure, since they could not be waited for, is not lent again.
+        A lane whose copies may still run after a failure, since waiting for them failed, is not lent again.
         """
         self._driver.enter()
         with self._changing:
@@ -71,17 +71,17 @@ class CudaCopies:
         try:
             yield lane
         except BaseException:
-            with suppress(DeviceError):  # what fails was told of before
+            with suppress(DeviceError):  # the first failure is the one to report
                 lane.wait()
                 self._give_back(lane)
             raise
         self._give_back(lane)
 
     def lend_stream(self, borrower: object) -> int:
-        """Lend a stream for computing, for as long as the borrower is there.
+        """Lend a stream for computing, for as long as the borrower exists.
 
         Returns:
-            Its handle. It is never destroyed: whoever borrows it next waits for what it was asked for before.
+            Its handle. It is never destroyed: work of the next borrower is queued after that of earlier ones.
         """
         self._driver.enter()
         with self._changing:
@@ -96,13 +96,13 @@ class CudaCopies:
 
 
 class CudaLane:
-    """A way to a device and back: pinned memory, and the stream that its copies go by, one behind the other.
+    """A pinned buffer and the stream for its copies to the device and back, one after the other.
 
     Args:
-        driver: Of the device; its context is to be current.
+        driver: The device's driver, whose context must be current.
 
     Raises:
-        DeviceError: What was asked for failed; of any method.
+        DeviceError: A call of the driver failed; this holds for every method.
     """
 
     def __init__(self, driver: "_Driver") -> None:
@@ -116,9 +116,9 @@ class CudaLane:
         self._memory = np.ctypeslib.as_array((ctypes.c_uint8 * _LANE_BYTES).from_address(self._address))
 
     def upload(self, sources: Sequence[NDArray[Any]], address: int) -> None:
-        """Copy contiguous arrays to device memory, one behind the other, in a lane in which nothing is under way.
+        """Copy contiguous arrays to device memory, one after the other; the lane must have no copies in progress.
 
-        The last bytes may still be under way afterwards, as many as the lane holds.
+        The last copies, of as many bytes as the lane's buffer holds, may still be in progress when this returns.
         """
         ends = accumulate((source.nbytes for source in sources), initial=address)
         for number, load in enumerate(_loads(zip(ends, map(_bytes_of, sources), strict=False))):
@@ -129,7 +129,7 @@ class CudaLane:
             self._driver.ask("cuMemcpyHtoDAsync_v2", target, source, ctypes.c_size_t(count), self._stream)
 
     def download(self, sources: Sequence[DeviceArray]) -> list[NDArray[Any]]:
-        """Return what lies in device memory when all that was asked for before is done, as new arrays."""
+        """Copy arrays from device memory after all that was queued before, and return them as new arrays."""
         found = [np.empty(shape, dtype) for _, shape, dtype in sources]
         addresses = (address for address, _, _ in sources)
         for load in list(_loads(zip(addresses, map(_bytes_of, found), strict=True))) or [[]]:
@@ -143,16 +143,16 @@ class CudaLane:
         return found
 
     def wait(self) -> None:
-        """Return when all that was asked for is done."""
+        """Wait for all queued copies."""
         self._driver.wait("cuStreamSynchronize", self._stream)
 
     def lead_into(self, stream: int) -> None:
-        """Let what the stream is asked for from now on begin when the copies that were asked for are done."""
+        """Make all that is queued in the stream from now on wait for the copies queued so far."""
         self._driver.enter()
         self._order(self._stream, ctypes.c_void_p(stream))
 
     def go_on_after(self, stream: int) -> None:
-        """Let copies that are asked for from now on begin when what the stream was asked for is done."""
+        """Make copies queued from now on wait for all that is queued in the stream so far."""
         self._order(ctypes.c_void_p(stream), self._stream)
 
     def _order(self, first: ctypes.c_void_p, second: ctypes.c_void_p) -> None:
@@ -160,7 +160,7 @@ class CudaLane:
         self._driver.ask("cuStreamWaitEvent", second, self._event, ctypes.c_uint(0))
 
     def _gather(self, parts: Sequence[_Bytes]) -> int:
-        """Lay parts one behind the other at the beginning, and return how many bytes they are."""
+        """Put parts one after the other at the beginning of the buffer, and return their number of bytes."""
         count = sum(part.size for part in parts)
         if len(parts) == 1:
             np.copyto(self._memory[:count], parts[0])
@@ -169,7 +169,7 @@ class CudaLane:
         return count
 
     def _scatter(self, parts: Sequence[_Bytes]) -> None:
-        """Copy what lies at the beginning to parts, one behind the other."""
+        """Copy the beginning of the buffer to parts, one after the other."""
         at = 0
         for part in parts:
             np.copyto(part, self._memory[at : at + part.size])
@@ -187,11 +187,11 @@ class _Driver:
         self._context = ctypes.c_void_p()
         device = ctypes.c_int()
         self.wait("cuDeviceGet", ctypes.byref(device), ctypes.c_int(number))
-        # The context that onnxruntime uses as well; it stays for as long as the process does, and so do the lanes.
+        # The primary context, which onnxruntime uses as well; it and the lanes live as long as the process.
         self.wait("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
 
     def enter(self) -> None:
-        """Make the device's context that of this thread, which may have used another meanwhile."""
+        """Make the device's context current in this thread, which may have used another meanwhile."""
         self.ask("cuCtxSetCurrent", self._context)
 
     def open_stream(self) -> ctypes.c_void_p:
@@ -200,11 +200,11 @@ class _Driver:
         return stream
 
     def ask(self, function: str, *arguments: object) -> None:
-        """Ask for what is done at once, with Python's lock."""
+        """Call a function that returns at once, while holding the GIL."""
         _require(getattr(self._prompt, function)(*arguments), function)
 
     def wait(self, function: str, *arguments: object) -> None:
-        """Ask for what takes its time, without Python's lock."""
+        """Call a function that takes time, without the GIL."""
         _require(getattr(self._driver, function)(*arguments), function)
 
 
@@ -213,7 +213,7 @@ def _bytes_of(array: NDArray[Any]) -> _Bytes:
 
 
 def _loads(arrays: Iterable[tuple[int, _Bytes]]) -> Iterator[list[tuple[int, _Bytes]]]:
-    """Cut arrays, each with its address, into parts, and put together as many as a lane holds."""
+    """Split arrays, each with its address, into parts, and yield groups of parts that fit into a lane's buffer."""
     load: list[tuple[int, _Bytes]] = []
     room = _LANE_BYTES
     for address, data in arrays:

@@ -1,4 +1,4 @@
-"""The NVIDIA driver, asked without any library of CUDA's."""
+"""The NVIDIA driver, called without the CUDA runtime libraries."""
 
 import ctypes
 
@@ -6,11 +6,11 @@ _LONGEST_NAME = 256
 
 
 def open_driver(kind: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL | None:
-    """Return the driver, ready to be asked; None where there is none.
+    """Return the initialised driver; None if there is none.
 
     Args:
-        kind: `ctypes.PyDLL` for one whose functions keep Python's lock: to take it again, while others want it, takes
-            longer than they do, but for those that wait.
+        kind: `ctypes.PyDLL` for functions that hold the GIL: taking it again while other threads want it takes longer
+            than these functions, except those that wait.
     """
     for name in ("libcuda.so.1", "nvcuda.dll"):
         try:

@@ -10,7 +10,7 @@ from fcnseg.model_grammar import MODEL
 from fcnseg.protobuf_reader import BrokenError, Part, Reader, UnfitError
 
 SHAPE_READERS = {"Shape", "Size"}
-"""Operators that look at no data, whatever its size."""
+"""Operators that do not read their input's data, whatever its size."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class GraphNode:
     Attributes:
         name: Its name; may be empty.
         operator: What it computes, such as `Conv`.
-        inputs: Tensors that it reads, those that its branches read included.
-        outputs: Tensors that it gives.
+        inputs: Tensors that it reads, including those that its branches read.
+        outputs: Tensors that it writes.
     """
 
     name: str
@@ -31,7 +31,7 @@ class GraphNode:
 
 
 def read_graph(path: Path) -> list[GraphNode]:
-    """Read the nodes of an ONNX file in their order, those within branches left out.
+    """Read the nodes of an ONNX file in their order, without those within branches.
 
     Raises:
         ModelFileError: It is not such a file.
@@ -59,7 +59,7 @@ def _read_node(node: Part, reader: Reader) -> GraphNode:
 
 
 class Node(Protocol):
-    """What takes tensors and gives tensors, by their names."""
+    """Anything that reads and writes tensors, by their names."""
 
     @property
     def inputs(self) -> Sequence[str]:
@@ -67,7 +67,7 @@ class Node(Protocol):
 
     @property
     def outputs(self) -> Sequence[str]:
-        """Tensors that it gives."""
+        """Tensors that it writes."""
 
 
 def behind(nodes: Sequence[Node], outputs: Iterable[str]) -> set[int]:
@@ -81,7 +81,7 @@ def behind(nodes: Sequence[Node], outputs: Iterable[str]) -> set[int]:
 
 
 def that_see(nodes: Sequence[GraphNode], tensor: str) -> set[int]:
-    """Return the positions of the nodes that depend on what a tensor holds, and not on its shape alone."""
+    """Return the positions of the nodes that depend on a tensor's values, not only on its shape."""
     seen, found = {tensor}, set()
     for position, node in enumerate(nodes):
         if node.operator not in SHAPE_READERS and seen.intersection(node.inputs):

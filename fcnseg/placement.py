@@ -1,8 +1,8 @@
-"""Where each node of a graph ran, and what a pixel costs: read from onnxruntime's own profile of runs.
+"""Where each node of a graph ran, and the memory per pixel, read from onnxruntime's profile of runs.
 
-What a session was asked for says little: a node that its provider does not know goes to the CPU without a word, and
-with it the image there and back. A profile tells of every node that ran who ran it, and the shapes that went in and
-out.
+A session's list of providers proves little: a node that the provider does not support silently runs on the CPU, and the
+image is copied there and back. A profile has, for every node that ran, its provider and the shapes of its inputs and
+outputs.
 """
 
 from collections import Counter
@@ -23,19 +23,19 @@ from fcnseg.types import Placement
 
 _PROBE_SIDE = 128
 _SCORE_BYTES, _CLASS_BYTES = 4, 16
-"""What a pixel at a border holds: a float for each class, and its class as int64 and uint8, before and after blocks are
-joined."""
+"""Bytes of a pixel at a border between classes: a float for each class, and its class as int64 and uint8, before and
+after blocks are joined."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a few runs on small images showed.
+    """The result of a few runs on small images.
 
     Attributes:
-        placements: What ran where, by provider, operator and kind of data.
-        bytes_per_pixel: Working memory of a run at its peak, for each pixel of the padded image.
-        plain_bytes_per_pixel: The same of a run without confidences, on an image of nothing but borders between
-            classes.
+        placements: Which nodes ran where, by provider, operator and kind of data.
+        bytes_per_pixel: Peak working memory of a run per pixel of the padded image.
+        plain_bytes_per_pixel: The same for a run without confidences, on an image that consists of borders between
+            classes only.
     """
 
     placements: tuple[Placement, ...]
@@ -44,7 +44,7 @@ class Probe:
 
 
 def probe(session: onnxruntime.InferenceSession, geometry: Geometry, model: Path) -> Probe:
-    """Run a session that was opened with profiling five times, on sizes grown in each direction, and read its profile.
+    """Run a session that was opened with profiling five times, on sizes larger in each direction, and read its profile.
 
     Args:
         session: The session, with an arena; its profiling has ended afterwards.
@@ -57,7 +57,7 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry, model: Path
     padded_y, padded_x = geometry.y.padded(_PROBE_SIDE), geometry.x.padded(_PROBE_SIDE)
     height, width = geometry.canonical(_PROBE_SIDE, _PROBE_SIDE)
     sizes = [(height, width), (height + geometry.y.alignment, width), (height, width + geometry.x.alignment)]
-    # On CUDA the choice is made when the file is opened.
+    # On CUDA the branch is chosen when the file is opened.
     asked = {value.name: np.array(True) for value in session.get_overridable_initializers()}
     for _ in range(2):  # the branch without confidence; on CUDA onnxruntime plans from the second run on what one takes
         session.run(None, {"image": np.zeros((1, height, width, 3), np.uint8)})
@@ -103,12 +103,12 @@ def node_runs(events: Sequence[Event]) -> list[list[Event]]:
 
 
 def peak_bytes(events: Iterable[Event]) -> int:
-    """Return what a run held at its peak, in bytes, by its node events; 0 where its session has no arena."""
+    """Return the peak memory of a run in bytes, from its node events; 0 if its session has no arena."""
     return max((int(event["args"].get("mem_in_use_peak", 0)) for event in events), default=0)
 
 
 def _read_placements(runs: Sequence[Sequence[Event]]) -> tuple[Placement, ...]:
-    """Read what ran where in four runs: small without confidence, then small, higher and wider with it."""
+    """Read where nodes ran in four runs: small without confidence, then small, higher and wider with it."""
     plain, small, higher, wider = map(_tensor_sizes, runs)
     counts: Counter[tuple[str, str, bool]] = Counter()
     for node, sizes in {**plain, **small}.items():
@@ -122,7 +122,7 @@ def _read_placements(runs: Sequence[Sequence[Event]]) -> tuple[Placement, ...]:
 
 @dataclass(frozen=True)
 class _Node:
-    """A node of a run: `number` tells those of one name apart."""
+    """A node of a run; `number` distinguishes nodes with the same name."""
 
     provider: str
     operator: str

@@ -1,8 +1,8 @@
-"""What a frame costs, node by node: onnxruntime's profile of runs, read beside the graph that ran.
+"""The cost of a frame, node by node: onnxruntime's profile of runs, matched with the optimised graph.
 
-onnxruntime fuses, renames and reorders a file's nodes. So the session writes its graph as it runs, whose order is that
-of the profile's events, and each event is found in it. What the class map needs beyond the heatmap is the tail,
-whatever operators it is made of; all else is the net.
+onnxruntime fuses, renames and reorders a file's nodes. So the session writes the graph as it runs, in the order of the
+profile's events, and each event is matched with a node. The tail is what the class map needs in addition to the
+heatmap, whatever operators it consists of; everything else is the net.
 """
 
 import time
@@ -64,18 +64,18 @@ _GROUPS: tuple[tuple[Group, frozenset[str]], ...] = (
 
 @dataclass(frozen=True)
 class NodeCost:
-    """What a node costs in each run.
+    """The cost of a node in each run.
 
     Attributes:
         name: The node's name in onnxruntime.
         operator: The node's operator, such as `Conv`.
         provider: The execution provider that it ran on.
-        group: What the node is there for.
+        group: The purpose of the node.
         tail: Whether it runs for the class map or the confidence, and not for the heatmap.
         shape: The shape of its first output.
         ms: Median of its time over the runs, without that of nodes within it.
-        multiply_adds: Of a convolution or matrix product, channels that onnxruntime adds to fill a block included;
-            None for all else.
+        multiply_adds: Of a convolution or matrix product, including channels that onnxruntime adds to fill a block;
+            None for other operators.
     """
 
     name: str
@@ -95,15 +95,15 @@ class NodeCost:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a frame costs.
+    """The cost of a frame.
 
     Attributes:
         nodes: Every node that ran, in their order.
-        runs: The runs that medians were taken over.
-        profiled_ms: A run with the profiler on; what its nodes leave of it passes between them.
+        runs: The number of runs of which medians were taken.
+        profiled_ms: A run with the profiler on, including the time between nodes.
         run_ms: A run of the engine without the profiler.
         segment_ms: The whole of `Segmenter.segment_batch` on images in memory.
-        peak_bytes: What a run held at its peak, weights included as far as they lie in the arena; 0 without an arena.
+        peak_bytes: Peak memory of a run, including weights that lie in the arena; 0 without an arena.
     """
 
     nodes: tuple[NodeCost, ...]
@@ -115,26 +115,26 @@ class Profile:
 
     @property
     def nodes_ms(self) -> float:
-        """The sum of the nodes."""
+        """The sum of the nodes' times."""
         return sum(node.ms for node in self.nodes)
 
     @property
     def between_ms(self) -> float:
-        """What passes between nodes, the profiler's own work included."""
+        """The time between nodes, including the profiler's own work."""
         return self.profiled_ms - self.nodes_ms
 
     @property
     def tail_share(self) -> float:
-        """The tail's part of the nodes' time: 0 for a net that ends in its heatmap."""
+        """The tail's share of the nodes' time; 0 for a net that ends in its heatmap."""
         return sum(node.ms for node in self.nodes if node.tail) / self.nodes_ms if self.nodes_ms else 0.0
 
     @property
     def whole_over_net(self) -> float | None:
-        """How many times the net's time all nodes take; 1 for a net that ends in its heatmap, None for no net."""
+        """The time of all nodes over that of the net's; 1 for a net that ends in its heatmap, None without a net."""
         return 1 / (1 - self.tail_share) if self.tail_share < 1 else None
 
     def groups(self) -> dict[tuple[bool, Group], float]:
-        """Milliseconds by (tail, group): the net first, then the most expensive; together they are `nodes_ms`."""
+        """Milliseconds by (tail, group), the net first, then by descending time; their sum is `nodes_ms`."""
         sums: dict[tuple[bool, Group], float] = {}
         for node in self.nodes:
             sums[node.tail, node.group] = sums.get((node.tail, node.group), 0.0) + node.ms
@@ -153,7 +153,7 @@ class Profile:
 
 
 def profile(segmenter: Segmenter, images: Sequence[NDArray[np.uint8]], runs: int, *, confidence: bool) -> Profile:
-    """Run a model on a batch, with onnxruntime's profiler and without, and tell where the time goes.
+    """Run a model on a batch, with onnxruntime's profiler and without, and return where the time goes.
 
     Args:
         segmenter: The model.
@@ -216,7 +216,7 @@ def read_costs(nodes: Sequence[GraphNode], runs: Sequence[Sequence[Event]], path
 def _time(
     segmenter: Segmenter, images: Sequence[NDArray[np.uint8]], runs: int, *, confidence: bool
 ) -> tuple[float, float]:
-    """Return the milliseconds of a run alone and of all that stands around it, taken in turn."""
+    """Return the milliseconds of a run by itself and of the whole of `segment_batch`, measured alternately."""
     batch = np.stack(images)
     sides: tuple[Callable[[], object], ...] = (
         lambda: segmenter.engine.run(batch, confidence=confidence),

@@ -1,9 +1,9 @@
-"""Reads protobuf messages by a grammar: lengths and numbers are read, what else a file holds stays where it is.
+"""Reads protobuf messages by a grammar: lengths and numbers are read, all other bytes stay in the file.
 
-https://protobuf.dev/programming-guides/encoding has the format. protobuf's own parser would hold a model's weights a
-second time, and makes an object of a hundred bytes of every two bytes of a file that is made for that.
+The format: https://protobuf.dev/programming-guides/encoding. protobuf's own parser would hold a model's weights twice,
+and would turn every two bytes of a malicious file into an object of a hundred bytes.
 
-The file is read and not mapped: who touches what a mapped file has lost, since it was overwritten in place, is ended.
+The file is read, not memory-mapped: if a mapped file is truncated meanwhile, access to the lost pages ends the process.
 """
 
 import os
@@ -12,31 +12,31 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Literal, TypeAlias
 
 Kind: TypeAlias = Literal["number", "bytes", "text"] | "Message"
-"""What a field holds: a number, bytes that are not looked into, UTF-8 text, or a message."""
+"""What a field holds: a number, bytes that are not read, UTF-8 text, or a message."""
 MOST_FIELDS = 150_000
-"""Of a file in all; a ResNet-50's has four thousand."""
+"""Most fields of a file in all; that of a ResNet-50 has four thousand."""
 _LONGEST_VARINT = 10
 _WINDOW_BYTES = 16 << 10
 _DEEPEST = 32  # a model's graph in a branch in a graph lies ten deep
 
 
 class BrokenError(Exception):
-    """The bytes are no messages."""
+    """The bytes are not valid messages."""
 
 
 class UnfitError(Exception):
-    """The grammar has no place for what a message holds; the error's text names it."""
+    """A message holds something that the grammar does not allow; the error's text names it."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """What may stand in a kind of message.
+    """What a kind of message may contain.
 
     Attributes:
-        name: What a person calls it.
-        once: Fields that it may give once, by number, with what they are called and hold.
-        repeated: Fields that it may give many times.
-        refused: What is found where one of these fields is.
+        name: Its name, for messages to people.
+        once: Fields that may occur once, by number, with their name and content.
+        repeated: Fields that may occur many times.
+        refused: Fields that must not occur, by number, with a description of what they hold.
     """
 
     name: str
@@ -47,20 +47,20 @@ class Message:
 
 @dataclass(frozen=True)
 class Span:
-    """Where a field's bytes lie in the file."""
+    """The position of a field's bytes in the file."""
 
     start: int
     end: int
 
     @property
     def size(self) -> int:
-        """How many bytes they are."""
+        """The number of bytes."""
         return self.end - self.start
 
 
 @dataclass(frozen=True)
 class Part:
-    """A message that was read: its fields by what they are called, in the order of the file.
+    """A message that was read: its fields by name, in the order of the file.
 
     Attributes:
         numbers: Fields that hold numbers; a float is 0.
@@ -73,7 +73,7 @@ class Part:
     parts: dict[str, list["Part"]] = field(default_factory=dict)
 
     def number(self, name: str) -> int:
-        """Return the number of a field that is given once, 0 where it is not."""
+        """Return the number in a field that may occur once; 0 if it does not occur."""
         return self.numbers.get(name, [0])[-1]
 
     def all(self, name: str) -> list["Part"]:
@@ -103,8 +103,8 @@ class Reader:
         """Read a message.
 
         Raises:
-            BrokenError: It ends too early, or is none.
-            UnfitError: The grammar has no place for what it holds, or the file holds too much.
+            BrokenError: It ends too early, or is not a valid message.
+            UnfitError: It holds something that the grammar does not allow, or the file has too many fields.
         """
         if self._depth == _DEEPEST:
             raise UnfitError(f"messages more than {_DEEPEST} deep in each other")
@@ -176,7 +176,7 @@ class Reader:
             raise UnfitError(f"more than {MOST_FIELDS} fields")
 
     def text(self, part: Part, name: str) -> str:
-        """Return the text of a field that is given once, empty where it is not."""
+        """Return the text in a field that may occur once; empty if it does not occur."""
         spans = part.spans.get(name, [])
         return self._text(spans[-1]) if spans else ""
 
@@ -212,7 +212,7 @@ class Reader:
         raise BrokenError("a number in it is too long" if whole else "it ends within a number")
 
     def _reach(self, start: int, size: int) -> int:
-        """Let the window hold so many bytes, or those that there are, and return where in it they begin."""
+        """Make the window hold this many bytes, or those up to the end, and return their position in it."""
         offset = start - self._begin
         if not 0 <= offset <= len(self._window) - size:
             self._file.seek(start)

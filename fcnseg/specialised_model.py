@@ -1,12 +1,12 @@
-"""A model file with its one choice made: whether confidences are computed is decided when it is opened, not by a run.
+"""Rewrites a model file without its branch: whether it computes confidences is decided when it is opened, not per run.
 
-A model file branches on its optional input `with_confidence`, and CUDA graphs know no branches. Here the branch is put
-where the choice was. It is always the one that answers with confidences: the other's class map, the same to the bit, is
-computed where classes meet, in shapes that depend on the image, which CUDA graphs do not know either. Nodes that
-nothing needs any more are left out, since onnxruntime would run them.
+A model file branches on its optional input `with_confidence`, and CUDA graphs cannot contain branches. Here the branch
+is replaced by one of its sides, always the one with confidences: the other computes the same class map, bit for bit,
+only where classes meet, in shapes that depend on the image, which CUDA graphs cannot contain either. Nodes that are no
+longer needed are removed, since onnxruntime would run them.
 
-The file is rewritten as bytes, by https://protobuf.dev/programming-guides/encoding, so that weights are copied and
-never parsed. The numbers of fields are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+The file is rewritten as bytes (the format: https://protobuf.dev/programming-guides/encoding), so that weights are
+copied and never parsed. Field numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
 from collections.abc import Iterator
@@ -42,12 +42,12 @@ class _Node(NamedTuple):
 
 
 def write_specialised(data: memoryview, path: Path, *, confidence: bool) -> None:
-    """Write a model file that has `image` as its one input, and computes confidences always or never.
+    """Write a model file with `image` as its only input, which computes confidences always or never.
 
     Args:
-        data: The bytes of a model file; they are a valid one (see `model_grammar`).
-        path: Where the specialised file goes.
-        confidence: Whether it computes confidences; without, it has no such output.
+        data: The bytes of a model file that has passed `model_grammar`.
+        path: The specialised file to write.
+        confidence: Whether it computes confidences; if not, it does not have that output.
     """
     with path.open("wb") as file:
         for field in _fields(data, 0, len(data)):
@@ -60,7 +60,7 @@ def write_specialised(data: memoryview, path: Path, *, confidence: bool) -> None
 
 
 def _graph_parts(data: memoryview, graph: _Field, *, confidence: bool) -> list[memoryview | bytes]:
-    """Return the encoded fields of a graph without the choice."""
+    """Return the encoded fields of a graph whose branch is replaced."""
     nodes: list[_Node] = []
     others: list[memoryview | bytes] = []
     outputs: set[str] = set()
@@ -85,7 +85,7 @@ def _graph_parts(data: memoryview, graph: _Field, *, confidence: bool) -> list[m
 
 
 def _branch(data: memoryview, choice: _Field) -> tuple[list[_Node], list[memoryview | bytes]]:
-    """Return the nodes and tensors of the branch with confidences; its outputs get the names of the choice's."""
+    """Return the nodes and tensors of the side with confidences; its outputs get the names of the branch's outputs."""
     (graph,) = (
         field
         for attribute in _fields(data, choice.value, choice.end)

@@ -1,10 +1,10 @@
-"""Finds the settings that answer most on this machine, by measuring them in turn.
+"""Finds the best settings for a model on this machine by measuring them one after the other.
 
-What is measured is what a server does with images: clients decode them, so many runs at a time answer them, and the
-masks are encoded, on the same cores. For the latency there is one client. Settings are tried one kind after the other,
-those of a kind in alternation, so that what else the machine does befalls all alike; each round gives the ratio of a
-setting to the best before it. A setting wins only where the median ratio is beyond 1 by more than the ratios' own
-spread and a few percent: else what there was stays.
+The measurement imitates a server: clients decode images, concurrent runs segment them, and the masks are encoded, all
+on the same cores. For the latency there is one client. Settings are tried one kind after the other. Those of one kind
+are measured alternately with the best so far, so that other load on the machine affects all alike, and each round gives
+the ratio of their speeds. A setting wins only if the median ratio exceeds 1 by more than the spread of the ratios and a
+few percent; otherwise the best so far stays.
 """
 
 import itertools
@@ -46,14 +46,14 @@ class Tuner:
     Args:
         model: The model file.
         device: `cpu`, `cuda`, `cuda:N`, or `auto`.
-        sizes: (height, width) of the images, at least one; they come in turn.
+        sizes: (height, width) of the images, at least one; they are used in turn.
         seconds: About how long to measure in all; a run that takes longer than its share is finished.
-        objective: `latency` for the shortest answer to one client, `throughput` for the most images of many.
-        observe: Told of each setting that was tried.
+        objective: `latency` for the shortest answer to one client, `throughput` for the most images of many clients.
+        observe: Called with each measurement.
 
     Raises:
         DeviceError: There is no such device.
-        UsageError: Nothing that is tuned matters for the objective on the device, or the seconds are no number.
+        UsageError: No setting affects the objective on this device, or `seconds` is not finite.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Tuner:
             )
 
     def run(self) -> Tuning:
-        """Measure, and return what was found: what beat the default, and on the CPU whether threads spin.
+        """Measure, and return the settings that beat the default, and on the CPU always whether threads spin.
 
         Raises:
             ModelFileError: The file is not a valid fcnseg model.
@@ -107,7 +107,7 @@ class Tuner:
         return Tuning(sha256, machine, self._objective, self._sizes, found, tuple(self._measurements))
 
     def _kinds(self) -> list[Callable[[Settings], list[Settings]]]:
-        """Return what gives the alternatives of each kind to the best settings before it."""
+        """Return, for each kind of setting, a function from the best settings so far to the alternatives to try."""
         on_cpu = [_other_threads, _other_spinning] if self._device == "cpu" else []
         of_many = [self._other_runners, self._other_batches] if self._objective == "throughput" else []
         return [*on_cpu, *of_many]
@@ -121,7 +121,7 @@ class Tuner:
         return [replace(best, max_batch=size) for size in sizes]
 
     def _best_of(self, best: Settings, others: Sequence[Settings], seconds: float) -> Settings:
-        """Measure settings in turn with the best before them, and return which is best now."""
+        """Measure settings alternately with the best so far, and return the new best."""
         candidates = [best, *others]
         slice_s = seconds / (_ROUNDS * len(candidates))
         rates: dict[Settings, list[float]] = {settings: [] for settings in candidates}
@@ -151,7 +151,7 @@ class Tuner:
         return winner.settings if winner else best
 
     def _answers_per_s(self, settings: Settings, seconds: float) -> float:
-        """Let clients ask for masks for so long, each once at least, and return images answered a second."""
+        """Let clients request masks for a time, each at least once, and return the answered images per second."""
         segmenter = self._open(settings)
         runners, batch = settings.runners or 1, settings.max_batch or 1
         clients = 1 if self._objective == "latency" else runners + usable_cores()
@@ -187,7 +187,7 @@ class Tuner:
 
 
 def _other_threads(best: Settings) -> list[Settings]:
-    """All cores, a half of them, and so on, but for as many as there are by default."""
+    """Return all cores, half of them, and so on, without the default number."""
     cores = usable_cores()
     counts = dict.fromkeys([*(max(1, cores >> k) for k in range(_MOST_THREADS_TRIED - 1)), 1])
     return [replace(best, threads=count) for count in counts if count != threads_for(0)]

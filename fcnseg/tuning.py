@@ -1,7 +1,7 @@
 """Settings that were found by measurement, in a file beside the model: `MODEL.tune.json`.
 
-They hold for one model on one machine. The file says for which, and anywhere else it is not used, which a line of the
-log tells. None of them changes an answer on the CPU.
+They apply to one model on one machine, which the file names; anywhere else the file is ignored, and this is logged.
+None of the settings changes an answer on the CPU.
 """
 
 import logging
@@ -26,13 +26,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """What tuning chooses; None where nothing is said.
+    """The settings that tuning chooses; None for those that are not set.
 
     Attributes:
-        threads: CPU threads within an operator, which runs at a time share; 0 takes one per physical core.
-        spinning: Whether idle CPU threads spin for a moment.
-        runners: Runs of the model at a time, in a server or a folder's job.
-        max_batch: Images in one run at most.
+        threads: CPU threads per operator, which concurrent runs divide; 0 uses one per physical core.
+        spinning: Whether idle CPU threads busy-wait for a moment.
+        runners: Concurrent runs of the model, in a server or a folder's job.
+        max_batch: Most images per run.
     """
 
     threads: Annotated[int, Field(ge=0, le=MOST_THREADS)] | None = None
@@ -44,25 +44,25 @@ class Settings:
         return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.said().items()) or "the defaults"
 
     def said(self) -> dict[str, Any]:
-        """Return what is said, by name."""
+        """Return the settings that are set, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
     def over(self, others: "Settings") -> "Settings":
-        """Return these settings, and those of others where these say nothing."""
+        """Return these settings, with those of others where these are not set."""
         return replace(others, **self.said())
 
     def beside(self, others: "Settings") -> "Settings":
-        """Return what differs from others; the rest says nothing."""
+        """Return the settings that differ from others; the rest is not set."""
         theirs = others.said()
         return Settings(**{name: value for name, value in self.said().items() if value != theirs.get(name)})
 
     def with_runs(self, runners: int) -> "Settings":
-        """Return what holds with so many runs at a time: threads were found with the runs beside them."""
+        """Return what applies with this many runners: threads were measured together with their number of runners."""
         return self if (self.runners or 1) == runners else replace(self, threads=None, runners=None)
 
     def engine_options(self, options: EngineOptions) -> EngineOptions:
-        """Return options with what is said in the place of theirs."""
+        """Return options in which the settings that are set replace the given ones."""
         said = self.said()
         return replace(options, **{name: said[name] for name in ("threads", "spinning") if name in said})
 
@@ -71,7 +71,7 @@ NOTHING_SAID = Settings()
 
 
 def default_settings(device: str) -> Settings:
-    """Return how a server and a folder's job run a model where nothing else is said; `device` is `cpu` or `cuda:N`."""
+    """Return the default settings of a server and a folder's job; `device` is `cpu` or `cuda:N`."""
     # On the CPU a batch takes as long as its images one by one; on CUDA one is copied while another is computed.
     runners, batch = (min(2, physical_cores()), 1) if device == "cpu" else (2, 8)
     return Settings(threads=0, spinning=PIPELINE_OPTIONS.spinning, runners=runners, max_batch=batch)
@@ -79,7 +79,7 @@ def default_settings(device: str) -> Settings:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a measurement holds for.
+    """The machine and software that a measurement applies to.
 
     Attributes:
         cpu: The CPU's name.
@@ -97,20 +97,20 @@ class Machine:
 
 
 def this_machine(device: str) -> Machine:
-    """Return what measurements here and now hold for; `device` is `cpu` or `cuda:N`."""
+    """Return this machine and its software; `device` is `cpu` or `cuda:N`."""
     return Machine(_cpu_name(), usable_cores(), onnxruntime.__version__, device, device_name(device))
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """How a setting did against the best before it.
+    """The result of a setting compared with the best before it.
 
     Attributes:
         settings: The setting.
         images_per_s: Images answered a second, the median of the rounds.
-        gain: Its speed over that of the setting it was tried against, the median of each round's.
-        spread: How far the middle half of these ratios lies apart.
-        won: Whether it took the other's place.
+        gain: Its speed over that of the setting it was compared with, the median over the rounds.
+        spread: The interquartile range of these ratios.
+        won: Whether it became the best.
     """
 
     settings: Settings
@@ -126,11 +126,11 @@ class Tuning:
 
     Attributes:
         model_sha256: Of the model file.
-        machine: Where.
-        objective: What was sought: the shortest answer to one client, or the most images of many.
+        machine: The machine and software that it applies to.
+        objective: What was optimised: the shortest answer to one client, or the most images of many clients.
         sizes: (height, width) of the images.
-        settings: What beat the server's default; the rest says nothing.
-        measurements: All that was tried.
+        settings: The settings that beat the server's default; the rest is not set.
+        measurements: All settings that were tried.
         format: Version of this file.
     """
 
@@ -157,12 +157,12 @@ _ADAPTER = TypeAdapter(Tuning)
 
 
 def tuning_path(model: Path) -> Path:
-    """Return where the settings of a model file stand."""
+    """Return the path of a model file's settings."""
     return model.with_name(f"{model.name}.tune.json")
 
 
 def tuned_settings(model: Path, device: str) -> Settings:
-    """Return what was found for a model on this machine; nothing where nothing was, or it cannot be used.
+    """Return the settings found for a model on this machine; empty if there are none, or they cannot be used.
 
     Args:
         model: The model file.
@@ -188,7 +188,7 @@ def tuned_settings(model: Path, device: str) -> Settings:
 
 
 def _why_not(tuning: Tuning, model: Path, device: str) -> str:
-    """Say why settings do not hold for a model here; nothing where they do."""
+    """Return why settings do not apply to a model here; empty if they do."""
     here = this_machine(device)
     for field in fields(Machine):
         there, now = getattr(tuning.machine, field.name), getattr(here, field.name)
