@@ -1,4 +1,4 @@
-"""All of a client that is not transport: `Client` and `AsyncClient` differ in how they call and wait."""
+"""The part of a client that is not transport; `Client` and `AsyncClient` differ only in how they call and wait."""
 
 import json
 import time
@@ -24,15 +24,15 @@ MAX_MESSAGE_BYTES = 1 << 30
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_RETRIES = 3
 MAX_RETRIES = 4
-"""gRPC makes no more than 5 attempts, whatever it is told."""
+"""gRPC makes no more than 5 attempts, whatever is configured."""
 DEFAULT_IN_FLIGHT = 8
 PING_AFTER_MS = 10_000
-"""A connection is pinged when a request is under way on it and nothing has come for so long; servers of ours allow half
-of it, and others, such as Go's by default, may take more than two such pings in 5 minutes for an attack."""
+"""Time without traffic after which a connection with a pending request is pinged. Our servers allow half of it; others,
+such as Go's by default, may treat more than two such pings in 5 minutes as an attack."""
 PING_TIMEOUT_MS = 20_000
-"""How long the answer to a ping may take; then the requests that a connection carries are sent again over another."""
+"""How long the answer to a ping may take; after that, the connection's requests are sent again over another one."""
 LONGEST_ID = 256
-"""Characters of the id of an image in a stream."""
+"""Most characters of the id of an image in a stream."""
 
 _LONGEST_TIMEOUT_S = 86400.0
 _LARGEST_MESSAGE_BYTES = (1 << 31) - 1
@@ -41,12 +41,12 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"]
 
 @dataclass(frozen=True)
 class Asked:
-    """A request under way.
+    """A pending request.
 
     Attributes:
-        query: What is wanted.
-        image: The image's path, for messages; None where it is not a file.
-        started: When the request was begun, by `time.perf_counter`.
+        query: What is requested.
+        image: The image's path, for messages; None if it is not a file.
+        started: When the request began, by `time.perf_counter`.
     """
 
     query: SegmentQuery
@@ -56,12 +56,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class AskedItem:
-    """An image of a stream that has had its turn: it is under way, or could not be read.
+    """An image of a stream that was taken: it is pending, or could not be read.
 
     Attributes:
         id: The id given, or the image's position.
-        asked: What is asked; None where the image could not be read.
-        error: Why it could not.
+        asked: The pending request; None if the image could not be read.
+        error: Why it could not be read.
     """
 
     id: str | int
@@ -76,10 +76,10 @@ class Exchange:
     Attributes:
         server: The server's address, as `hosts.read_hosts` takes it.
         timeout_s: How long a request may take, its retries included, in seconds.
-        retries: How often a request is sent again where the server does not answer or has no room.
-        max_message_bytes: The largest request or answer, in bytes; of an answer, decoded too.
-        access: How the client is let in.
-        connections: How many connections requests are shared out to.
+        retries: How often a request is sent again if the server does not answer or is overloaded.
+        max_message_bytes: The largest request or answer, in bytes; it also limits what an answer decodes to.
+        access: Encryption and token of the client.
+        connections: The number of connections that requests use in turn.
 
     Raises:
         UsageError: One of them has no valid value, or a token would travel in the clear.
@@ -108,14 +108,14 @@ class Exchange:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What a request that is made now says of its client, and of the trace that it belongs to."""
+        """The metadata of a request that is made now: the client's token, and the trace that it belongs to."""
         return (*self.access.metadata, *trace_metadata())
 
     @property
     def channel_options(self) -> list[tuple[str, int | str]]:
-        """What gRPC is to be told of the connection."""
+        """The channel arguments for gRPC."""
         options: list[tuple[str, int | str]] = [
-            # Clients of one process would share a connection, and so a server of several at the address.
+            # Otherwise clients of one process would share a connection, and so one of several servers at the address.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.max_send_message_length", -1),  # `ask` refuses what is beyond the limit, and ends no stream with it
             ("grpc.max_receive_message_length", self.max_message_bytes),
@@ -123,17 +123,17 @@ class Exchange:
             # two minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
-            # So is one whose name stands for another address since: names are looked up again where none answers, by
-            # default 30 s after the last time at the earliest.
+            # So is a server whose name has a new address: names are resolved again if none answers, by default at the
+            # earliest 30 s after the last time.
             ("grpc.dns_min_time_between_resolutions_ms", 1000),
-            # A connection that died without a word is left, not used for a quarter of an hour. What is pinged may be
-            # receiving an upload over a slow line, behind which the ping waits.
+            # A connection that died silently is dropped, instead of being used for a quarter of an hour. The timeout
+            # allows for an upload over a slow line, behind which the ping waits.
             ("grpc.keepalive_time_ms", PING_AFTER_MS),
             ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
             ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),  # the one above alone closes nothing in gRPC 1.85
-            ("grpc.http2.max_pings_without_data", 0),  # else silence is pinged twice and then never again
+            ("grpc.http2.max_pings_without_data", 0),  # else an idle connection is pinged only twice
         ]
-        # A proxy has a loopback address of its own, and may not see a token that must not leave this machine.
+        # A proxy's loopback address is its own, and it must not see a token that must not leave this machine.
         if all(map(is_loopback, read_hosts(self.server))):
             options.append(("grpc.enable_http_proxy", 0))
         # Each request to the next of the servers that the address stands for, of those that can be reached.
@@ -146,7 +146,7 @@ class Exchange:
         return options
 
     def ask(self, image: ImageSource, query: SegmentQuery) -> tuple[Asked, pb.SegmentRequest]:
-        """Return a request, and what to remember of it.
+        """Return a request message, and the pending request for its answer.
 
         Raises:
             ImageError: The file cannot be read, the array is no image, or the request is beyond the limit on messages.
@@ -166,7 +166,7 @@ class Exchange:
         """Return the answer to a request.
 
         Raises:
-            RequestError: The answer is broken, or lacks what was asked for.
+            RequestError: The answer is broken, or lacks what was requested.
         """
         if missing := _missing(asked.query, response):
             raise RequestError(
@@ -182,12 +182,12 @@ class Exchange:
     def ask_item(
         self, position: int, source: StreamSource, query: SegmentQuery
     ) -> tuple[AskedItem, pb.SegmentStreamRequest | None]:
-        """Return the request for one image of a stream, and what to remember of it; no request where it has an error.
+        """Return the request message for one image of a stream, and its item; no message if the image has an error.
 
         Args:
             position: How many images came before.
             source: The image, or its id and the image.
-            query: What is wanted.
+            query: What is requested.
 
         Raises:
             UsageError: The id is too long, or no Unicode text.
@@ -210,11 +210,11 @@ class Exchange:
         return AskedItem(item_id, asked), pb.SegmentStreamRequest(id=sent_id, request=request)
 
     def read_item(self, item: AskedItem, answer: pb.SegmentStreamResponse | None) -> StreamItem:
-        """Return what became of one image of a stream.
+        """Return the result for one image of a stream.
 
         Args:
             item: The image.
-            answer: Its answer; None where the image could not be read, or the server ended the stream.
+            answer: Its answer; None if the image could not be read, or the server ended the stream.
 
         Raises:
             RequestError: There is no answer, or it is another image's.
@@ -239,26 +239,26 @@ class Exchange:
             return StreamItem(item.id, error=error)
 
     def readiness(self, timeout_s: float) -> Readiness:
-        """Return what is known of a server that is waited for from now on, for so many seconds.
+        """Return the state of waiting, from now on, for a server to get ready within some seconds.
 
         Raises:
-            UsageError: They are none that can be waited for.
+            UsageError: The number of seconds is not valid.
         """
         _require_timeout(timeout_s)
         return Readiness(self.server, timeout_s)
 
     def failure(self, call: FailedCall, asked: Asked | None = None, timeout_s: float | None = None) -> RequestError:
-        """Return the error that a failed call stands for.
+        """Return the error for a failed call.
 
         Args:
             call: The call.
-            asked: The request, where it was one for an image.
-            timeout_s: How long the answer was waited for, in seconds, where it is not the exchange's timeout.
+            asked: The pending request, if it was for an image.
+            timeout_s: How long the answer was waited for, in seconds, if not the exchange's timeout.
         """
         return self.error(Status.of_call(call), asked, timeout_s)
 
     def error(self, status: Status, asked: Asked | None = None, timeout_s: float | None = None) -> RequestError:
-        """Return the error that a status stands for; as `failure`."""
+        """Return the error for a status; as `failure`."""
         image = asked.image if asked is not None else None
         return to_error(status, self.server, self.timeout_s if timeout_s is None else timeout_s, image)
 
@@ -276,7 +276,7 @@ class Exchange:
             raise UsageError(f"the client of server {self.server} has been closed; make another")
 
     def refuse_to_move(self) -> NoReturn:
-        """Refuse to bring a client to another process.
+        """Refuse to copy a client, or to send it to another process.
 
         Raises:
             UsageError: Always.
@@ -291,10 +291,10 @@ class Exchange:
         return self.error(Status(grpc.StatusCode.DEADLINE_EXCEEDED, ""))
 
     def require_end(self, answer: pb.SegmentStreamResponse | None, *, all_asked: bool) -> None:
-        """Check that a stream ended as it should.
+        """Check that a stream ended properly.
 
         Args:
-            answer: What came after the last image's answer; None for the end.
+            answer: What followed the answer to the last image; None for the end.
             all_asked: Whether every image was sent.
 
         Raises:
@@ -316,7 +316,7 @@ class Exchange:
 
 
 def require_stream(images: object, in_flight: int) -> None:
-    """Check what a stream is to be made of.
+    """Check the arguments of a stream.
 
     Raises:
         UsageError: The images are one text or one file's bytes, or `in_flight` is below 1.
@@ -333,15 +333,15 @@ def _require_timeout(timeout_s: float) -> None:
 
 
 def _retrying(attempts: int) -> dict[str, object]:
-    """Return the part of a service config that has gRPC send requests again.
+    """Return the part of a service config that makes gRPC retry requests.
 
     https://github.com/grpc/proposal/blob/master/A6-client-retries.md
 
-    The pauses are 0.4, 1, 2.5 and 6.25 s, give or take a fifth, or what the server asks for by
-    `grpc-retry-pushback-ms`. Nothing throttles retries beyond that: a throttle counts failures over all of a client's
-    threads, and would give up on a server that restarts while they wait. CANCELLED is what gRPC makes of a request that
-    comes while its server stops, or a balancer of one whose connection it closes; what a client cancels is not sent
-    again. Streams are not retried, since an image that has been answered must not be sent again.
+    The pauses are 0.4, 1, 2.5 and 6.25 s, plus or minus a fifth, or what the server asks for by
+    `grpc-retry-pushback-ms`. There is no retry throttling: it would count the failures of all of a client's threads,
+    and give up on a server that restarts while they wait. CANCELLED is the status of a request that arrives while its
+    server stops, or whose connection a balancer closes; a call that the client cancels is not retried. Streams are not
+    retried, since an image that has been answered must not be sent again.
     """
     policy = {
         "maxAttempts": attempts,
@@ -356,7 +356,7 @@ def _retrying(attempts: int) -> dict[str, object]:
 
 
 def _missing(query: SegmentQuery, response: pb.SegmentResponse) -> str:
-    """Name what a server leaves out because it does not know that it is asked for it."""
+    """Name what the answer lacks since the server is too old to know the request's field for it."""
     wanted = {
         "heatmaps and regions": bool(query.heatmaps or query.regions is not None)
         and not response.HasField("heatmap_grid"),

@@ -1,4 +1,4 @@
-"""Runs whose steps are too large, told when it shows and not at an epoch's end."""
+"""Detects runs that diverge since their steps are too large, as soon as it shows and not at an epoch's end."""
 
 import math
 
@@ -10,15 +10,13 @@ from fcnseg.errors import UsageError
 from training.task import SegmentationTask
 
 _RISE = 10
-"""So many times the first loss, which is that of a guess, is no noise."""
+"""A loss of this many times the first one, which is that of a guess, is not noise."""
 
 
 class DivergenceWatch(Callback):
-    """Ends a run whose loss or validation scores are no numbers.
+    """Ends a run whose loss or validation scores are not finite, and warns once if the loss rises far above the first.
 
-    It warns once of one whose loss rises far above that of its beginning.
-
-    It looks when the task's running loss has been looked at, so that no step waits for the device.
+    It checks only when the task's running loss has been read anyway, so that no step waits for the device.
 
     Args:
         console: Where the warning is shown.
@@ -33,10 +31,10 @@ class DivergenceWatch(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Look at the loss as far as it is known.
+        """Check the loss as far as it is known.
 
         Raises:
-            UsageError: It is no number; steps are too large.
+            UsageError: It is not finite: steps are too large.
         """
         if not isinstance(pl_module, SegmentationTask):
             return
@@ -54,20 +52,20 @@ class DivergenceWatch(Callback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the whole epoch's loss, before anything of it is kept.
+        """Check the loss of the whole epoch, before anything of it is saved.
 
         Raises:
-            UsageError: It is no number.
+            UsageError: It is not finite.
         """
         if isinstance(pl_module, SegmentationTask):
             _require_finite(pl_module.running_loss.mean(), f"epoch {trainer.current_epoch + 1}", pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what the weights make of the validation images: no loss has shown what the last step did to them.
+        """Check the scores of the validation images, since no loss shows yet what the last step did to the weights.
 
         Raises:
-            UsageError: Scores are no numbers.
+            UsageError: Scores are not finite.
         """
         if isinstance(pl_module, SegmentationTask) and not pl_module.scores_finite:
             raise UsageError(

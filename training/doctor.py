@@ -1,7 +1,7 @@
-"""The dataset doctor: everything that is wrong with a data set, or may be, before a run is spent on it.
+"""The dataset doctor: finds everything that is or may be wrong with a data set, before time is spent on a run.
 
-Errors are what training refuses or would learn nonsense from; warnings are what its figures would suffer from in
-silence.
+Errors are faults that training refuses or would learn nonsense from; warnings are those that would silently distort its
+metrics.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ from training.data import Dataset, open_dataset
 
 Severity: TypeAlias = Literal["error", "warning"]
 NEAR_BITS = 4
-"""Perceptual hashes of 64 bits that differ in at most so many belong to near duplicates."""
+"""Images whose 64-bit perceptual hashes differ in at most this many bits are near duplicates."""
 _COMPARED = ("train", "val")
 _MOSTLY = 0.5
 _NO_LABEL = "no label at all"
@@ -29,12 +29,12 @@ _NO_LABEL = "no label at all"
 
 @dataclass(frozen=True)
 class Finding:
-    """One sort of thing that is wrong.
+    """One kind of problem.
 
     Attributes:
-        severity: Whether it must be mended, or should be known.
-        kind: What sort, in a few words.
-        split: Where; None where it concerns the whole folder.
+        severity: Whether it must be corrected (an error), or should only be known (a warning).
+        kind: The kind, in a few words.
+        split: The split concerned; None for the whole folder.
         messages: One line for each case, with the file's name and the remedy.
     """
 
@@ -46,12 +46,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the doctor found.
+    """The result of an examination.
 
     Attributes:
         dataset: What could be opened.
-        contents: What its files hold, by split.
-        findings: What is wrong, errors first.
+        contents: The contents of its files, by split.
+        findings: The problems, errors first.
     """
 
     dataset: Dataset
@@ -60,12 +60,12 @@ class Diagnosis:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings that must be mended."""
+        """The findings that must be corrected."""
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """What is wrong with single samples."""
+        """The faults of single samples."""
         return tuple(fault for contents in self.contents.values() for fault in contents.faults)
 
 
@@ -87,7 +87,7 @@ def examine(dataset: Dataset, splits: Sequence[str]) -> Diagnosis:
     """
     contents = {split: look_into(dataset.split(split), dataset.label_map) for split in splits}
     if dataset.label_map.ignore_id == 255 and any(sum(found.class_pixels[1:]) for found in contents.values()):
-        # Some split has the other class, so that 255 means no label in one that has only background.
+        # If some split has the other class, 255 in a split that has only background means no label.
         contents = {
             split: replace(found, faults=tuple(fault for fault in found.faults if fault.kind != "0/255 binary"))
             for split, found in contents.items()
@@ -182,9 +182,9 @@ def _classes(dataset: Dataset, contents: Mapping[str, Contents]) -> Iterator[Fin
 
 
 def _duplicates(dataset: Dataset, contents: Mapping[str, Contents]) -> Iterator[Finding]:
-    """Compare the images of the splits, each with all later ones; lists such as VOC's trainval repeat others.
+    """Compare the images of each split with those of all later ones; lists such as VOC's trainval repeat others.
 
-    An image is told once: of a camera that does not move, all images are nearly each other.
+    Each image is reported only once: all images of a camera that does not move are near duplicates of each other.
     """
     splits = [split for split in _COMPARED if split in contents] + (["test"] if "test" in contents else [])
     for i, first in enumerate(splits):

@@ -7,9 +7,9 @@ import onnx
 from onnx import TensorProto, helper
 
 FLAG = "with_confidence"
-"""The optional input that asks for confidences."""
+"""The optional input that requests confidences."""
 PLAIN = "plain_class_map"
-"""The class map as it is computed where confidences are not asked for; an output until the branch is made."""
+"""The class map as computed when no confidences are requested; it is an output until the branch is made."""
 
 
 def name_as_in_the_model(graph: onnx.GraphProto) -> None:
@@ -22,7 +22,7 @@ def name_as_in_the_model(graph: onnx.GraphProto) -> None:
 
 
 def forget_traces(graph: onnx.GraphProto) -> None:
-    """Take out where in the source each node came from: it tells the folders of the machine that exported."""
+    """Remove each node's source location, which reveals folders of the exporting machine."""
     del graph.metadata_props[:]
     parts: list[Any] = [*graph.node, *graph.initializer, *graph.input, *graph.output]
     for part in parts:
@@ -56,10 +56,11 @@ def _producer(graph: onnx.GraphProto, value: str) -> onnx.NodeProto:
 
 
 def guard_confidence(proto: onnx.ModelProto) -> None:
-    """Move what only `confidence` needs behind an If on the optional input `with_confidence`.
+    """Move what only `confidence` needs into an If on the optional input `with_confidence`.
 
-    onnxruntime computes every output of a graph whether it is fetched or not; a branch is skipped. Confidences need the
-    scores of all pixels, and with these the class map comes by the way; without, it is computed where it has to be.
+    onnxruntime computes every output of a graph, even if it is not fetched, but skips a branch that is not taken.
+    Confidences need the scores of all pixels, from which the class map follows as well; without confidences the scores
+    of pixels are computed only near borders between classes.
     """
     graph = proto.graph
     plain = [o.name for o in graph.output if o.name == PLAIN]

@@ -1,4 +1,4 @@
-"""Grids: where each cell of a map looks.
+"""Grids: the pixels that each cell of a map depends on.
 
 Along one axis, cell i of a map depends on the pixels `first + stride * i` to `last + stride * i` and on no others; its
 centre is the middle of that interval and the interval's length is its receptive field. A convolution with kernel k,
@@ -19,11 +19,11 @@ _ORIGIN = Fraction(0)
 
 @dataclass(frozen=True)
 class AxisGrid:
-    """Which pixels the cells of a map see along one axis.
+    """The pixels that the cells of a map depend on, along one axis.
 
     Attributes:
-        stride: Pixels from one cell to the next; a fraction above the image's resolution.
-        first: First pixel that cell 0 depends on; negative where padding stands in for it.
+        stride: Pixels from one cell to the next; a fraction for maps finer than the image.
+        first: First pixel that cell 0 depends on; negative if it lies in the padding.
         last: Last pixel that cell 0 depends on.
     """
 
@@ -42,7 +42,7 @@ class AxisGrid:
         return int(self.last - self.first) + 1
 
     def convolved(self, kernel: int, stride: int, padding: int, dilation: int) -> "AxisGrid":
-        """The grid behind a convolution or pooling; `padding` counts the cells before the first."""
+        """The grid after a convolution or pooling; `padding` counts the cells before the first."""
         return AxisGrid(
             self.stride * stride,
             self.first - self.stride * padding,
@@ -50,7 +50,7 @@ class AxisGrid:
         )
 
     def transposed(self, kernel: int, stride: int, padding: int, dilation: int = 1) -> "AxisGrid":
-        """The grid behind a transposed convolution: cell j sees cells (j + p - d * (k - 1)) / s to (j + p) / s."""
+        """The grid after a transposed convolution: cell j reads cells (j + p - d * (k - 1)) / s to (j + p) / s."""
         step = self.stride / stride
         return AxisGrid(step, self.first + step * (padding - dilation * (kernel - 1)), self.last + step * padding)
 
@@ -59,7 +59,7 @@ class AxisGrid:
         return replace(self, first=self.first + self.stride * cells, last=self.last + self.stride * cells)
 
     def resampled(self, offset: float, stride: int) -> "AxisGrid":
-        """The grid of this map's values interpolated at `offset + stride * t`, from the cells around there."""
+        """The grid of this map's values interpolated at `offset + stride * t` from the neighbouring cells."""
         reach_before = Fraction(self.offset) - self.first + self.stride
         reach_behind = self.last - Fraction(self.offset) + self.stride
         return AxisGrid(Fraction(stride), Fraction(offset) - reach_before, Fraction(offset) + reach_behind)

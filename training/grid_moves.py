@@ -1,8 +1,8 @@
-"""Where a map's axes go where a tensor's axes are moved, cut or merged.
+"""Follows a map's spatial axes when a tensor's axes are permuted, split or merged.
 
-Cutting both spatial axes into blocks, and merging the blocks' own rows and columns into the channels, is pixel
-unshuffle, however its view is written; merging an axis of copies or of channels into a spatial one is pixel shuffle.
-Cuts that are undone, as those of window attentions, leave the map as it was.
+Splitting both spatial axes into blocks, and merging the rows and columns within blocks into the channels, is a pixel
+unshuffle, however the views are written; merging an axis of copies or of channels into a spatial axis is a pixel
+shuffle. Splits that are undone, as in window attentions, leave the map unchanged.
 """
 
 import math
@@ -35,7 +35,7 @@ def moved(trace: Trace, args: tuple[Any, ...], output: Tensor, name: str) -> Tra
 
 
 def _order(name: str, args: tuple[Any, ...], rank: int) -> list[int]:
-    """Which axis each one was before."""
+    """Return, for each axis, which axis it was before."""
     if name == "permute":
         return [a % rank for a in args[1]]
     order = list(range(rank))
@@ -49,7 +49,7 @@ def _reordered(axes: _Axes | None, order: list[int]) -> _Axes | None:
 
 
 def _folded(trace: Trace, source: tuple[int, ...], shape: tuple[int, ...]) -> Trace | None:
-    """A map of blocks, whose own rows and columns are merged into other axes."""
+    """Return the map of blocks, if the rows and columns within blocks are merged into other axes."""
     if trace.cut is None or len(shape) >= len(source):
         return None
     rows, block_rows, columns, block_columns = trace.cut
@@ -64,7 +64,7 @@ def _folded(trace: Trace, source: tuple[int, ...], shape: tuple[int, ...]) -> Tr
 
 
 def _spread(trace: Trace, source: tuple[int, ...], shape: tuple[int, ...]) -> Trace | None:
-    """A finer map, each of whose spatial axes may have taken in the axis behind it."""
+    """Return the finer map, if spatial axes were merged with the axes after them."""
     if trace.axes is None:
         return None
     y, x = trace.axes
@@ -78,7 +78,7 @@ def _spread(trace: Trace, source: tuple[int, ...], shape: tuple[int, ...]) -> Tr
 
 
 def _cut(trace: Trace, source: tuple[int, ...], shape: tuple[int, ...]) -> Trace:
-    """A map whose spatial axes are cut into blocks, or merged with others."""
+    """Return the map whose spatial axes are split into blocks, or merged with others."""
     lost = replace(trace, axes=None, cut=None)
     if trace.axes is None:
         return lost

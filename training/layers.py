@@ -18,7 +18,7 @@ _FIRST_FUNCTION_ARGUMENTS = ("input", "kernel_size", "stride")
 
 
 class _Step(NamedTuple):
-    """What a node of the graph does, in the words of `Layer`."""
+    """What a node of the graph does, in the terms of `Layer`."""
 
     kind: Kind
     operation: str
@@ -28,7 +28,7 @@ class _Step(NamedTuple):
 def derive_layers(net: nn.Module) -> tuple[Layer, ...]:
     """Derive the layer table of a dense net from its graph, without computing its numbers.
 
-    Steps without parameters that neither pool nor normalise nor activate (sums, dropout, reshaping) are left out.
+    Operations without parameters that neither pool nor normalise nor activate (sums, dropout, reshaping) are left out.
 
     Args:
         net: A dense net as the conversion of a classifier makes it, or an FCN over one.
@@ -58,7 +58,7 @@ def derive_layers(net: nn.Module) -> tuple[Layer, ...]:
 
 
 def _map_shapes(trunk: fx.GraphModule) -> dict[fx.Node, tuple[int, ...]]:
-    """Each value's shape at the native size, (C, h, w) for maps; its grid is left in the node's meta."""
+    """Return the shape of each value at the native size, (C, h, w) for maps; its grid is stored in the node's meta."""
     image = next(n for n in trunk.graph.nodes if n.op == "placeholder")
     _, channels, height, width = image.meta["shape"]  # the native size, as the conversion recorded it
     align = record_grids(trunk, (height, width), channels).alignment
@@ -114,14 +114,14 @@ def _parameters(trunk: fx.GraphModule, node: fx.Node) -> Iterable[nn.Parameter]:
 
 
 def _count_fresh(parameters: Iterable[nn.Parameter], counted: set[nn.Parameter]) -> int:
-    """Elements of the parameters that are not counted yet, which they are from now on."""
+    """Return the number of elements of the parameters that are not counted yet, and mark them as counted."""
     fresh = set(parameters) - counted
     counted |= fresh
     return sum(parameter.numel() for parameter in fresh)
 
 
 def _step(trunk: fx.GraphModule, node: fx.Node) -> _Step | None:
-    """What a node does; None where a table of layers says nothing of it."""
+    """What a node does; None if it does not appear in the table."""
     if node.op == "call_module":
         module = trunk.get_submodule(str(node.target))
         if isinstance(module, nn.Conv2d) and len(node.meta.get("shape") or ()) == 2:
@@ -178,7 +178,7 @@ def _function_step(node: fx.Node) -> _Step | None:
 
 
 def _pools_globally(node: fx.Node) -> bool:
-    """Whether a map comes in and what goes out has no spatial axes."""
+    """Whether a node's input is a map and its output has no spatial axes."""
     inputs = [n.meta.get("grid") for n in node.all_input_nodes]
     return node.meta["grid"] is None and any(grid is not None for grid in inputs)
 
@@ -208,6 +208,6 @@ def _size(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """A size, as one number where its axes are equal."""
+    """A size, as one number if its axes are equal."""
     is_square = isinstance(value, (tuple, list)) and len(set(value)) == 1
     return str(value[0]) if is_square else _size(value) if isinstance(value, (tuple, list)) else str(value)

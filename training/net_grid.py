@@ -1,4 +1,4 @@
-"""The grids of a net's maps, and how their sizes follow from the image's."""
+"""Derives the grids of a net's maps, and how their sizes depend on the image's size."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from training.tracing import blank_image, fake_tensors
 
 @dataclass(frozen=True)
 class MapGrid:
-    """Where a map's cells lie, what they see, and how many there are.
+    """The positions of a map's cells, their receptive fields, and their number.
 
     Attributes:
-        grid: Which pixels the cells see.
+        grid: The receptive fields of the cells.
         lattice: (y, x) lattices.
         extra_cells: (y, x) cells beyond input size / stride, for inputs that are multiples of the alignment.
     """
@@ -28,16 +28,16 @@ class MapGrid:
 
 @dataclass(frozen=True)
 class NetGrid:
-    """What a net does to grids, from image to maps.
+    """The geometry of a net, from its image to its maps.
 
     Attributes:
-        maps: The maps that scores are read from; the last is the net's answer.
-        grid: Which pixels the answer's cells see.
-        alignment: (y, x) coarsest subsampling.
+        maps: The maps that scores are read from; the last is the net's output.
+        grid: The receptive fields of the output's cells.
+        alignment: (y, x) coarsest stride.
         minimum: (y, x) smallest input size, a multiple of the alignment.
         global_context: Modules through which a cell depends on the whole image.
-        padded: Whether any layer looks beyond its map's edge, so that the border shows in the cells near it.
-        channels: Channels of the net's answer, K.
+        padded: Whether any layer reads beyond its map's edge, so that cells near the border depend on the padding.
+        channels: Channels of the net's output, K.
     """
 
     maps: tuple[MapGrid, ...]
@@ -50,7 +50,7 @@ class NetGrid:
 
 
 def derive_net_grid(net: nn.Module, native: tuple[int, int], channels: int = 3) -> NetGrid:
-    """Derive the grids of a net's maps, and how their sizes follow from the image's.
+    """Derive the grids of a net's maps, and how their sizes depend on the image's size.
 
     Args:
         net: A module from (N, C, H, W) float to (N, K, h, w), or to a tuple of such maps; in eval mode.
@@ -64,14 +64,14 @@ def derive_net_grid(net: nn.Module, native: tuple[int, int], channels: int = 3) 
     maps = list(tensors_in((output,)))
     grids = [tracer.grid(tensor) if tracer.is_map(tensor) else None for tensor in maps]
     align = tracer.alignment
-    # One graph cannot both shift windows and, on a map of a single window, not shift them: two windows at least.
+    # A window attention does not shift windows on a map of one window, and one graph cannot do both: so two or more.
     least = 2 if tracer.shifts_windows else 1
     roomy = [max(least, -(-size // a)) * a for size, a in zip(native, align, strict=True)]
     height = _smallest(lambda size: _map_sizes(net, (size, roomy[1]), channels), roomy[0], align[0], least)
     width = _smallest(lambda size: _map_sizes(net, (roomy[0], size), channels), roomy[1], align[1], least)
     while _map_sizes(net, (height, width), channels) is None and (height, width) < tuple(roomy):
         height, width = min(height + align[0], roomy[0]), min(width + align[1], roomy[1])
-    # One alignment later, and far beyond the native size, where a net may crop its maps or run out of positions.
+    # One alignment larger, and far beyond the native size, where a net may crop its maps or run out of positions.
     larger = [(height + align[0], width + align[1]), (4 * roomy[0] + align[0], 4 * roomy[1] + align[1])]
     small, *sizes = (_sizes_where_it_slides(net, native, size, channels) for size in ((height, width), *larger))
     found = []

@@ -18,7 +18,7 @@ from training.tracing import input_channels
 
 _NOISE_IMAGES = 2
 _SAME = 1e-4
-"""What the rounding of 32-bit floats makes of a cell at most, where kernels add in another order."""
+"""The largest difference of a cell due to float32 rounding, when kernels add in another order."""
 
 
 class Errors(NamedTuple):
@@ -87,21 +87,21 @@ def measure_border_effect(
 
 
 def with_proved_reach(net: nn.Module, grid: NetGrid, channels: int) -> NetGrid:
-    """Add to a net's global context what its graph does not tell of it.
+    """Check a net's derived receptive field by running it, and add what contradicts it to its global context.
 
-    A cell of a net without global context depends on the pixels of its derived receptive field, and on neither their
-    place in the image nor the image's size. Both are looked at: every other pixel is NaN, which survives zero weights,
-    activations and max pooling alike, first in the rows and then in the columns; and the cell is compared with the one
-    that sees the same pixels elsewhere in a larger image.
+    A cell of a net without global context depends only on the pixels of its derived receptive field, and not on their
+    position in the image or the image's size. Both are checked: all other pixels are NaN, which passes through zero
+    weights, activations and max pooling, first along the rows and then along the columns; and the cell is compared with
+    the one that has the same pixels at another position in a larger image.
 
     Args:
         net: Maps (N, C, H, W) float to a map (N, K, h, w), or to a tuple of such, of which the first is computed from
-            the others; in eval mode. One on the meta device, which has no numbers, is not looked at.
+            the others; in eval mode. A net on the meta device, which has no numbers, is not checked.
         grid: The net's grid, as derived from its graph.
         channels: Channels of the net's images, C.
 
     Returns:
-        The same grid, with a phrase of what was found among its global context.
+        The same grid, with a phrase in its global context for what was found.
     """
     reference = next(net.parameters(), None)
     if grid.global_context or (reference is not None and reference.is_meta):
@@ -116,7 +116,7 @@ def with_proved_reach(net: nn.Module, grid: NetGrid, channels: int) -> NetGrid:
 
 
 def _alone(net: nn.Module, grid: NetGrid, channels: int, axis: int, moved: int) -> Tensor:
-    """The values of a cell whose receptive field along an axis is noise, so many alignments further, amid NaN."""
+    """The values of a cell whose receptive field is noise, moved along an axis by some alignments; the rest is NaN."""
     seen, align = grid.maps[0].grid, grid.alignment[axis]
     along = (seen.y, seen.x)[axis]
     # Whole alignments: a window attention's cells see different windows at other places.
@@ -157,7 +157,7 @@ def _relative(answer: Tensor, logits: Tensor) -> float:
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """The classifier's answer, of a net that may answer with auxiliary ones behind it."""
+    """Return the classifier's main output, if the net also returns auxiliary ones."""
     with torch.no_grad():
         output = model(images)
     logits = output[0] if isinstance(output, (tuple, list)) else output

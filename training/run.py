@@ -1,8 +1,8 @@
-"""How a model comes back out of a training run.
+"""Reads the model of a training run from its checkpoint.
 
 A checkpoint is a Lightning checkpoint of plain types (it opens with `torch.load(..., weights_only=True)`) whose entry
-`fcnseg` holds all that rebuilding the model takes: no weights file, data folder or network is needed, but for a
-classifier of one's own its FILE.py.
+`fcnseg` holds all that is needed to rebuild the model, without a weights file, data folder or network; only a
+classifier of one's own also needs its FILE.py.
 """
 
 import pickle
@@ -21,16 +21,16 @@ from training.run_folder import BEST, CONFIG, ENVIRONMENT, LAST, METRICS, UNTOLD
 
 RECORD_KEY = "fcnseg"
 MODEL_PREFIX = "model."
-"""What the names of the model's own tensors begin with in a checkpoint's `state_dict`."""
+"""The prefix of the model's tensors in a checkpoint's `state_dict`."""
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a checkpoint says beside its weights.
+    """The metadata of a checkpoint.
 
     Attributes:
-        config: What the run was asked to do.
+        config: The run's options.
         label_map: The model's classes.
         mean: Channel means of the normalisation, of values in 0..1.
         std: Standard deviations of the channels.
@@ -62,7 +62,7 @@ class Run:
     Attributes:
         checkpoint: The file that it came from.
         model: The model in evaluation mode, on the CPU.
-        record: What the checkpoint says of it.
+        record: The checkpoint's metadata.
     """
 
     checkpoint: Path
@@ -75,7 +75,7 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         path: The file.
-        record: What it says beside its weights.
+        record: Its metadata.
         weights: The model's `state_dict`.
     """
 
@@ -148,7 +148,7 @@ def open_run(path: Path) -> Run:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint that a run folder or checkpoint path stands for.
+    """Return the checkpoint file for the path of a run folder or checkpoint.
 
     Raises:
         UsageError: There is none.
@@ -166,10 +166,10 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def can_resume(folder: Path, config: TrainConfig, data_fingerprint: str) -> bool:
-    """Whether a folder holds a finished epoch of a run that goes on with this configuration on this data.
+    """Whether a folder holds a finished epoch of a run that can be continued with this configuration on this data.
 
     Raises:
-        UsageError: It holds a run with another configuration, or on other data, or what is left of one.
+        UsageError: It holds a run with another configuration, or on other data, or an incomplete one.
     """
     missing = [name for name in (CONFIG, METRICS, LAST) if not (folder / name).is_file()]
     if missing:
@@ -203,7 +203,7 @@ def can_resume(folder: Path, config: TrainConfig, data_fingerprint: str) -> bool
 
 
 def record_as_plain(record: RunRecord) -> dict[str, Any]:
-    """Return a record as values that a checkpoint holds without classes of ours."""
+    """Return a record as values of plain types."""
     return {
         "format": _FORMAT,
         "config": as_plain(record.config),

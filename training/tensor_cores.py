@@ -1,14 +1,14 @@
-"""Convolutions as the tensor cores of a GPU take them; the sums are the same, in another order.
+"""Rewrites convolutions for the tensor cores of a GPU; the sums are the same, in another order.
 
-A fully connected layer that became a convolution has a kernel of 7x7 and thousands of channels on either side. cuDNN's
-heuristic knows no tensor-core kernel for it, and onnxruntime does not run the model then. As one product of matrices it
-is what such a GPU does best: each place's neighbourhood is laid out as a row, as it was when the layer was fully
-connected.
+A fully connected layer that became a convolution has a 7x7 kernel and thousands of input and output channels. cuDNN's
+heuristic has no tensor-core kernel for it, and then onnxruntime cannot run the model. As one matrix product (im2col) it
+suits such a GPU best: the neighbourhood of each position becomes a row, as when the layer was fully connected.
 
-Tensor cores read channels in eights. An image has three, for which cuDNN leaves them aside: zeros are put behind them.
+Tensor cores read channels in groups of eight. For the three channels of an image cuDNN does not use them, so channels
+of zeros are appended.
 
-Beside products that fast, what passes over memory counts. A ReLU behind a max pooling passes over a quarter of what it
-does before one, and gives the same: the largest of some numbers, or 0, is the largest of those numbers and 0.
+With products that fast, memory traffic matters. A ReLU after a max pooling reads a quarter of what it reads before the
+pooling, with the same result, since ReLU is monotonic and commutes with the maximum.
 """
 
 from torch import Tensor, cat, fx, nn
@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from training.same_padding import PaddedConv2d
 
 _LANES = 8
-"""Channels that tensor cores read at once, of 16-bit floats (NVIDIA, Deep Learning Performance, Tensor Core Shapes)."""
+"""Channels of 16-bit floats that tensor cores read at once (NVIDIA, Deep Learning Performance, Tensor Core Shapes)."""
 _LARGE_KERNEL = 6
 """Side from which on a convolution becomes a product of matrices: 6 and 7 have AlexNet's and VGG's connected layers."""
 
@@ -43,7 +43,7 @@ def _pool_before_relu(traced: fx.GraphModule) -> None:
         following = next(iter(node.users), None)
         if following is None or not (_is(traced, node, nn.ReLU) and _is(traced, following, nn.MaxPool2d)):
             continue
-        # What others read before ReLU may have been rectified in place, and stays as it is.
+        # A value that other nodes read before the ReLU may be changed in place by it, so such a ReLU stays where it is.
         alone = len(node.users) == len(node.all_input_nodes[0].users) == 1
         if alone and not traced.get_submodule(str(following.target)).return_indices:
             node.target, following.target = following.target, node.target
@@ -95,7 +95,7 @@ class UnfoldedConv2d(nn.Module):
 
 
 class FilledConv2d(PaddedConv2d):
-    """A convolution that puts channels of zeros behind its input's, as many as tensor cores read at once.
+    """A convolution that appends channels of zeros to its input, up to the number that tensor cores read at once.
 
     Args:
         conv: The convolution, which it takes weights and padding of.
