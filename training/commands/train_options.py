@@ -16,6 +16,8 @@ _DEFAULTS = {field.name: field.default for field in fields(TrainConfig) if field
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _NOT_NEGATIVE = click.FloatRange(min=0)
 _SHARE = click.FloatRange(min=0, max=1)
+_POSITIVE_SHARE = click.FloatRange(min=0, min_open=True, max=1)
+_BELOW_ONE = click.FloatRange(min=0, max=1, max_open=True)
 
 
 def config_options(command: Command) -> Command:
@@ -78,7 +80,7 @@ def _options() -> list[Callable[[Any], Any]]:
         _number("lr", _POSITIVE, "Peak learning rate of the new layers."),
         _number("backbone_lr_factor", _NOT_NEGATIVE, "Factor on the learning rate of pretrained layers."),
         _number("bias_lr_factor", _NOT_NEGATIVE, "Factor on the learning rate of biases."),
-        _number("momentum", click.FloatRange(min=0, max=1, max_open=True), "Momentum of sgd."),
+        _number("momentum", _BELOW_ONE, "Momentum of sgd."),
         _number("weight_decay", _NOT_NEGATIVE, "Weight decay; biases and normalisation layers have none."),
         _choice("schedule", config.Schedule, "How the learning rate falls from its peak."),
         _number("warmup", _SHARE, "Share of the steps over which the learning rate climbs to its peak."),
@@ -91,13 +93,15 @@ def _options() -> list[Callable[[Any], Any]]:
             "Class weights of the cross-entropy: none, median frequency balancing, or its root.",
         ),
         _number(
-            "ohem", _SHARE, "Share of the labelled pixels that the cross-entropy counts, those with the highest loss."
+            "ohem",
+            _POSITIVE_SHARE,
+            "Share of the labelled pixels that the cross-entropy counts, those with the highest loss.",
         ),
         _number("dice", _NOT_NEGATIVE, "Weight of the Dice loss, added to the cross-entropy."),
         _number("lovasz", _NOT_NEGATIVE, "Weight of the Lovász-softmax loss, added to the cross-entropy; slow."),
         _number(
             "ema",
-            _SHARE,
+            _BELOW_ONE,
             "Decay of the moving average of the weights, which is validated and saved; 0 for no averaging.",
         ),
         _flag("freeze_statistics", "Keep the means and variances of the classifier's BatchNorm layers."),
