@@ -8,7 +8,7 @@
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-import fcnseg.environment  # noqa: F401 - before all else
+import fcnseg.environment  # noqa: F401 - must be imported first
 
 if TYPE_CHECKING:
     from fcnseg.async_client import AsyncClient
@@ -79,10 +79,10 @@ _MODULES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+if not TYPE_CHECKING:  # with a module `__getattr__`, a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
-        """Import a name or a module when it is asked for: a command starts without NumPy, gRPC and ONNX Runtime."""
+        """Import a name or a module on first use, so that a command starts without NumPy, gRPC and ONNX Runtime."""
         if name in _MODULES:
             return getattr(importlib.import_module(f"fcnseg.{_MODULES[name]}"), name)
         if not name.startswith("_") and importlib.util.find_spec(f"fcnseg.{name}"):

@@ -1,4 +1,4 @@
-"""The certificate: what a conversion proved, and what the net's graph says of its geometry."""
+"""The certificate: what a conversion proved, and the geometry that follows from the net's graph."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,22 +16,21 @@ NotNegative = Annotated[float, Field(ge=0)]
 class Certificate:
     """Proof that a heatmap net computes its classifier.
 
-    Errors are the largest absolute difference over the largest absolute logit.
+    An error is the largest absolute difference divided by the largest absolute logit.
 
     Attributes:
         identity: `window`: at the native size the map is one cell and equals the logits. `cam`: at the native size the
             map's mean equals the logits (class activation mapping, arXiv 1512.04150).
-        relative_error: Of the identity at the native size, on seeded random images.
-        photo_error: Of the identity at the native size, on photographs; None where the net takes no such image or none
-            are installed.
-        border_effect: How far a cell of a larger image's map differs from the classifier's answer for that cell's own
-            native-size crop: zero padding inside the net ends where the crop does. 0 for nets without padding.
-        tolerance: What `relative_error`, `photo_error` and, for nets without padding, the measured border effect had
-            to stay below.
+        relative_error: Error of the identity at the native size, on seeded random images.
+        photo_error: Error of the identity at the native size, on photographs; None if the net does not take
+            photographs or none are installed.
+        border_effect: Difference between a cell of a larger image's map and the classifier's answer for that cell's
+            native-size crop, caused by zero padding inside the net at the crop's border. 0 for nets without padding.
+        tolerance: Bound for `relative_error`, `photo_error` and, for nets without padding, the measured border effect.
         input_size: Native (height, width).
         output_stride: (y, x) pixels between cells.
         offset: (y, x) centre of cell 0.
-        alignment: (y, x) coarsest subsampling.
+        alignment: (y, x) coarsest subsampling in the net.
         receptive_field: (y, x) pixels that a cell depends on.
         global_context: Modules through which a cell depends on the whole image.
         parameters_before: Parameters of the classifier, auxiliary heads included.
@@ -60,13 +59,13 @@ class Certificate:
         return self.fc_parameters / self.parameters_before
 
     def __str__(self) -> str:
-        """The rows as a table of plain text."""
+        """Return the rows as a plain-text table."""
         rows = list(self.rows())
         width = max(len(what) for what, _ in rows)
         return "\n".join(f"{what:<{width}}  {value}" for what, value in rows)
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """The certificate as (what, value) rows for a table."""
+        """Yield the certificate as (what, value) rows for a table."""
         means = {
             "window": "one cell at native size = logits",
             "cam": "mean of the map at native size = logits",
@@ -87,6 +86,6 @@ class Certificate:
 
 
 def format_pair(values: tuple[float, float]) -> str:
-    """A (y, x) pair as text: one number where both are equal."""
+    """Format a (y, x) pair, as a single number if both are equal."""
     y, x = (f"{v:g}" for v in values)
     return y if y == x else f"{y}x{x}"

@@ -6,11 +6,11 @@ FcnsegError
 │   └── ImageTooLargeError
 ├── MaskError             bytes that do not hold a class map
 ├── ModelFileError        a file that is not a valid fcnseg model
-├── ModelNotFoundError    a model or version that is not there
+├── ModelNotFoundError    a model or version that does not exist
 ├── DeviceError           the device asked for cannot run the model
 ├── DatasetError          images and masks that cannot be trained or evaluated on
 ├── ArchitectureError     a classifier that is unknown or cannot become convolutional
-├── WeightsError          weights that cannot be had or do not fit
+├── WeightsError          weights that cannot be obtained or do not fit
 ├── ParityError           two computations that must agree do not
 ├── PartialFailureError   a job that was finished except for the items that it names
 └── RequestError          a server that could not be reached or refused a request
@@ -19,12 +19,12 @@ FcnsegError
     ├── RemoteModelFileError      a model that the server cannot open
     ├── UnauthenticatedError      no token, or one that the server does not know
     ├── PermissionDeniedError     a request that its token does not allow
-    ├── ServerOverloadedError     a server that has as much to do as it may
+    ├── ServerOverloadedError     a server that has reached a limit on its load
     ├── ServerUnavailableError    a server that does not answer, or is stopping
     └── RequestTimeoutError       an answer that did not come in time
 
-A message says what was tried, the value, and the remedy, in one line. The class knows the exit code of the command
-line; what an error becomes over gRPC is serving's business.
+A message says in one line what was tried, the value, and the remedy. The class defines the exit code of the command
+line; the package serving maps errors to gRPC statuses.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class ImageTooLargeError(ImageError):
 
 
 class MaskError(FcnsegError):
-    """Bytes do not hold a class map, or not one of the shape they should."""
+    """Bytes do not hold a class map, or one of an unexpected shape."""
 
     exit_code = 2
 
@@ -65,7 +65,7 @@ class ModelFileError(FcnsegError):
 
 
 class ModelNotFoundError(FcnsegError):
-    """A model or version is not there."""
+    """A model or version does not exist."""
 
     exit_code = 2
 
@@ -89,7 +89,7 @@ class ArchitectureError(FcnsegError):
 
 
 class WeightsError(FcnsegError):
-    """Weights cannot be had, or do not fit the architecture."""
+    """Weights cannot be obtained, or do not fit the architecture."""
 
     exit_code = 2
 
@@ -108,7 +108,7 @@ class RequestError(FcnsegError):
     Args:
         message: One line for a user.
         code: The gRPC status code's name, such as `INTERNAL`.
-        field: The request's field that the server named, where it named one.
+        field: The request's field that the server named as the cause; None if it named none.
     """
 
     def __init__(self, message: str, code: str, field: str | None = None) -> None:
@@ -117,17 +117,17 @@ class RequestError(FcnsegError):
         self.field = field
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Return how it is made again without its constructor, which wants more than the message."""
+        """Support pickling and copying without the constructor, which needs more arguments than the message."""
         return Exception.__new__, (type(self), *self.args), vars(self)
 
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """A field of a request that has no valid value.
+    """A field of a request with an invalid value.
 
     Attributes:
-        field: The field, as in the contract, such as `raw.rgb`.
-        description: Why, in one line.
+        field: The field's path in the protobuf contract, such as `raw.rgb`.
+        description: Why the value is invalid, in one line.
     """
 
     field: str
@@ -139,7 +139,7 @@ class InvalidRequestError(RequestError):
 
     Args:
         message: One line for a user.
-        violations: The fields that the server named; the first is `field`.
+        violations: The fields that the server named; the first one becomes `field`.
     """
 
     exit_code = 2
@@ -159,14 +159,14 @@ class RemoteModelNotFoundError(RequestError):
 
 
 class RemoteModelFileError(RequestError):
-    """A server cannot open a model's files; what it served before it still serves."""
+    """A server cannot open a model's files; it still serves the models that it served before."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "FAILED_PRECONDITION")
 
 
 class UnauthenticatedError(RequestError):
-    """A server wants a token, and got none that it knows."""
+    """A server requires a token, and received none that it knows."""
 
     exit_code = 2
 
@@ -175,7 +175,7 @@ class UnauthenticatedError(RequestError):
 
 
 class PermissionDeniedError(RequestError):
-    """A server does not let its caller do what was asked."""
+    """The request's token does not allow what was asked for."""
 
     exit_code = 2
 
@@ -184,11 +184,11 @@ class PermissionDeniedError(RequestError):
 
 
 class ServerOverloadedError(RequestError):
-    """A server has as much to do, or to hold, as it may.
+    """A server has reached a limit on its load or memory.
 
     Args:
         message: One line for a user.
-        retry_after_s: When the server expects to have room, in seconds; None where it does not say.
+        retry_after_s: Seconds after which the server expects to have room; None if it does not say.
     """
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
@@ -211,10 +211,10 @@ class RequestTimeoutError(RequestError):
 
 
 def one_line(error: object, most: int | None = None) -> str:
-    """Return what an error of another library says, as part of a message: on one line.
+    """Return the message of another library's error on one line, for use within a message of ours.
 
     Args:
         error: The error, or a text.
-        most: The most characters; None for all of them.
+        most: The most characters to keep; None keeps all.
     """
     return " ".join(str(error).split())[:most]

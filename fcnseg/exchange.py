@@ -71,7 +71,7 @@ class AskedItem:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Writes requests to one server, or several alike, and reads their answers.
+    """Writes requests to one server, or to several identical ones, and reads their answers.
 
     Attributes:
         server: The server's address, as `hosts.read_hosts` takes it.
@@ -82,7 +82,7 @@ class Exchange:
         connections: The number of connections that requests use in turn.
 
     Raises:
-        UsageError: One of them has no valid value, or a token would travel in the clear.
+        UsageError: An attribute has an invalid value, or a token would be sent unencrypted.
     """
 
     server: str
@@ -117,10 +117,10 @@ class Exchange:
         options: list[tuple[str, int | str]] = [
             # Otherwise clients of one process would share a connection, and so one of several servers at the address.
             ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.max_send_message_length", -1),  # `ask` refuses what is beyond the limit, and ends no stream with it
+            ("grpc.max_send_message_length", -1),  # `ask` refuses too large a message without ending the stream
             ("grpc.max_receive_message_length", self.max_message_bytes),
-            # A server that has just started is found at once, not after gRPC's first pause of a second and its last of
-            # two minutes.
+            # Find a server that has just started at once: gRPC's default backoff begins at a second and grows to two
+            # minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
             # So is a server whose name has a new address: names are resolved again if none answers, by default at the
@@ -136,7 +136,7 @@ class Exchange:
         # A proxy's loopback address is its own, and it must not see a token that must not leave this machine.
         if all(map(is_loopback, read_hosts(self.server))):
             options.append(("grpc.enable_http_proxy", 0))
-        # Each request to the next of the servers that the address stands for, of those that can be reached.
+        # Each request goes to the next reachable server among those that the address resolves to.
         config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
         if self.retries:
             config |= _retrying(self.retries + 1)
@@ -149,8 +149,8 @@ class Exchange:
         """Return a request message, and the pending request for its answer.
 
         Raises:
-            ImageError: The file cannot be read, the array is no image, or the request is beyond the limit on messages.
-            UsageError: A name is no Unicode text.
+            ImageError: The file cannot be read, the array is not an image, or the request exceeds the message limit.
+            UsageError: A name is not valid Unicode.
         """
         started = time.perf_counter()
         try:
@@ -190,7 +190,7 @@ class Exchange:
             query: What is requested.
 
         Raises:
-            UsageError: The id is too long, or no Unicode text.
+            UsageError: The id is too long, or not valid Unicode.
         """
         item_id, image = source if isinstance(source, tuple) else (position, source)
         sent_id = str(item_id)
@@ -217,7 +217,7 @@ class Exchange:
             answer: Its answer; None if the image could not be read, or the server ended the stream.
 
         Raises:
-            RequestError: There is no answer, or it is another image's.
+            RequestError: There is no answer, or it belongs to another image.
         """
         if item.asked is None:
             return StreamItem(item.id, error=item.error)
@@ -270,7 +270,7 @@ class Exchange:
         """Check that a client has not been closed.
 
         Raises:
-            UsageError: It has.
+            UsageError: The client has been closed.
         """
         if closed:
             raise UsageError(f"the client of server {self.server} has been closed; make another")
@@ -298,7 +298,7 @@ class Exchange:
             all_asked: Whether every image was sent.
 
         Raises:
-            RequestError: Something came, or the server ended the stream before every image was sent.
+            RequestError: There was another answer, or the server ended the stream before every image was sent.
         """
         if answer is not None:
             raise RequestError(
@@ -319,7 +319,7 @@ def require_stream(images: object, in_flight: int) -> None:
     """Check the arguments of a stream.
 
     Raises:
-        UsageError: The images are one text or one file's bytes, or `in_flight` is below 1.
+        UsageError: `images` is a single path or one file's bytes, or `in_flight` is below 1.
     """
     if isinstance(images, (str, bytes, Path)):
         raise UsageError(f"the images of a stream are one {type(images).__name__}; give a list or another iterable")

@@ -1,22 +1,21 @@
-"""From image bytes to upright RGB pixels: the one door through which every image comes in.
+"""Decode image bytes to upright RGB pixels: the only module through which images enter.
 
-Pillow reads the header without touching pixels, so that the limits hold before anything is allocated. Then
+Pillow reads the header without decoding pixels, so that the limits are checked before anything is allocated. Then
 
-- OpenCV decodes greyscale and colour JPEG and still WebP, the formats that come in volume (a quarter or more faster),
-  and still AVIF without alpha, during which Pillow would hold up every other thread;
-- Pillow decodes what OpenCV gets wrong or cannot: CMYK JPEG (OpenCV rounds twice), LAB, 12-bit and float TIFF, PNG
-  whose checksums are damaged or whose EXIF follows the pixels (and libpng under OpenCV writes to stderr), palettes
-  with transparency, BMP, GIF and TIFF in all their kinds, animated WebP and AVIF, JPEG without an end-of-image marker,
-  which some versions of OpenCV complete with grey rows. It is also asked, and has the last word, wherever OpenCV
-  refuses.
+- OpenCV decodes greyscale and colour JPEG and still WebP, the most frequent formats (a quarter or more faster), and
+  still AVIF without alpha, during which Pillow would block every other thread;
+- Pillow decodes what OpenCV decodes wrongly or not at all: CMYK JPEG (OpenCV rounds twice), LAB, 12-bit and float TIFF,
+  PNG whose checksums are damaged or whose EXIF follows the pixels (and libpng under OpenCV writes to stderr), palettes
+  with transparency, all kinds of BMP, GIF and TIFF, animated WebP and AVIF, and JPEG without an end-of-image marker,
+  which some versions of OpenCV complete with grey rows. Pillow also decides about every file that OpenCV refuses.
 
-What every caller may rely on (docs/images.md has it as a table):
+Every caller may rely on these rules (docs/images.md has them as a table):
 
-- The orientation (EXIF's; AVIF's `irot` and `imir`) is applied, here and nowhere else, unless the stored orientation is
-  asked for; of a file with several frames the first is taken.
-- Alpha and transparency are dropped, not blended, because training reads images so: the stored colours stay as they
-  are, and no background is invented. Colour profiles and PNG's gamma are not applied, for the same reason.
-- Samples of more than 8 bits are brought to 0..255 as `sample_depth` says.
+- The orientation (EXIF's; AVIF's `irot` and `imir`) is applied, here and nowhere else, unless the caller asks for the
+  pixels as they are stored. Of a file with several frames the first is taken.
+- Alpha and transparency are dropped, not blended, because training reads images in this way: the stored colours do not
+  change, and no background is invented. Colour profiles and PNG's gamma are not applied, for the same reason.
+- Samples of more than 8 bits are scaled to 0..255 as `sample_depth` describes.
 """
 
 import io
@@ -55,11 +54,11 @@ from fcnseg.tiff_parts import require_few_scans_in_parts, require_usual_tiles
 from fcnseg.tiff_planes import TiffFile
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
-"""Suffixes, in lower case, under which the accepted formats are usually stored; `decode` looks at content alone."""
+"""Usual file suffixes of the accepted formats, in lower case; `decode` looks only at the content."""
 
 _ACCEPTED = "JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
-# The plugins' classes are called directly: Image.open would apply Pillow's own pixel limit, a process-wide setting
-# that warns or raises, before ours.
+# The plugins' classes are called directly: Image.open would first apply Pillow's own pixel limit, a process-wide
+# setting that warns or raises.
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _READERS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
     ((_JPEG,), JpegImageFile),
@@ -74,18 +73,18 @@ _AVIF_SIZE = re.compile(rb"\0\0\0\x14ispe\0{4}(.{4})(.{4})", re.DOTALL)
 _AVIF_HEAD_BYTES = 2**16
 _END_OF_IMAGE = b"\xff\xd9"
 
-getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # silent: what fails becomes an ImageError; OpenCV 5 moved it
-# What Pillow warns of (damaged EXIF above all) either does no harm to the pixels or ends in an ImageError. A filter
-# put in place once is safe under threads; catch_warnings around every call is not.
+getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # silent: failures become an ImageError; OpenCV 5 moved the module
+# Pillow's warnings (mostly about damaged EXIF) are either harmless to the pixels or end in an ImageError. A filter that
+# is installed once is thread-safe; catch_warnings around every call is not.
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # as with OpenCV
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# Behind the filters that there are, so that a program that has Pillow raise it for its own images goes on to be safe.
+# Appended after existing filters: a program that makes Pillow raise this warning for its own images stays protected.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.", append=True)
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is refused before any pixel is decoded.
+    """Limits beyond which an image is refused before any pixel is decoded.
 
     Attributes:
         max_bytes: Most bytes of an encoded image.
@@ -106,8 +105,8 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, upright: bool =
 
     Args:
         data: The file's bytes.
-        limits: What is refused before any pixel is decoded.
-        upright: Whether to turn the image as its orientation says, or leave the pixels as they are stored.
+        limits: Limits that are checked before any pixel is decoded.
+        upright: Whether to apply the image's orientation, or leave the pixels as they are stored.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -120,15 +119,15 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, upright: bool =
 
 
 class EncodedImage:
-    """An image file whose header has been read and is within limits, and whose pixels have not been touched.
+    """An image file whose header has been read and checked against the limits; its pixels are not decoded yet.
 
     Args:
         data: A JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF file's bytes.
-        limits: What is refused.
-        upright: Whether to turn the image as its orientation says, or leave the pixels as they are stored.
+        limits: Limits beyond which the image is refused.
+        upright: Whether to apply the image's orientation, or leave the pixels as they are stored.
 
     Attributes:
-        geo_tags: Where on earth the decoded pixels lie, of a GeoTIFF; nothing where decoding turns them.
+        geo_tags: Where on earth the decoded pixels of a GeoTIFF lie; empty if decoding rotates or mirrors them.
 
     Raises:
         ImageTooLargeError: There are more bytes, pixels, rows or columns than the limits allow.
@@ -164,11 +163,11 @@ class EncodedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) as the header has it; the orientation may swap them."""
+        """(height, width) as stored in the header; applying the orientation may swap them."""
         return self._header.height, self._header.width
 
     def decode(self) -> NDArray[np.uint8]:
-        """Decode the pixels, once.
+        """Decode the pixels; may be called only once.
 
         Returns:
             (H, W, 3) uint8 RGB.
@@ -187,12 +186,12 @@ def require_within(limits: ImageLimits, height: int, width: int, name: str) -> N
 
     Args:
         limits: The limits.
-        height: Its rows.
-        width: Its columns.
-        name: What to call it in the message.
+        height: The image's rows.
+        width: The image's columns.
+        name: What the message calls the image.
 
     Raises:
-        ImageTooLargeError: It has more pixels, rows or columns than the limits allow.
+        ImageTooLargeError: The image has more pixels, rows or columns than the limits allow.
     """
     if width * height > limits.max_pixels:
         raise ImageTooLargeError(
@@ -207,7 +206,7 @@ def require_within(limits: ImageLimits, height: int, width: int, name: str) -> N
 
 
 def _require_coded_within(limits: ImageLimits, header: AvifImageFile, data: bytes) -> None:
-    """Check that AV1 data, which decoders scale to the declared size only when decoded, are no larger than it."""
+    """Check that the AV1 data are not larger than the declared size, to which decoders scale only after decoding."""
     height, width = coded_size(data)
     if height <= header.height and width <= header.width:  # tiles of a grid are smaller
         return
@@ -219,7 +218,7 @@ def _require_coded_within(limits: ImageLimits, header: AvifImageFile, data: byte
 
 
 def _require_few_scans(data: bytes, start: int) -> None:
-    """Check that a JPEG does not make a decoder pass over the image again and again."""
+    """Refuse a JPEG with so many scans that decoding it would take excessively long."""
     if has_too_many_scans(data, start):
         raise ImageError(f"the JPEG image has more than {MOST_SCANS} scans; store it again")
 
@@ -229,8 +228,8 @@ def read(path: Path, limits: ImageLimits = DEFAULT_LIMITS, *, upright: bool = Tr
 
     Args:
         path: The file.
-        limits: What is refused before any pixel is decoded.
-        upright: Whether to turn the image as its orientation says, or leave the pixels as they are stored.
+        limits: Limits that are checked before any pixel is decoded.
+        upright: Whether to apply the image's orientation, or leave the pixels as they are stored.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -275,22 +274,22 @@ def read_bytes(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
 
 
 def require_file(path: Path) -> None:
-    """Check that a path is not of a kind whose reading may never end, before it is read among others.
+    """Check that a path is not a kind of file whose reading may never end, such as a pipe.
 
     Raises:
         ImageError: The path is a pipe, a socket or a device.
     """
-    with suppress(OSError, ValueError):  # reading it tells why
+    with suppress(OSError, ValueError):  # the later read reports these errors
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise ImageError(f"image {shown(path)} is a pipe, a socket or a device; name a file")
 
 
 def require_pixels(image: object) -> None:
-    """Check that a value is an image's pixels.
+    """Check that a value is an array of RGB pixels.
 
     Raises:
-        ImageError: It is not a (H, W, 3) uint8 array with at least one pixel.
+        ImageError: The value is not a (H, W, 3) uint8 array with at least one pixel.
     """
     if not isinstance(image, np.ndarray):
         raise ImageError(
@@ -316,7 +315,7 @@ def _read_header(stream: HeaderStream, data: bytes, limits: ImageLimits) -> Imag
         reader = WebPImageFile
     if _AVIF_BRANDS & _brands(data):
         reader = AvifImageFile
-        # libavif has limits of its own, and calls what is beyond them damaged.
+        # libavif has limits of its own, and reports larger images as damaged; so check ours first.
         for width, height in _AVIF_SIZE.findall(data, 0, _AVIF_HEAD_BYTES):
             require_within(limits, int.from_bytes(height, "big"), int.from_bytes(width, "big"), "the AVIF image")
     if reader is None:
@@ -327,7 +326,7 @@ def _read_header(stream: HeaderStream, data: bytes, limits: ImageLimits) -> Imag
         raise ImageError(f"the TIFF image's directory has an entry of more than {MOST_NUMBERS} numbers; store it again")
     try:
         header = reader(stream)
-    except Image.DecompressionBombError as error:  # WebP's reader allocates its canvas, and so has a limit of its own
+    except Image.DecompressionBombError as error:  # WebP's reader allocates its canvas and applies Pillow's own limit
         limit = min(limits.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or limits.max_pixels))
         raise ImageTooLargeError(
             f"the {reader.format} image has more pixels than the limit of {limit}; {SMALLER}"
@@ -339,7 +338,7 @@ def _read_header(stream: HeaderStream, data: bytes, limits: ImageLimits) -> Imag
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """Return the brands that a file of the ISO base media format says it is compatible with; of another, none."""
+    """Return the compatible brands that an ISO base media file declares; no brands for any other file."""
     if data[4:8] != b"ftyp":
         return set()
     box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
@@ -361,10 +360,10 @@ def _name_format(data: bytes) -> str | None:
 
 
 def _decode_with_opencv(header: ImageFile, stream: io.BytesIO, data: bytes) -> NDArray[np.uint8] | None:
-    """Decode what OpenCV is trusted with; None where Pillow is to decode."""
+    """Decode the formats that OpenCV is trusted with; return None if Pillow has to decode."""
     if header.format == "JPEG":
-        # Pillow has stopped reading at the start of the scan, behind any thumbnail with a marker of its own.
-        # Looked for from the end, near which it lies: a search through all of the data would keep Python's lock.
+        # Pillow stopped reading at the start of the scan, after any thumbnail with an end-of-image marker of its own.
+        # Search backwards, since the marker is near the end: a search through all data would hold the GIL for long.
         trusted = header.mode in {"L", "RGB"} and data.rfind(_END_OF_IMAGE, stream.tell()) >= 0
     else:
         kinds = {"WEBP": {"RGB", "RGBA", "RGBX"}, "AVIF": {"L", "RGB"}}.get(header.format or "", set())

@@ -1,4 +1,4 @@
-"""A net's layers as a table: what each one does, where its cells look, and what it costs."""
+"""A net's layers as a table: operation, output shape, stride, receptive field and parameters of each layer."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ Kind = Literal["conv", "pool", "fc", "norm", "activation", "other"]
 
 @dataclass(frozen=True)
 class Layer:
-    """One step of a net that has parameters, or pools, normalises or activates.
+    """One step of a net that has parameters, pools, normalises or is an activation.
 
     Attributes:
-        name: Its module's path in the net; a function's ends in `()`.
-        kind: `fc` for what was a Linear layer of the classifier's tail and is a convolution now; `other` for
-            parameters that belong to none of the other kinds.
+        name: The module's path in the net; a function's name ends in `()`.
+        kind: `fc` for a convolution that was a Linear layer of the classifier's tail; `other` for parameters that
+            belong to none of the other kinds.
         operation: What it computes, such as `4096 filters of 512x7x7` or `3x3, stride 2`.
-        was: What stood there in the classifier, such as `Linear 25088 -> 4096`, where the conversion replaced it.
-        shape: (C, h, w) of its output at the classifier's native size; (C,) where it has no spatial axes.
-        stride: (y, x) pixels between cells; None where the output has no grid, as behind a pooling of the whole map,
-            or is finer than the image.
-        receptive_field: (y, x) pixels that a cell depends on; None where the output has no grid.
-        parameters: Parameters that no layer before it has used.
+        was: The classifier's layer that the conversion replaced, such as `Linear 25088 -> 4096`; None if not replaced.
+        shape: (C, h, w) of the output at the classifier's native size; (C,) if it has no spatial axes.
+        stride: (y, x) pixels between cells; None if the output has no grid, as after global pooling, or is finer than
+            the image.
+        receptive_field: (y, x) pixels that a cell depends on; None if the output has no grid.
+        parameters: Number of parameters that no earlier layer has used.
     """
 
     name: str
@@ -37,5 +37,5 @@ class Layer:
 
 
 def count_parameters(layers: Iterable[Layer], kind: Kind | None = None) -> int:
-    """Parameters of the layers of one kind, or of all."""
+    """Count the parameters of the layers of one kind, or of all layers."""
     return sum(layer.parameters for layer in layers if kind in {None, layer.kind})

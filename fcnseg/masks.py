@@ -1,4 +1,4 @@
-"""Class maps as bytes and back: the one place where masks are encoded, so that equal maps are equal bytes."""
+"""Encode class maps as bytes and decode them: the only place that does so, so that equal maps give equal bytes."""
 
 import io
 import threading
@@ -17,17 +17,17 @@ from fcnseg.types import ClassMap, LabelMap
 
 _ZSTD_LEVEL = 1
 _local = threading.local()
-# How Pillow unpacks the pixels of a PNG that holds ids, and what it multiplies them by: grey it scales to 0..255.
+# Pillow's raw modes of PNGs that hold ids, and the factor by which Pillow multiplies the ids: it scales grey to 0..255.
 _ID_LAYOUTS = {"P": 1, "P;1": 1, "P;2": 1, "P;4": 1, "1": 1, "L;2": 85, "L;4": 17, "L": 1, "I;16B": 1}
 
 
 class Encoding(StrEnum):
     """How the ids of a class map are written into bytes.
 
-    RAW: row-major without padding, one byte an id, or two in little-endian order.
+    RAW: row-major without padding, one byte per id, or two in little-endian order.
     ZSTD: the RAW bytes as one Zstandard frame.
-    PNG: 8-bit indexed with the classes' colours, or 16-bit greyscale; index or grey value is the id.
-    COCO_RLE: run lengths of each class's mask (`rle`), which are no single sequence of bytes.
+    PNG: 8-bit indexed with the classes' colours, or 16-bit greyscale; the index or grey value is the id.
+    COCO_RLE: run-length encoding of each class's mask (`rle`): one byte sequence per class, not a single one.
     """
 
     RAW = "raw"
@@ -41,8 +41,8 @@ def encode(class_map: ClassMap, encoding: Encoding, label_map: LabelMap | None) 
 
     Args:
         class_map: (H, W) uint8 or uint16 ids.
-        encoding: How; not as COCO_RLE.
-        label_map: Gives the palette of an indexed PNG; None for values that are no ids, whose PNG is greyscale.
+        encoding: The encoding; any but COCO_RLE.
+        label_map: Gives the palette of an indexed PNG; None for values that are not ids, which become a greyscale PNG.
     """
     match encoding:
         case Encoding.RAW:
@@ -56,11 +56,11 @@ def encode(class_map: ClassMap, encoding: Encoding, label_map: LabelMap | None) 
 
 
 def decode(data: bytes, encoding: Encoding, *, shape: tuple[int, int], dtype: DTypeLike) -> ClassMap:
-    """Read a class map of a known shape and dtype; memory is bounded by that shape, whatever the bytes say.
+    """Decode a class map of known shape and dtype; the shape bounds the memory used, whatever the bytes claim.
 
     Args:
         data: What `encode` returned.
-        encoding: How it was written; not as COCO_RLE.
+        encoding: The encoding of `data`; any but COCO_RLE.
         shape: (H, W).
         dtype: uint8 or uint16.
 
@@ -112,7 +112,7 @@ def read_ids(source: str | Path | bytes) -> ClassMap:
 
 
 def _compressor() -> zstandard.ZstdCompressor:
-    """Return the thread's own: one cannot be shared, and each takes memory of its own at first."""
+    """Return this thread's compressor: threads cannot share one, and every new one first allocates its memory."""
     if not hasattr(_local, "compressor"):
         _local.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
     compressor: zstandard.ZstdCompressor = _local.compressor
@@ -120,13 +120,13 @@ def _compressor() -> zstandard.ZstdCompressor:
 
 
 def _bytes_of(class_map: ClassMap) -> memoryview:
-    """Return the bytes in little-endian order, without a copy where they lie so."""
+    """Return the ids' bytes in little-endian order, without a copy if they are stored in that order already."""
     return np.ascontiguousarray(class_map, class_map.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
 
 
 def _decompress(data: bytes, expected_bytes: int) -> bytes:
     try:
-        # The frame's header decides how much is allocated, in preference to max_output_size: check it first.
+        # The frame header's size, not max_output_size, decides how much is allocated: check it first.
         claimed = zstandard.frame_content_size(data)
         if claimed not in {-1, expected_bytes}:
             raise MaskError(f"a zstd class map claims {claimed} bytes where {expected_bytes} fit: ask for it again")

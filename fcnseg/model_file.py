@@ -1,4 +1,4 @@
-"""The model file: one ONNX file that says everything a server must know to answer with masks.
+"""The model file: one ONNX file with everything that a server needs in order to answer with masks.
 
 Input `image` is uint8 (N, H, W, 3) RGB with N, H and W dynamic; normalisation, padding, resampling and cropping are in
 the graph. Outputs are `class_map` (N, H, W), `heatmap` (N, K, h, w) and `confidence` (N, H, W), the last behind the
@@ -26,9 +26,9 @@ METADATA_KEY = "fcnseg"
 INPUTS = ("image",)
 OUTPUTS = CLASS_MAP, HEATMAP, CONFIDENCE = "class_map", "heatmap", "confidence"
 CELL_RESOLUTION_ABOVE = 64
-"""Above this many classes, the class map is the arg-max at the cells, enlarged by nearest.
+"""Above this many classes, the class map is the arg-max at the heatmap's cells, enlarged by nearest neighbour.
 
-1000 float scores a pixel would take 8.4 GB at 1024x2048.
+An arg-max per pixel of 1000 classes would need 8.4 GB of float scores at 1024x2048.
 """
 
 
@@ -47,26 +47,27 @@ class ParityRecord:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says of itself.
+    """The metadata of a model file.
 
     Attributes:
         architecture: The backbone, by its torchvision or timm name.
         variant: `heatmap` for a converted classifier, else fcn32s, fcn16s or fcn8s.
         label_map: Classes, colours and ignore id.
-        geometry: How an image of any size is brought to the net and its map back.
-        global_context: Modules through which a cell depends on the whole image (squeeze-and-excitation, say); empty
-            when a cell depends on its receptive field alone, which makes exact tiling possible.
+        geometry: How an image of any size is padded for the net, and how the heatmap's cells map back to its pixels.
+        global_context: Modules through which a cell depends on the whole image (such as squeeze-and-excitation); empty
+            when a cell depends only on its receptive field, which makes exact tiling possible.
         class_map_at: `pixel` when the arg-max is taken at every pixel, `cell` when it is taken at the heatmap's cells
-            and enlarged by nearest (above 64 classes).
+            and enlarged by nearest neighbour (above 64 classes).
         mean: Channel means (RGB, of values in 0..1) that the graph subtracts; for information.
-        std: Channel deviations that the graph divides by; for information.
-        licence: What is known of the licence of weights and training data.
+        std: Channel standard deviations that the graph divides by; for information.
+        licence: What is known about the licence of the weights and the training data.
         data_fingerprint: SHA-256 of the training data's file names and contents; None when nothing was trained.
         metrics: Validation metrics by name, each in 0..1.
-        certificate: What the conversion of the classifier proved; None for trained nets, which no longer compute it.
-        parity: The proofs made on the way to this file.
-        card: Where a trained model comes from and what it can be trusted with; None in files that do not tell it.
-        layers: The net's layers, in the order in which they run; empty in files that do not tell them.
+        certificate: What the conversion of the classifier proved; None for trained nets, which no longer compute the
+            classifier.
+        parity: The parity checks that were passed when the file was made.
+        card: Where a trained model comes from and what it can be trusted with; None in files without a card.
+        layers: The net's layers, in the order in which they run; empty in files that do not list them.
         versions: Versions of the packages that made the file.
         precision: What the net computes with: 32-bit floats, 16-bit floats, or 8-bit integers.
         format: Version of this metadata.
@@ -96,7 +97,7 @@ _ADAPTER = TypeAdapter(ModelInfo)
 
 
 def dump_info(info: ModelInfo) -> str:
-    """Return the JSON that goes under the metadata property `fcnseg`."""
+    """Return the JSON for the metadata property `fcnseg`."""
     return _ADAPTER.dump_json(info).decode()
 
 
@@ -108,7 +109,7 @@ def parse_info(text: str, source: str) -> ModelInfo:
         source: Where it came from, for the message.
 
     Raises:
-        ModelFileError: It is not valid metadata; the message names the first field that is wrong.
+        ModelFileError: The metadata is not valid; the message names the first field that is wrong.
     """
     try:
         return _ADAPTER.validate_json(text)
@@ -121,20 +122,20 @@ def parse_info(text: str, source: str) -> ModelInfo:
 
 
 def read_model_info(path: Path) -> ModelInfo:
-    """Read what a model file says of itself, without preparing it to run.
+    """Read the metadata of a model file, without preparing the model to run.
 
     Raises:
-        ModelFileError: The file is not there or is not a valid fcnseg model.
+        ModelFileError: The file does not exist or is not a valid fcnseg model.
     """
     require_model_file(path)
     return read_info(open_unprepared(path, onnxruntime.SessionOptions()), path)
 
 
 def require_model_file(path: Path) -> None:
-    """Check that a file is there, and holds nothing but a model.
+    """Check that a file exists and contains nothing but a model.
 
     Raises:
-        ModelFileError: It does not; the message says why.
+        ModelFileError: The check fails; the message says why.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -145,7 +146,7 @@ def require_model_file(path: Path) -> None:
 
 
 def open_unprepared(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """Open a model file on the CPU as it stands: nothing is computed ahead, no weights are laid out anew.
+    """Open a model file on the CPU without graph optimisation (such as constant folding) or weight prepacking.
 
     Raises:
         ModelFileError: onnxruntime cannot open it.
@@ -164,7 +165,7 @@ def read_info(session: onnxruntime.InferenceSession, path: Path) -> ModelInfo:
     """Read and check the metadata and signature of a model that onnxruntime has opened.
 
     Raises:
-        ModelFileError: The file was not made by fcnseg, or its inputs and outputs are not those it promises.
+        ModelFileError: The file was not made by fcnseg, or its inputs and outputs do not fit its metadata.
     """
     try:
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
@@ -185,7 +186,7 @@ def read_info(session: onnxruntime.InferenceSession, path: Path) -> ModelInfo:
     info = parse_info(text, str(path))
     class_map, heatmap = session.get_outputs()[:2]
     ids = f"tensor({info.label_map.id_dtype.name})"
-    channels = heatmap.shape[1] if len(heatmap.shape) == 4 else 0  # a name where the graph leaves it open
+    channels = heatmap.shape[1] if len(heatmap.shape) == 4 else 0  # a symbolic name if the dimension is dynamic
     if class_map.type != ids or (isinstance(channels, int) and channels != len(info.label_map)):
         raise ModelFileError(
             f"{path}: its fcnseg metadata names {len(info.label_map)} classes, which its outputs, class_map of"

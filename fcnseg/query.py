@@ -1,4 +1,4 @@
-"""What a client asks a server for."""
+"""Queries: what a client asks a server for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ ImageSource: TypeAlias = str | Path | bytes | NDArray[np.uint8]
 """A path, an encoded image's bytes (JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF), or pixels as (H, W, 3) uint8 RGB."""
 
 StreamSource: TypeAlias = ImageSource | tuple[str | int, ImageSource]
-"""An image, or its id and the image; without an id, its position is its id."""
+"""An image, or a pair of id and image; an image without an id gets its position in the stream as id."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class OverlayQuery:
     """How an overlay is drawn.
 
     Attributes:
-        opacity: Share of the class's colour, 0 to 1.
+        opacity: Weight of the class's colour in the blend with the image, 0 to 1.
         quality: JPEG quality, 1 to 100.
 
     Raises:
@@ -61,10 +61,10 @@ def require_quality(quality: int) -> None:
 
 
 def require_model(model: object, version: object = "") -> None:
-    """Check what names a model.
+    """Check a model's name and version.
 
     Raises:
-        UsageError: Name or version is something else than Unicode text, such as a number.
+        UsageError: Name or version is not a string of valid Unicode, but a number, for example.
     """
     for name, value in (("model", model), ("version", version)):
         if not isinstance(value, str):
@@ -77,11 +77,11 @@ def require_model(model: object, version: object = "") -> None:
 
 @dataclass(frozen=True)
 class SegmentQuery:
-    """What is wanted of an image; `Client.segment` documents the fields.
+    """What to compute for an image; `Client.segment` documents the fields.
 
     Raises:
-        UsageError: Classes are given as one text, a generator or numbers, model or version are no text, regions are no
-            `RegionQuery`, or there is no such encoding.
+        UsageError: Classes are given as a single string, a generator or numbers, model or version is not a string,
+            regions is not a `RegionQuery`, or the encoding does not exist.
     """
 
     model: str

@@ -1,8 +1,9 @@
 """Regions: the connected parts of an image in which a class is probable, with boxes and scores.
 
-The probability of a class is the softmax over all classes at the heatmap's cells, brought to the image's pixels
-bilinearly. A region is a set of pixels of one class at which it reaches a threshold and which are connected, sideways,
-upwards or diagonally. Regions of different classes overlap where the threshold is below one half.
+The probability of a class is the softmax over all classes at the heatmap's cells, interpolated bilinearly to the
+image's pixels. A region is a set of pixels at which one class's probability reaches a threshold and which are
+8-connected (horizontally, vertically or diagonally). Regions of different classes may overlap if the threshold is below
+one half.
 """
 
 import heapq
@@ -20,15 +21,15 @@ from fcnseg.types import ClassInfo, Segmentation, require_names
 
 DEFAULT_THRESHOLD = 0.5
 MIN_THRESHOLD = 0.01
-"""Below it, each of a thousand classes covers whole images: a minute's work for a megapixel, and no use."""
+"""With a lower threshold each of a thousand classes covers whole images: useless, and a minute's work per megapixel."""
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
-_MOST_PIXELS = 2**64 - 1  # what the contract's field holds
-# Interpolation in float32 may end above the highest of its cells by less than this share.
+_MOST_PIXELS = 2**64 - 1  # the largest value of the contract's field
+# Interpolation in float32 may exceed the highest of its cells, by less than this relative amount.
 _ROUNDING = 1e-6
-_WINDOW_PIXELS = 1 << 12  # a window costs as much as so many of its pixels, beside all of them
+_WINDOW_PIXELS = 1 << 12  # a window's fixed cost, as a number of pixels; the cost of its own pixels comes on top
 _BAND_PIXELS, _MOST_BANDS = 1 << 16, 16
-# The plane, where it reaches the threshold, labels, a band; clusters, and what is known of a region for each 4 cells.
+# Per pixel: the plane, its threshold mask, labels, a band. Per cell: clusters, and the data of one region per 4 cells.
 _PIXEL_BYTES, _CELL_BYTES = 12, 48
 
 
@@ -37,8 +38,8 @@ class Box:
     """A rectangle of whole pixels.
 
     Attributes:
-        top: Its first row.
-        left: Its first column.
+        top: First row.
+        left: First column.
         height: Rows, at least 1.
         width: Columns, at least 1.
     """
@@ -50,7 +51,7 @@ class Box:
 
     @classmethod
     def around(cls, mask: NDArray[np.bool_]) -> "Box":
-        """Return the tight box of the pixels set in an (H, W) mask, of which there must be at least one."""
+        """Return the tight box of the pixels set in an (H, W) mask; at least one must be set."""
         left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
         return cls(top, left, height, width)
 
@@ -61,10 +62,10 @@ class Region:
 
     Attributes:
         info: The class.
-        box: Its tight box, in the image's pixels.
-        score: Mean probability of the class over its pixels, from the threshold to `peak`.
-        peak: The highest probability at any of its pixels, up to 1.
-        pixels: Number of its pixels, at least 1 and at most as many as the box has.
+        box: The region's tight box, in the image's pixels.
+        score: Mean probability of the class over the region's pixels, from the threshold to `peak`.
+        peak: The highest probability at any of the region's pixels, up to 1.
+        pixels: Number of the region's pixels, from 1 to the number of pixels of the box.
     """
 
     info: ClassInfo
@@ -82,10 +83,10 @@ class RegionQuery:
         classes: Names (any case) or decimal ids; empty stands for all classes.
         threshold: The least probability of a region's pixels, from 0.01 to below 1.
         limit: The most regions to return, those with the highest scores; 1 to 1000.
-        min_pixels: The fewest pixels of a region, 1 to 2^64 - 1; very small ones are often noise beside a large one.
+        min_pixels: The fewest pixels of a region, 1 to 2^64 - 1; very small regions are often noise near a large one.
 
     Raises:
-        UsageError: Threshold, limit or size is out of range, or classes are given as one text, a generator or numbers.
+        UsageError: Threshold, limit or size is out of range, or classes is a single string, a generator or numbers.
     """
 
     classes: tuple[str, ...] = ()
@@ -107,7 +108,7 @@ def require_threshold(threshold: float) -> None:
     """Check a threshold.
 
     Raises:
-        UsageError: It is not a probability from 0.01 to below 1.
+        UsageError: The threshold is not from 0.01 to below 1.
     """
     if not MIN_THRESHOLD <= threshold < 1:
         raise UsageError(f"the regions' threshold is {threshold:g}; it must be from {MIN_THRESHOLD:g} to below 1")
@@ -117,7 +118,7 @@ def require_limit(limit: int) -> None:
     """Check a limit.
 
     Raises:
-        UsageError: It is not from 1 to 1000.
+        UsageError: The limit is not from 1 to 1000.
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise UsageError(f"the regions' limit is {limit}; it must be from 1 to {MAX_LIMIT}")
@@ -129,17 +130,17 @@ def find_regions(
     query: RegionQuery = RegionQuery(),
     check: Callable[[], object] = lambda: None,
 ) -> tuple[Region, ...]:
-    """Find the regions of an image, a class at a time: memory does not grow with the number of classes.
+    """Find the regions of an image, one class at a time, so that memory does not grow with the number of classes.
 
     Args:
         segmentation: The image's segmentation: its class map gives the size, its heatmap the probabilities.
         grid: The model's geometry.
         query: Which regions are wanted.
-        check: Called before each class, each part of the image that is searched, and on the way through these; what it
-            raises ends the search.
+        check: Called before each class, before each part of the image that is searched, and during that search; an
+            error that it raises aborts the search.
 
     Returns:
-        Regions by descending score; equal ones by class id, then by the place of their boxes, top to bottom.
+        Regions by descending score; ties by class id, then by the position of their boxes, top to bottom.
 
     Raises:
         UsageError: The model has no such class; the message names the closest.
@@ -151,12 +152,12 @@ def find_regions(
 
 
 def search_bytes(height: int, width: int, cells: int) -> int:
-    """Return about how many bytes the search for an image's regions takes at most, beside the probabilities.
+    """Estimate the most bytes that the search for an image's regions takes, in addition to the probabilities.
 
     Args:
         height: The image's rows.
         width: The image's columns.
-        cells: Cells of its heatmap, of one class.
+        cells: Number of cells of one class's heatmap.
     """
     return height * width * _PIXEL_BYTES + cells * _CELL_BYTES
 
@@ -169,7 +170,7 @@ def _rank(region: Region) -> tuple[float, int, int, int, int, int]:
 def _regions_of(
     info: ClassInfo, segmentation: Segmentation, grid: Grid, query: RegionQuery, check: Callable[[], object]
 ) -> Iterator[Region]:
-    """Yield a class's regions, of each window the first ones by rank."""
+    """Yield a class's regions: from each window at most `query.limit`, those of the highest rank."""
     check()
     height, width = segmentation.class_map.shape
     for at_cells, cells in _windows(segmentation.probabilities_while(check)[info.id], grid, query.threshold):
@@ -177,7 +178,7 @@ def _regions_of(
         rows = span(grid.y, at_cells.shape[0], height, cells.top, cells.top + cells.height - 1)
         columns = span(grid.x, at_cells.shape[1], width, cells.left, cells.left + cells.width - 1)
         if rows.start == rows.stop or columns.start == columns.stop:
-            continue  # cells that look at the padding alone
+            continue  # cells that see only padding
         plane = resample_window(at_cells, grid, rows, columns)
         check()
         np.minimum(plane, 1, out=plane)
@@ -193,16 +194,16 @@ def _regions_of(
 
 
 def _windows(at_cells: NDArray[np.float32], grid: Grid, threshold: float) -> Iterator[tuple[NDArray[np.float32], Box]]:
-    """Split a class's probabilities, (h, w), into windows whose regions are found apart.
+    """Split a class's probabilities, (h, w), into windows whose regions can be found independently.
 
     An interpolated value is at most the highest of the four cells around it. A region's pixels thus lie between cells
-    that reach the threshold and their neighbours, and regions touch only where such neighbourhoods do: each cluster of
-    these has regions of its own. A few small windows cost less than a plane of the image's size. Many windows, or
-    windows that enclose each other, would cost more: then one window holds them all.
+    that reach the threshold and their neighbours, and regions can touch only if these neighbourhoods do: each cluster
+    of connected neighbourhoods has regions of its own. A few small windows cost less than a plane of the image's size.
+    Many windows, or windows that enclose each other, would cost more: then a single window holds them all.
 
     Yields:
-        The probabilities within a window and 0 elsewhere, and the box of its cells. The array is good until the next
-        one is taken.
+        The probabilities within a window and 0 elsewhere, and the box of its cells. The array is valid only until the
+        next one is yielded.
     """
     reaching = at_cells >= threshold * (1 - _ROUNDING)
     if not reaching.any():
@@ -225,7 +226,7 @@ def _windows(at_cells: NDArray[np.float32], grid: Grid, threshold: float) -> Ite
 
 
 def _components(mask: NDArray[np.bool_]) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
-    """Return the number of labels, of which 0 is what is not set, each pixel's, and box and pixels by label."""
+    """Return the number of labels (0 is the background), the label of each pixel, and box and area by label."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     return count, cast("NDArray[np.int32]", labels), cast("NDArray[np.int32]", stats)
 
@@ -237,7 +238,7 @@ def _sums_and_peaks(
     count: int,
     check: Callable[[], object],
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Return the sum and the highest of each region's values, by label from 1, a band of rows at a time."""
+    """Return the sum and the maximum of each region's values, by label from 1; computed a band of rows at a time."""
     sums, peaks = np.zeros(count), np.zeros(count, np.float32)
     height = max(1, max(_BAND_PIXELS, plane.size // _MOST_BANDS) // plane.shape[1])
     for start in range(0, plane.shape[0], height):
@@ -253,7 +254,7 @@ def _sums_and_peaks(
 def _first(
     scores: NDArray[np.float64], boxes: NDArray[np.int32], candidates: NDArray[np.intp], limit: int
 ) -> list[int]:
-    """Return those of the candidates that come first by rank; all, in any order, where they are no more than that."""
+    """Return the first `limit` candidates by rank; all of them, in any order, if there are no more than that."""
     if candidates.size > limit:
         least = np.partition(scores[candidates], -limit)[-limit]
         candidates = candidates[scores[candidates] >= least]

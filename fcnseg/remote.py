@@ -1,4 +1,4 @@
-"""What a server answers, as the client hands it on."""
+"""The client's types for a server's answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,8 +23,8 @@ class Timings:
         decode_ms: Decoding and checking the image.
         queue_ms: Waiting for the model's turn.
         infer_ms: Padding, running the model, cropping.
-        encode_ms: Encoding the class map, and computing what else was asked for.
-        total_ms: From the call (of a stream: from the image's turn) to the decoded answer, as the client saw it.
+        encode_ms: Encoding the class map, and computing everything else that was asked for.
+        total_ms: From the call (in a stream, from the image's turn) to the decoded answer, measured by the client.
     """
 
     decode_ms: float
@@ -49,13 +49,13 @@ class HeatmapAxis:
     offset: float
 
     def centre(self, cell: int) -> float:
-        """Pixel coordinate, in the image, of the centre of a cell."""
+        """Return the image coordinate, in pixels, of a cell's centre."""
         return self.offset + self.stride * cell
 
 
 @dataclass(frozen=True)
 class HeatmapGrid:
-    """Where the cells of heatmaps lie on an image; `resample.resample_to_pixels` brings them to its pixels."""
+    """Where the cells of heatmaps lie on an image; `resample.resample_to_pixels` interpolates them to its pixels."""
 
     y: HeatmapAxis
     x: HeatmapAxis
@@ -82,22 +82,22 @@ class RemoteSegmentation:
 
     Attributes:
         class_map: (H, W) class ids, uint8 up to 256 classes, uint16 beyond.
-        classes: Classes present, in the order of their ids; of those asked for where a subset was.
+        classes: Classes present, in the order of their ids; if a subset was asked for, only classes of that subset.
         label_map_hash: SHA-256 (hex) of the model's label map: equal hashes mean that ids mean the same.
         model_name: The model that answered.
         model_version: Its version.
         timings: Where the time went.
-        encoding: How the class map travelled.
-        data: Its bytes as the server sent them; empty where it travelled as run lengths.
-        heatmaps: Those asked for, in the order of their first naming.
-        grid: Where the heatmaps' cells lie; None where neither heatmaps nor regions were asked for.
-        regions: Those asked for, by descending score.
+        encoding: The encoding in which the class map was sent.
+        data: The encoded class map as the server sent it; empty if it was sent as run lengths.
+        heatmaps: The heatmaps asked for, each once, in the order of the request.
+        grid: Where the heatmaps' cells lie; None if neither heatmaps nor regions were asked for.
+        regions: The regions asked for, by descending score.
         confidence: (H, W) uint8, the winning class's softmax probability times 255, rounded; None unless asked for.
         overlay: The overlay as a JPEG file's bytes; None unless asked for.
         batch_size: How many images the model computed together, this one included.
-        other_id: The id of pixels whose class was not among those asked for; None where no subset was asked for.
-        runs: Run lengths of each class's mask (`rle`) as the server sent them, by ascending id; empty where the class
-            map travelled as bytes.
+        other_id: The id of pixels whose class was not among those asked for; None if no subset was asked for.
+        runs: Run lengths of each class's mask (`rle`) as the server sent them, by ascending id; empty if the class map
+            was sent in another encoding.
     """
 
     class_map: ClassMap
@@ -118,7 +118,7 @@ class RemoteSegmentation:
     runs: Mapping[int, bytes] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        """Say what it is of, in one line: the bytes and the arrays would fill screens."""
+        """Summarise the answer in one line, since its bytes and arrays would fill screens."""
         height, width = self.class_map.shape
         largest = sorted(self.classes, key=lambda area: -area.pixels)[:_MOST_NAMED]
         shares = [f"{area.name} {area.fraction:.1%}" for area in largest]
@@ -131,12 +131,12 @@ class RemoteSegmentation:
 
 @dataclass(frozen=True, eq=False)
 class StreamItem:
-    """What became of one image of a stream.
+    """The outcome for one image of a stream.
 
     Attributes:
         id: The id given, or the image's position.
-        segmentation: The answer; None where there is an error.
-        error: Why there is none: the image cannot be read here, or the server refused it.
+        segmentation: The answer; None if there is an error.
+        error: Why there is no answer: the client cannot read the image, or the server refused it.
     """
 
     id: str | int
@@ -148,7 +148,7 @@ class StreamItem:
 
         Raises:
             ImageError: The image cannot be read.
-            RequestError: The server refused it, or failed.
+            RequestError: The server refused the image, or failed.
         """
         if self.segmentation is None:
             raise self.error or ValueError(f"stream item {self.id} has neither an answer nor an error")
@@ -157,13 +157,13 @@ class StreamItem:
 
 @dataclass(frozen=True)
 class RemoteExecution:
-    """How a model is run, as the runtime itself reported of a run at start.
+    """How a model is run, as the runtime reported for a run when the server started.
 
     Attributes:
         runtime: onnxruntime's version.
-        provider: The execution provider asked for.
-        placements: What ran where; empty where the server did not look.
-        cudnn: cuDNN's version; None on the CPU and where there is none.
+        provider: The execution provider that was requested.
+        placements: Which operators ran on which provider; empty if the server did not profile the run.
+        cudnn: cuDNN's version; None on the CPU and if cuDNN is absent.
         precision: Precision of the arithmetic: `fp32`, `tf32`, `fp16` or `int8`.
         threads: CPU threads within an operator; 0 stands for one per physical core.
     """
@@ -178,13 +178,13 @@ class RemoteExecution:
 
 @dataclass(frozen=True)
 class RemoteBatching:
-    """How requests share runs.
+    """How requests are batched.
 
     Attributes:
-        max_batch: Images in one run at most.
+        max_batch: Most images in one run.
         max_delay_ms: How long an idle model waits for more images of one padded size, in milliseconds.
-        max_queue: Images that may be under way at a time.
-        runners: Runs at a time while images wait; on the CPU they share the threads of one that is alone.
+        max_queue: Most images in progress at a time.
+        runners: Concurrent runs while images wait; on the CPU they share the threads that a single run would have.
     """
 
     max_batch: int
@@ -195,11 +195,11 @@ class RemoteBatching:
 
 @dataclass(frozen=True)
 class RemoteMemoryLimits:
-    """What the memory of a server allows.
+    """Limits that follow from the memory of a server.
 
     Attributes:
-        max_request_bytes: Bytes of a request's message.
-        max_admitted_bytes: Bytes that all images under way may take together.
+        max_request_bytes: Most bytes of a request's message.
+        max_admitted_bytes: Most bytes that all images in progress may take together.
         bytes_per_pixel: Bytes that the model takes for each pixel of a padded image.
     """
 
@@ -220,15 +220,15 @@ class RemoteModel:
         classes: Classes in the order of their ids, which are 0 to K - 1.
         label_map_hash: SHA-256 (hex) of the label map.
         device: Where it runs: `cpu` or `cuda:N`.
-        licence: What is known of the licence of weights and training data; None when nothing is.
+        licence: What is known about the licence of weights and training data; None if nothing is known.
         metrics: Validation metrics by name, each in 0..1.
         output_stride: Pixels between two heatmap cells, (vertically, horizontally).
         image_limits: Images beyond these are refused.
-        execution: How it is run.
-        batching: How requests share runs, and how many may wait.
-        memory_limits: What the server's memory allows.
-        warm_sizes: (height, width) of the images it was run on before the server was ready.
-        cold_sizes: How many padded sizes have come beside those, each slower the first time.
+        execution: How the model is run.
+        batching: How requests are batched, and how many may wait.
+        memory_limits: Limits that follow from the server's memory.
+        warm_sizes: (height, width) of the images that the model was run on before the server was ready.
+        cold_sizes: Number of further padded sizes that have been requested since, each slower the first time.
     """
 
     name: str
@@ -249,7 +249,7 @@ class RemoteModel:
     cold_sizes: int
 
     def __repr__(self) -> str:
-        """Say what it is, in one line: there may be thousands of classes."""
+        """Summarise the model in one line, since there may be thousands of classes."""
         return (
             f"<RemoteModel {self.name} version {self.version}: {self.variant} of {self.architecture},"
             f" {len(self.classes)} classes, on {self.device}>"

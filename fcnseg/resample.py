@@ -1,11 +1,11 @@
-"""From the cells of a heatmap to the pixels of its image, by stride and offset."""
+"""Resample a heatmap from its cells to the pixels of its image, by stride and offset."""
 
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-_BAND_PIXELS = 1 << 16  # what is computed at a time stays in the processor's caches
+_BAND_PIXELS = 1 << 16  # pixels computed at a time, few enough to stay in the processor's caches
 
 
 class Axis(Protocol):
@@ -16,7 +16,7 @@ class Axis(Protocol):
         """Pixels from one cell to the next."""
 
     def centre(self, cell: int) -> float:
-        """Pixel coordinate of the centre of a cell."""
+        """Return the pixel coordinate of a cell's centre."""
 
 
 class Grid(Protocol):
@@ -24,24 +24,24 @@ class Grid(Protocol):
 
     @property
     def y(self) -> Axis:
-        """Down the rows."""
+        """The vertical axis, along which rows are counted."""
 
     @property
     def x(self) -> Axis:
-        """Along the columns."""
+        """The horizontal axis, along which columns are counted."""
 
 
 def resample_to_pixels(scores: NDArray[np.float32], grid: Grid, height: int, width: int) -> NDArray[np.float32]:
-    """Bring scores from the cells' grid to the pixels': bilinear by stride and offset, whatever the image's size.
+    """Interpolate scores from the grid of cells to pixels, bilinearly by stride and offset, for any image size.
 
     The score at a pixel is interpolated between the cells around it, cell i being centred at `centre(i)`; a pixel
-    outside the outermost centres takes the nearest cell's. (cv2.remap would round the weights to 1/32.)
+    outside the outermost centres takes the nearest cell's score. (cv2.remap would round the weights to 1/32.)
 
     Args:
         scores: (h, w) float.
         grid: The model's geometry, or a server's `HeatmapGrid`.
-        height: Rows wanted: the image's.
-        width: Columns wanted: the image's.
+        height: The image's rows.
+        width: The image's columns.
 
     Returns:
         (height, width) float32.
@@ -50,13 +50,13 @@ def resample_to_pixels(scores: NDArray[np.float32], grid: Grid, height: int, wid
 
 
 def resample_window(scores: NDArray[np.float32], grid: Grid, rows: slice, columns: slice) -> NDArray[np.float32]:
-    """Compute a window of what `resample_to_pixels` returns, with the same bits.
+    """Compute a window of the result of `resample_to_pixels`, bit for bit.
 
     Args:
         scores: (h, w) float: all cells.
-        grid: Where they lie.
-        rows: Pixel rows wanted, both ends given.
-        columns: Pixel columns wanted, both ends given.
+        grid: Where the cells lie.
+        rows: The window's pixel rows, a slice with start and stop.
+        columns: The window's pixel columns, a slice with start and stop.
 
     Returns:
         (rows, columns) float32.
@@ -79,7 +79,7 @@ def resample_window(scores: NDArray[np.float32], grid: Grid, rows: slice, column
 
 
 def span(axis: Axis, cells: int, size: int, first: int, last: int) -> slice:
-    """Return the pixels from the centre of one cell to that of another, and to the edge where it is the outermost.
+    """Return the pixels from the centre of one cell to that of another; an outermost cell extends to the image's edge.
 
     Args:
         axis: Where the cells lie.
@@ -89,7 +89,7 @@ def span(axis: Axis, cells: int, size: int, first: int, last: int) -> slice:
         last: The last cell.
 
     Returns:
-        A slice within the pixels, empty where all these cells are centred beyond them.
+        A slice within the pixels, empty if the centres of all these cells lie outside the image.
     """
     start = 0 if first == 0 else int(np.floor(axis.centre(first)))
     stop = size if last == cells - 1 else int(np.ceil(axis.centre(last))) + 1
@@ -99,7 +99,7 @@ def span(axis: Axis, cells: int, size: int, first: int, last: int) -> slice:
 def _neighbours(
     axis: Axis, cells: int, pixels: slice
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """For each of the pixels: the cells before and behind it, and how far it is from one to the other (0 to 1)."""
+    """Return, for each pixel, the cells before and after it, and its fraction of the way between them (0 to 1)."""
     position = np.clip((np.arange(pixels.start, pixels.stop) - axis.centre(0)) / axis.stride, 0, cells - 1)
     before = np.floor(position).astype(np.intp)
     return before, np.minimum(before + 1, cells - 1), (position - before).astype(np.float32)

@@ -19,14 +19,14 @@ from fcnseg.types import Segmentation
 class Segmenter:
     """Segments images of any size with one model.
 
-    Images are edge-padded to the largest size that the net would pad to the same shape anyway, so that images of one
-    padded shape can share a batch and CUDA, which prepares for every new shape, sees few. The graph's own padding
-    repeats the same edge pixels, hence the answer is that of the image alone. On the CPU, images of equal size are left
-    as they are.
+    An image is edge-padded to its canonical shape: the largest size that the net pads to the same shape. Images of one
+    canonical shape can then share a batch, and CUDA, which has to prepare for every new shape, sees few shapes. The
+    graph's own padding repeats the same edge pixels, so the result does not change. On the CPU, a batch of images of
+    equal size is not padded.
 
     Attributes:
         engine: Runs the model.
-        tuned: What of `MODEL.tune.json` was used when the model was opened.
+        tuned: The settings from `MODEL.tune.json` that were used when the model was opened.
     """
 
     def __init__(self, engine: Engine, tuned: Settings = NOTHING_SAID) -> None:
@@ -35,7 +35,7 @@ class Segmenter:
 
     @property
     def info(self) -> ModelInfo:
-        """What the model file says of itself."""
+        """The metadata of the model file."""
         return self.engine.info
 
     @property
@@ -51,7 +51,7 @@ class Segmenter:
             confidence: Whether to compute the confidence map too.
 
         Raises:
-            ImageError: The image cannot be read, or is not of that shape and dtype.
+            ImageError: The image cannot be read, or the array has another shape or dtype.
         """
         if isinstance(image, bytes):
             image = image_files.decode(image)
@@ -67,7 +67,8 @@ class Segmenter:
         Args:
             images: At least one (H, W, 3) uint8 RGB image; sizes may differ.
             confidence: Whether to compute the confidence maps too.
-            beside: Whether other runs go on meanwhile, and CPU threads are to be left to them (`EngineOptions.runs`).
+            beside: Whether other runs are in progress, so that this run leaves CPU threads to them
+                (`EngineOptions.runs`).
 
         Raises:
             ImageError: An image is not (H, W, 3) uint8.
@@ -79,11 +80,11 @@ class Segmenter:
         answers = self.segment_prepared(
             images, [_size(image) for image in images], confidence=confidence, beside=beside
         )
-        # What is kept of one image must not keep the others.
+        # Copies: a caller that keeps one image's answer must not keep the arrays of the whole batch.
         return answers if len(answers) == 1 else [_copy(answer) for answer in answers]
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return an image as it is given to a run: on a GPU padded to its canonical shape, on the CPU itself."""
+        """Prepare an image for a run: pad it to its canonical shape on a GPU, return it unchanged on the CPU."""
         return image if self.device == "cpu" else _edge_pad(image, self.canonical_shape(image))
 
     def segment_prepared(
@@ -95,17 +96,17 @@ class Segmenter:
         heatmap: bool = True,
         beside: bool = False,
     ) -> list[Segmentation]:
-        """Segment images that were prepared, maybe each in a thread of its own; otherwise as `segment_batch`.
+        """Segment images that `prepare` may have padded already, in other threads; otherwise as `segment_batch`.
 
         Args:
-            images: Of one canonical shape, as `prepare` returns them, or as they are.
-            sizes: The (height, width) of each before.
+            images: Images of one canonical shape, prepared or not.
+            sizes: The (height, width) of each image before it was prepared.
             confidence: As for `segment_batch`.
-            heatmap: Whether the heatmaps are wanted; where they are not, they have no cells.
+            heatmap: Whether to return heatmaps; if False, they are arrays without cells.
             beside: As for `segment_batch`.
 
         Returns:
-            Answers that are views: each keeps the arrays of all.
+            Segmentations that are views: each keeps the arrays of the whole batch in memory.
         """
         batch = images
         if self.device != "cpu" or len({image.shape for image in images}) > 1:
@@ -120,7 +121,7 @@ class Segmenter:
         return answers
 
     def canonical_shape(self, image: NDArray[np.uint8]) -> tuple[int, int]:
-        """The (height, width) that an image is padded to; images with equal ones can share a batch.
+        """Return the (height, width) that an image is padded to; images of equal canonical shape can share a batch.
 
         Raises:
             ImageError: The image is not (H, W, 3) uint8 with at least one pixel.
@@ -143,12 +144,12 @@ def load(
     Args:
         path: A file made by `fcnseg heatmap` or `fcnseg export`.
         device: `cpu`, `cuda`, `cuda:N`, or `auto`.
-        threads: CPU threads within an operator, 0 for one per physical core; None takes those of `options`.
-        options: How it runs; None takes what `fcnseg tune` found for the file on this machine, as far as it holds for
-            one run at a time, else the defaults.
-        tuned: Whether to use what `fcnseg tune` found.
-        pipeline: Whether other threads decode and write images while the model runs, and should have cores left
-            (`PIPELINE_OPTIONS`); of no effect where `options` are given.
+        threads: CPU threads within an operator, 0 for one per physical core; None takes the number from `options`.
+        options: How the model runs; None takes the settings that `fcnseg tune` found for this file on this machine, if
+            they apply to one run at a time, else the defaults.
+        tuned: Whether to use the settings that `fcnseg tune` found.
+        pipeline: Whether other threads decode and write images while the model runs and need some cores
+            (`PIPELINE_OPTIONS`); has no effect if `options` is given.
 
     Raises:
         ModelFileError: The file is not a valid fcnseg model.

@@ -19,13 +19,13 @@ ClassMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """(H, W) class ids: uint8 up to 256 classes, uint16 beyond."""
 _MOST_UINT8_CLASSES = 256
 MOST_CLASSES = 65535
-"""Of a model: uint16 holds their ids, and one value more for the pixels of classes that were not asked for."""
+"""Most classes of a model: uint16 holds their ids and one more value, for pixels of classes not requested."""
 
 _EXACT_IN_FLOAT32 = 2**24
 _BAND_PIXELS = 1 << 20
 _SHORTEST_RUN = 8
-"""Pixels, on average; with shorter ones to count each pixel is as fast."""
-_BAND_SCORES = 1 << 20  # computed in milliseconds
+"""Average run length in pixels below which counting every pixel is as fast."""
+_BAND_SCORES = 1 << 20  # a softmax over so many takes milliseconds
 
 Rgb: TypeAlias = tuple[float, float, float]
 """A value for each of the channels red, green and blue."""
@@ -42,8 +42,8 @@ class ClassInfo:
 
     Attributes:
         id: The value that stands for the class in a class map, 0 to K - 1.
-        name: What a person calls it.
-        colour: How it is drawn.
+        name: The name shown to people.
+        colour: The colour it is drawn in.
     """
 
     id: int
@@ -107,7 +107,7 @@ class LabelMap:
 
     @cached_property
     def _by_name_or_id(self) -> dict[str, ClassInfo]:
-        """Classes by folded name, and by decimal id where that is no class's name; of several of one name the first."""
+        """Classes by case-folded name, and by decimal id unless that is a name; of equal names the first one wins."""
         found: dict[str, ClassInfo] = {}
         for info in self.classes:
             found.setdefault(info.name.casefold(), info)
@@ -131,10 +131,10 @@ class LabelMap:
         raise UsageError(f"no class {name_or_id!r} in the model; {closest(name_or_id, [c.name for c in self.classes])}")
 
     def word_for(self, info: ClassInfo) -> str:
-        """Return the word by which `find` finds a class: its name, or its id where another class has the name too.
+        """Return the word with which `find` finds a class: its name, or its id if another class has the same name.
 
         Raises:
-            UsageError: `find` finds other classes by both.
+            UsageError: Both the name and the id lead `find` to other classes.
         """
         for word in (info.name, str(info.id)):
             if self._by_name_or_id.get(word.strip().casefold()) == info:
@@ -146,18 +146,18 @@ class LabelMap:
 
 
 def require_names(what: str, names: Sequence[object]) -> None:
-    """Check what is given as the names of classes.
+    """Check an argument that lists class names.
 
     Args:
-        what: What they are given as, for the message.
-        names: Names, or ids as text.
+        what: The argument's name, for the message.
+        names: Class names, or ids as strings.
 
     Raises:
-        UsageError: `names` is a single text, can be read only once, or holds something that is not a text.
+        UsageError: `names` is a single string, can be read only once, or has an element that is not a string.
     """
     if isinstance(names, str):
         raise UsageError(f"{what} is the text {names!r}; give a list of names, such as [{names!r}]")
-    if isinstance(names, Iterator):  # nothing would be left of it, which stands for all classes
+    if isinstance(names, Iterator):  # once read, it would be empty, which means all classes
         raise UsageError(f"{what} is a {type(names).__name__}, which can be read only once; give a list of names")
     for name in names:
         if not isinstance(name, str):
@@ -200,7 +200,7 @@ class ClassArea:
 
 @dataclass(frozen=True)
 class ClassPeak:
-    """How probable a class is where it is most probable in an image.
+    """The highest probability that a class reaches in an image.
 
     Attributes:
         info: The class.
@@ -212,29 +212,29 @@ class ClassPeak:
 
 
 def count_ids(class_map: ClassMap, count: int) -> NDArray[np.int64]:
-    """Return how many pixels of an (H, W) class map have each of the ids 0 to `count` - 1, which are all it has."""
+    """Count the pixels of each id in an (H, W) class map whose ids are all in 0 to `count` - 1."""
     rows = max(1, _BAND_PIXELS // max(1, class_map.shape[1]))
     bands = (class_map[first : first + rows] for first in range(0, class_map.shape[0], rows))
     return sum((_count_band(band, count) for band in bands), np.zeros(count, np.int64))
 
 
 def _count_band(band: ClassMap, count: int) -> NDArray[np.int64]:
-    """Count by runs of equal ids, which masks are made of: half of the time that every pixel would take."""
+    """Count by runs of equal ids, of which masks consist: takes half the time of counting every pixel."""
     ids = band.reshape(-1)
     changes = ids[1:] != ids[:-1]
     runs = np.count_nonzero(changes) + 1
     if runs * _SHORTEST_RUN <= ids.size:
-        edges = np.empty(runs + 1, np.intp)  # a run's last pixel, behind the one of the run before
+        edges = np.empty(runs + 1, np.intp)  # the index of each run's last pixel, after a leading -1
         edges[0], edges[1:-1], edges[-1] = -1, changes.nonzero()[0], ids.size - 1
         return np.bincount(ids[edges[1:]], edges[1:] - edges[:-1], count).astype(np.int64)
     if band.dtype == np.uint8 and band.size <= _EXACT_IN_FLOAT32:
-        # Four times as fast as bincount, which makes 8-byte integers of the ids first.
+        # Four times as fast as bincount, which first converts the ids to 8-byte integers.
         return cv2.calcHist([band], [0], None, [256], [0, 256]).reshape(-1)[:count].astype(np.int64)
     return np.bincount(ids, minlength=count)
 
 
 def class_areas(counts: NDArray[np.int64], label_map: LabelMap) -> tuple[ClassArea, ...]:
-    """Return the classes that have pixels with their areas, in the order of their ids, from `count_ids`'s counts."""
+    """Return the areas of the classes that have pixels, in the order of their ids, from the counts of `count_ids`."""
     pixels = counts.sum()
     return tuple(
         ClassArea(label_map.classes[i], int(counts[i]), float(counts[i] / pixels)) for i in np.flatnonzero(counts)
@@ -242,14 +242,14 @@ def class_areas(counts: NDArray[np.int64], label_map: LabelMap) -> tuple[ClassAr
 
 
 def answer_bytes(label_map: LabelMap, pixels: int, scores: int) -> int:
-    """Return about how many bytes an image and its answer take at most, until the answer is written.
+    """Estimate the most bytes that an image and its answer take until the answer is written.
 
     Args:
         label_map: What the ids mean.
         pixels: Number of pixels of the image.
         scores: Number of values of its heatmap, over all classes that are kept.
     """
-    # Red, green, blue, confidence and a picture; the ids, a choice of them and their encoding; scores, probabilities.
+    # RGB, confidence and an RGB picture; the ids, a subset of them and their encoding; scores and probabilities.
     return pixels * (7 + 3 * label_map.id_dtype.itemsize) + scores * 8
 
 
@@ -276,13 +276,13 @@ class Segmentation:
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
-        """(K, h, w) float32 softmax over the classes at each heatmap cell; 0 where one of the scores is no number."""
+        """(K, h, w) float32 softmax over the classes at each heatmap cell; 0 at a cell with a NaN score."""
         return self._softmax(lambda: None)
 
     def probabilities_while(self, check: Callable[[], object]) -> NDArray[np.float32]:
-        """Return `probabilities`; while they are computed `check` is called, and what it raises ends that."""
+        """Return `probabilities`, calling `check` while they are computed; an error that it raises aborts that."""
         if "probabilities" not in self.__dict__:
-            self.__dict__["probabilities"] = self._softmax(check)  # as `cached_property` keeps it
+            self.__dict__["probabilities"] = self._softmax(check)  # where `cached_property` stores its value
         return self.probabilities
 
     def _softmax(self, check: Callable[[], object]) -> NDArray[np.float32]:
@@ -296,13 +296,13 @@ class Segmentation:
             with np.errstate(invalid="ignore"):
                 np.exp(scores - scores.max(axis=0), out=powers)
             powers /= powers.sum(axis=0)
-            unknown = np.isnan(powers[0])  # then all classes' are
+            unknown = np.isnan(powers[0])  # a NaN score makes the probabilities of all classes NaN
             if unknown.any():
                 powers[:, unknown] = 0
         return found
 
     def strongest(self, count: int) -> tuple[ClassPeak, ...]:
-        """Return the classes with the highest probability at any heatmap cell, the highest first; equal ones by id."""
+        """Return the classes whose peak probability at any heatmap cell is highest, in descending order, ties by id."""
         peaks = self.probabilities.max(axis=(1, 2))
         order = np.argsort(-peaks, kind="stable")[:count]
         return tuple(ClassPeak(self.label_map.classes[i], float(peaks[i])) for i in order)
@@ -316,8 +316,8 @@ class Placement:
         provider: The provider, such as `CUDAExecutionProvider`.
         operator: The operator, such as `Conv`.
         nodes: How many nodes, at least 1.
-        image_sized: Whether they touch data whose size grows with the image's height and with its width; the others
-            compute shapes and the like.
+        image_sized: Whether the nodes process data whose size grows with the image's height and width; other nodes
+            compute shapes and similar small values.
     """
 
     provider: str

@@ -1,4 +1,4 @@
-"""Between the wire's messages and the client's types."""
+"""Convert between protobuf messages and the client's types."""
 
 import time
 from collections.abc import Iterable
@@ -29,9 +29,9 @@ from fcnseg.types import ClassArea, ClassInfo, ClassMap, Colour, Placement, voc_
 from fcnseg.v1 import segmentation_pb2 as pb
 
 ERROR_DOMAIN = "fcnseg"
-"""What `google.rpc.ErrorInfo` names in the errors of `fcnseg serve`."""
+"""The domain of `google.rpc.ErrorInfo` in the errors of `fcnseg serve`."""
 STOPPING = "STOPPING"
-"""The reason that it gives where a server is stopping: another, or the next, takes the request."""
+"""The reason in `ErrorInfo` while a server is stopping: another server, or its successor, takes the request."""
 CLASS_MAP_ENCODINGS: dict[Encoding, pb.ClassMapEncoding] = {
     Encoding.RAW: pb.CLASS_MAP_ENCODING_RAW,
     Encoding.ZSTD: pb.CLASS_MAP_ENCODING_ZSTD,
@@ -51,11 +51,11 @@ def write_request(image: ImageSource, query: SegmentQuery, max_bytes: int) -> pb
 
     Args:
         image: The image.
-        query: What is wanted.
-        max_bytes: A file is read one byte beyond this at most, however long (or endless) it is.
+        query: What to compute.
+        max_bytes: Limit on the message; at most one byte more is read of a file, however long (or endless) it is.
 
     Raises:
-        ImageTooLargeError: The bytes or pixels alone are more: beyond 2 GiB there is no message of them.
+        ImageTooLargeError: The bytes or pixels alone exceed the limit; a message cannot hold more than 2 GiB.
         ImageError: The file cannot be read, or the array is not of the right shape and dtype.
     """
     request = pb.SegmentRequest(
@@ -82,7 +82,7 @@ def write_request(image: ImageSource, query: SegmentQuery, max_bytes: int) -> pb
         require_pixels(image)
         require_sendable(image.nbytes, max_bytes)
         request.raw.height, request.raw.width = image.shape[:2]
-        request.raw.rgb = np.asarray(image).tobytes()  # a masked array's own would fill what is masked
+        request.raw.rgb = np.asarray(image).tobytes()  # a masked array's own `tobytes` would replace masked pixels
     return request
 
 
@@ -90,7 +90,7 @@ def require_sendable(size: int, max_bytes: int) -> None:
     """Check the size of a request.
 
     Raises:
-        ImageTooLargeError: It is beyond the limit.
+        ImageTooLargeError: The size exceeds the limit.
     """
     if size > max_bytes:
         raise ImageTooLargeError(
@@ -112,12 +112,12 @@ def _write_overlay(overlay: bool | OverlayQuery) -> pb.OverlayQuery | None:  # n
 
 
 def read_segmentation(response: pb.SegmentResponse, started: float, max_bytes: int) -> RemoteSegmentation:
-    """Return an answer.
+    """Convert an answer's message.
 
     Args:
         response: The message.
         started: When the request was begun, by `time.perf_counter`.
-        max_bytes: The largest message; what an answer holds may take no more when it is decoded, as if it were raw.
+        max_bytes: The limit on messages, which also holds for the size of the decoded class map.
 
     Raises:
         MaskError: Class map, confidence map or a heatmap is broken, or a map is too large.
@@ -226,12 +226,12 @@ def _read_colour(colour: int) -> Colour:
 
 
 def read_models(models: Iterable[pb.Model]) -> tuple[RemoteModel, ...]:
-    """Return models' descriptions in their order."""
+    """Convert the descriptions of models, in their order."""
     return tuple(map(read_model, models))
 
 
 def read_model(model: pb.Model) -> RemoteModel:
-    """Return a model's description."""
+    """Convert the description of a model."""
     limits, batching, memory = model.image_limits, model.batching, model.memory_limits
     return RemoteModel(
         name=model.name,
