@@ -1,8 +1,8 @@
-"""Segmenting folders: every image of a list, however long, to a mask in a mirrored tree.
+"""Segment folders: write a mask for every image of a list of any length, in a mirrored folder tree.
 
-`segment_folder` is the door. A job is planned (`inputs`, `names`, `plan`), takes its place (`job`, `manifest`), goes
-through three stages (`pipeline`, `worker`) with a model (`models`) that is here (`local_model`) or at a server
-(`server_model`), and is summed up (`totals`, `report`, `coco`).
+`segment_folder` is the entry point. A job is planned (`inputs`, `names`, `plan`), claims its output folder (`job`,
+`manifest`), passes images through three stages (`pipeline`, `worker`) with a model (`models`) that runs in this process
+(`local_model`) or on a server (`server_model`), and is summarised (`totals`, `report`, `coco`).
 """
 
 from fcnseg.folder.local_model import LocalModel

@@ -1,4 +1,4 @@
-"""What a model says of an image, whether it ran here or on a server."""
+"""A model's answer for an image, whether the model ran in this process or on a server."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from fcnseg.types import ClassArea, ClassInfo, ClassMap, ClassPeak, LabelMap, Se
 
 
 class Answer(Protocol):
-    """What can be asked of an answer; what takes time is computed when it is."""
+    """The results for one image; costly ones are computed on demand."""
 
     @property
     def class_map(self) -> ClassMap:
@@ -31,25 +31,25 @@ class Answer(Protocol):
 
     @property
     def grid(self) -> Grid:
-        """Where the cells of heatmaps lie, where heatmaps were asked for."""
+        """Where the cells of heatmaps lie, if heatmaps were asked for."""
 
     @property
     def png(self) -> bytes | None:
-        """The class map as a PNG file's bytes, where it came as such."""
+        """The class map as a PNG file's bytes, if it was received as PNG; else None."""
 
     @property
     def timings_ms(self) -> Mapping[str, float]:
-        """What stages took, in milliseconds."""
+        """The duration of each stage, in milliseconds."""
 
     @property
     def notice(self) -> str | None:
-        """What a user should know of it, in one line."""
+        """A remark for the user in one line; None if there is none."""
 
     def scores(self, info: ClassInfo) -> NDArray[np.float32]:
         """Return a class's scores at the cells, (h, w)."""
 
     def strongest(self, count: int) -> tuple[ClassPeak, ...]:
-        """Return the classes of the highest probability at any cell."""
+        """Return the classes with the highest probability at any cell."""
 
     def regions(self, query: RegionQuery) -> tuple[Region, ...]:
         """Return the regions asked for, by descending score."""
@@ -57,7 +57,7 @@ class Answer(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LocalAnswer:
-    """The answer of a model that ran here."""
+    """The answer of a model that ran in this process."""
 
     segmentation: Segmentation
     grid: Grid
@@ -96,7 +96,7 @@ class LocalAnswer:
 
 @dataclass(frozen=True, eq=False)
 class RemoteAnswer:
-    """The answer of a server, which was asked for everything that is wanted of it."""
+    """The answer of a server; the request has already asked for everything that this class returns."""
 
     remote: RemoteSegmentation
     label_map: LabelMap
@@ -129,7 +129,7 @@ class RemoteAnswer:
 
     @property
     def png(self) -> bytes | None:
-        """The mask as it came."""
+        """The mask as it was received."""
         return self.remote.data or None
 
     def scores(self, info: ClassInfo) -> NDArray[np.float32]:
@@ -137,7 +137,7 @@ class RemoteAnswer:
         return next(heat.scores for heat in self.remote.heatmaps if heat.info.id == info.id)
 
     def strongest(self, count: int) -> tuple[ClassPeak, ...]:
-        """Return the most probable classes; heatmaps of all classes were asked for."""
+        """Return the most probable classes, from the heatmaps of all classes."""
         peaks = [ClassPeak(heat.info, float(heat.probabilities.max())) for heat in self.remote.heatmaps]
         peaks.sort(key=lambda peak: (-peak.probability, peak.info.id))
         return tuple(peaks[:count])
@@ -155,8 +155,8 @@ class WrittenAnswer:
     Attributes:
         size: (height, width) of the mask.
         classes: The classes that the mask shows.
-        timings_ms: How long each stage took, in milliseconds.
-        notice: What a user should know of the mask, in one line.
+        timings_ms: The duration of each stage, in milliseconds.
+        notice: A remark on the mask for the user, in one line.
     """
 
     size: tuple[int, int]

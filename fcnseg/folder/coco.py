@@ -1,4 +1,4 @@
-"""One COCO data set of all masks of a job."""
+"""Merge all masks of a job into one COCO data set."""
 
 import json
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ from fcnseg.types import LabelMap
 
 
 def merge(output: Path, label_map: LabelMap) -> Path:
-    """Join the masks of a job, which are data sets of one image each, into `coco.json`, one image at a time.
+    """Merge the masks of a job, which are COCO data sets of one image each, into `coco.json`, one image at a time.
 
     Args:
-        output: The job's output.
-        label_map: What ids mean.
+        output: The job's output folder.
+        label_map: What the ids mean.
 
     Returns:
-        The file.
+        The path of `coco.json`.
     """
     path = output / COCO
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
-"""What an earlier job wrote for the images of one that takes its place, and that one does not write.
+"""Remove the outdated files of an earlier job in the same output folder that the new job has not replaced.
 
-An image fails now, or its mask is of another kind: the earlier job's files would stand among the new one's. They are
-there until the new job is done, so that one which is ended early loses none.
+If an image now fails, or its mask has another format, the earlier job's files would remain among those of the new job.
+They are removed only when the new job is done, so that a job which is interrupted loses none of them.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from fcnseg.folder.names import EARLIER, MANIFEST
 
 
 def put_aside(output: Path) -> None:
-    """Keep the manifest of a job whose place is taken, beside those of others that were not outlived by their heirs."""
+    """Rename the manifest of a replaced job, or append it to those of jobs whose files have not been removed yet."""
     manifest, earlier = output / MANIFEST, output / EARLIER
     if not manifest.exists():
         return
@@ -23,17 +23,17 @@ def put_aside(output: Path) -> None:
         manifest.replace(earlier)
         return
     with manifest.open("rb") as source, earlier.open("ab") as target:
-        target.write(b"\n")  # ends what a killed program left half written
+        target.write(b"\n")  # ends a line that a killed program left incomplete
         shutil.copyfileobj(source, target)
     manifest.unlink()
 
 
 def remove_outlived(output: Path, manifest: Manifest) -> None:
-    """Remove what earlier jobs wrote for images of one that is done, and that one did not.
+    """Remove files that earlier jobs wrote for images of the finished job and that the finished job did not write.
 
     Args:
         output: The output folder of the jobs.
-        manifest: The manifest of the job that is done.
+        manifest: The manifest of the finished job.
     """
     earlier = output / EARLIER
     if not earlier.exists():
@@ -45,7 +45,7 @@ def remove_outlived(output: Path, manifest: Manifest) -> None:
         for name in _written(row) - _written(now)
     }
     if outlived:
-        for row in read_rows(output / MANIFEST):  # by the name of another image, say
+        for row in read_rows(output / MANIFEST):  # keep files that the new job wrote, perhaps for other images
             outlived -= _written(row)
     folder = real_path(output)
     for path in (output / name for name in sorted(outlived)):
@@ -57,7 +57,7 @@ def remove_outlived(output: Path, manifest: Manifest) -> None:
 def _rows(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         for line in file:
-            with suppress(ValueError):  # half a line
+            with suppress(ValueError):  # an incomplete line
                 yield Row.of(line)
 
 

@@ -1,4 +1,4 @@
-"""Which images there are to segment, and by which names they are known."""
+"""Find the images to segment, and name them."""
 
 import codecs
 import glob
@@ -22,8 +22,9 @@ class InputImage:
     """An image file.
 
     Attributes:
-        path: Where it is.
-        name: Its path below what all inputs have in common, with `/` between folders: what the output mirrors.
+        path: The file's path.
+        name: The path relative to the folder that all inputs have in common, with `/` between folders; the output
+            mirrors it.
     """
 
     path: str
@@ -35,8 +36,8 @@ class Inputs:
     """The images of a job.
 
     Attributes:
-        images: At least one, in the order in which they are taken: by path, or as a list has them.
-        single: Whether the input is one image file, named as such.
+        images: At least one image, in the order in which they are segmented: by path, or in the order of a list file.
+        single: Whether the user named a single image file as the input.
     """
 
     images: list[InputImage]
@@ -44,14 +45,14 @@ class Inputs:
 
 
 def find_inputs(source: str | Path, output: Path) -> Inputs:
-    """Find the images that an input stands for.
+    """Find the images of an input.
 
     Args:
         source: An image file; a folder, which is searched at any depth for the suffixes `images.SUFFIXES`; a pattern
             such as `photos/**/*.jpg`; or a text file (.txt) with a path in each line, relative to its own folder.
-            Hidden files are left out, unless a list names them, and links to folders are not followed, unless the
-            source names them: they may lead in a circle.
-        output: Where masks go; what lies in it is no input.
+            Hidden files are left out unless a list names them. Links to folders are not followed, since they may form
+            cycles, unless the source names them.
+        output: The folder for the masks; files in it are not inputs.
 
     Raises:
         UsageError: There is no image, a folder cannot be read, or the output is the input folder.
@@ -108,7 +109,7 @@ def _match(pattern: str, output: Path) -> list[InputImage]:
 
 
 def _expand(pattern: str) -> Iterator[str]:
-    """Yield what a pattern matches; `**` stands for any folders, or none, as in a shell: glob's would follow links."""
+    """Yield the matches of a pattern; `**` matches any folders, or none, but unlike glob's does not follow links."""
     any_folders = _ANY_FOLDERS.search(pattern)
     if any_folders is None:
         yield from glob.iglob(pattern)  # noqa: PTH207 - the pattern may be absolute
@@ -122,7 +123,7 @@ def _expand(pattern: str) -> Iterator[str]:
 
 
 def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk down a tree as `os.walk` does, passing over hidden folders, and over none that cannot be read."""
+    """Walk down a tree as `os.walk` does, but skip hidden folders and fail at a folder that cannot be read."""
 
     def refuse(error: OSError) -> None:
         raise UsageError(
@@ -136,7 +137,7 @@ def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def _read_list(path: Path) -> list[InputImage]:
-    """Read a text file that names an image in each line, in its order; empty lines are passed over."""
+    """Read a text file that names an image in each line; keep its order and skip empty lines."""
     root = os.path.normpath(path.parent.absolute())
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if b"\0" in content:
@@ -156,14 +157,14 @@ def _named(paths: Iterable[str], root: str) -> list[InputImage]:
 
 
 def _by_folder(path: str) -> list[str]:
-    """Sort what lies in a folder together."""
+    """Return a sort key that keeps the files of a folder together."""
     return path.split(os.sep)  # noqa: PTH206 - a million Paths take a gigabyte
 
 
 def _is_image(path: str) -> bool:
-    """Tell whether a path is a file, not a pipe that would be waited for, of a name that images have.
+    """Tell whether a path has an image's suffix and is a regular file, not a pipe, on which reading would block.
 
-    So is a link that leads nowhere: left out, an image whose file is away would be missed by nobody.
+    A dangling link counts too: if it were left out, nobody would notice the missing image.
     """
     name = os.path.basename(path)  # noqa: PTH119
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122

@@ -1,4 +1,4 @@
-"""A job's place: which model and options its output folder belongs to."""
+"""The job file: which model and options an output folder belongs to."""
 
 import json
 from dataclasses import dataclass
@@ -14,13 +14,12 @@ from fcnseg.types import LabelMap
 
 @dataclass(frozen=True)
 class JobFile:
-    """What `fcnseg.json` in an output folder says.
+    """The content of `fcnseg.json` in an output folder.
 
     Attributes:
-        model: What tells the model from others: the file's SHA-256, or a server's model and version, and the hash of
-            the label map.
-        options: What the files that are written depend on.
-        label_map: What ids mean.
+        model: The model's identity: the file's SHA-256, or a server's model and version, and the hash of the label map.
+        options: The options on which the output files depend.
+        label_map: What the ids mean.
     """
 
     model: dict[str, Any]
@@ -34,13 +33,13 @@ class JobFile:
 
 
 def claim(output: Path, job: JobFile, *, overwrite: bool) -> bool:
-    """Let an output folder belong to a job.
+    """Claim an output folder for a job.
 
     Returns:
-        Whether the job goes on with what is there; False where it begins anew.
+        Whether the job continues an earlier one; False if it starts anew.
 
     Raises:
-        UsageError: What is there was made by another model or with other options, and is not to be overwritten.
+        UsageError: The folder's files were made by another model or with other options, and `overwrite` is False.
     """
     path = output / JOB
     known = path.exists()
@@ -61,7 +60,7 @@ def claim(output: Path, job: JobFile, *, overwrite: bool) -> bool:
         if changed:
             raise UsageError(f"the masks in {output} were made with other options ({', '.join(changed)}); {remedy}")
     goes_on = known and not overwrite
-    if not goes_on:  # before the new job is named: else what tells of the old one might pass for its
+    if not goes_on:  # before the new job file is written: else the old job's summaries might pass for the new job's
         if known:
             put_aside(output)
         for name in (PARQUET, COCO, REPORT) if known else (MANIFEST,):

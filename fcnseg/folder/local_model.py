@@ -1,4 +1,4 @@
-"""A model file that runs in a job's own process."""
+"""A model file that runs in the job's process."""
 
 import math
 import threading
@@ -32,7 +32,7 @@ from fcnseg.types import LabelMap, answer_bytes
 _MOST_BYTES_PER_PIXEL = 2000
 _CUDA_BATCH = 8
 _RUNS_OF_WHOLE_IMAGES = 2
-"""Runs at a time that share the memory where a net looks at whole images; the CPU's, where nothing else was found."""
+"""Concurrent runs that share the memory if a net depends on the whole image: the CPU's default number of runs."""
 
 
 def open_model(
@@ -40,18 +40,19 @@ def open_model(
 ) -> tuple[Segmenter, int]:
     """Open a model file for a job.
 
-    Many images are done soonest where two runs have half of the CPU's cores each: the threads of a run wait for each
-    other at every layer. Where `fcnseg tune` found otherwise for the file on this machine, it is done so.
+    On a CPU, throughput is highest with two concurrent runs on half of the cores each, because the threads of a run
+    wait for each other at every layer. Settings that `fcnseg tune` found for the file on this machine take precedence.
 
     Args:
         path: A model file.
         device: `cpu`, `cuda`, `cuda:N`, or `auto`.
-        threads: CPU threads within an operator, for one run at a time; None leaves both to what was found.
-        tuned: Whether to look for what `fcnseg tune` found.
-        single: Whether there is one image alone, which has all cores.
+        threads: CPU threads within an operator, with one run at a time; None takes both numbers from the settings
+            found, or the defaults.
+        tuned: Whether to use the settings that `fcnseg tune` found.
+        single: Whether there is only one image, which then gets all cores.
 
     Returns:
-        The model, and how many runs at a time it is best at.
+        The model, and the best number of concurrent runs.
 
     Raises:
         ModelFileError: The file is not a valid fcnseg model.
@@ -75,11 +76,11 @@ class LocalModel:
     Args:
         segmenter: The model.
         options: How the job is done.
-        progress: Told, of an image in tiles, its file, how many are done, and of how many.
-        at_a_time: Runs at a time, which share the memory for them.
+        progress: Called for an image in tiles with its file, the number of tiles done, and the number of all tiles.
+        at_a_time: Number of concurrent runs, which share the memory for runs.
 
     Attributes:
-        at_a_time: Runs at a time.
+        at_a_time: Number of concurrent runs.
         batch: Most images in a run.
     """
 
@@ -97,7 +98,7 @@ class LocalModel:
         self._progress = progress
         self.at_a_time = at_a_time
         self.batch = options.batch or segmenter.tuned.max_batch or (1 if segmenter.device == "cpu" else _CUDA_BATCH)
-        # How a net that looks at whole images is given them decides on its masks, and must not depend on `at_a_time`.
+        # If a net depends on the whole image, its masks depend on the tiling, which must not depend on `at_a_time`.
         sharing = _RUNS_OF_WHOLE_IMAGES if segmenter.info.global_context else at_a_time
         self._memory = options.memory_bytes // sharing
         self._tiles_at_a_time = min(at_a_time, sharing)
@@ -106,12 +107,12 @@ class LocalModel:
 
     @property
     def label_map(self) -> LabelMap:
-        """What ids mean."""
+        """What the ids mean."""
         return self._segmenter.info.label_map
 
     @property
     def name(self) -> str:
-        """The file's name, and what it is."""
+        """The file's name, variant and architecture."""
         info = self._segmenter.info
         return f"{self._segmenter.engine.path.name}, {info.variant} of {info.architecture}"
 
@@ -122,7 +123,7 @@ class LocalModel:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The file's hash and what it says of itself."""
+        """The file's hash, architecture, variant and label map hash."""
         info = self._segmenter.info
         return {
             "sha256": sha256_of(self._segmenter.engine.path),
@@ -133,7 +134,7 @@ class LocalModel:
 
     @property
     def tile(self) -> str | int:
-        """The option; with a net that looks at whole images, memory too where it decides what is cut."""
+        """The option `tile`; with `auto` and a net that depends on the whole image, also the memory of a run."""
         tile = self._options.tile
         if tile == "auto" and self._segmenter.info.global_context:
             return f"auto, {self._memory} bytes a run"
@@ -141,7 +142,7 @@ class LocalModel:
 
     @property
     def limits(self) -> ImageLimits:
-        """Those of the options."""
+        """The limits in the options."""
         return self._options.limits
 
     def kind(self, image: NDArray[np.uint8]) -> object:
@@ -149,12 +150,12 @@ class LocalModel:
         return self._segmenter.canonical_shape(image)
 
     def held_bytes(self, height: int, width: int) -> int:
-        """Return what an image and its answer, with the scores of all classes, take."""
+        """Return the bytes that an image and its answer, with the scores of all classes, take."""
         scores = self._segmenter.info.geometry.cells(height, width) * len(self.label_map)
         return answer_bytes(self.label_map, height * width, scores)
 
     def segment(self, loaded: Sequence[Loaded]) -> list[Outcome]:
-        """Run the model: on all at once, or one by one where they are in tiles or the batch fails."""
+        """Run the model on all images at once, or one by one if they are tiled or the batch fails."""
         first = loaded[0]
         try:
             if first.image is None:
@@ -205,7 +206,7 @@ class LocalModel:
         return LocalAnswer(segmentation, self._segmenter.info.geometry, timings_ms, notice)
 
     def _segment_to_mask(self, item: Loaded) -> Outcome:
-        """Segment an image that is never in memory whole, and write its mask."""
+        """Segment an image that is never held in memory as a whole, and write its mask."""
         options = self._options
         with self._turns.taking(self.at_a_time), open_windowed(item.source, options.limits) as image:
             if options.draws or MaskFormat.of(item.mask.suffix) is not MaskFormat.TIFF or not options.upright:
@@ -226,24 +227,24 @@ class LocalModel:
         self._progress(item.source, done, total)
 
     def _tile(self, height: int, width: int) -> int | None:
-        """Return the size of an image's tiles; None where it is not cut."""
+        """Return the size of an image's tiles; None if the image is not tiled."""
         wanted = self._options.tile
         if wanted == "auto" and not self._fits(height, width):
             return choose_tile(self._segmenter.info, height, width, self._memory / self._bytes_per_pixel())
         return wanted if isinstance(wanted, int) else None
 
     def _batch_for(self, height: int, width: int) -> int:
-        """Return how many images of a size a run has memory for, at least 1."""
+        """Return the number of images of this size for which a run has memory, at least 1."""
         if self.batch == 1 or self._fits(height, width, self.batch):
             return self.batch
         return max(1, int(self._memory / (self._pixels(height, width) * self._bytes_per_pixel())))
 
     def _fits(self, height: int, width: int, count: int = 1) -> bool:
-        """Whether a run on images of a size surely has memory enough: what it takes need not be measured then."""
+        """Tell whether a run on images of this size surely has enough memory, without measuring what it takes."""
         return count * self._pixels(height, width) * _MOST_BYTES_PER_PIXEL <= self._memory
 
     def _turns_for(self, count: int, height: int, width: int) -> int:
-        """Return how many turns' memory a run on so many images of a size takes."""
+        """Return the number of turns whose memory a run on `count` images of this size takes."""
         if self._tiles_at_a_time == self.at_a_time:
             return 1
         share = self._options.memory_bytes / self.at_a_time
@@ -254,7 +255,7 @@ class LocalModel:
         return math.prod(self._segmenter.info.geometry.padded(height, width))
 
     def _bytes_per_pixel(self) -> float:
-        """Return what a run takes."""
+        """Return the bytes of memory that a run takes for each pixel."""
         with self._measuring:
             measured = self._segmenter.engine.measured()
         return measured.bytes_per_pixel if self._options.confidence else measured.plain_bytes_per_pixel

@@ -1,7 +1,8 @@
-"""The manifest: a line of JSON for every image of a job, which tells what became of it.
+"""The manifest: a line of JSON for every image of a job, with its outcome.
 
-While a job runs, lines are added as images are finished; a killed program leaves at most half a line behind, which is
-dropped. At its end the lines are put into the order of the images. A job that goes on reads which images are done.
+While a job runs, a line is appended as each image is finished; a killed program leaves at most one incomplete line,
+which is dropped. At the end of the job the lines are sorted in the order of the images. A job that continues an earlier
+one reads from the manifest which images are done.
 """
 
 import json
@@ -19,20 +20,20 @@ from fcnseg.types import ClassArea, ClassPeak
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one image; the fields are those of a line.
+    """The outcome for one image; the fields are those of a line.
 
     Attributes:
-        image: The image's path below the input, with `/` between folders.
+        image: The image's path relative to the input, with `/` between folders.
         size_bytes: The image file's size.
-        modified_ns: When it was last written, in nanoseconds since 1970.
-        mask: The mask's path below the output; None where the image failed.
-        files: What was written beside the mask.
-        height: Rows of the mask; None where the image failed.
-        width: Columns.
+        modified_ns: The file's modification time, in nanoseconds since 1970.
+        mask: The mask's path relative to the output; None if the image failed.
+        files: The other files written for the image, relative to the output.
+        height: Rows of the mask; None if the image failed.
+        width: Columns of the mask; None if the image failed.
         classes: Classes present: id, name, pixels, fraction.
-        top: Where the most probable classes were asked for: id, name, probability.
-        timings_ms: What the stages took, in milliseconds: decode, infer, encode; with a server also queue and total.
-        error: Why the image failed; None where it did not.
+        top: The most probable classes, if asked for: id, name, probability.
+        timings_ms: Duration of each stage, in milliseconds: decode, infer, encode; with a server also queue and total.
+        error: Why the image failed; None if it did not.
     """
 
     image: str
@@ -48,7 +49,7 @@ class Row:
     error: str | None = None
 
     def line(self) -> bytes:
-        """Return the row as a line of JSON, which is ASCII whatever the names are."""
+        """Return the row as a line of JSON, in ASCII for any names."""
         return json.dumps(self.__dict__).encode() + b"\n"
 
     @classmethod
@@ -56,7 +57,7 @@ class Row:
         """Read a line.
 
         Raises:
-            ValueError: It is none.
+            ValueError: The line is not a valid row.
         """
         try:
             fields = json.loads(line)
@@ -68,14 +69,14 @@ class Row:
 
 
 def write_areas(classes: Iterable[ClassArea]) -> tuple[dict[str, Any], ...]:
-    """Return classes present as a row has them."""
+    """Return the classes present in the form of `Row.classes`."""
     return tuple(
         {"id": a.info.id, "name": a.info.name, "pixels": a.pixels, "fraction": round(a.fraction, 6)} for a in classes
     )
 
 
 def write_peaks(top: Iterable[ClassPeak]) -> tuple[dict[str, Any], ...]:
-    """Return the most probable classes as a row has them."""
+    """Return the most probable classes in the form of `Row.top`."""
     return tuple({"id": p.info.id, "name": p.info.name, "probability": round(p.probability, 6)} for p in top)
 
 
@@ -83,8 +84,8 @@ class Manifest:
     """A manifest that is being written.
 
     Args:
-        path: The file; what it holds already is kept.
-        fresh: Whether to begin anew.
+        path: The file; existing rows are kept unless `fresh`.
+        fresh: Whether to start with an empty manifest.
     """
 
     def __init__(self, path: Path, *, fresh: bool) -> None:
@@ -104,7 +105,7 @@ class Manifest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with named_in_errors(self._path):  # what could not be written is tried once more
+        with named_in_errors(self._path):  # closing tries once more to write buffered data
             self._file.close()
 
     def row(self, image: str) -> Row | None:
@@ -115,10 +116,10 @@ class Manifest:
         return Row.of(self._line_at(place))
 
     def append(self, row: Row) -> None:
-        """Add a row; it is with the system when this returns.
+        """Append a row and flush it to the operating system.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The row cannot be written.
         """
         with named_in_errors(self._path):
             self._places[row.image] = self._file.seek(0, os.SEEK_END)
@@ -126,12 +127,12 @@ class Manifest:
             self._file.flush()
 
     def put_in_order(self, images: Iterable[str]) -> None:
-        """Write the manifest anew: the latest row of each of these images, in their order."""
+        """Rewrite the manifest with the latest row of each of these images, in their order."""
         with replacing(self._path) as temporary, temporary.open("wb") as file:
             for image in images:
                 if (place := self._places.get(image)) is not None:
                     file.write(self._line_at(place))
-            self._file.close()  # Windows replaces no file that is open
+            self._file.close()  # Windows cannot replace an open file
         self._file = self._path.open("a+b")
         self._places.clear()
         self._read_places()
@@ -141,7 +142,7 @@ class Manifest:
         return self._file.readline()
 
     def _read_places(self) -> None:
-        """Find the latest row of each image, and cut off what a killed program left half written."""
+        """Find the latest row of each image, and truncate an incomplete line that a killed program left."""
         self._file.seek(0)
         place = 0
         for line in self._file:

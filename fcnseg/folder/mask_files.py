@@ -1,4 +1,4 @@
-"""Masks as files, in the formats that a job can write."""
+"""Encode and read mask files in the formats that a job can write."""
 
 import io
 import json
@@ -36,15 +36,15 @@ class MaskFormat(StrEnum):
 
     @property
     def suffix(self) -> str:
-        """How such files end."""
+        """The suffix of such files."""
         return _SUFFIXES[self]
 
     @classmethod
     def of(cls, suffix: str) -> "MaskFormat":
-        """Return the format that files of a suffix (any case) are of.
+        """Return the format of files with a suffix (any case).
 
         Raises:
-            UsageError: There is none.
+            UsageError: No format has this suffix.
         """
         if (mask_format := _BY_SUFFIX.get(suffix.lower())) is not None:
             return mask_format
@@ -60,17 +60,17 @@ _BY_SUFFIX = {".tiff": MaskFormat.TIFF, **{suffix: mask_format for mask_format, 
 def encode(
     class_map: ClassMap, mask_format: MaskFormat, label_map: LabelMap, name: str, geo_tags: GeoTags = NOWHERE
 ) -> bytes:
-    """Write a class map as a file's bytes.
+    """Encode a class map as a file's bytes.
 
     Args:
         class_map: (H, W) uint8 or uint16 ids.
         mask_format: The format of the file.
         label_map: Gives names and colours.
-        name: The image's name, which COCO's files tell.
-        geo_tags: Where on earth it lies, which TIFF files tell.
+        name: The image's name, which COCO files contain.
+        geo_tags: Where on earth the image lies, which TIFF files contain.
 
     Raises:
-        MaskError: COCO's run lengths cannot hold it.
+        MaskError: COCO's run-length encoding cannot represent the class map.
     """
     match mask_format:
         case MaskFormat.PNG:
@@ -86,10 +86,10 @@ def encode(
 
 
 def read(path: Path, mask_format: MaskFormat, label_map: LabelMap) -> ClassMap:
-    """Read what `encode` wrote, as (H, W) ids.
+    """Read a file that `encode` made, as (H, W) ids.
 
     Raises:
-        MaskError: The file is not there, or holds no such mask.
+        MaskError: The file does not exist, or does not hold such a mask.
     """
     try:
         match mask_format:

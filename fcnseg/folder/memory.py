@@ -1,4 +1,4 @@
-"""Memory for the images under way, given in the images' order."""
+"""A memory budget for the images in progress, granted in the images' order."""
 
 import threading
 
@@ -6,10 +6,10 @@ from fcnseg.errors import FcnsegError
 
 
 class OrderedMemory:
-    """A number of bytes that images take in their order: nothing waits for memory that a later image holds.
+    """A budget of bytes that images take in their order, so that no image waits for memory that a later image holds.
 
     Args:
-        total: Bytes in all; an image that needs more has to wait until it is alone.
+        total: Bytes in all; an image that needs more waits until no other image holds memory.
     """
 
     def __init__(self, total: int) -> None:
@@ -20,11 +20,11 @@ class OrderedMemory:
         self._changed = threading.Condition()
 
     def take(self, turn: int, count: int) -> None:
-        """Take bytes when all earlier turns have taken theirs and there is room.
+        """Wait until all earlier turns have taken their bytes and there is room, then take bytes.
 
         Args:
-            turn: 0, 1, 2, ... Every turn must come, if only for 0 bytes.
-            count: How many bytes.
+            turn: 0, 1, 2, ... Every turn must be taken, if only for 0 bytes.
+            count: Number of bytes.
 
         Raises:
             FcnsegError: The memory was closed meanwhile.
@@ -44,7 +44,7 @@ class OrderedMemory:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End every `take` that waits, with an error."""
+        """Make every waiting `take` raise an error."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

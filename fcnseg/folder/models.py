@@ -1,4 +1,4 @@
-"""The model of a job: what it is given, and what it answers."""
+"""The interface between a job and its model: inputs and outcomes."""
 
 import threading
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from fcnseg.types import LabelMap
 
 
 class JobEndedError(BaseException):
-    """The job ends before its time, and this image is left for the next: no failure of the image."""
+    """The job is being stopped, and leaves this image to the next run; the image has not failed."""
 
 
 @dataclass(eq=False)
@@ -26,17 +26,17 @@ class Loaded:
 
     Attributes:
         source: The file.
-        mask: Where its mask goes.
-        image: (H, W, 3) uint8 RGB pixels; None where nobody here needs them, or the image cannot be read whole.
-        data: The file's bytes, where a server is to have them.
-        too_large: Why it is not read whole, where it is to be read in windows.
-        error: Why it cannot be read.
-        geo_tags: Where on earth its pixels lie, of a GeoTIFF.
+        mask: The path of its mask.
+        image: (H, W, 3) uint8 RGB pixels; None if this process does not need them, or the image is too large to decode.
+        data: The file's bytes, if they are to be sent to a server.
+        too_large: Why the image cannot be decoded as a whole, if it is to be read in windows.
+        error: Why the image cannot be read.
+        geo_tags: Where on earth the pixels of a GeoTIFF lie.
         size_bytes: The file's size.
-        modified_ns: When the file was last written, as `os.stat` tells it.
-        held: Bytes that it holds of the job's memory.
-        decode_ms: What reading and decoding took.
-        ended: Set where the job ends before its time: what takes long is given up then, by a `JobEndedError`.
+        modified_ns: The file's modification time from `os.stat`, in nanoseconds.
+        held: Bytes of the job's memory budget that the image holds.
+        decode_ms: Duration of reading and decoding, in milliseconds.
+        ended: Set when the job is being stopped: long computations then give up with a `JobEndedError`.
     """
 
     source: Path
@@ -56,18 +56,18 @@ class Loaded:
         """Check that the job goes on.
 
         Raises:
-            JobEndedError: It does not.
+            JobEndedError: The job is being stopped.
         """
         if self.ended.is_set():
             raise JobEndedError(f"the job ended before {self.source.name} was done")
 
 
 Outcome: TypeAlias = Answer | WrittenAnswer | Exception
-"""An answer, or why there is none for this image; what would befall every image is raised."""
+"""An answer, or the error of this image alone; an error that would affect every image is raised instead."""
 
 
 class JobModel(Protocol):
-    """What a folder's job asks of its model, whether it runs here or on a server."""
+    """The interface of a job's model, whether it runs in this process or on a server."""
 
     @property
     def label_map(self) -> LabelMap:
@@ -75,19 +75,19 @@ class JobModel(Protocol):
 
     @property
     def name(self) -> str:
-        """The model's name, as people are told it."""
+        """The model's name, for people."""
 
     @property
     def at(self) -> str:
-        """The device or server that it runs on, as people are told it."""
+        """The device or server that the model runs on, for people."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this model from others, as a JSON object."""
+        """The values that identify the model, as a JSON object."""
 
     @property
     def remote(self) -> bool:
-        """Whether a server runs it, which takes the bytes of files rather than pixels."""
+        """Whether the model runs on a server, which takes the bytes of files rather than pixels."""
 
     @property
     def at_a_time(self) -> int:
@@ -99,17 +99,17 @@ class JobModel(Protocol):
 
     @property
     def tile(self) -> str | int:
-        """How images are cut into tiles, as far as masks depend on it."""
+        """How images are split into tiles, as far as masks depend on it."""
 
     @property
     def limits(self) -> ImageLimits:
         """The limits beyond which an image is refused before its pixels are decoded."""
 
     def kind(self, image: NDArray[np.uint8]) -> object:
-        """Return a key: images of equal keys may be given to one call of `segment`."""
+        """Return a key; images with equal keys may share one call of `segment`."""
 
     def held_bytes(self, height: int, width: int) -> int:
-        """Return how many bytes of memory an image takes until its mask is written."""
+        """Return the bytes of memory that an image takes until its mask is written."""
 
     def segment(self, loaded: Sequence[Loaded]) -> list[Outcome]:
-        """Answer images of one kind, none of which failed to be read."""
+        """Segment images of one kind, all of which were read without error."""

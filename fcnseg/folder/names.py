@@ -1,8 +1,8 @@
-"""What the files of a job are called.
+"""The names of a job's files.
 
-`INPUT/a/photo.jpg` gives `OUTPUT/a/photo.png`. Where that name would be given twice (photo.jpg and photo.tif), all
-inputs concerned keep their full name: photo.jpg.png and photo.tif.png. What stands beside a mask is named after it (see
-`pictures`).
+`INPUT/a/photo.jpg` gives `OUTPUT/a/photo.png`. If two inputs would get the same name (photo.jpg and photo.tif), the
+masks of both keep the inputs' full names: photo.jpg.png and photo.tif.png. Further files of an image are named after
+its mask (see `pictures`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,16 +23,16 @@ def name_masks(names: Sequence[str], suffix: str) -> list[str]:
 
     Args:
         names: The inputs' names, with `/` between folders.
-        suffix: How masks end.
+        suffix: The suffix of masks.
 
     Raises:
-        UsageError: Two inputs still have one mask.
+        UsageError: Two inputs would still get the same mask.
     """
     masks = {name: _stem(name) + suffix for name in names}
     full: set[str] = set()
     while clashing := _clashing(masks.items()) - full:
         full |= clashing
-        # A full name may clash in turn, with the mask of an image called photo.jpg.png, say: hence the loop.
+        # A full name may clash too, for example with the mask of an image called photo.jpg.png: hence the loop.
         masks |= {name: name + suffix for name in clashing}
     if len(set(masks.values())) < len(names):
         twice = next(mask for mask in masks.values() if list(masks.values()).count(mask) > 1)
@@ -43,7 +43,7 @@ def name_masks(names: Sequence[str], suffix: str) -> list[str]:
 def _clashing(masks: Iterable[tuple[str, str]]) -> set[str]:
     owners: dict[str, list[str]] = {own: [own] for own in _OWN}
     for name, mask in masks:
-        # Names that differ in case alone are one file on some systems.
+        # Names that differ only in case are the same file on some systems.
         owners.setdefault(mask.casefold(), []).append(name)
     return {name for rivals in owners.values() if len(rivals) > 1 for name in rivals} - set(_OWN)
 

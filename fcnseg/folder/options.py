@@ -1,4 +1,4 @@
-"""How a job is done."""
+"""The options of a job."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -16,31 +16,31 @@ Tile: TypeAlias = int | Literal["auto", "none"]
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """How a job is done.
+    """The options of a job.
 
     Attributes:
         mask_format: How masks are stored.
         overlay: Whether to write the image tinted with its classes' colours too.
         confidence: Whether to write the winning class's probability at every pixel, 0 to 255, too.
-        heatmaps: Classes, by names (any case) or decimal ids, whose scores to lay over the greyed image.
+        heatmaps: Classes, by names (any case) or decimal ids, whose scores are drawn over the greyed image.
         top: Number of further heatmaps for each image: those of its most probable classes.
         regions: Which regions to list; None for no list.
-        limits: Images beyond them fail.
-        upright: Whether an EXIF orientation is applied; else masks are as the pixels are stored.
-        overwrite: Whether images that are done already are done again, and those that another model did.
+        limits: Images beyond these limits fail.
+        upright: Whether to apply an EXIF orientation; otherwise masks have the orientation of the stored pixels.
+        overwrite: Whether to segment images again that are done already, also by another model.
         report: Whether to write report.html.
-        tile: Segments images in tiles with cores of at most so many rows and columns; "auto" does so where a run on the
-            whole image would take more than `memory_bytes`, "none" never.
+        tile: Segment images in tiles whose cores have at most this many rows and columns; "auto" does so if a run on
+            the whole image would take more than `memory_bytes`, "none" never.
         workers: Threads that decode, and as many that write; 0 takes one per core.
-        batch: Most images that run together; 0 takes what was tuned, else 1 on the CPU, where more gain nothing, and 8
-            on CUDA.
-        in_flight: Requests under way to a server at a time.
-        memory_bytes: Limit on the memory of all images being processed, decoded and with their answers, in bytes; runs
-            of the model may take as much again.
+        batch: Most images in one run; 0 takes the tuned number, else 1 on the CPU, where more gain nothing, and 8 on
+            CUDA.
+        in_flight: Concurrent requests to a server.
+        memory_bytes: Limit on the memory of all images in progress, decoded and with their answers, in bytes; runs of
+            the model may take as much again.
 
     Raises:
-        UsageError: A number is out of range, there is no such mask format or tile, regions are no `RegionQuery`, or
-            heatmaps are given as one text, a generator or numbers.
+        UsageError: A number is out of range, there is no such mask format or tile, regions is not a `RegionQuery`, or
+            heatmaps is a single string, a generator or numbers.
     """
 
     mask_format: MaskFormat = MaskFormat.PNG
@@ -87,11 +87,11 @@ class FolderOptions:
 
     @property
     def draws(self) -> bool:
-        """Whether anything stands beside masks."""
+        """Whether any further file is written beside masks."""
         return self.overlay or self.confidence or bool(self.heatmaps) or bool(self.top) or self.regions is not None
 
     def pictures(self, label_map: LabelMap) -> Pictures:
-        """Return what to write beside masks.
+        """Return which pictures to write beside masks.
 
         Raises:
             UsageError: A class is not one of the model's.
@@ -102,11 +102,11 @@ class FolderOptions:
         return Pictures(self.overlay, heatmaps, self.top, self.regions, self.confidence)
 
     def named(self, label_map: LabelMap, tile: str | int) -> dict[str, Any]:
-        """Return what the files that are written depend on, as JSON has it.
+        """Return the options on which the output files depend, as a JSON object.
 
         Args:
             label_map: The classes.
-            tile: What tiles depend on (`JobModel.tile`).
+            tile: How images are tiled (`JobModel.tile`).
         """
         regions = self.regions
         return {

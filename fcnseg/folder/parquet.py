@@ -1,4 +1,4 @@
-"""A manifest as Parquet, for those who have pyarrow: a column for each field of a row."""
+"""Write a manifest as Parquet, if pyarrow is installed: a column for each field of a row."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ _SCHEMA = pa.schema(
 
 def write_parquet(manifest: Path, path: Path) -> None:
     """Write a manifest's rows, in their order, a thousand at a time."""
-    # An open file: pyarrow takes no path whose bytes are no text.
+    # An open file, because pyarrow does not take paths that are not valid Unicode.
     with replacing(path) as whole, whole.open("wb") as file, parquet.ParquetWriter(file, _SCHEMA) as writer:
         rows: list[dict[str, Any]] = []
         for row in read_rows(manifest):
@@ -45,5 +45,5 @@ def write_parquet(manifest: Path, path: Path) -> None:
 
 
 def _text(name: str | None) -> str | None:
-    """Return a name as Parquet can hold it, which takes no bytes that are no text."""
+    """Return a name as valid Unicode, which Parquet requires."""
     return name and printable(name)

@@ -1,8 +1,8 @@
-"""Decode, segment, write: three stages in threads of their own, each image in its turn.
+"""Decode, segment, write: a pipeline of three stages, each with its own threads.
 
-Every stage takes the images in their order, so the oldest image under way is always the next to get what it waits for,
-be it a thread, memory or the engine, and nothing can wait in a circle. What is under way is bounded, in images and in
-bytes, so memory does not grow with the list.
+Every stage takes the images in order, so the oldest image in progress is always the next to get the resource that it
+waits for (a thread, memory or the engine), and a deadlock is impossible. The images in progress are bounded, in number
+and in bytes, so memory does not grow with the list.
 """
 
 import threading
@@ -20,11 +20,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Widths:
-    """How much of a job is under way at a time.
+    """The widths of the pipeline's stages.
 
     Attributes:
         decoders: Threads that decode.
-        segmenters: Threads that segment: a batch each, or a request.
+        segmenters: Threads that segment, each a batch or a request at a time.
         writers: Threads that write.
         batch: Most images that are segmented together.
     """
@@ -36,7 +36,7 @@ class Widths:
 
     @property
     def under_way(self) -> int:
-        """Images from the start of their decoding to the end of their writing."""
+        """Most images in progress, from the start of decoding to the end of writing."""
         return 2 * (self.decoders + self.writers) + self.segmenters + 2 * self.batch
 
 
@@ -48,14 +48,14 @@ class _Job(Generic[Item, Decoded, Answer]):
 
 
 class Pipeline(Generic[Item, Decoded, Answer, Result]):
-    """Takes items through three functions; the first error that any of them raises ends the job.
+    """Passes items through three functions; the first error that any of them raises ends the job.
 
     Args:
         decode: Prepares an item, in one of the decoders' threads.
-        kind: Tells which prepared items may be segmented together: those of equal kinds.
-        segment: Answers items of one kind, an answer each.
-        write: Makes the result of an item, its preparation and its answer.
-        widths: How much is under way.
+        kind: Returns a key of a prepared item; items with equal keys may be segmented together.
+        segment: Returns an answer for each of several prepared items of one kind.
+        write: Makes the result from an item, the prepared item and its answer.
+        widths: Threads of each stage, and the batch size.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Pipeline(Generic[Item, Decoded, Answer, Result]):
         self._lock = threading.Lock()
 
     def results(self, items: Iterable[Item]) -> Iterator[Result]:
-        """Yield the result of each item, in their order.
+        """Yield the result of each item, in the items' order.
 
         Raises:
-            Exception: Whatever a function raised first, in the items' order.
+            Exception: The first error that a function raised, in the items' order.
         """
         waiting = iter(items)
         while True:
@@ -86,18 +86,18 @@ class Pipeline(Generic[Item, Decoded, Answer, Result]):
                 self._start(item)
             if not self._under_way:
                 return
-            wait([self._under_way[0]])  # left in its place meanwhile, for `finish` where the wait is interrupted
+            wait([self._under_way[0]])  # not removed yet, so that `finish` finds it if this wait is interrupted
             yield self._under_way.popleft().result()
 
     def finish(self) -> Iterator[Result]:
-        """Yield what is under way, and start nothing more; items that failed are left out."""
+        """Yield the results of items in progress, and start no others; items that failed are left out."""
         while self._under_way:
             result = self._under_way.popleft()
             if result.exception() is None:
                 yield result.result()
 
     def close(self) -> None:
-        """Wait for what has begun, and drop the rest."""
+        """Wait for functions that are running, and drop the remaining items."""
         for pool in (self._decoders, self._segmenters, self._writers):
             pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
@@ -115,7 +115,7 @@ class Pipeline(Generic[Item, Decoded, Answer, Result]):
         self._under_way.append(self._writers.submit(self._write_one, job))
 
     def _answer_next(self) -> None:
-        """Answer the oldest item that has no answer, and with it those behind it that are ready and of its kind."""
+        """Segment the oldest item without an answer, together with the next ones that are ready and of its kind."""
         with self._lock:
             if not self._unanswered:  # answered together with an earlier one
                 return
@@ -132,7 +132,7 @@ class Pipeline(Generic[Item, Decoded, Answer, Result]):
                 ):
                     batch.append(self._unanswered.popleft())
             answers = self._segment([job.decoded.result() for job in batch])
-        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+        except BaseException as error:  # noqa: BLE001 - raised again when the result is read
             for job in batch:
                 job.answer.set_exception(error)
             return

@@ -1,4 +1,4 @@
-"""What a job is to do: which image becomes which mask, and that no file takes another's place."""
+"""Plan a job: name a mask for each image, and check that no file would overwrite another."""
 
 import os
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ class PlannedImage:
 
     Attributes:
         image: The image file.
-        name: What the manifest calls it: its path below the input, with `/` between folders.
-        mask: Its mask's path below the output, with `/` between folders.
+        name: Its name in the manifest: the path relative to the input, with `/` between folders.
+        mask: Its mask's path relative to the output, with `/` between folders.
     """
 
     image: str
@@ -35,14 +35,14 @@ class PlannedImage:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job is to do.
+    """A job's images and output.
 
     Attributes:
-        images: At least one, in the order in which they are taken.
-        output: The folder for what is written.
+        images: At least one image, in the order in which they are segmented.
+        output: The folder for all files that are written.
         mask_format: How masks are stored.
-        single: Whether the input is one image file: it is then always segmented, and there is nothing but its mask and
-            what was asked for beside it.
+        single: Whether the input is one image file: it is then always segmented, and only its mask and the further
+            files asked for are written.
     """
 
     images: Sequence[PlannedImage]
@@ -56,12 +56,12 @@ def plan(source: str | Path, output: Path, mask_format: MaskFormat = MaskFormat.
 
     Args:
         source: An image file, a folder, a pattern or a list, as for `find_inputs`.
-        output: The folder for the masks; for a single image a file's name will do too, whose suffix then decides the
+        output: The folder for the masks; for a single image it may be a file name, whose suffix then decides the
             format.
         mask_format: How masks are stored.
 
     Raises:
-        UsageError: There is no image, or a mask would take the place of an image or of another mask.
+        UsageError: There is no image, or a mask would overwrite an image or another mask.
     """
     inputs = find_inputs(source, output)
     if inputs.single and output.suffix and not output.is_dir():
@@ -84,12 +84,12 @@ def plan(source: str | Path, output: Path, mask_format: MaskFormat = MaskFormat.
 
 
 def require_room(found: Plan, pictures: Pictures, label_map: LabelMap) -> None:
-    """Check that what is written beside masks takes no other file's place.
+    """Check that the files written beside masks do not overwrite other files.
 
     Raises:
-        UsageError: It would take the place of an image or of a mask.
+        UsageError: A file would overwrite an image or a mask.
     """
-    # A mask's neighbours are named after it alone, so one set of suffixes does for all.
+    # The files beside a mask are named after it alone, so one set of suffixes is valid for all masks.
     stem = Path("mask.png")
     suffixes = {path.name.removeprefix("mask") for path in pictures.paths(stem, label_map)}
     if not suffixes:
@@ -97,7 +97,7 @@ def require_room(found: Plan, pictures: Pictures, label_map: LabelMap) -> None:
     stems = {os.path.splitext(item.mask)[0] for item in found.images}  # noqa: PTH122
 
     def is_picture(name: str) -> bool:
-        """Tell it from the name: a mask may have a thousand pictures."""
+        """Decide by the name, since a mask may have a thousand pictures."""
         dots = (i for i, letter in enumerate(name) if letter == ".")
         return any(name[i:] in suffixes and name[:i] in stems for i in dots)
 
@@ -112,7 +112,7 @@ def require_room(found: Plan, pictures: Pictures, label_map: LabelMap) -> None:
 
 
 def _require_apart(found: Plan) -> None:
-    """Check that no mask takes the place of an input, or of a folder of masks."""
+    """Check that no mask would overwrite an input, or has the path of a folder of masks."""
     inputs, real = _inputs(found), cache(os.path.realpath)
     parents = {os.path.dirname(item.mask) for item in found.images}  # noqa: PTH120
     folders = {str(folder) for parent in map(PurePosixPath, parents) for folder in (parent, *parent.parents)}
@@ -131,8 +131,8 @@ def _require_apart(found: Plan) -> None:
 
 
 def _inputs(found: Plan) -> set[tuple[str, str]]:
-    """Return the real folder and the name of every input, and of what links among them lead to."""
-    real = cache(os.path.realpath)  # one look for each folder, not for each file
+    """Return the real folder and the name of every input, and of the targets of links among them."""
+    real = cache(os.path.realpath)  # one lookup for each folder, not for each file
     split = (os.path.split(item.image) for item in found.images)
     links = (os.path.realpath(item.image) for item in found.images if os.path.islink(item.image))  # noqa: PTH114
     return {(real(folder or "."), name) for folder, name in split} | {os.path.split(path) for path in links}

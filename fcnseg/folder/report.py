@@ -1,4 +1,4 @@
-"""A job's report: one HTML page that needs no other file, no network and no script."""
+"""A job's report: one self-contained HTML page, without scripts, other files or network access."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from fcnseg.types import Colour, LabelMap
 
 _THUMBNAILS = 24
 _LONGER_SIDE = 320
-_MOST_PIXELS = 1 << 25  # larger images would hold up the page, and the memory
+_MOST_PIXELS = 1 << 25  # thumbnails of larger images would take too much time and memory
 _BARS = 40
 
 
@@ -38,14 +38,14 @@ def write_report(path: Path, plan: Plan, options: FolderOptions, label_map: Labe
 
     Args:
         path: The file.
-        plan: What was to do.
-        options: How it was done.
+        plan: The job's plan.
+        options: The job's options.
         label_map: Gives names and colours.
-        model: The model, for people.
-        at: Where it ran, for people.
+        model: The model's name, for people.
+        at: Where the model ran, for people.
 
     Returns:
-        What it tells, as numbers.
+        The totals shown on the page.
     """
     manifest = plan.output / MANIFEST
     totals = Totals.of(read_rows(manifest))
@@ -99,7 +99,7 @@ def _thumbnails(plan: Plan, options: FolderOptions, label_map: LabelMap, done: i
 
 
 def _thumbnail(image: str, row: Row, plan: Plan, options: FolderOptions, label_map: LabelMap) -> str | None:
-    """Return an image tinted with its classes; None where it is too large, or has changed."""
+    """Return an image tinted with its classes' colours; None if it is too large or has changed."""
     if row.mask is None or (row.height or 0) * (row.width or 0) > _MOST_PIXELS:
         return None
     try:

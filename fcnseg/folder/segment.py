@@ -1,4 +1,4 @@
-"""The job itself: every image of an input to a mask in a mirrored tree."""
+"""Run a job: write a mask for every image of an input, in a mirrored folder tree."""
 
 import os
 from collections.abc import Callable, Generator, Iterator
@@ -32,7 +32,7 @@ def segment_folder(
     output: str | Path,
     options: FolderOptions = DEFAULT_OPTIONS,
 ) -> Iterator[SegmentedImage]:
-    """Segment any number of images, while threads decode the next ones and write the masks of those before.
+    """Segment any number of images, while other threads decode the next images and write the masks of earlier ones.
 
     A job that was interrupted continues when it is started again. An image counts as done if the manifest says so, the
     files written for it exist, and its own file has the same size and modification time as then. An image that cannot
@@ -46,18 +46,18 @@ def segment_folder(
         model: A model file, a segmenter, or a model of a server (`ServerModel`).
         source: An image file; a folder, at any depth; a pattern such as `photos/**/*.jpg`; or a text file with a path
             in each line.
-        output: The folder for the masks; for a single image a file name will do too.
-        options: How the job is done.
+        output: The folder for the masks; for a single image it may be a file name.
+        options: The job's options.
 
     Yields:
-        What became of each image, in the order of the images. Closing the generator, an error or an interrupt first
-        finishes the images that are being processed, so that no work is lost.
+        The outcome for each image, in the order of the images. When the generator is closed, or at an error or an
+        interrupt, the images in progress are finished first, so that no work is lost.
 
     Raises:
         UsageError: There are no images, an output file would replace another file, or the output folder holds another
             job's files.
-        OSError: A file cannot be written, as when the disk is full; every further image would fail likewise.
-        RequestError: The server went away.
+        OSError: A file cannot be written, for example because the disk is full; every further image would fail too.
+        RequestError: The server no longer answers.
     """
     found = plan(source, Path(output), options.mask_format)
     if isinstance(model, (str, Path)):
@@ -73,11 +73,11 @@ class Job:
 
     Attributes:
         model: The model.
-        plan: What is to do.
-        options: How the job is done.
+        plan: The images and the output.
+        options: The job's options.
 
     Raises:
-        UsageError: A class is not one of the model's, or a picture would take a file's place.
+        UsageError: A class is not one of the model's, or a picture would overwrite another file.
     """
 
     def __init__(self, model: JobModel, plan: Plan, options: FolderOptions) -> None:
@@ -87,11 +87,11 @@ class Job:
 
     @property
     def output(self) -> Path:
-        """The folder for what is written."""
+        """The folder for all files that are written."""
         return self.plan.output
 
     def run(self) -> Generator[SegmentedImage, None, None]:
-        """Do the job, once."""
+        """Run the job; may be called only once."""
         if self.plan.single:
             mask = self.output / self.plan.images[0].mask
             if (self.output / JOB).exists() and mask.exists():
@@ -127,7 +127,7 @@ class Job:
         )
 
     def _record(self, manifest: Manifest) -> Iterator[SegmentedImage]:
-        """Yield what became of every image, and write down what this run does."""
+        """Yield the outcome of every image, and record in the manifest what this run does."""
         order = iter(self.plan.images)
         undone = (item for item in self.plan.images if not self._is_done(item, manifest))
         with closing(self._segment(undone, manifest.append)) as results:
@@ -139,7 +139,7 @@ class Job:
     def _done_before(
         self, image: Path | None, order: Iterator[PlannedImage], manifest: Manifest
     ) -> Iterator[SegmentedImage]:
-        """Yield the images up to one, or to the end, all of which an earlier run did."""
+        """Yield the images before a given one, or all remaining ones, which an earlier run has done."""
         for item in order:
             if image is not None and Path(item.image) == image:
                 return
@@ -147,7 +147,7 @@ class Job:
                 yield self._skipped(item, row)
 
     def _is_done(self, item: PlannedImage, manifest: Manifest) -> bool:
-        """Tell whether an earlier run did an image: it is the same file still, and what was written is there."""
+        """Tell whether an earlier run has done an image: its file is unchanged, and the files written for it exist."""
         row = manifest.row(item.name)
         if row is None or row.error is not None or row.mask != item.mask:
             return False
@@ -160,7 +160,7 @@ class Job:
         return all((self.output / name).exists() for name in (row.mask, *row.files))
 
     def _skipped(self, item: PlannedImage, row: Row) -> SegmentedImage:
-        """Return an image that an earlier run did, as its row tells of it."""
+        """Return the outcome of an image that an earlier run has done, from its row."""
         known = self.model.label_map.classes
         return SegmentedImage(
             Path(item.image),
@@ -175,7 +175,7 @@ class Job:
     def _segment(
         self, items: Iterator[PlannedImage], record: Callable[[Row], None]
     ) -> Generator[SegmentedImage, None, None]:
-        """Yield what becomes of images; whatever ends it, what is under way is finished and recorded."""
+        """Yield the outcomes of images; however this ends, the images in progress are finished and recorded."""
         options, model = self.options, self.model
         worker = Worker(self.plan, options, self._pictures, model)
         pipeline = Pipeline(
@@ -200,7 +200,7 @@ class Job:
                     record(result.row)
 
     def _sum_up(self) -> None:
-        """Write what is made of the whole manifest."""
+        """Write the files that summarise the whole manifest."""
         output, label_map = self.output, self.model.label_map
         if find_spec("pyarrow") is not None:
             from fcnseg.folder.parquet import write_parquet  # noqa: PLC0415 - an extra

@@ -1,4 +1,4 @@
-"""A model that a server holds, for a job."""
+"""A job's model that runs on a server."""
 
 import math
 import time
@@ -29,20 +29,21 @@ _LONGEST_PAUSE_S = 5.0
 
 
 class ServerModel:
-    """A model that a server holds; its images' files go there as they are, or their pixels where options change them.
+    """A model on a server, which is sent image files unchanged, or decoded pixels if an option changes them.
 
     Args:
         client: The connection.
-        model: The model's name, or NAME/VERSION; empty where the server holds exactly one.
-        options: How the job is done.
+        model: The model's name, or NAME/VERSION; may be empty if the server holds exactly one.
+        options: The job's options.
 
     Attributes:
-        label_map: What ids mean.
-        at_a_time: Requests under way at a time.
+        label_map: What the ids mean.
+        at_a_time: Number of concurrent requests.
 
     Raises:
         RequestError: The server holds no such model, or does not answer.
-        UsageError: The server cannot be asked for a class whose scores are wanted, or numbers its classes otherwise.
+        UsageError: A class whose scores are wanted cannot be named in a request, or the server's class ids are not 0 to
+            K - 1.
     """
 
     remote = True
@@ -59,13 +60,13 @@ class ServerModel:
         except ValueError as error:
             raise UsageError(f"the server's model {self._model.name!r} cannot be used: {error}") from error
         pictures = options.pictures(self.label_map)
-        # The most probable classes are known only once all are.
+        # The most probable classes can only be found from the heatmaps of all classes.
         heatmaps = self.label_map.classes if pictures.top else pictures.heatmaps
         self._heatmaps = [self.label_map.word_for(info) for info in heatmaps]
 
     @property
     def name(self) -> str:
-        """Its name at the server, and what it is."""
+        """The model's name and version on the server, variant and architecture."""
         model = self._model
         return f"{model.name} version {model.version}, {model.variant} of {model.architecture}"
 
@@ -76,7 +77,7 @@ class ServerModel:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, version and the label map's hash."""
+        """Name, version, architecture, variant and label map hash."""
         return {
             "name": self._model.name,
             "version": self._model.version,
@@ -87,27 +88,27 @@ class ServerModel:
 
     @property
     def tile(self) -> str:
-        """A server cuts no image."""
+        """Always `none`: a server does not tile images."""
         return "none"
 
     @property
     def limits(self) -> ImageLimits:
-        """The server's, but where the options have others or it tells none."""
+        """The server's limits, unless the options set others or the server states none."""
         told, asked = self._model.image_limits, self._options.limits
         return told if asked == DEFAULT_LIMITS and told.max_bytes else asked
 
     def kind(self, image: NDArray[np.uint8]) -> object:
-        """Every image goes alone."""
+        """Return a unique key: every image is sent alone."""
         return id(image)
 
     def held_bytes(self, height: int, width: int) -> int:
-        """Return what an image and its answer, with the heatmaps that are asked for, take."""
+        """Return the bytes that an image and its answer, with the heatmaps asked for, take."""
         down, across = self._model.output_stride
         cells = math.ceil(height / down) * math.ceil(width / across)
         return answer_bytes(self.label_map, height * width, cells * len(self._heatmaps))
 
     def segment(self, loaded: Sequence[Loaded]) -> list[Outcome]:
-        """Ask the server; where it has no room, ask again for some minutes."""
+        """Ask the server; while it is overloaded, ask again for some minutes."""
         return [self._ask(item) for item in loaded]
 
     def _ask(self, item: Loaded) -> Outcome:
@@ -134,10 +135,10 @@ class ServerModel:
                     raise
                 item.ended.wait(pause)
                 continue
-            except (ImageError, InvalidRequestError, RequestTimeoutError) as error:  # the first: beyond what is sent
+            except (ImageError, InvalidRequestError, RequestTimeoutError) as error:  # ImageError: too large to send
                 return error
             except RequestError as error:
-                # The model failed on this image, or the image is beyond what a message may hold.
+                # The model failed on this image, or the image is too large for a message.
                 if error.code in {"INTERNAL", "UNKNOWN", "RESOURCE_EXHAUSTED"}:
                     return error
                 raise

@@ -1,4 +1,4 @@
-"""What the images of a job come to, taken together."""
+"""Statistics over all images of a job."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -21,8 +21,8 @@ class Totals:
         failures: The first thousand of the failed images, with the reasons.
         pixels: Number of pixels by class id.
         images: Number of images that show a class, by its id.
-        largest: How many images have a largest class of a share in each tenth, 0 to 10 % first.
-        top: The probabilities of the classes that were among the most probable of an image, by id.
+        largest: Histogram of the share of each image's largest class: number of images per tenth, 0 to 10 % first.
+        top: By class id, how often a class was among an image's most probable, and its highest probability.
     """
 
     done: int = 0
@@ -35,14 +35,14 @@ class Totals:
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Self:
-        """Count rows."""
+        """Count all rows."""
         totals = cls()
         for row in rows:
             totals.add(row)
         return totals
 
     def add(self, row: Row) -> None:
-        """Count one row more."""
+        """Count another row."""
         if row.error is not None:
             self.failed += 1
             if len(self.failures) < _FAILURES_KEPT:
@@ -60,12 +60,12 @@ class Totals:
 
 @dataclass
 class Peaks:
-    """How often a class was among the most probable of an image, and how probable it was at most."""
+    """How often a class was among the most probable of an image, and its highest probability."""
 
     images: int = 0
     highest: float = 0.0
 
     def add(self, probability: float) -> None:
-        """Count one image more."""
+        """Count another image."""
         self.images += 1
         self.highest = max(self.highest, probability)

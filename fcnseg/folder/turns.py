@@ -1,4 +1,4 @@
-"""Turns at a model: some of them at a time, which one image may take all at once."""
+"""A fair semaphore for runs of a model; a large image may take several of its turns, or all."""
 
 import threading
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 
 class Turns:
-    """A number of turns that threads take, first come, first served.
+    """A semaphore whose turns threads take first come, first served, several at once if needed.
 
     Args:
-        total: How many there are.
+        total: Number of turns.
     """
 
     def __init__(self, total: int) -> None:
@@ -19,8 +19,8 @@ class Turns:
 
     @contextmanager
     def taking(self, count: int) -> Iterator[None]:
-        """Have so many turns while the block runs, as soon as they are there; `count` is at most all."""
-        with self._first, self._changed:  # who waits for several is not overtaken by those who want one
+        """Wait for `count` turns and hold them while the block runs; `count` is at most the total."""
+        with self._first, self._changed:  # a thread that waits for several turns is not overtaken by later ones
             self._changed.wait_for(lambda: self._left >= count)
             self._left -= count
         try:

@@ -1,4 +1,4 @@
-"""What is done with each image of a job: it is read, segmented, and written."""
+"""The stages of a job: reading, segmenting and writing an image."""
 
 import errno
 import logging
@@ -43,19 +43,19 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SegmentedImage:
-    """What became of one image.
+    """The outcome for one image.
 
     Attributes:
         image: The image file.
         row: Its line in the manifest.
         mask: The mask file; None when the image failed.
-        pictures: What was written beside the mask.
+        pictures: The other files written for the image.
         classes: Classes present with their areas; empty when the image failed.
-        top: The most probable classes where `FolderOptions.top` asks for their heatmaps, the most probable first.
-        regions: Those that were asked for, by descending score.
+        top: The most probable classes if `FolderOptions.top` asks for their heatmaps, the most probable first.
+        regions: The regions that were asked for, by descending score.
         error: Why the image failed; None when it did not.
-        skipped: Whether an earlier run had segmented it; `regions` is then empty, and their file has them.
-        notice: A remark on the mask in one line: the net depends on the whole image, and was given tiles. Else None.
+        skipped: Whether an earlier run had segmented it; `regions` is then empty, but the file of regions exists.
+        notice: A remark on the mask in one line, if the net depends on the whole image but was given tiles; else None.
     """
 
     image: Path
@@ -74,9 +74,9 @@ class Worker:
     """The stages of a job, for one image or a batch.
 
     Args:
-        plan: What is to do.
-        options: How the job is done.
-        pictures: What is written beside masks.
+        plan: The images and the output.
+        options: The job's options.
+        pictures: Which pictures to write beside masks.
         model: The model.
     """
 
@@ -84,17 +84,17 @@ class Worker:
         self._plan, self._options, self._pictures, self._model = plan, options, pictures, model
         self._memory = OrderedMemory(options.memory_bytes)
         self._ended = threading.Event()
-        # A server decodes by itself; pixels are wanted here to be drawn on, or where it would turn them.
+        # A server decodes images itself; pixels are needed here only to draw on, or if the server must not rotate them.
         self._needs_pixels = (
             not model.remote or pictures.overlay or bool(pictures.heatmaps) or bool(pictures.top) or not options.upright
         )
 
     def end(self) -> None:
-        """Finish soon: what takes long is left for the next time."""
+        """Finish soon: leave images that take long to the next run."""
         self._ended.set()
 
     def close(self) -> None:
-        """Let nothing wait for memory any more."""
+        """Make every thread that waits for memory stop with an error."""
         self._memory.close()
 
     def decode(self, numbered: tuple[int, PlannedImage]) -> Loaded:
@@ -104,7 +104,7 @@ class Worker:
         loaded = Loaded(Path(item.image), self._plan.output / item.mask, ended=self._ended)
         held, taken = 0, False
         try:
-            with suppress(OSError):  # reading it tells why
+            with suppress(OSError):  # reading the file reports the error
                 status = os.stat(item.image)  # noqa: PTH116 - a path in text
                 loaded.size_bytes, loaded.modified_ns = status.st_size, status.st_mtime_ns
             images.require_file(loaded.source)
@@ -138,22 +138,22 @@ class Worker:
         return loaded
 
     def kind(self, loaded: Loaded) -> object:
-        """Return what is equal for images that run together."""
+        """Return a key that is equal for images that may share a run."""
         return id(loaded) if loaded.image is None else self._model.kind(loaded.image)
 
     def segment(self, batch: Sequence[Loaded]) -> list[Outcome]:
-        """Answer images of one kind."""
+        """Segment images of one kind."""
         if batch[0].error is not None:
             return [batch[0].error]
         try:
             return self._model.segment(batch)
-        except BaseException:  # nothing will be written of them, and others wait for their memory
+        except BaseException:  # `write` will not be called for these images, and others wait for their memory
             for loaded in batch:
                 self._memory.give_back(loaded.held)
             raise
 
     def write(self, numbered: tuple[int, PlannedImage], loaded: Loaded, outcome: Outcome) -> SegmentedImage:
-        """Write what is wanted of an answer, and tell what became of the image."""
+        """Write the files that are wanted of an answer, and return the image's outcome."""
         _, item = numbered
         try:
             if isinstance(outcome, WrittenAnswer):
@@ -191,7 +191,7 @@ class Worker:
         if answer.confidence is not None:
             written.append(confidence_path(mask))
             write_bytes(written[-1], masks.encode(answer.confidence, Encoding.PNG, None))
-        # Last, so that a mask that is there says that the image is done.
+        # Last, so that the mask exists only if the image is done.
         data = answer.png if self._plan.mask_format is MaskFormat.PNG else None
         if data is None:
             data = mask_files.encode(class_map, self._plan.mask_format, label_map, item.name, loaded.geo_tags)
@@ -214,7 +214,7 @@ class Worker:
         )
 
     def _tell_written(self, item: PlannedImage, loaded: Loaded, answer: WrittenAnswer) -> SegmentedImage:
-        """Tell of an image whose mask was written as it was computed."""
+        """Return the outcome of an image whose mask was written while it was computed."""
         row = Row(
             image=item.name,
             size_bytes=loaded.size_bytes,
@@ -239,7 +239,7 @@ def _draw(
     top: Sequence[ClassPeak],
     regions: Sequence[Region],
 ) -> list[Path]:
-    """Write overlay and heatmaps, as far as they are wanted, and return where they are."""
+    """Write the overlay and heatmaps that are wanted, and return their paths."""
     shown = dict.fromkeys((*pictures.heatmaps, *(peak.info for peak in top)))
     if pictures.overlay or shown:
         require_drawable(image, source)
