@@ -1,4 +1,4 @@
-"""The training package: from a classifier to a model file; imports fcnseg, never serving.
+"""Turn a classifier into a model file, with or without training; this package imports fcnseg, never serving.
 
 >>> from training import convolutionalize                               # doctest: +SKIP
 >>> net, certificate = convolutionalize(classifier)                     # doctest: +SKIP
@@ -15,7 +15,7 @@ __all__ = ["Certificate", "Conversion", "convolutionalize"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when something that needs it is asked for: commands show their help without it."""
+    """Import a name on first use, so that commands can show their help without importing torch."""
     if name in {"Conversion", "convolutionalize"}:
         from training import conversion
 

@@ -1,4 +1,4 @@
-"""What a training run was asked to do, as it is kept in the run's folder and in its checkpoints."""
+"""The configuration of a training run, as it is stored in the run's folder and in its checkpoints."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 
 LARGEST_SEED = 2**32 - 1
-"""Of numpy's generator, which Lightning seeds with the others, or with 0 where it cannot."""
+"""The largest seed that numpy's generator accepts; Lightning replaces a larger one by 0."""
 
 _Count: TypeAlias = Annotated[int, Field(ge=1)]
 _Pixels: TypeAlias = Annotated[int, Field(ge=32, le=8192)]
@@ -36,23 +36,23 @@ _Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class TrainConfig:
-    """One training run. The defaults are those of the modern recipe; `training.recipes` has the paper's.
+    """The options of a training run. The defaults are the modern recipe; `training.recipes` has the paper's recipe.
 
     Attributes:
         data: The data folder.
         backbone: torchvision or timm name of the classifier, or FILE.py:NAME.
-        variant: The finest map that scores are fused at: stride 32, 16 or 8.
-        tail: What the coarsest scores read: `fc` the classifier's fully connected layers as convolutions, `gap` its
-            last feature map, `auto` whatever stands before its last layer.
-        upsampling: How coarse scores are brought to finer ones: `bilinear`, or transposed convolutions that start so
-            and are `learned`. Pixels are always interpolated bilinearly.
-        skip_scale: What the first skip's features are multiplied by, and the second's by its square, before they are
-            scored (arXiv 1605.06211, section 4.3, trains all skips at once with 0.01).
-        start: A run folder or checkpoint of a coarser variant whose weights training starts from; None starts from the
+        variant: The finest feature map at which scores are fused: stride 32, 16 or 8.
+        tail: What the coarsest scores are computed from: `fc` the classifier's fully connected layers as convolutions,
+            `gap` its last feature map, `auto` the input of its last layer.
+        upsampling: How coarse scores are upsampled to the next finer map: `bilinear`, or `learned` transposed
+            convolutions that are initialised to bilinear. The upsampling to pixels is always bilinear.
+        skip_scale: Factor for the first skip's features before they are scored; the second skip's factor is its square
+            (arXiv 1605.06211, section 4.3, trains all skips at once with 0.01).
+        start: A run folder or checkpoint of a coarser variant from whose weights training starts; None starts from the
             classifier.
-        pretrained: Whether the classifier has learnt; False draws a zoo's weights at random, and says of a net of one's
-            own, which makes its weights itself, that they are random.
-        weights: File of the classifier's weights; None takes those its zoo publishes.
+        pretrained: Whether the classifier is pretrained; False draws a zoo's weights at random. A custom net makes its
+            own weights in either case; False states that they are random.
+        weights: File of the classifier's weights; None takes the published weights of its zoo.
         mean: Channel means of the weights' normalisation, of values in 0..1; None takes the known ones.
         std: Standard deviations of the channels, given as `mean` is.
         input_size: Native (height, width) that the classifier was made for; None takes the zoo's.
@@ -65,27 +65,29 @@ class TrainConfig:
         colour_jitter: Largest relative change of brightness, contrast and saturation.
         optimiser: `adamw` or `sgd`.
         lr: Peak learning rate of the new layers.
-        backbone_lr_factor: What `lr` is multiplied by for the pretrained layers.
-        bias_lr_factor: What the learning rate of a bias is multiplied by.
+        backbone_lr_factor: Factor on `lr` for the pretrained layers.
+        bias_lr_factor: Factor on the learning rate of biases.
         momentum: Momentum of SGD.
-        weight_decay: On convolution and linear weights; biases and normalisation layers have none.
-        schedule: How the rate falls from its peak: `cosine` or `poly` (power 0.9) to 0, or not at all.
-        warmup: Share of the steps over which the rate climbs to its peak.
+        weight_decay: Weight decay of convolution and linear weights; biases and normalisation layers have none.
+        schedule: How the learning rate falls from its peak: `cosine` or `poly` (power 0.9) to 0, or `constant`.
+        warmup: Share of the steps over which the learning rate rises to its peak.
         reduction: Whether the cross-entropy is the `mean` over the labelled pixels, or their `sum`.
-        class_weights: Weight of a class's pixels in the cross-entropy: its median frequency balancing
+        class_weights: Weight of a class's pixels in the cross-entropy: by median frequency balancing
             (arXiv 1411.4734), the square root of that, or none.
-        ohem: Share of the labelled pixels, those with the highest loss, that the cross-entropy counts.
-        dice: Weight of the Dice loss beside the cross-entropy.
-        lovasz: Weight of the Lovász-softmax loss (arXiv 1705.08790) beside the cross-entropy.
-        ema: Decay of the moving average of the weights, which is what is validated and kept; 0 keeps the weights.
+        ohem: Online hard example mining: share of the labelled pixels, those with the highest loss, that the
+            cross-entropy counts.
+        dice: Weight of the Dice loss, which is added to the cross-entropy.
+        lovasz: Weight of the Lovász-softmax loss (arXiv 1705.08790), which is added to the cross-entropy.
+        ema: Decay of the exponential moving average of the weights, which is validated and saved; with 0 the weights
+            themselves are.
         freeze_statistics: Whether BatchNorm layers keep the mean and variance that the classifier was trained with.
-        seed: Seed of everything that is random.
-        workers: Processes that prepare batches; 0 prepares them in the training process, which resumes exactly; None
-            takes 0 on the CPU, whose cores are busy, and one a core, at most 8, on CUDA.
-        device: Where to train; `auto` takes CUDA where there is a device.
-        precision: Of the training steps: `auto` mixes in bf16 on CUDA devices that have it, in fp16 on older ones, and
-            is fp32 on the CPU; validation runs in fp32, which is never TF32.
-        compile: Whether torch.compile makes code for the training step: slow to start, then faster.
+        seed: Seed of all random generators.
+        workers: Processes that prepare batches; 0 prepares them in the training process, and makes resuming exact; None
+            takes 0 on the CPU, whose cores are busy, and one per core, at most 8, on CUDA.
+        device: Where to train; `auto` takes CUDA if there is a device.
+        precision: Precision of the training steps: `auto` takes mixed precision with bf16 on CUDA devices that have it,
+            with fp16 on older ones, and fp32 on the CPU; validation runs in fp32, never TF32.
+        compile: Whether to use torch.compile for the training step: slower to start, then faster.
     """
 
     data: str
@@ -130,7 +132,7 @@ class TrainConfig:
 
     @property
     def seen(self) -> str:
-        """What a step is given of its images, in words: all of them, or crops of a size (height x width)."""
+        """Describe a training step's input: whole images, or crops of a size (height x width)."""
         return "whole images" if self.crop is None else "crops of {}x{} pixels".format(*self.crop)
 
     def __post_init__(self) -> None:
@@ -160,10 +162,10 @@ def write_config(path: Path, config: TrainConfig) -> None:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """Read what `write_config` wrote.
+    """Read a configuration file that `write_config` wrote.
 
     Raises:
-        UsageError: It is not that, or of another version.
+        UsageError: The file is not such a configuration, or is one of another version.
     """
     return from_plain(read_values(path), str(path))
 
@@ -190,19 +192,19 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def as_plain(config: TrainConfig) -> dict[str, Any]:
-    """Return a configuration as values that YAML and a checkpoint hold without classes of ours."""
+    """Convert a configuration to plain values for YAML and checkpoints, without classes of this package."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
 
 
 def from_plain(values: dict[str, Any], source: str = "the configuration") -> TrainConfig:
-    """Rebuild a configuration from what `as_plain` made of it.
+    """Rebuild a configuration from the result of `as_plain`.
 
     Args:
-        values: Options by name; those left out have their defaults.
-        source: Where they come from, for the message.
+        values: Options by name; omitted ones get their defaults.
+        source: Where the values come from, for the message.
 
     Raises:
-        UsageError: An option is unknown, missing or has a value that it cannot have; the message names the first.
+        UsageError: An option is unknown, missing or has an invalid value; the message names the first.
     """
     try:
         return _ADAPTER.validate_python(values)

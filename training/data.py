@@ -1,8 +1,8 @@
-"""A folder of images and masks: found, matched, and fingerprinted.
+"""Find, match and fingerprint the images and masks of a data folder.
 
-The layouts that are read are those of `training.layouts`; where one leaves it open what the ids mean, `classes.json`
-beside the folders says it (see `training.labels`). Without it the classes are `class 0` to `class K - 1`, K - 1 being
-the largest id in the training masks, and 255 marks pixels without a label.
+`training.layouts` reads the layouts. If a layout does not define what the ids mean, `classes.json` beside the folders
+does (see `training.labels`). Without that file the classes are `class 0` to `class K - 1`, K - 1 being the largest id
+in the training masks, and 255 marks pixels without a label.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from training.samples import Sample
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data folder whose files have been matched, not yet opened.
+    """A data folder whose files have been matched but not opened yet.
 
     Attributes:
         root: The folder.
         label_map: What the ids in the masks mean.
-        splits: Samples by split, each non-empty and in the order of the list or of the names.
-        note: What the user should know of how the splits came about; None where the folder says them.
+        splits: Samples by split, each non-empty and in the order of the split list or of the names.
+        note: A remark for the user on how the splits were made; None if the folder defines them.
         unpaired: Images without a mask and masks without an image that were left out.
     """
 
@@ -45,7 +45,7 @@ class Dataset:
         """Return the samples of a split.
 
         Raises:
-            DatasetError: There is no such split; the message names those there are.
+            DatasetError: There is no such split; the message names the existing ones.
         """
         if name not in self.splits:
             raise DatasetError(f"{self.root} has no split {name!r}; {closest(name, list(self.splits))}")
@@ -57,14 +57,14 @@ def open_dataset(root: Path, needed: Collection[str] | None = None, *, lenient: 
 
     Args:
         root: The folder.
-        needed: The splits that are to be used: of the others, such as a test split without masks, what has no other
-            half is left out, and so are those of which nothing is left. None needs all.
-        lenient: Whether to leave images without a mask, masks without an image, and masks that cannot be read, out
-            instead of refusing them; and a split of which nothing is left then, but for train and val.
+        needed: The splits that will be used; None stands for all. In other splits, such as a test split without masks,
+            unpaired images and masks are left out; a split of which nothing remains is left out too.
+        lenient: Whether to leave out images without a mask, masks without an image, and masks that cannot be read,
+            instead of refusing them; a split of which nothing remains is then left out, unless it is train or val.
 
     Raises:
-        DatasetError: The folder has none of the layouts or several, an image or mask is missing, a split is empty, or a
-            file that names splits, classes or annotations is not valid.
+        DatasetError: The folder fits no layout or several, an image or mask is missing, a split is empty, or a file
+            that names splits, classes or annotations is not valid.
     """
     if not root.is_dir():
         raise DatasetError(f"data folder {root} {'is a file' if root.exists() else 'does not exist'}; name a folder")
@@ -86,9 +86,9 @@ def open_dataset(root: Path, needed: Collection[str] | None = None, *, lenient: 
 
 
 def fingerprint(dataset: Dataset, splits: Iterable[str]) -> str:
-    """SHA-256 (hex) of the label map and of names and contents of the images and masks of some splits.
+    """Return the SHA-256 (hex) of the label map and of the names and contents of some splits' images and masks.
 
-    The order of the samples does not count, nor does where the folder lies.
+    It does not depend on the order of the samples or on the folder's path.
     """
     total = hashlib.sha256(dataset.label_map.hash.encode())
     for split in sorted(splits):
@@ -115,7 +115,7 @@ def _count_classes(root: Path, splits: dict[str, tuple[Sample, ...]], *, lenient
     counts = sum((look for look in looks if not isinstance(look, DatasetError)), np.zeros(MASK_IDS, np.int64))
     present = [int(i) for i in np.flatnonzero(counts) if i != IGNORE_ID]
     if not present or max(present) == 0:
-        if errors:  # those that cannot be read may be the ones that hold the classes
+        if errors:  # the unreadable masks may be the ones that contain further classes
             more = f" ({len(errors) - 1} more of {len(looks)} training masks cannot be read)" if len(errors) > 1 else ""
             raise DatasetError(f"{errors[0]}{more}")
         binary = " (0/255 binary masks? write 1 for 255)" if counts[IGNORE_ID] else ""

@@ -1,4 +1,4 @@
-"""From a segmentation model to one ONNX file, gated on parity between PyTorch and onnxruntime."""
+"""Export a segmentation model to one ONNX file, on condition of parity between PyTorch and onnxruntime."""
 
 import copy
 from dataclasses import replace
@@ -29,10 +29,10 @@ from training.quiet import quiet
 Store: TypeAlias = Literal["fp32", "fp16"]
 OPSET = 20
 IR_VERSION = 10
-"""What onnxruntime 1.18 and later read."""
+"""The ONNX IR version, which onnxruntime 1.18 and later can read."""
 _TRACED_SIZE = (2, 203, 157)
 _MOST_BYTES = 2**31 - 2**24
-"""Of weights in one file: protobuf holds no more than 2 GiB, the graph and the metadata among it."""
+"""Most bytes of weights in one file: protobuf's limit is 2 GiB, including the graph and the metadata."""
 
 
 def export(
@@ -53,29 +53,30 @@ def export(
     Args:
         model: The model, on any device; it is put in eval mode.
         label_map: Its classes, as many as it scores.
-        path: Where the file goes; it appears only when the proof holds.
-        metrics: Validation metrics to carry, by name, each in 0..1.
-        data_fingerprint: Fingerprint of the training data to carry.
-        certificate: What the conversion of the classifier proved, to carry along.
-        card: The model card to carry.
-        store: How weights are stored: as they are, or rounded to 16 bits, which halves the file. They are computed
-            with as 32-bit floats in either case.
+        path: Where the file is written; it appears only if the parity check passes.
+        metrics: Validation metrics for the metadata, by name, each in 0..1.
+        data_fingerprint: Fingerprint of the training data, for the metadata.
+        certificate: What the conversion of the classifier proved, for the metadata.
+        card: The model card, for the metadata.
+        store: How weights are stored: unchanged, or rounded to 16 bits, which halves the file. The net computes with
+            them as 32-bit floats in either case.
         precision: What the net computes with; `fp16` stores weights in 16 bits, `int8` those of convolutions in 8.
-        calibration: Images that 8-bit integers are scaled by.
+        calibration: Images from which the scales of 8-bit integers are computed.
 
     Returns:
-        The metadata written, the export's own proof included.
+        The metadata written, including the record of the export's parity check.
 
     Raises:
-        UsageError: The label map does not fit the model, weights are to be stored otherwise than they are computed
-            with, or there are no images for 8-bit integers.
-        ModelFileError: A metric is no number from 0 to 1.
+        UsageError: The label map does not fit the model, `store` contradicts `precision`, or there are no calibration
+            images for 8-bit integers.
+        ModelFileError: A metric is not a number from 0 to 1.
         WeightsError: A weight cannot be rounded to 16 bits.
         ArchitectureError: The net has an operator that cannot be exported, or that onnxruntime cannot run, or more
             weights than a file can hold.
-        ParityError: At some size the scores differ by more than 1e-4 of their range, or a class map differs where the
-            two best scores are further apart than twice that; with 16-bit floats 2e-2. 8-bit integers are made of a
-            file that is proved in 32 bits, and measured, not proved (`training.precision.compare`).
+        ParityError: At some size the scores differ by more than 1e-4 of their range (2e-2 with 16-bit floats), or a
+            class map differs where the two best scores are further apart than twice that. An `int8` file is made from
+            a file that passed the check in 32 bits; its own accuracy is measured (`training.precision.compare`), not
+            proved.
     """
     if store != "fp32" and precision != "fp32":
         raise UsageError(
@@ -105,7 +106,7 @@ def export(
         versions=package_versions(),
         precision=precision,
     )
-    parse_info(dump_info(info), "the new file")  # what could not be read back is not written
+    parse_info(dump_info(info), "the new file")  # refuse to write metadata that cannot be read back
     if "fp16" in (store, precision):
         model = round_weights(model)
     proto = _trace(halve(model) if precision == "fp16" else model)
@@ -126,7 +127,7 @@ def export(
 
 
 def replace_card(path: Path, card: ModelCard, target: Path) -> ModelInfo:
-    """Write a model file once more with another card, and return its metadata."""
+    """Write a copy of a model file with another card, and return its metadata."""
     proto = onnx.load(path)
     info = replace(read_model_info(path), card=card)
     _set_info(proto, info)
@@ -136,7 +137,7 @@ def replace_card(path: Path, card: ModelCard, target: Path) -> ModelInfo:
 
 
 def _require_room(model: SegmentationModel, store: Store, precision: FilePrecision) -> None:
-    """Refuse a net whose weights no file holds, before minutes are spent on it."""
+    """Refuse a net whose weights do not fit into a file, before minutes are spent on its export."""
     values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     size = values * (2 if "fp16" in (store, precision) else 4)
     if size <= _MOST_BYTES:
@@ -187,7 +188,7 @@ def _trace(model: SegmentationModel) -> onnx.ModelProto:
 
 
 class _Outputs(nn.Module):
-    """A model's outputs, and the class map once more, by the way that is taken where confidences are not asked for."""
+    """A model's outputs, and the class map a second time, computed as it is if confidences are not asked for."""
 
     def __init__(self, model: SegmentationModel) -> None:
         super().__init__()
@@ -201,14 +202,14 @@ class _Outputs(nn.Module):
 
 
 class _Clamp(nn.Module):
-    """nn.ReLU6 as one operator: the exporter takes ReLU6 apart symbol by symbol, at 40 % of a MobileNet's export."""
+    """nn.ReLU6 as a single operator: the exporter's decomposition of ReLU6 takes 40 % of a MobileNet's export time."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.clamp(0, 6)
 
 
 def _clamping(model: SegmentationModel) -> SegmentationModel:
-    """A copy of a model whose ReLU6 layers are clamps; parity is measured against the model itself."""
+    """Copy a model with clamps for ReLU6 layers; parity is checked against the original model."""
     copied = copy.deepcopy(model)
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):

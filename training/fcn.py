@@ -1,8 +1,8 @@
-"""Fully convolutional networks: a dense classifier whose scores are refined by skips from finer layers.
+"""Fully convolutional networks: a dense classifier whose scores are refined by skip connections from finer layers.
 
-FCN-32s scores the last feature map; FCN-16s adds scores of the last map at half its stride, FCN-8s those at a quarter
-(Long, Shelhamer, Darrell, arXiv 1411.4038, section 4.2). Skip points are found in the graph, and scores meet on the
-finer map's own lattice, whatever the backbone's padding made of it.
+FCN-32s scores the last feature map; FCN-16s adds scores of the last map at half its stride, FCN-8s also those at a
+quarter (Long, Shelhamer, Darrell, arXiv 1411.4038, section 4.2). Skip points are found in the graph, and scores are
+resampled to the finer map's own lattice, whose offset depends on the backbone's padding.
 """
 
 import copy
@@ -40,16 +40,15 @@ class _Tap:
 class FCN(nn.Module):
     """An FCN over a dense trunk; `forward` maps (N, C, H, W) float to (N, K, h, w) scores.
 
-    Score layers start at zero, so that training starts from the trunk alone and a skip adds nothing until it has
-    learned to.
+    Score layers are initialised to zero, so that a skip adds nothing until it has been trained.
 
     Args:
-        trunk: Answers with the maps of the taps.
+        trunk: A module that returns the feature maps of the taps.
         taps: The maps to score, the coarsest first.
         num_classes: Number of classes to score, K.
         native: (height, width) at which the trunk is known to work.
-        upsampling: How scores are brought from one map to the next finer.
-        skip_scale: What the first skip's map is multiplied by, and the second's by its square.
+        upsampling: How scores are upsampled from one map to the next finer one.
+        skip_scale: Factor for the first skip's features; the second skip's factor is its square.
 
     Attributes:
         net_grid: The grid of the scores, and how their size follows from the image's.
@@ -74,7 +73,7 @@ class FCN(nn.Module):
             for coarse, fine in pairwise(self._lattices if upsampling == "learned" else [])
         )
         for new in (self.scores, self.upscores):
-            new.to(next(trunk.parameters()))  # their device and type
+            new.to(next(trunk.parameters()))  # device and dtype of the trunk
         channels = input_channels(trunk, native)
         proved = with_proved_reach(trunk, derive_net_grid(trunk, native, channels), channels)
         self.net_grid = _net_grid(proved, taps, num_classes)
@@ -98,7 +97,7 @@ class FCN(nn.Module):
         return scores
 
     def _refine(self, scores: Tensor, index: int, size: tuple[int, int]) -> Tensor:
-        """Bring the scores of map `index` to the next finer map."""
+        """Upsample the scores of map `index` to the next finer map."""
         if self.upscores:
             refined: Tensor = self.upscores[index](scores, size)
             return refined
@@ -115,21 +114,21 @@ def build_fcn(
     upsampling: Upsampling = "bilinear",
     skip_scale: float = 1.0,
 ) -> FCN:
-    """Make an FCN of a classifier: its trunk with its weights, and new score layers.
+    """Build an FCN from a classifier: the classifier's trunk with its weights, and new score layers.
 
     Args:
         classifier: Maps (N, C, H, W) to (N, K) logits; it is not changed.
         variant: fcn32s, fcn16s or fcn8s: the stride of the scores.
         num_classes: Number of classes to score.
         input_size: Native (height, width) of the classifier.
-        tail: Whether the coarsest scores read the classifier's fully connected layers (`fc`), its last feature map
-            (`gap`), or whatever stands before its last layer (`auto`).
-        upsampling: How scores are brought from one map to the next finer.
-        skip_scale: What the first skip's map is multiplied by before it is scored, and the second's by its square.
+        tail: Whether the coarsest scores are computed from the classifier's fully connected layers (`fc`), its last
+            feature map (`gap`), or the input of its last layer (`auto`).
+        upsampling: How scores are upsampled from one map to the next finer one.
+        skip_scale: Factor for the first skip's features before they are scored; the second skip's factor is its square.
 
     Raises:
-        ArchitectureError: The classifier cannot become convolutional, or has no feature map at a stride.
-        UsageError: The classifier's own stride is finer than the variant's, or it has no such tail.
+        ArchitectureError: The classifier cannot become convolutional, or has no feature map at a skip's stride.
+        UsageError: The classifier's stride is finer than the variant's or not a multiple of it, or it has no such tail.
     """
     model = copy.deepcopy(prepared_copy(classifier, input_size))
     trunk = dense_trunk(model, input_size, "cam")
@@ -144,7 +143,7 @@ def build_fcn(
 
 
 def _scored_node(trunk: Trunk, tail: TailChoice) -> fx.Node:
-    """The node that the coarsest scores read."""
+    """Return the node from which the coarsest scores are computed."""
     if tail == "gap":
         return trunk.features
     if tail == "fc" and len(trunk.linears) < 2:
@@ -156,7 +155,7 @@ def _scored_node(trunk: Trunk, tail: TailChoice) -> fx.Node:
 
 
 def _net_grid(trunk: NetGrid, taps: list[_Tap], num_classes: int) -> NetGrid:
-    """The grid of the fused scores: they lie where the finest map does, and see what all maps see."""
+    """Return the grid of the fused scores: the finest map's cells, with the joined receptive fields of all maps."""
     grid = taps[0].grid
     for tap in taps[1:]:
         (y, x) = tap.lattice
@@ -203,10 +202,10 @@ def _tap(node: fx.Node) -> _Tap:
 
 
 def _last_map_at(trunk: Trunk, stride: int) -> fx.Node:
-    """The last feature map at a stride that everything behind it is computed from.
+    """Return the last feature map at a stride from which all later values are computed.
 
-    A node qualifies when no value computed before it is used after it, which keeps out the insides of residual and
-    dense blocks.
+    A node qualifies if no value computed before it is used after it, which excludes the insides of residual and dense
+    blocks.
     """
     nodes = list(trunk.net.graph.nodes)
     position = {node: i for i, node in enumerate(nodes)}

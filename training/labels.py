@@ -2,10 +2,10 @@
 
     {"names": ["sky", "road", "void"], "palette_rgb": [[128, 128, 128], [128, 64, 128], [0, 0, 0]], "void": 2}
 
-`palette_rgb` may be left out, unless the masks are drawn in colours. `void` is the id of pixels without a label: it is
-no class of the model. It may be the last name, or an id that has no name; 255 where it is not given.
+`palette_rgb` may be left out, unless the masks are drawn in colours. `void` is the id of pixels without a label; the
+model has no such class. It may be the id of the last name or an id without a name; its default is 255.
 
-`labelmap.txt` has a line `name:r,g,b::` for each class, in the order of the ids. `classes.json` goes before it.
+`labelmap.txt` has a line `name:r,g,b::` for each class, in the order of the ids. `classes.json` takes precedence.
 """
 
 import codecs
@@ -34,9 +34,9 @@ class Labels:
 
     Attributes:
         label_map: What the ids mean.
-        colours: The colour and the id of each class, and of pixels without a label where that is given; empty where no
-            colours are.
-        source: Where this is written, for messages.
+        colours: The id of each class by its colour, and of pixels without a label if their colour is given; empty if no
+            colours are given.
+        source: The file that these values come from, for messages.
     """
 
     label_map: LabelMap
@@ -53,10 +53,10 @@ class _ClassesFile(BaseModel):
 
 
 def find_labels(root: Path) -> Labels | None:
-    """Read what a data folder says of its classes; None where it says nothing.
+    """Read the file that defines a data folder's classes; return None if there is none.
 
     Raises:
-        DatasetError: The file that says so is not of its form.
+        DatasetError: The file is not valid.
     """
     if (root / CLASSES_FILE).is_file():
         return read_labels(root / CLASSES_FILE)
@@ -75,7 +75,7 @@ def read_labels(path: Path) -> Labels:
         The classes without void; the ignore id is that of void, or 255.
 
     Raises:
-        DatasetError: The file is not of this form; the message names the first field that is wrong.
+        DatasetError: The file is not valid; the message names the first field that is wrong.
     """
     try:
         content = _ClassesFile.model_validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
@@ -107,7 +107,7 @@ def read_labelmap(path: Path) -> Labels:
     """Read a `labelmap.txt`: ids in the order of the lines, 255 for pixels without a label.
 
     Raises:
-        DatasetError: The file is not of this form; the message names the first line that is wrong.
+        DatasetError: The file is not valid; the message names the first line that is wrong.
     """
     names: list[str] = []
     colours: list[Colour] = []

