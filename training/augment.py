@@ -1,4 +1,4 @@
-"""Training samples: an image and its mask, scaled, cropped, mirrored and lit at random, aligned to the pixel."""
+"""Data augmentation: random scale, crop, mirroring and brightness, with image and mask aligned to the pixel."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,16 +15,16 @@ _PADDING_GREY = 128
 
 
 class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
-    """The samples, scaled, cropped, mirrored and lit at random.
+    """A data set of randomly scaled, cropped, mirrored and colour-jittered samples.
 
-    Item i is (image, mask): (3, h, w) uint8 RGB, and (h, w) int64 ids. Where a crop reaches beyond its image, the mask
-    has `ignored`. The randomness is torch's, which a loader seeds in each of its workers.
+    Item i is (image, mask): (3, h, w) uint8 RGB, and (h, w) int64 ids. Where a crop extends beyond its image, the mask
+    is `ignored`. The random generator is torch's, which a data loader seeds in each worker.
 
     Args:
-        samples: What to crop from.
+        samples: The images and masks to crop from.
         ignored: The value for pixels without a label.
-        crop: (height, width) in pixels, the same for all whatever the images' sizes; None takes the images whole.
-        scale_jitter: Range of the factor by which an image is resized first.
+        crop: (height, width) in pixels, the same for images of any size; None takes whole images.
+        scale_jitter: Range of the factor by which an image is resized before the crop.
         flip: Whether half of the images are mirrored, left to right.
         colour_jitter: Largest relative change of brightness, contrast and saturation.
     """
@@ -59,14 +59,14 @@ class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
         image, mask = read_sample(self._samples[index])
         pair = (
             tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
-            tv_tensors.Mask(torch.from_numpy(mask).short()),  # -1 may stand for no label
+            tv_tensors.Mask(torch.from_numpy(mask).short()),  # signed, since -1 may mark pixels without a label
         )
         cropped_image, cropped_mask = self._augment(*pair)
         return cropped_image.as_subclass(Tensor), cropped_mask.as_subclass(Tensor).long()
 
 
 class WholeImages(Dataset[tuple[Tensor, Tensor]]):
-    """The samples as they are, each at its own size.
+    """A data set of unchanged samples, each at its own size.
 
     Item i is (image, mask): (H, W, 3) uint8 RGB, and (H, W) uint8 ids.
     """
@@ -83,7 +83,7 @@ class WholeImages(Dataset[tuple[Tensor, Tensor]]):
 
 
 class RandomScale(v2.Transform):  # type: ignore[misc]  # torchvision ships no types
-    """Resize by a factor drawn log-uniformly from a range: masks by nearest, images bilinearly.
+    """Resize by a factor drawn log-uniformly from a range: masks by nearest neighbour, images bilinearly.
 
     Args:
         smallest: The smallest factor.
@@ -95,7 +95,7 @@ class RandomScale(v2.Transform):  # type: ignore[misc]  # torchvision ships no t
         self._range = (smallest, largest)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the size that image and mask are both resized to."""
+        """Draw the size to which both image and mask are resized."""
         low, high = torch.tensor(self._range).log()
         factor = (low + (high - low) * torch.rand(())).exp().item()
         height, width = v2.functional.get_size(flat_inputs[0])
@@ -104,7 +104,7 @@ class RandomScale(v2.Transform):  # type: ignore[misc]  # torchvision ships no t
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize one image or mask."""
         if isinstance(inpt, tv_tensors.Mask):
-            # The plain nearest mode that masks get by default is off by up to half a pixel.
+            # The NEAREST mode, the default for masks, is off by up to half a pixel.
             exact = InterpolationMode.NEAREST_EXACT
             resized = v2.functional.resize_image(inpt.as_subclass(Tensor)[None], params["size"], interpolation=exact)[0]
             return tv_tensors.wrap(resized, like=inpt)

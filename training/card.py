@@ -1,4 +1,4 @@
-"""The model card of a run: what its checkpoint tells of data, recipe and limits."""
+"""The model card of a run: data, recipe and limits, as recorded in its checkpoint."""
 
 import shlex
 from pathlib import Path
@@ -26,15 +26,15 @@ def make_card(
 ) -> ModelCard:
     """Make the card of a run's model.
 
-    Folders of this machine are left out: files are named, not their paths.
+    The card has file names without their folders, which are private to this machine.
 
     Args:
         run: The run.
-        file_name: What the model file is called.
-        data_licence: Licence of the training data; None where it is not known.
+        file_name: The name of the model file.
+        data_licence: Licence of the training data; None if unknown.
         store: How the file stores the weights.
         precision: What the net computes with.
-        calibration_images: Training images that 8-bit integers were calibrated with; None where there are none.
+        calibration_images: Number of training images that 8-bit integers were calibrated with; None without any.
     """
     config = run.record.config
     data_licence = None if data_licence is None else printable(data_licence)
@@ -65,7 +65,7 @@ def make_card(
 
 
 def _name(path: str) -> str:
-    return printable(Path(path).name or path)  # of the working folder, `.`
+    return printable(Path(path).name or path)  # the working folder `.` has no name
 
 
 def _describe_weights(config: TrainConfig) -> str:
@@ -77,7 +77,7 @@ def _describe_weights(config: TrainConfig) -> str:
 
 
 def _recipe(config: TrainConfig) -> dict[str, Option]:
-    """The options of the run without the folders that its files lay in."""
+    """Return the run's options, with file names instead of paths."""
     plain = {**as_plain(config), "backbone": printable(without_folder(config.backbone))}
     for name in ("data", "weights", "start"):
         value = getattr(config, name)

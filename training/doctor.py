@@ -73,7 +73,7 @@ def diagnose(root: Path) -> Diagnosis:
     """Open a data folder and examine all its splits.
 
     Raises:
-        DatasetError: The folder cannot be opened at all, so that there is nothing to examine.
+        DatasetError: The folder cannot be opened at all.
     """
     dataset = open_dataset(root, lenient=True)
     return examine(dataset, tuple(dataset.splits))
@@ -104,10 +104,10 @@ def examine(dataset: Dataset, splits: Sequence[str]) -> Diagnosis:
 
 
 def require_labels(diagnosis: Diagnosis) -> None:
-    """Refuse to train on, or to validate with, masks of which no pixel has a label.
+    """Refuse to train on, or to validate with, a split without any labelled pixel.
 
     Raises:
-        DatasetError: A split that training needs has none.
+        DatasetError: A split that training needs has no labelled pixel.
     """
     for finding in diagnosis.errors:
         if finding.kind == _NO_LABEL:
@@ -115,7 +115,7 @@ def require_labels(diagnosis: Diagnosis) -> None:
 
 
 def near_pairs(first: Sequence[int | None], second: Sequence[int | None]) -> Iterator[tuple[int, int]]:
-    """Find near duplicates by their hashes: (place in `first`, place in `second`) of each pair of NEAR_BITS or less."""
+    """Yield the (index in `first`, index in `second`) of each pair of hashes that differ in NEAR_BITS bits or fewer."""
     known = [place for place, value in enumerate(second) if value is not None]
     hashes = np.array([second[place] for place in known], np.uint64)
     for i, value in enumerate(first):

@@ -1,4 +1,4 @@
-"""Measuring a model on a split: a model file through the runtime, or a checkpoint through torch."""
+"""Evaluate a model on a split: a model file with the runtime, or a checkpoint with torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _Value = TypeVar("_Value", np.uint8, np.float32)
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says of one image.
+    """A model's prediction for one image.
 
     Attributes:
         class_map: (H, W) class ids.
@@ -39,25 +39,25 @@ class Prediction:
 
 
 class Predictor(Protocol):
-    """Turns images into class maps.
+    """Predicts the class maps of images.
 
     Attributes:
-        label_map: What the ids in its class maps mean.
+        label_map: What the ids in the class maps mean.
     """
 
     label_map: LabelMap
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """Return what the model says of an image (H, W, 3) uint8 RGB."""
+        """Return the prediction for an image, (H, W, 3) uint8 RGB."""
         ...
 
 
 class Net(Predictor, Protocol):
-    """A predictor that also tells its scores.
+    """A predictor that also returns its scores.
 
     Attributes:
-        file: The file that holds its weights.
-        geometry: Where the cells of its heatmaps lie.
+        file: The file with the weights.
+        geometry: Where the cells of the heatmaps lie.
     """
 
     file: Path
@@ -69,7 +69,7 @@ class Net(Predictor, Protocol):
 
 
 class ServedNet:
-    """A model file as its users run it."""
+    """A model file, run in the same way as by the server."""
 
     def __init__(self, path: Path, device: str) -> None:
         self._segmenter = fcnseg.load(path, device)
@@ -78,7 +78,7 @@ class ServedNet:
         self.geometry = self._segmenter.info.geometry
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """Return what the server would answer."""
+        """Return the prediction that the server would return."""
         answer = self._segmenter.segment(image, confidence=True)
         if answer.confidence is None:
             raise RuntimeError("a confidence that was asked for did not come")
@@ -101,7 +101,7 @@ class TorchNet:
 
     @torch.inference_mode()
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """Return what the model file would answer."""
+        """Return the prediction that the model file would return."""
         with exact_products():
             class_map, _, confidence = self._model(self._batch(image))
         return Prediction(class_map[0].cpu().numpy(), confidence[0].cpu().numpy())
@@ -118,15 +118,15 @@ class TorchNet:
 
 
 class AveragedPredictor:
-    """A net asked several times, about an image in several sizes and mirrored: better than what is served, and slower.
+    """Test-time augmentation: averages a net's predictions over scales and mirroring; better than served, but slower.
 
-    Each view's scores are brought to the image's pixels and made probabilities by softmax; the class with the highest
-    mean probability wins, and that probability is the confidence.
+    Each view's scores are resampled to the image's pixels and turned into probabilities by softmax; the class with the
+    highest mean probability wins, and that probability is the confidence.
 
     Args:
         net: The net.
-        scales: Sizes, relative to the image's.
-        flip: Whether to ask about each size's mirror image too.
+        scales: Sizes of the views, relative to the image's.
+        flip: Whether to add the mirrored image at each scale.
     """
 
     def __init__(self, net: Net, scales: Sequence[float], *, flip: bool) -> None:
@@ -146,7 +146,7 @@ class AveragedPredictor:
         return Prediction(class_map, (mean.max(axis=0) * 255).round().astype(np.uint8))
 
     def _probabilities(self, image: NDArray[np.uint8], scale: float, *, mirrored: bool) -> NDArray[np.float32]:
-        """(K, H, W) softmax of one view's scores at the image's pixels."""
+        """Return the (K, H, W) softmax of one view's scores at the image's pixels."""
         height, width = image.shape[:2]
         view_height, view_width = max(1, round(height * scale)), max(1, round(width * scale))
         shrinks = view_height * view_width < height * width
@@ -163,12 +163,12 @@ class AveragedPredictor:
 
 
 def open_predictor(path: Path, device: Device) -> Net:
-    """Open a model file (`.onnx`, in any case) through the runtime, or a run folder or checkpoint through torch.
+    """Open a model file (`.onnx`, in any case) with the runtime, or a run folder or checkpoint with torch.
 
     Raises:
         UsageError: The path is neither.
         ModelFileError: The file was not made by fcnseg.
-        DeviceError: The device is not there.
+        DeviceError: The device is not available.
     """
     if path.suffix.lower() == ".onnx":
         return ServedNet(path, device)
@@ -176,10 +176,10 @@ def open_predictor(path: Path, device: Device) -> Net:
 
 
 def require_same_classes(model: LabelMap, data: LabelMap) -> None:
-    """Refuse to measure a model against masks in which ids mean something else.
+    """Check that the ids of a model and of the masks have the same meaning.
 
     Raises:
-        DatasetError: Names or their order differ; the message tells the first difference.
+        DatasetError: Names or their order differ; the message states the first difference.
     """
     names = [[info.name for info in label_map.classes] for label_map in (model, data)]
     for i, (ours, theirs) in enumerate(zip_longest(*names)):
@@ -194,8 +194,8 @@ def measure(predictor: Predictor, samples: Sequence[Sample], ignore_id: int | No
     """Measure class maps against masks, image by image.
 
     Args:
-        predictor: What is measured.
-        samples: Checked images and masks.
+        predictor: The predictor to measure.
+        samples: Images and masks that have been checked.
         ignore_id: The value of pixels without a label.
 
     Yields:
@@ -210,14 +210,14 @@ def measure(predictor: Predictor, samples: Sequence[Sample], ignore_id: int | No
 
 
 def extremes(images: Sequence[Scores], count: int) -> tuple[list[int], list[int]]:
-    """Find the images with the highest and the lowest mean IoU, none of them twice.
+    """Find the images with the highest and the lowest mean IoU; no image is in both lists.
 
     Args:
-        images: The scores of each; one without a labelled pixel counts as neither.
-        count: How many of either are wanted.
+        images: The scores of each image; images without a labelled pixel are left out.
+        count: Most images in each list.
 
     Returns:
-        Indices of the best, the best first; and of the worst, the worst first.
+        Indices of the best images, the best first; and of the worst, the worst first.
     """
     labelled = [i for i, scores in enumerate(images) if any(iou is not None for iou in scores.per_class_iou)]
     ranked = sorted(labelled, key=lambda i: -images[i].mean_iou)

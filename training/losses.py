@@ -1,6 +1,6 @@
-"""What training minimises: cross-entropy over the labelled pixels, and what may be added to it.
+"""The training loss: cross-entropy over the labelled pixels, optionally with Dice and Lovász-softmax losses.
 
-Dice and Lovász-softmax are those of segmentation_models_pytorch.
+The Dice and Lovász-softmax losses are those of segmentation_models_pytorch.
 """
 
 from typing import Literal
@@ -16,7 +16,7 @@ class SegmentationLoss(nn.Module):
     """The loss of a batch of pixel scores.
 
     Args:
-        config: Which terms, and their weights.
+        config: The terms of the loss, and their weights.
         ignored: The value of pixels without a label.
         class_weights: (K,) weight of each class's pixels in the cross-entropy; None weighs all alike.
     """
@@ -44,7 +44,7 @@ class SegmentationLoss(nn.Module):
         )
         if self._dice is not None:
             loss = loss + self._dice_weight * self._dice(scores, masks)
-        # Without a label Lovász's is no scalar. Asking waits for the device, which that loss does itself.
+        # Without a label the Lovász loss is not a scalar. This check synchronises with the GPU, but so does that loss.
         if self._lovasz is not None and (masks != self._ignored).any():
             loss = loss + self._lovasz_weight * self._lovasz(scores, masks)
         return loss
@@ -59,13 +59,13 @@ def cross_entropy(
     reduction: Reduction = "mean",
     hardest: float = 1.0,
 ) -> Tensor:
-    """Cross-entropy over the labelled pixels; 0 where there are none, instead of a mean's 0 / 0.
+    """Compute the cross-entropy over the labelled pixels; 0 if there are none, instead of 0 / 0 for a mean.
 
     Args:
         scores: (N, K, H, W) float.
         masks: (N, H, W) int64 ids.
         ignored: The value of pixels without a label.
-        weights: (K,) weight of each class's pixels; the mean is over the weights.
+        weights: (K,) weight of each class's pixels; the mean is then a weighted mean.
         reduction: Whether to take the mean over the pixels or their sum.
         hardest: Share of the labelled pixels that count, those with the highest loss: online hard example mining.
     """
@@ -86,11 +86,11 @@ def cross_entropy(
 def balance_classes(contents: Contents, how: ClassWeights) -> Tensor | None:
     """Weigh classes by median frequency balancing (Eigen and Fergus, arXiv 1411.4734, section 6.3.2).
 
-    A class's frequency is its share of the labelled pixels of the images that it occurs in; its weight is the median of
-    all frequencies over its own. A class that never occurs weighs 1: there is no pixel to weigh.
+    A class's frequency is its share of the labelled pixels of the images in which it occurs; its weight is the median
+    of all frequencies divided by its own. A class that never occurs gets weight 1, which has no effect.
 
     Args:
-        contents: What the training masks hold.
+        contents: Statistics of the training masks.
         how: `median` for those weights, `sqrt-median` for their square roots, `none` for None.
 
     Returns:

@@ -1,7 +1,7 @@
-"""How well class maps match their masks, over all labelled pixels of all images.
+"""Metrics: how well class maps match their masks, over all labelled pixels of all images.
 
-A pixel without a label counts nowhere. A class that occurs neither in a mask nor in a class map has no figure and is
-left out of the means; one that is only predicted has an IoU of 0, and no accuracy, as there is nothing of it to find.
+Pixels without a label are ignored. A class that occurs neither in a mask nor in a class map has no metrics and is left
+out of the means; a class that is only predicted has an IoU of 0 and no accuracy, since no mask contains it.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,19 @@ from fcnseg.types import ClassMap
 BOUNDARY_RATIO = 0.02
 """Width of the boundary band as a share of the image's diagonal: the default of boundary IoU (arXiv 2103.16562)."""
 CALIBRATION_BINS = 15
-"""255 / 15 is whole, so that no bin's edge falls between two rounded values of a confidence."""
+"""255 / 15 is an integer, so that bin edges coincide with rounded confidences."""
 _LEVELS = 256
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix tells. Every figure lies in 0..1; a mean over nothing is 0.0.
+    """Scores computed from a confusion matrix. Every value is in 0..1; a mean over no classes is 0.0.
 
     Attributes:
         mean_iou: Mean of `per_class_iou` over the classes that occur.
         pixel_accuracy: Share of the labelled pixels whose class is right.
-        mean_accuracy: Mean over the classes that occur in the masks of the share of a class's pixels that was found.
+        mean_accuracy: Mean recall: the share of a class's pixels that is predicted right, averaged over the classes in
+            the masks.
         frequency_weighted_iou: Mean of `per_class_iou`, each weighted by the class's pixels in the masks.
         per_class_iou: Intersection over union of each class, in the order of the ids; None for a class that occurs
             neither in a mask nor in a class map.
@@ -45,7 +46,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Measures(Scores):
-    """Everything that is measured on a set of images.
+    """All metrics of a set of images.
 
     Attributes:
         boundary_iou: Mean over the classes that occur of the IoU of their boundary bands, in 0..1.
@@ -61,16 +62,16 @@ class Measures(Scores):
 
 
 class Meter:
-    """Gathers a confusion matrix batch by batch, on any device: what a validation in training takes.
+    """Accumulates a confusion matrix batch by batch on any device, for the validation during training.
 
     Args:
         num_classes: Number of classes, K.
-        ignore_id: The value of pixels without a label, which count for nothing.
-        device: Where the matrix lies.
+        ignore_id: The value of pixels without a label, which are ignored.
+        device: The device that holds the matrix.
     """
 
     def __init__(self, num_classes: int, ignore_id: int | None, device: torch.device | str = "cpu") -> None:
-        # Masks are checked before anything is measured; looking at every value again would take most of the time.
+        # Masks have been checked already; validating every value again would take most of the time.
         self._matrix = MulticlassConfusionMatrix(num_classes, ignore_index=ignore_id, validate_args=False).to(device)
 
     def update(self, class_map: Tensor, mask: Tensor) -> None:
@@ -78,7 +79,7 @@ class Meter:
 
         Args:
             class_map: (..., H, W) predicted ids, 0 to K - 1, of any integer type.
-            mask: As many true ids, 0 to K - 1 or the ignore id.
+            mask: True ids of the same shape, 0 to K - 1 or the ignore id.
         """
         self._matrix.update(class_map.long(), mask.long())
 
@@ -88,11 +89,11 @@ class Meter:
 
 
 class FullMeter:
-    """Gathers everything that is measured, image by image, in memory that does not grow with the pixels.
+    """Accumulates all metrics image by image, in memory that does not grow with the number of pixels.
 
     Args:
         num_classes: Number of classes, K.
-        ignore_id: The value of pixels without a label, which count for nothing.
+        ignore_id: The value of pixels without a label, which are ignored.
         boundary_ratio: Width of the boundary band as a share of each image's diagonal.
     """
 
@@ -102,8 +103,8 @@ class FullMeter:
         self._boundary_ratio = boundary_ratio
         self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self._bands = np.zeros((2, num_classes), np.int64)  # intersections, unions
-        # torchmetrics' calibration error keeps every pixel; confidences of 256 values need no more than two counts.
-        self._levels = np.zeros((2, _LEVELS), np.int64)  # pixels, right ones
+        # torchmetrics' calibration error stores every pixel; for 256 confidence levels, two counts per level suffice.
+        self._levels = np.zeros((2, _LEVELS), np.int64)  # pixels, correct pixels
         self._images: list[Scores] = []
 
     def update(self, class_map: ClassMap, mask: NDArray[np.uint8], confidence: NDArray[np.uint8]) -> None:
@@ -161,16 +162,16 @@ def score(confusion: Tensor) -> Scores:
 def band_overlaps(
     class_map: ClassMap, mask: NDArray[np.uint8], labelled: NDArray[np.bool_], num_classes: int, ratio: float
 ) -> NDArray[np.int64]:
-    """Count, for boundary IoU, where the boundary bands of each class meet and where either of them is.
+    """Count the pixels in the intersection and in the union of each class's two boundary bands, for boundary IoU.
 
-    A class's band holds its pixels that are within d pixels (along rows, columns and diagonals alike) of a pixel that
-    is not of the class, or of the image's edge, d being the rounded share of the diagonal and at least 1. Pixels
-    without a label are of no class in the mask nor in the class map, so that their edge bounds both alike.
+    A class's band consists of its pixels that are within d pixels (in rows, columns and diagonals) of a pixel of
+    another class or of the image's edge; d is `ratio` times the image's diagonal, rounded and at least 1. Pixels
+    without a label belong to no class in both the mask and the class map, so that their border is a boundary in both.
 
     Args:
         class_map: (H, W) predicted ids, 0 to K - 1.
         mask: (H, W) true ids, 0 to K - 1 where labelled.
-        labelled: (H, W) where the mask has a label.
+        labelled: (H, W) True where the mask has a label.
         num_classes: Number of classes, K.
         ratio: The band's width as a share of the diagonal.
 
@@ -191,16 +192,16 @@ def band_overlaps(
 
 
 def expected_calibration_error(pixels: NDArray[np.int64], right: NDArray[np.int64]) -> float | None:
-    """Mean distance of confidence and accuracy over bins of equal width, each weighted by its pixels.
+    """Compute the mean distance between confidence and accuracy over bins of equal width, weighted by their pixels.
 
-    The bins are those of arXiv 1706.04599, each with its upper edge and without its lower one.
+    The bins are those of arXiv 1706.04599: each includes its upper edge and excludes its lower one.
 
     Args:
         pixels: (256,) pixels by confidence times 255.
-        right: (256,) those of them whose class is right.
+        right: (256,) correct pixels by confidence times 255.
 
     Returns:
-        The error in 0..1; None without a pixel.
+        The error in 0..1; None if there are no pixels.
     """
     total = pixels.sum()
     if not total:
@@ -212,8 +213,8 @@ def expected_calibration_error(pixels: NDArray[np.int64], right: NDArray[np.int6
 
 
 def _band(ids: NDArray[np.uint16], none: int, width: int) -> NDArray[np.bool_]:
-    """Mark the pixels of a class with another id, or the image's edge, within `width` of them."""
-    # Erosion of every class at once: a window around a pixel holds its class alone if the least id is the largest.
+    """Mark the pixels of any class that have another id or the image's edge within `width` pixels."""
+    # Erosion of all classes at once: the window around a pixel contains one class if its least and largest id agree.
     window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     least, largest = (
         change(ids, window, borderType=cv2.BORDER_CONSTANT, borderValue=float(none))

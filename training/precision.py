@@ -1,7 +1,7 @@
-"""Arithmetic of fewer bits, and what it costs: 16-bit floats for GPUs, 8-bit integers for CPUs that multiply them fast.
+"""Reduced precision and its cost: 16-bit floats for GPUs, 8-bit integers for CPUs that multiply them fast.
 
-Either is made from a net that is proved in 32 bits. Images come in and scores go out as they do there; normalisation,
-and all that follows the heatmap, stay in 32 bits.
+Both are made from a net that passed the parity check in 32 bits. The types of inputs and outputs do not change;
+normalisation, and all computation after the heatmap, stay in 32 bits.
 """
 
 import copy
@@ -36,20 +36,20 @@ _TIMED_RUNS = 15
 
 
 class Images(Protocol):
-    """Images that are read when they are asked for, each (H, W, 3) uint8 RGB; a list of them is such too."""
+    """A sequence of images that may be read on demand, each (H, W, 3) uint8 RGB; a list of arrays qualifies too."""
 
     def __len__(self) -> int:
-        """Tell how many there are."""
+        """Return the number of images."""
 
     def __getitem__(self, index: int, /) -> NDArray[np.uint8]:
-        """Return one."""
+        """Return an image."""
 
 
 def halve(rounded: SegmentationModel) -> SegmentationModel:
-    """Return a copy of a model whose net computes with 16-bit floats, as tensor cores take them.
+    """Return a copy of a model whose net computes with 16-bit floats, the input type of tensor cores.
 
     Args:
-        rounded: The model with weights of 16 bits (see `round_weights`), to which the copy is compared.
+        rounded: The model with weights of 16 bits (see `round_weights`), with which the copy is compared.
     """
     halved = copy.deepcopy(rounded)
     halved.on_tensor_cores = True
@@ -59,16 +59,20 @@ def halve(rounded: SegmentationModel) -> SegmentationModel:
 
 
 def quantise(path: Path, images: Images) -> onnx.ModelProto:
-    """Return the graph of a model file whose convolutions, and what lies between them, compute with 8-bit integers.
+    """Quantise a model file: its convolutions, and the operators between them, compute with 8-bit integers.
 
-    Weights are scaled for each channel, and kept within 7 bits: processors without VNNI add pairs of products in 16
-    bits, which would overflow (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). What
-    lies between convolutions would else turn all values into floats and back. The first convolutions, which see the
-    image, and those that score stay in 32 bits: they are few, and cost most accuracy.
+    Weights are scaled per channel and limited to 7 bits: processors without VNNI add pairs of products in 16 bits,
+    which would overflow (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). Operators
+    between convolutions are quantised too, since they would otherwise convert all values to floats and back. The first
+    convolutions, which see the image, and the score layers stay in 32 bits: they are few, and quantising them costs the
+    most accuracy.
 
     Args:
         path: The model file, in 32 bits.
-        images: Calibration images. The range of a layer's input is that of 99.99 % of what they give.
+        images: Calibration images. The range of a layer's input covers 99.99 % of its values on these images.
+
+    Returns:
+        The quantised graph.
 
     Raises:
         UsageError: There is no image.
@@ -87,7 +91,7 @@ def quantise(path: Path, images: Images) -> onnx.ModelProto:
 
 
 def _kept_in_floats(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes to the last of the first convolutions, and of those that score with all that follows them."""
+    """Return the names of the nodes up to the last of the first convolutions, and of the score layers and all after."""
     nodes = list(graph.node)
     convolutions = [i for i, node in enumerate(nodes) if node.op_type == "Conv"]
     kept = [node.name for node in nodes[: max(convolutions[:_FIRST], default=-1) + 1]]
@@ -100,7 +104,7 @@ def _kept_in_floats(graph: onnx.GraphProto) -> list[str]:
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc] # it has no types
-    """Gives images in ranges, of one each: what a range's images give is held together, and must be of one size."""
+    """Yields images in ranges, of one image each: a range's activations are kept together and must have one size."""
 
     def __init__(self, images: Images) -> None:
         self._images = images
@@ -129,7 +133,7 @@ class _ImagesOf:
 
 
 def calibration_images(samples: Sequence[Sample], count: int) -> Images:
-    """Return so many images of a split, evenly spread over it."""
+    """Return `count` images of a split, evenly spread over it."""
     count = min(count, len(samples))
     return _ImagesOf([samples[i * len(samples) // count] for i in range(count)])
 
@@ -137,14 +141,14 @@ def calibration_images(samples: Sequence[Sample], count: int) -> Images:
 def compare(
     file: Path, reference: Path, samples: Sequence[Sample], ignore_id: int | None, device: str = "auto"
 ) -> PrecisionRecord:
-    """Measure a model file beside the same model in 32 bits: mean IoU, and time in turns on the first image.
+    """Compare a model file with the same model in 32 bits: mean IoU, and alternating timed runs on the first image.
 
     Args:
         file: The model file.
         reference: The model file in 32 bits.
         samples: Images and masks, at least one.
         ignore_id: The value of pixels without a label.
-        device: Where both run.
+        device: The device on which both run.
     """
     device = resolve_device(device)
     nets = [ServedNet(path, device) for path in (file, reference)]
@@ -164,5 +168,5 @@ def _mean_iou(net: ServedNet, samples: Sequence[Sample], ignore_id: int | None) 
 
 def _seconds(net: ServedNet, image: NDArray[np.uint8]) -> float:
     began = time.perf_counter()
-    net.heatmap(image)  # the whole run: a file's outputs come together
+    net.heatmap(image)  # a complete run, which computes all outputs of the file
     return time.perf_counter() - began

@@ -1,6 +1,6 @@
-"""What a run starts from: its classifier, or the run of a coarser variant (arXiv 1411.4038, section 4.2).
+"""Initialise a run from its classifier, or from a run of a coarser variant (arXiv 1411.4038, section 4.2).
 
-A new skip's score layer is zero, so that the finer net starts by scoring as the coarser one does.
+A new skip's score layer is initialised to zero, so that at first the finer net gives the scores of the coarser one.
 """
 
 from pathlib import Path
@@ -19,11 +19,11 @@ _NEW = ("net.scores.", "net.upscores.")
 
 
 def build_for(config: TrainConfig, label_map: LabelMap) -> SegmentationModel:
-    """Build the model of a configuration, with the weights that it asks to start from.
+    """Build the model of a configuration, with the weights from which training starts.
 
     Raises:
         ArchitectureError, WeightsError, UsageError, ModelFileError: The net cannot be built, its weights cannot be
-            had, or the run in `start` is not one that this one can follow.
+            obtained, or this run cannot start from the run in `start`.
     """
     if is_net_file(config.backbone) and config.start is None and config.mean is None:
         raise UsageError(
@@ -41,7 +41,7 @@ def build_for(config: TrainConfig, label_map: LabelMap) -> SegmentationModel:
 
 
 def _build(config: TrainConfig, label_map: LabelMap, earlier: RunRecord | None) -> SegmentationModel:
-    """Build a model; one that is to take over an earlier run's weights has its normalisation, unless told otherwise."""
+    """Build a model; if an earlier run is given, use its normalisation unless the configuration has another one."""
     return build_model(
         config.backbone,
         config.variant,
@@ -59,7 +59,7 @@ def _build(config: TrainConfig, label_map: LabelMap, earlier: RunRecord | None) 
 
 
 def _read_start(path: Path, config: TrainConfig, label_map: LabelMap) -> Checkpoint:
-    """Read the run that another is to start from, if it is of a coarser variant, or the same, of the same net."""
+    """Read the run to start from; it must have the same net and a coarser or the same variant."""
     checkpoint = read_checkpoint(path)
     earlier = checkpoint.record
     for name in ("backbone", "tail", "upsampling"):
@@ -90,7 +90,7 @@ def _size(size: tuple[int, int] | None) -> str:
 
 
 def _take_over(model: SegmentationModel, start: Checkpoint) -> None:
-    """Give a model the weights of an earlier run; what that does not have stays as it is built."""
+    """Load the weights of an earlier run into a model; new layers, which that run lacks, stay as they were built."""
     unfit = model.load_state_dict(start.weights, strict=False)
     strange = [*unfit.unexpected_keys, *(key for key in unfit.missing_keys if not key.startswith(_NEW))]
     if strange:

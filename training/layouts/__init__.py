@@ -1,4 +1,4 @@
-"""The layouts that data sets come in, one a file, and which of them a folder has."""
+"""Supported layouts of data sets, one per module, and their detection."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ _SHOWN = 8
 
 
 def find_layout(root: Path) -> Layout:
-    """Return the one layout that a folder has.
+    """Return the layout of a folder.
 
     Raises:
-        DatasetError: It has none or several; the message says what was found and what each layout looks like.
+        DatasetError: The folder fits no layout or several; the message says what was found and describes each layout.
     """
     fitting = _fitting(root)
     if len(fitting) == 1:

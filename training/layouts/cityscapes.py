@@ -1,7 +1,7 @@
 """Cityscapes: `leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and `gtFine/SPLIT/CITY/*_gtFine_labelIds.png`.
 
-Of its 34 label ids, 19 are classes to train on, in the order and the colours that its authors publish; the others count
-as pixels without a label. Images of a split without `gtFine` are left alone.
+Of its 34 label ids, 19 are classes to train on, in the order and with the colours that its authors publish; the others
+count as pixels without a label. Images of a split without `gtFine` are ignored.
 """
 
 from pathlib import Path

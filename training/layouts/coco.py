@@ -1,12 +1,12 @@
-"""COCO: images and annotation files of polygons and run lengths, as COCO, CVAT, Label Studio and Roboflow lay them out.
+"""COCO: images and annotation files with polygons and run lengths, in the layouts of four tools.
 
     COCO                               CVAT                                 Label Studio   Roboflow
     annotations/instances_val2017.json annotations/instances_default.json   result.json    valid/_annotations.coco.json
     val2017/ or images/val2017/        images/default/ or images/           images/        valid/
 
-Each file is a split, named by its name or its folder; a single file that names none is split by a hash. Class 0 is the
-background, and the categories follow in the order of their ids; a category `background` is class 0 itself. An image
-without annotations is all background.
+Each annotation file is a split, whose name comes from the file's name or its folder; if a single file names no split,
+its images are split by a hash. Class 0 is the background, and the categories follow in the order of their ids; a
+category `background` is class 0 itself. An image without annotations is all background.
 """
 
 import errno
@@ -77,7 +77,7 @@ def _given_name(path: Path) -> str:
 
 
 def _number(file: CocoFile) -> tuple[list[str], dict[int, int]]:
-    """The names of the classes, and the class of each category."""
+    """Return the names of the classes, and the class id of each category id."""
     names, class_ids = [_BACKGROUND], {}
     for category_id, name in file.categories.items():
         if name.casefold() == _BACKGROUND:
@@ -114,7 +114,7 @@ def _pairs(root: Path, file: CocoFile, class_ids: Mapping[int, int]) -> Pairs:
 
 
 def _find(name: str, folders: list[Path]) -> Path | None:
-    """Find an image; some exporters write Windows' separators, or the path on the machine that exported."""
+    """Find an image; some exporters write Windows path separators, or the path on the exporting machine."""
     for candidate in (name, name.replace("\\", "/"), PureWindowsPath(name).name):
         for folder in folders:
             if _is_file(folder / candidate):
@@ -126,7 +126,7 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # of an address with a signature, or of the image itself as text
+        if error.errno == errno.ENAMETOOLONG:  # the name is a signed URL, or the image itself as text
             return False
         raise
 

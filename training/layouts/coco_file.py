@@ -1,4 +1,4 @@
-"""A COCO annotation file, checked and packed as it is parsed: its peak of memory is about twice the file's size."""
+"""Read a COCO annotation file, packing entries while it is parsed: peak memory is about twice the file's size."""
 
 import json
 from array import array
@@ -58,9 +58,9 @@ class CocoFile:
 
     Attributes:
         path: The file.
-        images: In the file's order, no id twice.
-        categories: Names by id, in the order of the ids.
-        annotations: Each image's annotations by the image's id.
+        images: Images in the file's order, with unique ids.
+        categories: Category names by id, in the order of the ids.
+        annotations: The annotations of each image, by the image's id.
     """
 
     path: Path
@@ -73,7 +73,7 @@ def read_coco(path: Path) -> CocoFile:
     """Read a COCO annotation file.
 
     Raises:
-        DatasetError: The file is no such JSON, or an entry is not of its form or names what is not there.
+        DatasetError: The file is not COCO JSON, or an entry is invalid or refers to an id that is not in the file.
     """
     try:
         packed = _Packed.model_validate(json.loads(path.read_bytes(), object_hook=_pack))
@@ -116,7 +116,7 @@ def _by_image(path: Path, packed: _Packed, categories: Mapping[int, str]) -> dic
 
 
 def _pack(fields: dict[str, Any]) -> dict[str, Any] | CocoAnnotation:
-    """Pack an annotation as soon as it is parsed: as Python's lists of numbers a file takes ten times its size."""
+    """Pack an annotation as soon as it is parsed: Python lists of numbers would take ten times the file's size."""
     if not {"image_id", "category_id"} <= fields.keys():
         return fields
     name = fields.get("id", "without an id")
@@ -148,7 +148,7 @@ def _pack_area(segmentation: Any) -> Polygons | RunLengths:
 
 
 class _EntryError(ValueError):
-    """An annotation that is COCO's in form and still cannot be drawn; the message says why."""
+    """An annotation has COCO's form but cannot be drawn; the message says why."""
 
 
 def _reason(error: Exception) -> str:

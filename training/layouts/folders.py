@@ -1,4 +1,4 @@
-"""`images/` and `masks/`: with split lists beside them, with a folder for each split in them, or with neither."""
+"""`images/` and `masks/`: with split lists beside them, with a subfolder for each split, or without splits."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the layouts share: what a layout is, images matched to masks by name, and splits where none are given."""
+"""Common parts of the layouts: the types, matching images to masks by name, and making splits if none are given."""
 
 import hashlib
 import os
@@ -20,13 +20,13 @@ _YEAR = re.compile(r"(?<=[a-z])_?(19|20)\d\d$")
 
 @dataclass(frozen=True)
 class Unpaired:
-    """Something that lacks its other half: an image, a mask, or a name in a list.
+    """An item without a counterpart: an image without a mask, a mask without an image, or a listed name without a file.
 
     Attributes:
-        kind: What it is: `image`, `mask`, `name`, `image folder` or `mask folder`.
-        name: Its file's name, or the name in the list.
-        lacks: What there is none of, such as `mask in DATA/masks`.
-        split: Where; None where there are no splits.
+        kind: The kind of item: `image`, `mask`, `name`, `image folder` or `mask folder`.
+        name: The item's file name, or the name in the list.
+        lacks: The missing counterpart, such as `mask in DATA/masks`.
+        split: The item's split; None if there are no splits.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Unpaired:
 
     @property
     def remedy(self) -> str:
-        """What helps, in a few words."""
+        """The remedy, in a few words."""
         return f"add it, or take the {self.kind} out"
 
     def __str__(self) -> str:
@@ -53,13 +53,13 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Listing:
-    """The samples of a data folder; nothing but lists and annotation files has been opened.
+    """The samples of a data folder; only lists and annotation files have been opened.
 
     Attributes:
         splits: Samples by split.
-        label_map: The classes that the layout or the data folder declares; None where only the masks can tell them.
-        note: What the user should know of how the splits came about; None where the folder says them.
-        unpaired: What lacks its other half, in any split.
+        label_map: The classes that the layout or the data folder declares; None if only the masks contain them.
+        note: A remark for the user on how the splits were made; None if the folder defines them.
+        unpaired: Items without a counterpart, in any split.
     """
 
     splits: Mapping[str, Sequence[Sample]]
@@ -69,14 +69,14 @@ class Listing:
 
     @classmethod
     def of_pairs(cls, splits: Mapping[str, Pairs], label_map: LabelMap | None) -> "Listing":
-        """Return the listing of splits that have been paired one by one."""
+        """Return the listing of splits whose images and masks have been paired."""
         unpaired = tuple(replace(lone, split=name) for name, pairs in splits.items() for lone in pairs.unpaired)
         return cls({name: pairs.samples for name, pairs in splits.items()}, label_map, unpaired=unpaired)
 
     @classmethod
     def held_out(cls, pairs: Pairs, label_map: LabelMap | None, remedy: str) -> "Listing":
-        """Return the listing of samples without splits, about a tenth of them set aside (see `held_out`)."""
-        if pairs.unpaired and len(pairs.samples) < 2:  # what is unpaired is the trouble, not their number
+        """Return the listing of samples without splits, with about a tenth held out (see `held_out`)."""
+        if pairs.unpaired and len(pairs.samples) < 2:  # report the unpaired items rather than the number of samples
             return cls({"train": pairs.samples}, label_map, None, tuple(pairs.unpaired))
         splits, note = held_out(pairs.samples, remedy)
         return cls(splits, label_map, note, tuple(pairs.unpaired))
@@ -87,10 +87,10 @@ class Layout:
     """One way to lay out a data set.
 
     Attributes:
-        name: What it is called.
-        shape: The files and folders that it consists of, for a message.
-        fits: Whether a folder has it, told by the names in it.
-        read: Lists a folder that has it, given what `classes.json` or `labelmap.txt` says.
+        name: The layout's name.
+        shape: The layout's files and folders, for messages.
+        fits: Tells whether a folder has this layout, by the names in it.
+        read: Lists a folder of this layout, given the labels of `classes.json` or `labelmap.txt`.
     """
 
     name: str
@@ -116,7 +116,7 @@ def files_of(folder: Path) -> Files:
     """List the files of a folder.
 
     Raises:
-        DatasetError: Two files differ by their suffix alone.
+        DatasetError: Two files differ only in their suffix.
     """
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
@@ -132,7 +132,7 @@ def match_folders(image_folder: Path, mask_folder: Path, labels: Labels | None) 
     """Pair the images of a folder with the masks of another, by their names without suffix.
 
     Raises:
-        DatasetError: Two files of a folder differ by their suffix alone, or there is a folder among the images.
+        DatasetError: Two files of a folder differ only in their suffix, or there is a folder among the images.
     """
     with os.scandir(image_folder) as entries:
         below = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
@@ -158,7 +158,7 @@ def match_folders(image_folder: Path, mask_folder: Path, labels: Labels | None) 
 
 
 def match_list(path: Path, images: Files, masks: Files, labels: Labels | None) -> Pairs:
-    """Pair the images that a split list names, one a line, with their masks.
+    """Pair the images that a split list names, one per line, with their masks.
 
     Args:
         path: The list.
@@ -167,7 +167,7 @@ def match_list(path: Path, images: Files, masks: Files, labels: Labels | None) -
         labels: The classes' colours, for masks drawn in them.
 
     Raises:
-        DatasetError: The list is not text, or a line stands twice.
+        DatasetError: The list is not text, or a line is repeated.
     """
     pairs = Pairs()
     seen: dict[str, str] = {}
@@ -197,30 +197,30 @@ def match_list(path: Path, images: Files, masks: Files, labels: Labels | None) -
 
 
 def unpaired(kind: str, found: Mapping[str, Path], others: Iterable[str], lacks: str) -> Iterator[Unpaired]:
-    """Tell the files that lack their other half.
+    """Yield the files without a counterpart.
 
     Args:
-        kind: What the files are.
-        found: The files by what they are matched by.
-        others: What their other halves are matched by.
-        lacks: What those lack that have none.
+        kind: The kind of the files.
+        found: The files by the keys that they are matched by.
+        others: The keys of the possible counterparts.
+        lacks: The description of the missing counterpart.
     """
     for key in sorted(found.keys() - set(others)):
         yield Unpaired(kind, found[key].name, lacks)
 
 
 def split_name(name: str) -> str:
-    """Return what a folder or file of a split stands for: `Training`, `train2017` and `train` are one."""
+    """Normalise the name of a split's folder or file: `Training`, `train2017` and `train` mean the same split."""
     plain = _YEAR.sub("", name.casefold())
     known = _ALIASES.get(plain, plain)
     return known if known in {"train", "val", "test"} else name
 
 
 def by_split(paths: Iterable[Path]) -> dict[str, Path]:
-    """Return folders or lists of splits by the splits that they stand for.
+    """Return folders or lists by their normalised split names.
 
     Raises:
-        DatasetError: Two stand for one.
+        DatasetError: Two of them are the same split.
     """
     found: dict[str, Path] = {}
     for path in paths:
@@ -232,17 +232,17 @@ def by_split(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def held_out(samples: Sequence[Sample], remedy: str) -> tuple[dict[str, Sequence[Sample]], str]:
-    """Set about a tenth of the samples aside for validation, told by a hash of their names.
+    """Hold out about a tenth of the samples for validation, chosen by a hash of their names.
 
-    The side of a sample depends on its name alone, so that samples added later move none; only where no name falls to
-    validation does the one that comes nearest to it.
+    A sample's split depends only on its name, so that samples added later do not move others. If no hash falls below
+    the threshold for validation, the sample with the smallest hash is taken.
 
     Args:
-        samples: All there are.
+        samples: All samples.
         remedy: What a user who wants other splits has to write.
 
     Returns:
-        The splits, and what was done as one line.
+        The splits, and a note in one line on how they were made.
 
     Raises:
         DatasetError: There are fewer than two samples.
@@ -260,6 +260,6 @@ def held_out(samples: Sequence[Sample], remedy: str) -> tuple[dict[str, Sequence
 
 
 def _place(name: str) -> float:
-    """A name's place in [0, 1), the same on every machine; the suffix does not count."""
+    """Hash a name without its suffix to a number in [0, 1), the same on every machine."""
     digest = hashlib.sha256(str(PurePosixPath(name).with_suffix("")).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

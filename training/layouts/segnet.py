@@ -1,4 +1,4 @@
-"""SegNet's CamVid: a folder of images for each split, and one of masks whose name ends in `annot`."""
+"""SegNet's CamVid: for each split a folder of images, and a folder of masks with the suffix `annot` in its name."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """PASCAL VOC: `JPEGImages/`, `SegmentationClass/` and the lists in `ImageSets/Segmentation/`; CVAT exports it too.
 
-Masks are PNGs of palette indices, or of the colours of `labelmap.txt`. Images without a mask are left alone: most of
-VOC's have none.
+Masks are PNGs of palette indices, or of the colours of `labelmap.txt`. Images without a mask are ignored: most of VOC's
+have none.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ _NAMES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-_VOID_COLOUR = (224, 224, 192)  # the outlines of objects, where masks are drawn in colours
+_VOID_COLOUR = (224, 224, 192)  # colour of the outlines of objects, in masks drawn in colours
 _LISTS = Path("ImageSets", "Segmentation")
 
 
@@ -29,7 +29,7 @@ def _read(root: Path, labels: Labels | None) -> Listing:
     images, masks = files_of(root / "JPEGImages"), files_of(root / "SegmentationClass")
     lists = sorted((root / _LISTS).glob("[!.]*.txt"))
     splits = {split: match_list(path, images, masks, labels) for split, path in by_split(lists).items()}
-    if splits and set(splits) != {"default"}:  # CVAT's name for what is in no split
+    if splits and set(splits) != {"default"}:  # CVAT's name for images that are in no split
         return Listing.of_pairs(splits, labels.label_map)
     pairs = splits["default"] if splits else _match_masks(images, masks, labels)
     return Listing.held_out(pairs, labels.label_map, f"write train.txt and val.txt in {root / _LISTS}")
