@@ -1,4 +1,4 @@
-"""The moving average of the weights, which is what a run validates and keeps."""
+"""The exponential moving average of the weights, which a run validates and saves."""
 
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
@@ -6,15 +6,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class MovingAverage(WeightAveraging):
-    """Averages the weights exponentially, over fewer steps at the beginning than later.
+    """Keeps an exponential moving average of the weights, over fewer steps at the beginning than later.
 
-    Step n's decay is min(decay, (1 + n) / (10 + n)): with the full decay from the start, the first epochs would be
-    validated on the weights that they began with. Buffers, such as BatchNorm's statistics, are those of the last step.
+    Step n's decay is min(decay, (1 + n) / (10 + n)): with the full decay from the start, validation after the first
+    epochs would see almost the initial weights. Buffers, such as BatchNorm's statistics, are those of the last step.
 
-    All tensors of a type are averaged at once, so that a GPU is waited for once a step, and not for each of them.
+    All tensors of a dtype are averaged at once, so that the GPU is synchronised once per step, not once per tensor.
 
     Args:
-        decay: What the average keeps of itself at a step, in 0..1.
+        decay: The weight of the previous average at a step, in 0..1.
     """
 
     def __init__(self, decay: float) -> None:

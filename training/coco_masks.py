@@ -1,7 +1,7 @@
-"""COCO's annotations as masks: polygons and run-length encodings, drawn as pycocotools draws them.
+"""Draw masks from COCO annotations: polygons and run-length encodings, rasterised as pycocotools does.
 
-Smaller objects go over larger ones, and of equally large ones the later. A group of objects (`iscrowd`) has the class
-of its members, as CVAT also marks every mask drawn with the brush.
+Smaller objects cover larger ones, and of equally large ones the later covers the earlier. A group of objects
+(`iscrowd`) has the class of its members; CVAT also marks every mask drawn with the brush as such a group.
 """
 
 import json
@@ -31,10 +31,10 @@ class Polygons:
 
 @dataclass(frozen=True, slots=True)
 class RunLengths:
-    """An object as runs of pixels outside and inside it, down one column after the other.
+    """An object's run-length encoding: runs of pixels alternately outside and inside it, in column-major order.
 
     Attributes:
-        counts: Lengths of the runs, the first outside; or COCO's text form of them.
+        counts: Lengths of the runs, the first one outside; or COCO's text form of them.
         size: Height and width of the image.
     """
 
@@ -59,7 +59,7 @@ class CocoObject:
 
 @dataclass(frozen=True, slots=True)
 class CocoMask:
-    """The mask of one image of an annotation file: what no object covers is class 0.
+    """The mask of one image of an annotation file; pixels that no object covers are class 0.
 
     Attributes:
         path: The annotation file.
@@ -98,12 +98,12 @@ class CocoMask:
         return np.ascontiguousarray(columns.reshape(self.width, self.height).T)
 
     def content(self) -> bytes:
-        """Return the bytes that decide the mask, for a fingerprint."""
+        """Return bytes that determine the mask, for a fingerprint."""
         drawn = [(found.class_id, _as_text(found.area)) for found in self.objects]
         return json.dumps([self.height, self.width, drawn]).encode()
 
     def _runs(self, found: CocoObject) -> NDArray[np.int64]:
-        """The lengths of an object's runs, which fill the image exactly."""
+        """Return the lengths of an object's runs, whose sum is the number of the image's pixels."""
         if isinstance(found.area, Polygons):
             self._require_near(found, found.area)
             parts = coco_mask.frPyObjects(
@@ -115,7 +115,7 @@ class CocoMask:
         if found.area.size != (self.height, self.width):
             raise self._error(found, f"is run-length encoded for {found.area.size[1]}x{found.area.size[0]} pixels")
         pixels = self.height * self.width
-        wrong = runs[(runs < 0) | (runs > pixels)]  # the sum of such may overflow
+        wrong = runs[(runs < 0) | (runs > pixels)]  # their sum may overflow
         if wrong.size:
             raise self._error(found, f"has run lengths, one of them of {wrong[0]} pixels")
         if runs.sum() != pixels:
@@ -123,7 +123,7 @@ class CocoMask:
         return runs
 
     def _require_near(self, found: CocoObject, polygons: Polygons) -> None:
-        """Refuse what lies far beyond the image: drawing it would take memory without bound."""
+        """Refuse points far outside the image: drawing them would take unbounded memory."""
         for outline in polygons.outlines:
             points = np.array(outline).reshape(-1, 2)
             beyond = ~((points >= -self._size) & (points <= 2 * self._size)).all(axis=1)  # true for NaN too
@@ -149,7 +149,7 @@ def _as_text(area: Polygons | RunLengths) -> Sequence[object]:
 
 
 def _read_counts(text: bytes) -> NDArray[np.int64]:
-    """Read COCO's text form; what is no such text gives runs that do not fill the image."""
+    """Read COCO's text form of run lengths; invalid text gives runs that do not fill the image."""
     try:
         runs = rle.read_numbers(text)
     except ValueError:

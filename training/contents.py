@@ -1,4 +1,4 @@
-"""What the files of a data set hold, found by opening every one: sizes, pixels of each class, and what is wrong."""
+"""Statistics of a data set's files, found by opening every one: sizes, pixels of each class, and faults."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +18,12 @@ from training.labels import CLASSES_FILE
 from training.samples import Sample, read_image, size_fault
 
 MASK_IDS = 256
-"""Values that a pixel of a mask may have: those of a byte."""
+"""Number of values that a pixel of an 8-bit mask may have."""
 _SHOWN = 5
 _THREADS = 8
 _BINARY = {0, 255}
-_VOC_OUTLINE = (224, 224, 192)  # of PASCAL VOC's objects, which has no label
-_FLAT = 2.0  # grey levels: below, an image has no structure to be known by
+_VOC_OUTLINE = (224, 224, 192)  # colour of the outlines of PASCAL VOC's objects, which have no label
+_FLAT = 2.0  # grey levels: with a smaller range, an image has too little structure for a perceptual hash
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 FaultKind: TypeAlias = Literal["unreadable image", "unreadable mask", "sizes differ", "unknown ids", "0/255 binary"]
@@ -44,17 +44,17 @@ class Fault:
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found in the files of some samples; the faulty ones count for nothing.
+    """Statistics of the files of some samples, without the faulty ones.
 
     Attributes:
         images: Number of images.
         class_pixels: Pixels of each class, in the order of the ids.
-        class_extent: Labelled pixels of all the images that hold a class, for each class.
+        class_extent: For each class, the labelled pixels of all images in which it occurs.
         ignored_pixels: Pixels without a label.
-        size: Median over the images of (height, width), each side by itself.
+        size: (median height, median width) of the images.
         one_size: Whether all images have that size.
         hashes: 64-bit perceptual hash of each image, in the order of the samples; None for flat or faulty ones.
-        faults: What is wrong, in the order of the samples.
+        faults: The faults, in the order of the samples.
     """
 
     images: int
@@ -69,7 +69,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class _Found:
-    """What one sample holds: the pixels of each of 256 ids, (height, width), and its image's hash."""
+    """Statistics of one sample: pixel counts of the 256 ids, (height, width), and the image's hash."""
 
     counts: NDArray[np.int64]
     size: tuple[int, ...]
@@ -77,7 +77,7 @@ class _Found:
 
 
 def look_into(samples: Sequence[Sample], label_map: LabelMap) -> Contents:
-    """Open every image and mask, and tell what they hold and whether they fit each other and the classes."""
+    """Open every image and mask, gather statistics, and find those that do not fit each other or the classes."""
     looks = list(in_threads(lambda sample: _look(sample, label_map), samples))
     found = [look for look in looks if isinstance(look, _Found)]
     faults = [look for look in looks if isinstance(look, Fault)]
@@ -110,8 +110,8 @@ def check_samples(samples: Sequence[Sample], label_map: LabelMap) -> Contents:
     """Open every image and mask and check that they fit each other and the classes.
 
     Raises:
-        DatasetError: A file cannot be read, a mask has another size than its image, or holds ids that are neither a
-            class nor the ignore id. The message names the first such file, and how many more there are.
+        DatasetError: A file cannot be read, a mask has another size than its image, or a mask has ids that are neither
+            a class nor the ignore id. The message names the first such file, and how many more there are.
     """
     contents = look_into(samples, label_map)
     require_sound(contents.faults, len(samples))
@@ -119,7 +119,7 @@ def check_samples(samples: Sequence[Sample], label_map: LabelMap) -> Contents:
 
 
 def tell_no_label(split: str, ignore_id: int | None) -> str:
-    """Say of a split that no pixel of it has a class; the remedy is the caller's to add."""
+    """Return the message that no pixel of a split has a class; the caller adds the remedy."""
     return f"no pixel of the {split} masks has a class: all have id {ignore_id}, which counts as no label"
 
 
@@ -127,7 +127,7 @@ def require_sound(faults: Sequence[Fault], samples: int) -> None:
     """Refuse samples with faults.
 
     Raises:
-        DatasetError: There are such; the message is the first fault's, and says how many more there are.
+        DatasetError: There are faults; the message is that of the first one, with the number of the others.
     """
     if faults:
         more = f" ({len(faults) - 1} more of {samples} samples are faulty)" if len(faults) > 1 else ""
@@ -135,7 +135,7 @@ def require_sound(faults: Sequence[Fault], samples: int) -> None:
 
 
 def in_threads(function: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:
-    """Map in threads, results in the order of the items: decoding and hashing release the interpreter's lock."""
+    """Map in threads, with results in the order of the items; decoding and hashing release the GIL."""
     with ThreadPoolExecutor(_THREADS) as pool:
         yield from pool.map(function, items)
 
@@ -174,7 +174,7 @@ def _unknown_ids(sample: Sample, counts: NDArray[np.int64], unknown: list[int], 
 
 
 def _grey_colours(label_map: LabelMap) -> set[int]:
-    """The grey values that a picture of the classes' colours, or of PASCAL VOC's, turns to, rounded up or down."""
+    """Return the grey values of the classes' colours and of PASCAL VOC's, each rounded both up and down."""
     voc_colours = [*(voc_colour(i) for i in range(len(label_map))), _VOC_OUTLINE]
     colours = [*(info.colour for info in label_map.classes), *voc_colours]
     greys = [sum(part * c for part, c in zip(LUMA, colour, strict=True)) for colour in colours]
@@ -182,13 +182,13 @@ def _grey_colours(label_map: LabelMap) -> set[int]:
 
 
 def _are_binary(counts: NDArray[np.int64], label_map: LabelMap) -> bool:
-    """Whether all masks of two classes hold no class but 0, and 255 where the other one is."""
+    """Tell whether masks of two classes use 255 for the second class: the only ids are 0 and 255."""
     held = set(np.flatnonzero(counts.sum(axis=0)).tolist())
     return len(label_map) == 2 and label_map.ignore_id == 255 and held == _BINARY
 
 
 def _perceptual_hash(image: NDArray[np.uint8]) -> int | None:
-    """64 bits that change little with size, compression and light; None for an image without structure."""
+    """Return 64 bits that change little with size, compression and brightness; None for an image without structure."""
     grey = Image.fromarray(image).convert("L").resize((32, 32), Image.Resampling.LANCZOS)
     if float(np.std(np.asarray(grey))) < _FLAT:
         return None

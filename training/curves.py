@@ -1,4 +1,4 @@
-"""The course of a training run as one picture."""
+"""Draw the learning curves of a training run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ def draw_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
     """Draw training loss, and validation mean IoU and pixel accuracy, over the epochs.
 
     Args:
-        rows: One an epoch, as in metrics.csv.
+        rows: One row per epoch, as in metrics.csv.
         path: The PNG to write.
     """
     epochs = [row["epoch"] for row in rows]

@@ -1,4 +1,4 @@
-"""Where torch computes: the device that was asked for, or an error; never another one."""
+"""Choose torch's device: the requested device or an error, never a silent fallback."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _MOST_WORKERS = 8
 
 
 def resolve_device(device: Device) -> str:
-    """Return `cpu` or `cuda` for what was asked for.
+    """Return `cpu` or `cuda` for the requested device.
 
     Raises:
         DeviceError: CUDA was asked for and torch has none.
@@ -28,10 +28,10 @@ def resolve_device(device: Device) -> str:
 
 
 def resolve_precision(precision: Precision, device: str) -> Precision:
-    """Return what `auto` stands for: bf16 on CUDA devices that have it, fp16 on older ones, fp32 on the CPU.
+    """Resolve `auto` to bf16 on CUDA devices that have it, fp16 on older ones, and fp32 on the CPU.
 
     Raises:
-        DeviceError: The device does not train in what was asked for.
+        DeviceError: The device cannot train in the requested precision.
     """
     if precision == "fp16" and device == "cpu":
         raise DeviceError("precision fp16 was asked for, but the CPU trains in fp32 or bf16; use --precision fp32")
@@ -44,9 +44,9 @@ def resolve_precision(precision: Precision, device: str) -> Precision:
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Keep CUDA from rounding the factors of fp32 products to TF32's 10 bits, as it does in convolutions by default.
+    """Disable TF32, in which CUDA rounds the factors of fp32 products to 10 bits, in convolutions by default.
 
-    What is measured so is meant to hold for the exported file, whose products are exact, too.
+    Measurements must hold for the exported file too, which does not use TF32.
     """
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
@@ -59,7 +59,7 @@ def exact_products() -> Iterator[None]:
 
 
 def resolve_workers(workers: int | None, device: str) -> int:
-    """Return how many processes prepare batches: none on the CPU, whose cores are busy, and one a core on CUDA."""
+    """Return how many processes prepare batches: none on the CPU, whose cores are busy, and one per core on CUDA."""
     if workers is not None:
         return workers
     return 0 if device == "cpu" else min(_MOST_WORKERS, usable_cores())

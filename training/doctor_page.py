@@ -1,4 +1,4 @@
-"""What the dataset doctor found, as one HTML page that needs no other file, no network and no script."""
+"""The dataset doctor's findings as one self-contained HTML page, without scripts, other files or network access."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from training.samples import Sample, read_sample
 
 _LONGER_SIDE = 360
 _EXAMPLES = 6
-_MESSAGES = 1000  # of one sort; beyond, they are counted
+_MESSAGES = 1000  # most messages shown per kind of finding; further ones are only counted
 
 
 def to_html(diagnosis: Diagnosis) -> bytes:
-    """Lay out findings, the classes' shares, and samples of each split with their masks as a page.
+    """Render a page with the findings, the classes' shares, and samples of each split with their masks.
 
     Returns:
         UTF-8 HTML.
@@ -50,7 +50,7 @@ def to_html(diagnosis: Diagnosis) -> bytes:
 
 
 def _examples(samples: tuple[Sample, ...], label_map: LabelMap) -> list[dict[str, Any]]:
-    """Pictures of some samples that can be read, spread over the split."""
+    """Return pictures of some readable samples, spread over the split."""
     found, count = [], min(_EXAMPLES, len(samples))
     for sample in [samples[i * len(samples) // count] for i in range(count)]:
         try:

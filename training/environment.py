@@ -1,4 +1,4 @@
-"""What a run ran on: what has to be the same for its figures to be repeated."""
+"""The environment of a run, which must be the same to reproduce its results."""
 
 import os
 import platform
@@ -15,12 +15,12 @@ _PACKAGES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that the figures of a run or a file depend on, as far as they are installed."""
+    """Return the versions of the installed packages on which the results of a run or a file depend."""
     return installed_versions(_PACKAGES)
 
 
 def describe_environment(device: str) -> dict[str, Any]:
-    """Return machine, device and package versions, as JSON has them.
+    """Return machine, device and package versions as a JSON object.
 
     Args:
         device: `cpu` or `cuda`.

@@ -1,4 +1,4 @@
-"""Edits to an exported graph: the names, the shapes and the one branch that a model file has."""
+"""Edit an exported graph: set names and shapes, and add the one branch of a model file."""
 
 import copy
 from typing import Any
@@ -13,7 +13,7 @@ PLAIN = "plain_class_map"
 
 
 def name_as_in_the_model(graph: onnx.GraphProto) -> None:
-    """Give weights the names that they have in the model, not in the module around it."""
+    """Name weights as in the model, not as in the module that wraps it for export."""
     prefix = "model."
     for initializer in graph.initializer:
         initializer.name = initializer.name.removeprefix(prefix)
@@ -31,14 +31,14 @@ def forget_traces(graph: onnx.GraphProto) -> None:
 
 
 def declare(proto: onnx.ModelProto, num_classes: int) -> None:
-    """Give inputs and outputs the names and shapes of the contract, and more than 256 classes their uint16."""
+    """Give inputs and outputs the contract's names and shapes; above 256 classes, make the class map uint16."""
     graph = proto.graph
     shapes: dict[str, tuple[int, list[str | int | None]]] = {
         "image": (TensorProto.UINT8, ["N", "H", "W", 3]),
         "class_map": (TensorProto.UINT8 if num_classes <= 256 else TensorProto.UINT16, ["N", "H", "W"]),
         PLAIN: (TensorProto.UINT8, ["N", "H", "W"]),
         "heatmap": (TensorProto.FLOAT, ["N", num_classes, "h", "w"]),
-        # Empty, (N, 0, 0), when it is not asked for, hence names of its own.
+        # Empty, (N, 0, 0), if not asked for, hence dimension names of its own.
         "confidence": (TensorProto.UINT8, ["N", "H_confidence", "W_confidence"]),
     }
     if num_classes > 256:
@@ -48,7 +48,7 @@ def declare(proto: onnx.ModelProto, num_classes: int) -> None:
     for value in (*graph.input, *graph.output):
         element, shape = shapes[value.name]
         value.CopyFrom(helper.make_tensor_value_info(value.name, element, shape))
-    del graph.value_info[:]  # shapes of intermediates are expressions of no use to a reader
+    del graph.value_info[:]  # the shapes of intermediates are expressions that do not help a reader
 
 
 def _producer(graph: onnx.GraphProto, value: str) -> onnx.NodeProto:
@@ -104,7 +104,7 @@ def _renamed(values: list[onnx.ValueInfoProto], names: list[str]) -> list[onnx.V
 
 
 def _ancestors(graph: onnx.GraphProto, values: list[str]) -> set[str]:
-    """Names of all values that the given ones are computed from, themselves included."""
+    """Return the names of all values from which the given ones are computed, including these."""
     producers = {name: node for node in graph.node for name in node.output}
     found: set[str] = set()
     pending = list(values)

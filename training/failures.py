@@ -1,4 +1,4 @@
-"""What ends a training without being a fault of the program, told in one line with the remedy."""
+"""Explain failures of a training that are not faults of the program, in one line with the remedy."""
 
 import torch
 
@@ -11,16 +11,16 @@ _WORKER = "DataLoader worker"
 
 
 def explain_failure(error: Exception, config: TrainConfig, *, training: bool) -> FcnsegError | None:
-    """Return what an error of a step, of a validation or of the workers means; None where it is as it says.
+    """Translate an error of a step, a validation or the workers; return None if there is no better explanation.
 
     Args:
-        error: What was raised.
+        error: The error.
         config: The run's options.
-        training: Whether it was raised in a training step, and not in a validation.
+        training: Whether the error was raised in a training step, rather than in a validation.
     """
     text = str(error)
     if isinstance(error, DatasetError):
-        # A worker's comes with its traceback, whose last line is what was raised there.
+        # A worker's error contains its traceback, whose last line is the error raised in the worker.
         lines = text.strip().splitlines()
         return DatasetError(lines[-1].partition(": ")[2]) if len(lines) > 1 else None
     if isinstance(error, torch.OutOfMemoryError):

@@ -6,7 +6,7 @@ stride s, left padding p and dilation d turns (stride, first, last) into
 
     (stride * s, first - stride * p, last + stride * (d * (k - 1) - p))
 
-and where branches meet the interval is their union.
+and where branches meet, the interval becomes the union of theirs.
 """
 
 from dataclasses import dataclass, replace
@@ -55,7 +55,7 @@ class AxisGrid:
         return AxisGrid(step, self.first + step * (padding - dilation * (kernel - 1)), self.last + step * padding)
 
     def shifted(self, cells: int) -> "AxisGrid":
-        """The grid whose cell 0 is this one's cell `cells`."""
+        """Return the grid whose cell 0 is this grid's cell `cells`."""
         return replace(self, first=self.first + self.stride * cells, last=self.last + self.stride * cells)
 
     def resampled(self, offset: float, stride: int) -> "AxisGrid":

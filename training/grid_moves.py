@@ -26,7 +26,7 @@ def moved(trace: Trace, args: tuple[Any, ...], output: Tensor, name: str) -> Tra
         return replace(trace, axes=_reordered(trace.axes, order), cut=_reordered(trace.cut, order))
     places = [i for i in range(len(shape) - 1) if shape[i : i + 2] == trace.size]
     if trace.axes is not None:
-        # Regrouping keeps the order of the values, and with it how many there are before the spatial axes.
+        # Regrouping keeps the order of the values, and so the number of elements in the axes before the spatial ones.
         before = math.prod(source[: trace.axes[0]])
         places = [i for i in places if math.prod(shape[:i]) == before]
     if places:

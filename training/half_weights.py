@@ -1,8 +1,8 @@
-"""Weights stored as 16-bit floats and computed with as 32-bit ones: half the file, and the answers of rounded weights.
+"""Store weights as 16-bit floats but compute with them as 32-bit floats: half the file size, with rounded weights.
 
-The rounding is done to the torch model, before it is exported, so that the file is proved against the very weights that
-it holds. BatchNorm is folded into the convolutions before it first, since the exporter would fold it afterwards into
-weights that are rounded already.
+The torch model is rounded before it is exported, so that the parity check compares the file with the same weights. Each
+BatchNorm is first folded into the convolution before it, since the exporter would otherwise fold it into weights that
+are rounded already.
 """
 
 import copy
@@ -24,10 +24,10 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 def round_weights(model: SegmentationModel) -> SegmentationModel:
-    """Return a copy of a model in eval mode whose layers' weights are 16-bit floats, kept as 32-bit ones.
+    """Return a copy of a model in eval mode whose weights are rounded to 16-bit floats, stored as 32-bit ones.
 
     Raises:
-        WeightsError: A weight is beyond what 16 bits can hold.
+        WeightsError: A weight is out of range for a 16-bit float.
     """
     rounded = copy.deepcopy(model).eval()
     trunk = rounded.net.trunk if isinstance(rounded.net, FCN) else rounded.net
@@ -45,7 +45,7 @@ def round_weights(model: SegmentationModel) -> SegmentationModel:
 
 
 def store_half(proto: onnx.ModelProto) -> None:
-    """Store those 32-bit initialisers of a graph as 16-bit ones that are the same numbers, each behind a Cast."""
+    """Store 32-bit initialisers of rank 2 or more as 16-bit ones, with a Cast, if that does not change their values."""
     graph = proto.graph
     casts = []
     for initializer in graph.initializer:
@@ -64,7 +64,7 @@ def store_half(proto: onnx.ModelProto) -> None:
 
 
 def _fold_batch_norms(trunk: fx.GraphModule) -> None:
-    """Fold each BatchNorm into the convolution before it, where nothing else reads that; activations stay."""
+    """Fold each BatchNorm into the convolution before it if that has no other user; activations stay."""
     for node in trunk.graph.nodes:
         norm = called_module(trunk, node)
         if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
@@ -73,7 +73,7 @@ def _fold_batch_norms(trunk: fx.GraphModule) -> None:
         conv = called_module(trunk, source)
         if (
             not isinstance(conv, nn.Conv2d)
-            or type(conv) not in {nn.Conv2d, PaddedConv2d}  # others may compute with other weights than they have
+            or type(conv) not in {nn.Conv2d, PaddedConv2d}  # a subclass may change its weights
             or len(source.users) > 1
             or _uses(trunk, source) > 1
             or _uses(trunk, node) > 1
@@ -83,7 +83,7 @@ def _fold_batch_norms(trunk: fx.GraphModule) -> None:
             conv.weight, conv.bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
-        # timm's BatchNorm carries its activation.
+        # timm's BatchNorm contains its activation.
         rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
         trunk.set_submodule(str(node.target), nn.Sequential(*rest))
 

@@ -26,12 +26,12 @@ class _Step(NamedTuple):
 
 
 def derive_layers(net: nn.Module) -> tuple[Layer, ...]:
-    """Derive the layer table of a dense net from its graph, without computing its numbers.
+    """Derive the layer table of a dense net from its graph, without computing activations.
 
     Operations without parameters that neither pool nor normalise nor activate (sums, dropout, reshaping) are left out.
 
     Args:
-        net: A dense net as the conversion of a classifier makes it, or an FCN over one.
+        net: A dense net made by the conversion of a classifier, or an FCN over one.
 
     Returns:
         The layers in the order in which they run, the score layers of an FCN last.
@@ -65,7 +65,7 @@ def _map_shapes(trunk: fx.GraphModule) -> dict[fx.Node, tuple[int, ...]]:
     shapes: dict[fx.Node, tuple[int, ...]] = {n: n.meta["dense_shape"] or () for n in trunk.graph.nodes}
     larger = shapes
     if any(len(shape) == 4 and shape[2] != shape[3] for shape in shapes.values()):
-        # Some map is not square, or its channels come last: the spatial axes are those that grow with the image.
+        # A map is not square, or its channels come last: find the spatial axes as those that grow with the image.
         record_grids(trunk, (height + align[0], width + align[1]), channels)
         larger = {n: n.meta["dense_shape"] or () for n in trunk.graph.nodes}
     return {n: _map_shape(n, shape, larger[n]) for n, shape in shapes.items()}
@@ -95,7 +95,7 @@ def _layer(name: str, step: _Step, shape: tuple[int, ...], grid: Grid | None, pa
 
 
 def _name(node: fx.Node) -> str:
-    """The path of a module or parameter; for a function, the path of the module that calls it and its name."""
+    """Return the path of a module or parameter; for a function, the path of the calling module and its name."""
     if node.op in {"call_module", "get_attr"}:
         return str(node.target)
     callers = list(node.meta.get("nn_module_stack") or {"": None})
@@ -125,7 +125,7 @@ def _step(trunk: fx.GraphModule, node: fx.Node) -> _Step | None:
     if node.op == "call_module":
         module = trunk.get_submodule(str(node.target))
         if isinstance(module, nn.Conv2d) and len(node.meta.get("shape") or ()) == 2:
-            return _converted(module)  # the classifier had a vector here
+            return _converted(module)  # a vector in the classifier, hence a converted Linear layer
         return _module_step(module, is_global=_pools_globally(node))
     if node.op in {"call_function", "call_method"}:
         return _function_step(node)
@@ -158,7 +158,7 @@ def _module_step(module: nn.Module, *, is_global: bool) -> _Step | None:
     elif next(module.parameters(), None) is not None:
         return _Step("other", name)
     inner = [s for child in module.children() if (s := _module_step(child, is_global=is_global)) is not None]
-    steps = ([] if step is None else [step]) + inner  # such as a normalisation that carries its activation
+    steps = ([] if step is None else [step]) + inner  # such as a normalisation that contains its activation
     return _Step(steps[0].kind, " + ".join(s.operation for s in steps)) if steps else None
 
 

@@ -1,4 +1,4 @@
-"""Where a sample's mask comes from: a PNG of ids, of palette indices, or of its classes' colours."""
+"""Read a sample's mask from a PNG of ids, of palette indices, or of its classes' colours."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from training.labels import CLASSES_FILE, Labels
 
 
 class MaskSource(Protocol):
-    """What a mask is read from; `str()` names it in messages."""
+    """The source of a mask; `str()` gives its name for messages."""
 
     @property
     def name(self) -> str:
@@ -27,12 +27,12 @@ class MaskSource(Protocol):
         """Return the mask, (H, W) uint8 ids.
 
         Raises:
-            DatasetError: There is no such mask to be read; the message names it and the remedy.
+            DatasetError: The mask cannot be read; the message names it and the remedy.
         """
         ...
 
     def content(self) -> bytes:
-        """Return the bytes that decide the mask, for a fingerprint."""
+        """Return bytes that determine the mask, for a fingerprint."""
         ...
 
 
@@ -42,8 +42,8 @@ class MaskFile:
 
     Attributes:
         path: The file.
-        labels: Tells the classes' colours; None where the data set does not name its classes.
-        renumbered: The id for each of the 256 ids in the file; None where they stay as they are.
+        labels: Gives the classes' colours; None if the data set does not name its classes.
+        renumbered: The new id for each of the 256 ids in the file; None to keep the ids.
     """
 
     path: Path
@@ -62,8 +62,8 @@ class MaskFile:
         """Return the mask, (H, W) uint8 ids.
 
         Raises:
-            DatasetError: The file cannot be read, has more pixels than an image may have, holds ids beyond 255, or has
-                a colour that is no class's.
+            DatasetError: The file cannot be read, has more pixels than an image may have, or has an id above 255 or a
+                colour of no class.
         """
         _require_within_limits(self.path)
         try:
@@ -81,7 +81,7 @@ class MaskFile:
         return ids
 
     def content(self) -> bytes:
-        """Return the bytes that decide the mask, for a fingerprint."""
+        """Return bytes that determine the mask, for a fingerprint."""
         return self.path.read_bytes()
 
     def _ids_of(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -106,7 +106,7 @@ class MaskFile:
 
 
 def _require_within_limits(path: Path) -> None:
-    """Refuse a mask that no image can have the size of, before memory is taken for its pixels."""
+    """Refuse a mask that is larger than any image may be, before memory is allocated for its pixels."""
     png = _open_png(path)
     if png is None:
         return
@@ -118,7 +118,7 @@ def _require_within_limits(path: Path) -> None:
 
 
 def _open_png(path: Path) -> PngImageFile | None:
-    """Read a PNG's header; None where there is none, of which the reader of ids tells what is wrong."""
+    """Read a PNG's header; return None if that fails: the reader of ids will report the error."""
     try:
         return PngImageFile(path)
     except Exception:  # noqa: BLE001  # damaged headers raise anything
@@ -126,7 +126,7 @@ def _open_png(path: Path) -> PngImageFile | None:
 
 
 def _read_rgb(path: Path) -> NDArray[np.uint8] | None:
-    """Read a PNG in colours as (H, W, 3) uint8 without its alpha; None where the file is something else."""
+    """Read an RGB or RGBA PNG as (H, W, 3) uint8 without its alpha; None if the file is something else."""
     png = _open_png(path)
     if png is None:
         return None
@@ -147,7 +147,7 @@ def _codes(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
 
 
 def _code_table(labels: Labels) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """The colours as numbers in ascending order, and the id of each."""
+    """Return the colours as numbers in ascending order, and the id of each."""
     by_colour: dict[Colour, int] = {}
     for colour, i in labels.colours:
         if by_colour.setdefault(colour, i) != i:

@@ -25,30 +25,31 @@ from training.zoo import Classifier, load_classifier
 
 
 class SegmentationModel(nn.Module):
-    """A net with everything that stands between an image of any size and its class map.
+    """A net with all the preprocessing and postprocessing between an image of any size and its class map.
 
     Args:
-        net: Maps (N, 3, H, W) normalised float to (N, K, h, w) scores; or (N, 1, H, W), and the images are made grey.
-        net_grid: What the net does to grids.
-        classifier: The classifier the net was made from; tells name, normalisation and native size.
+        net: Maps (N, 3, H, W) normalised float to (N, K, h, w) scores; or (N, 1, H, W), with images converted to grey.
+        net_grid: The grids of the net's maps.
+        classifier: The classifier the net was made from; gives name, normalisation and native size.
         variant: `heatmap`, `fcn32s`, `fcn16s` or `fcn8s`.
 
     Attributes:
         architecture: The classifier's name.
         variant: The argument `variant`.
-        mean: Channel means subtracted, of values in 0..1.
-        std: Channel deviations divided by.
+        mean: Channel means that are subtracted, of values in 0..1.
+        std: Channel standard deviations that are divided by.
         normalisation_source: Where mean and std come from, in a phrase.
-        licence: What is known of the weights' licence.
-        classifier_classes: Number of classes that the classifier told apart: some nets keep a layer for each of them.
-        geometry: How an image of any size is brought to the net and back.
+        licence: What is known about the weights' licence.
+        classifier_classes: Number of the classifier's classes, on which layers that some nets keep depend.
+        geometry: How an image of any size is padded for the net, and how the heatmap's cells map back to its pixels.
         global_context: Modules through which a cell depends on the whole image.
         num_classes: Number of classes that the net scores, K.
-        on_tensor_cores: Whether class map and confidence are computed as a GPU does it best (`training.precision`).
+        on_tensor_cores: Whether class map and confidence are computed in the way that is fastest on a GPU
+            (`training.precision`).
 
     Raises:
-        ArchitectureError: The net takes neither RGB nor grey images, or scores more classes than class maps can tell
-            apart.
+        ArchitectureError: The net takes neither RGB nor grey images, or scores more classes than class maps can
+            represent.
     """
 
     def __init__(
@@ -99,13 +100,13 @@ class SegmentationModel(nn.Module):
             image: (N, H, W, 3) uint8 RGB.
 
         Returns:
-            (N, K, h, w) float32 scores; cell i looks at pixel `geometry.centre(i)`.
+            (N, K, h, w) float32 scores; cell i is centred at pixel `geometry.centre(i)`.
         """
         pad = _gather_edges if self.on_tensor_cores else _join_edges
         padded = pad(pad(image, 1, self.geometry.y), 2, self.geometry.x)
         scaled = padded.permute(0, 3, 1, 2).to(self._scale.dtype) * self._scale
         normalised = (scaled.sum(1, keepdim=True) if self._is_grey else scaled) + self._shift
-        scores: Tensor = self.net(normalised.to(next(self.net.parameters()).dtype))  # it may compute with 16 bits
+        scores: Tensor = self.net(normalised.to(next(self.net.parameters()).dtype))  # may be 16-bit floats
         return scores.to(self._scale.dtype)
 
     def pixel_scores(self, image: Tensor) -> Tensor:
@@ -120,15 +121,15 @@ class SegmentationModel(nn.Module):
         return self.enlarge_scores(self.heatmap(image), (image.shape[1], image.shape[2]))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Answer as the model file does.
+        """Compute the outputs of the model file.
 
         Args:
             image: (N, H, W, 3) uint8 RGB.
 
         Returns:
             `class_map` (N, H, W) uint8 up to 256 classes, else int32 (ONNX makes it uint16); `heatmap` (N, K, h, w)
-            float32; `confidence` (N, H, W) uint8, the winner's softmax probability times 255, rounded. Above 64
-            classes, class and confidence are taken at the heatmap's cells and enlarged by nearest.
+            float32; `confidence` (N, H, W) uint8, the winning class's softmax probability times 255, rounded. Above 64
+            classes, class and confidence are computed at the heatmap's cells and enlarged by nearest neighbour.
         """
         size = (image.shape[1], image.shape[2])
         heatmap = self.heatmap(image)
@@ -142,17 +143,17 @@ class SegmentationModel(nn.Module):
         return self.enlarge(_classes(heatmap), size), heatmap, self.enlarge(_confidence(heatmap), size)
 
     def enlarge_scores(self, heatmap: Tensor, size: tuple[int, int]) -> Tensor:
-        """Interpolate the scores of an image's pixels between its cells': (N, K, h, w) becomes (N, K, H, W)."""
+        """Interpolate the scores of cells to an image's pixels: (N, K, h, w) becomes (N, K, H, W)."""
         return resample(heatmap, self._image_lattice, (PIXELS, PIXELS), size)
 
     def enlarge(self, cells: Tensor, size: tuple[int, int]) -> Tensor:
-        """Give every pixel the value of the nearest of the heatmap's cells: (N, h, w) becomes (N, H, W)."""
+        """Give every pixel the value of the heatmap's nearest cell: (N, h, w) becomes (N, H, W)."""
         return enlarge_nearest(cells, self._image_lattice, (PIXELS, PIXELS), size)
 
     def class_map(self, heatmap: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return `forward`'s class map alone, computed at the borders between classes, as a CPU does it best.
+        """Return only the class map of `forward`, computing scores only at borders between classes: fastest on a CPU.
 
-        It is for nets of up to 64 classes that are not `on_tensor_cores`.
+        For nets of up to 64 classes that are not `on_tensor_cores`.
 
         Args:
             heatmap: (N, K, h, w) float32, as `heatmap` returns it.
@@ -170,12 +171,12 @@ class SegmentationModel(nn.Module):
 
     @property
     def has_plain_class_map(self) -> bool:
-        """Whether the class map alone is computed in a way of its own (`class_map`)."""
+        """Whether the class map without confidences has its own computation (`class_map`)."""
         return self.class_map_at == "pixel" and not self.on_tensor_cores
 
     @property
     def normalisation(self) -> str:
-        """Mean, deviation and where they come from, in a phrase to print."""
+        """Mean, standard deviation and where they come from, in a phrase to print."""
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return f"mean {mean}, std {std} ({self.normalisation_source})"
 
@@ -200,25 +201,25 @@ def build_model(
     classifier_classes: int | None = None,
     pretrained: bool = True,
 ) -> SegmentationModel:
-    """Make an FCN of a classifier by name, ready to be trained.
+    """Build an FCN from a classifier by name, ready to be trained.
 
     Args:
         architecture: A torchvision name, or `timm/NAME`.
         variant: fcn32s, fcn16s or fcn8s.
         num_classes: Number of classes to score.
-        tail: What the coarsest scores read; see `build_fcn`, as for the next two.
-        upsampling: How scores are brought from one map to the next finer.
-        skip_scale: What the first skip's map is multiplied by before it is scored.
+        tail: As for `build_fcn`: what the coarsest scores are computed from.
+        upsampling: As for `build_fcn`: how scores are upsampled from one map to the next finer one.
+        skip_scale: As for `build_fcn`: factor for the first skip's features before they are scored.
         weights: A file with the classifier's state_dict; None takes the zoo's.
-        mean: Channel means that go with the weights; None takes the zoo's.
-        std: Channel deviations that go with the weights; None takes the zoo's.
+        mean: Channel means that belong to the weights; None takes the zoo's.
+        std: Channel standard deviations that belong to the weights; None takes the zoo's.
         input_size: Native (height, width); None takes the zoo's.
-        classifier_classes: Number of the classifier's classes where its weights are random; None takes the zoo's.
+        classifier_classes: Number of the classifier's classes if its weights are random; None takes the zoo's.
         pretrained: False leaves the weights random, for a checkpoint to be loaded into, or to train from scratch.
 
     Raises:
         ArchitectureError: The architecture is unknown or cannot become convolutional.
-        WeightsError: The weights cannot be had or do not fit.
+        WeightsError: The weights cannot be obtained or do not fit.
         UsageError: The variant or the tail does not suit the net.
     """
     classifier = load_classifier(
@@ -250,11 +251,11 @@ def _geometry(net_grid: NetGrid) -> Geometry:
 def _axis_geometry(net_grid: NetGrid, axis: int) -> AxisGeometry:
     alignment = net_grid.alignment[axis]
     lead = trail = 0
-    for scored in net_grid.maps:  # each of them has to reach every pixel
+    for scored in net_grid.maps:  # every scored map has to cover every pixel
         lattice, extra_cells = scored.lattice[axis], scored.extra_cells[axis]
         # The fewest whole alignments that bring cell 0's centre to within one stride of pixel 0.
         lead = max(lead, (math.floor((lattice.offset - lattice.stride) / alignment) + 1) * alignment)
-        # The last cell, number padded / stride + extra_cells - 1, must look to within one stride of the last pixel.
+        # The centre of the last cell, padded / stride + extra_cells - 1, must be within one stride of the last pixel.
         trail = max(trail, math.ceil(-lattice.offset - lattice.stride * extra_cells))
     answer = net_grid.maps[-1]
     stride, offset = answer.lattice[axis].stride, answer.lattice[axis].offset
@@ -274,13 +275,13 @@ def _axis_geometry(net_grid: NetGrid, axis: int) -> AxisGeometry:
 
 
 def _padded(axis: AxisGeometry, size: int) -> int | torch.SymInt:
-    """`AxisGeometry.padded`, of a size that may be a symbol."""
+    """Compute `AxisGeometry.padded` for a size that may be symbolic."""
     multiples = (size + axis.lead + axis.trail + axis.alignment - 1) // axis.alignment
     return axis.alignment * torch.sym_max(axis.minimum // axis.alignment, multiples)
 
 
 def _join_edges(image: Tensor, dim: int, axis: AxisGeometry) -> Tensor:
-    """Repeat the first and the last row (or column) of images as often as the net asks for, as a CPU does it best."""
+    """Edge-pad the rows (or columns) of images as the net requires, in the way that is fastest on a CPU."""
     size = image.shape[dim]
 
     def edge(at: int, count: int | torch.SymInt) -> Tensor:
@@ -294,17 +295,17 @@ def _join_edges(image: Tensor, dim: int, axis: AxisGeometry) -> Tensor:
 
 
 def _gather_edges(image: Tensor, dim: int, axis: AxisGeometry) -> Tensor:
-    """Do what `_join_edges` does as one kernel of a GPU, to which no addresses have to be copied."""
+    """Do the same as `_join_edges` in a single GPU kernel, to which no addresses have to be copied."""
     size = image.shape[dim]
     sources = torch.arange(_padded(axis, size), device=image.device) - axis.lead
     return image.index_select(dim, sources.clamp(min=0).clamp(max=size - 1))
 
 
 def _classes(scores: Tensor) -> Tensor:
-    """Arg-max over the classes: uint8 up to 256 classes, else int32."""
+    """Return the arg-max over the classes: uint8 up to 256 classes, else int32."""
     return scores.argmax(1).to(torch.uint8 if scores.shape[1] <= 256 else torch.int32)
 
 
 def _confidence(scores: Tensor) -> Tensor:
-    """The winning class's softmax probability times 255, rounded, uint8."""
+    """Return the winning class's softmax probability times 255, rounded, uint8."""
     return (scores.softmax(1).amax(1) * 255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""A user's own classifier: a Python file, and the class or function in it that makes the net."""
+"""Load a custom classifier from a Python file, by the class or function in it that makes the net."""
 
 import importlib.util
 import sys
@@ -13,19 +13,19 @@ _SUFFIX = ".py"
 
 
 def is_net_file(architecture: str) -> bool:
-    """Whether an architecture is written FILE.py or FILE.py:NAME."""
+    """Tell whether an architecture has the form FILE.py or FILE.py:NAME."""
     return _split(architecture)[0].endswith(_SUFFIX)
 
 
 def build_net(architecture: str) -> nn.Module:
-    """Build the net that FILE.py:NAME names; the file is run.
+    """Build the net that FILE.py:NAME names, by executing the file.
 
     Args:
-        architecture: FILE.py:NAME, where NAME is a module, or a class or function that makes one when it is called
-            without arguments; FILE.py alone where it defines a single module class.
+        architecture: FILE.py:NAME, where NAME is a module, or a class or function that returns one when it is called
+            without arguments; FILE.py alone if it defines a single module class.
 
     Raises:
-        ArchitectureError: The file cannot be run, or NAME makes no module.
+        ArchitectureError: The file cannot be executed, or NAME does not give a module.
     """
     file, name = _split(architecture)
     module = _run(Path(file))
@@ -44,7 +44,7 @@ def build_net(architecture: str) -> nn.Module:
 
 
 def without_folder(architecture: str) -> str:
-    """Return an architecture as others may read it: a file's folder is the business of the machine it lies on."""
+    """Return an architecture without its file's folder, which is private to this machine."""
     file, name = _split(architecture)
     if not is_net_file(architecture):
         return architecture
@@ -63,7 +63,7 @@ def _run(file: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ArchitectureError(f"{file} is no Python file; name a Python file and the net in it, FILE.py:NAME")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look their module up
+    sys.modules[spec.name] = module  # dataclasses and pickle look up their module there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a foreign file raises

@@ -93,17 +93,17 @@ def derive_net_grid(net: nn.Module, native: tuple[int, int], channels: int = 3) 
 
 
 def _smallest(sizes: Callable[[int], object | None], works: int, align: int, least: int) -> int:
-    """The smallest multiple of the alignment, `least` times at least, at which there are map sizes, or `works`."""
+    """Return the smallest multiple of the alignment, at least `least` times it, that has map sizes; else `works`."""
     return next((size for size in range(least * align, works, align) if sizes(size) is not None), works)
 
 
 def _sizes_where_it_slides(
     net: nn.Module, native: tuple[int, int], size: tuple[int, int], channels: int
 ) -> list[tuple[int, int]]:
-    """(h, w) of the maps for an input size.
+    """Return the (h, w) of the maps for an input size.
 
     Raises:
-        ArchitectureError: The net does not take it.
+        ArchitectureError: The net does not accept this size.
     """
     sizes = _map_sizes(net, size, channels)
     if sizes is None:
@@ -115,7 +115,7 @@ def _sizes_where_it_slides(
 
 
 def _map_sizes(net: nn.Module, size: tuple[int, int], channels: int) -> list[tuple[int, int]] | None:
-    """(h, w) of the maps for an input size, or None when the net does not take it."""
+    """Return the (h, w) of the maps for an input size, or None if the net does not accept it."""
     try:
         with fake_tensors():
             sizes = [(t.shape[2], t.shape[3]) for t in tensors_in((net(blank_image(net, (1, channels, *size))),))]

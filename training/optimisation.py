@@ -1,4 +1,4 @@
-"""The optimiser of a run, what each parameter gets of it, and how its rate changes from step to step."""
+"""The optimiser of a run, its parameter groups, and its learning-rate schedule."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ _POLY_POWER = 0.9
 
 
 def build_optimiser(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """Make the optimiser of a model, at the rates of the schedule's peak."""
+    """Build the optimiser of a model, with the schedule's peak learning rates."""
     groups = _parameter_groups(model, config)
     if config.optimiser == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum)
@@ -21,13 +21,13 @@ def build_optimiser(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 
 def rate_factor(step: int, steps: int, warmup: float, schedule: Schedule = "cosine") -> float:
-    """What the peak learning rate is multiplied by: a linear climb over the warm-up's share, then the schedule.
+    """Return the factor on the peak learning rate: a linear warm-up, then the schedule.
 
     Args:
         step: The step, from 0.
         steps: Number of steps of the run.
-        warmup: Share of them that the climb takes; 0 starts at the peak.
-        schedule: A cosine to 0, (1 - t)^0.9 to 0, or the peak to the end.
+        warmup: Share of the steps for the warm-up; 0 starts at the peak.
+        schedule: A cosine to 0, (1 - t)^0.9 to 0, or constant at the peak.
     """
     climb = max(1, round(steps * warmup))
     if step < climb:
@@ -41,7 +41,7 @@ def rate_factor(step: int, steps: int, warmup: float, schedule: Schedule = "cosi
 
 
 def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Sort the parameters by learning rate (new or pretrained, bias or not) and decay (weights alone)."""
+    """Group the parameters by learning rate (new or pretrained, bias or not) and weight decay (only for weights)."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""Photographs to measure nets on: scikit-image carries them, and they are in the public domain (CC0)."""
+"""Photographs for measuring nets: they are part of scikit-image, and in the public domain (CC0)."""
 
 import cv2
 import numpy as np
@@ -11,11 +11,11 @@ PHOTOGRAPHS = len(_NAMES)
 
 
 def photographs(count: int, size: tuple[int, int], channels: int = 3) -> Tensor | None:
-    """Some photographs, each with mean 0 and deviation 1.
+    """Return some photographs, each normalised to mean 0 and standard deviation 1.
 
     Args:
         count: How many, at most `PHOTOGRAPHS`.
-        size: (height, width); they are stretched to it.
+        size: (height, width) to which they are stretched.
         channels: 3 for RGB, 1 for grey.
 
     Returns:

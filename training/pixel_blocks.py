@@ -1,10 +1,10 @@
-"""Classes of pixels from scores of cells, in blocks of the pixels that lie between four neighbouring cells.
+"""Compute the classes of pixels from the scores of cells, in blocks of pixels between four neighbouring cells.
 
-A pixel's score for a class is interpolated between the four cells around it (`training.resample`): a weighted mean. So
-where one class wins at all four, it wins at every pixel between them, and nothing has to be computed there; rounding
-cannot turn it, for products with a weight and sums keep the order of their operands. What is left are the blocks on
-the borders between classes. The blocks of a lattice with a whole stride all have the same weights, which makes them one
-matrix product.
+A pixel's score for a class is interpolated between the four cells around it (`training.resample`), so it is a weighted
+mean. If one class wins at all four cells, it therefore wins at every pixel between them, and nothing has to be computed
+there. Rounding cannot change this, because rounded products with a weight and rounded sums keep the order of their
+operands. Only the blocks on the borders between classes remain. All blocks of a lattice with an integer stride have the
+same weights, so that they can be computed as one matrix product.
 """
 
 import math
@@ -17,11 +17,11 @@ from training.resample import PIXELS, interpolation_matrix
 
 
 class PixelBlocks:
-    """The pixels of an image in blocks, with the scores at the corners of each.
+    """The pixels of an image in blocks, with the scores at the corners of each block.
 
     Args:
         scores: (N, K, h, w) float scores of cells.
-        source: (y, x) lattices of the cells, their strides whole pixels.
+        source: (y, x) lattices of the cells, with integer strides.
         size: (height, width) of the image; pixels beyond the outermost cells take those cells' scores.
     """
 
@@ -37,16 +37,16 @@ class PixelBlocks:
         self._corner_class = first.to(torch.uint8)
 
     def classes(self) -> Tensor:
-        """Return the best class of every pixel, (N, height, width) uint8; it is computed at the borders alone."""
+        """Return the best class of every pixel, (N, height, width) uint8; scores are computed only at borders."""
         image, row, column = self._mixed.nonzero(as_tuple=True)
         corners = [self._scores[image, row + down, column + right] for down in (0, 1) for right in (0, 1)]
-        # All blocks and classes are rows of one product, which may have none.
+        # All mixed blocks and classes are rows of one matrix product, which may have no rows.
         best = (torch.stack(corners, 2) @ self._weights).argmax(1).to(torch.uint8)  # (mixed, pixels)
         uniform = self._corner_class[..., None].expand(-1, -1, -1, best.shape[1])
         return self._joined(uniform.index_put((image, row, column), best))
 
     def classes_and_confidences(self) -> tuple[Tensor, Tensor]:
-        """Return the same and the probability of the best class.
+        """Return the best class of every pixel and its probability.
 
         Returns:
             Classes, (N, height, width) uint8; the winners' softmax probabilities times 255, rounded, of the same shape,
@@ -59,7 +59,7 @@ class PixelBlocks:
         return self._joined(classes), self._joined((probability * 255).round().to(torch.uint8))
 
     def _joined(self, blocks: Tensor) -> Tensor:
-        """Put (N, p, q, pixels) blocks side by side and cut out the image."""
+        """Join (N, p, q, pixels) blocks and crop the image from them."""
         y, x = self._y, self._x
         cut = blocks.reshape(-1, y.blocks, x.blocks, y.stride, x.stride).permute(0, 1, 3, 2, 4)
         whole = cut.reshape(-1, y.blocks * y.stride, x.blocks * x.stride)
@@ -70,11 +70,11 @@ _DOWN, _ACROSS = (slice(None), None, slice(None), None), (None, slice(None), Non
 
 
 class _BlockAxis:
-    """The blocks along one axis: block b holds the pixels from the centre of cell `first_cell` + b to the next one's.
+    """The blocks along one axis: block b has the pixels from the centre of cell `first_cell` + b to the next centre.
 
     Attributes:
         stride: Number of pixels in a block.
-        blocks: How many blocks hold the image.
+        blocks: Number of blocks that cover the image.
         skipped: Pixels of the first block that lie before the image.
     """
 
@@ -88,16 +88,16 @@ class _BlockAxis:
         self._phase = -self.skipped - first_centre
 
     def cells(self, count: int, device: torch.device) -> Tensor:
-        """(blocks + 1,): the cells that the blocks lie between, of so many; the outermost stand in for those beyond."""
+        """Return (blocks + 1,) indices of the cells at the blocks' ends, clamped to the `count` existing cells."""
         cells = torch.arange(self.blocks + 1, device=device) + self._first_cell
         return cells.clamp(min=0).clamp(max=count - 1)
 
     def weights(self, like: Tensor) -> Tensor:
-        """(stride, 2): how much of a pixel's score comes from the cell before it and the one behind it."""
+        """Return (stride, 2) weights of the cells before and after each pixel of a block."""
         return interpolation_matrix(Lattice(self.stride, -self._phase), PIXELS, 2, self.stride, like)
 
 
 def _corners(cells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The upper left, upper right, lower left and lower right cells of every block, each (N, p, q, ...)."""
+    """Return the upper left, upper right, lower left and lower right cells of every block, each (N, p, q, ...)."""
     upper, lower = cells[:, :-1], cells[:, 1:]
     return upper[:, :, :-1], upper[:, :, 1:], lower[:, :, :-1], lower[:, :, 1:]

@@ -1,4 +1,4 @@
-"""Training's progress for people: a bar with loss and mean IoU on a terminal, and one line an epoch everywhere."""
+"""Show the progress of a training: a bar with loss and mean IoU on a terminal, and one line per epoch everywhere."""
 
 import time
 
@@ -75,10 +75,10 @@ class TrainingProgress(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.stop()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.stop()

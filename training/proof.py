@@ -1,4 +1,4 @@
-"""Measuring how closely a heatmap net computes its classifier."""
+"""Measure how closely a heatmap net computes its classifier."""
 
 import math
 from dataclasses import replace
@@ -26,7 +26,7 @@ class Errors(NamedTuple):
 
     Attributes:
         noise: The error on seeded random images.
-        photographs: The error on photographs; None where the net takes other channels than a photograph has.
+        photographs: The error on photographs; None if the net's number of channels is not that of a photograph.
     """
 
     noise: float
@@ -46,7 +46,7 @@ def measure_errors(
         input_size: Native (height, width).
 
     Raises:
-        ArchitectureError: The model does not answer with logits.
+        ArchitectureError: The model does not return logits.
     """
     channels = input_channels(model, input_size)
     noise = _relative_error(model, net, pooled_cells, _noise(model, _NOISE_IMAGES, channels, input_size))
@@ -68,8 +68,8 @@ def measure_border_effect(
         model: As for `measure_errors`.
         net: As for `measure_errors`.
         pooled_cells: As for `measure_errors`.
-        input_size: Native (height, width): the crop's.
-        alignment: (y, x) pixels around the crop; shifts by so much shift the map by whole cells.
+        input_size: Native (height, width), which is the size of the crop.
+        alignment: (y, x) pixels around the crop; shifting the image by this much shifts the map by whole cells.
 
     Returns:
         Largest absolute difference over the largest absolute logit.
@@ -119,18 +119,18 @@ def _alone(net: nn.Module, grid: NetGrid, channels: int, axis: int, moved: int) 
     """The values of a cell whose receptive field is noise, moved along an axis by some alignments; the rest is NaN."""
     seen, align = grid.maps[0].grid, grid.alignment[axis]
     along = (seen.y, seen.x)[axis]
-    # Whole alignments: a window attention's cells see different windows at other places.
+    # Move by whole alignments, since cells of window attention see other windows at other offsets.
     cell = max(0, math.ceil(-along.first / align)) * align // along.stride
     first, last = int(along.first + along.stride * cell), int(along.last + along.stride * cell)
     size, field = list(grid.minimum), list(grid.minimum)
-    size[axis] = max(size[axis], (last // align + 3) * align)  # so that the cell is not its own mirror image
+    size[axis] = max(size[axis], (last // align + 3) * align)  # not centred: the cell is not its own mirror image
     size[axis] += moved * align
     field[axis] = last + 1 - first
     reference = next(net.parameters())
     image = torch.full((1, channels, *size), math.nan, device=reference.device, dtype=reference.dtype)
     noise = _noise(net, 1, channels, (field[0], field[1]))
     image.narrow(2 + axis, first + moved * align, last + 1 - first).copy_(noise)
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):  # Winograd's kernels spread a NaN over their tile
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):  # Winograd kernels spread a NaN over their tile
         first_map = next(tensors_in((net(image),)))
     return first_map.select(2 + axis, int(cell + moved * align / along.stride))
 
@@ -140,7 +140,7 @@ def _relative_error(model: nn.Module, net: nn.Module, pooled_cells: tuple[int, i
     try:
         with torch.no_grad():
             heatmap = net(images)
-    except (RuntimeError, ValueError, IndexError) as error:  # what PyTorch raises where shapes do not fit
+    except (RuntimeError, ValueError, IndexError) as error:  # PyTorch's errors for shapes that do not fit
         reason = one_line(error, 200)
         raise ArchitectureError(
             f"{type(model).__name__} has a layer behind its feature map that does not take a map ({reason}); choose"
@@ -152,7 +152,7 @@ def _relative_error(model: nn.Module, net: nn.Module, pooled_cells: tuple[int, i
 
 
 def _relative(answer: Tensor, logits: Tensor) -> float:
-    tiny = torch.finfo(logits.dtype).tiny  # logits that are all zero are equal or not
+    tiny = torch.finfo(logits.dtype).tiny  # avoids 0 / 0 if all logits are zero
     return float((answer - logits).abs().max() / logits.abs().max().clamp(min=tiny))
 
 

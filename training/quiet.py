@@ -1,4 +1,4 @@
-"""Silence for libraries that tell of their progress, and advise what has been done: exporters and quantisers."""
+"""Silence exporters and quantisers, which report progress and give advice that has been followed already."""
 
 import contextlib
 import logging
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import onnxruntime
 
 _WARNINGS, _ERRORS = 2, 3
-"""Levels of onnxruntime's log, which it writes to stderr itself; the first is its default, and it tells none."""
+"""Severity levels of onnxruntime's log, which it writes to stderr itself: its default, and the one set meanwhile."""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what is printed, logged below errors, and warned of, meanwhile."""
+    """Suppress printed output, log messages below errors, and warnings within the context."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     onnxruntime.set_default_logger_severity(_ERRORS)

@@ -1,4 +1,4 @@
-"""Which nets cannot become heatmap nets, and why."""
+"""Refuse nets that cannot become heatmap nets, with the reason."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -15,10 +15,10 @@ _WEIGHTS = {"softmax", "normalize", "scaled_dot_product_attention"}
 
 
 def refuse_coarse_weights(model: nn.Module) -> None:
-    """Refuse nets whose numbers are missing, or too coarse for a proof.
+    """Refuse nets whose weights are missing, or too imprecise for the proof.
 
     Raises:
-        ArchitectureError: A layer does not know its sizes yet, or a weight has no value or fewer than 32 bits.
+        ArchitectureError: A lazy layer has no sizes yet, or a weight has no value or fewer than 32 bits.
     """
     for name, weights in model.named_parameters():
         if is_lazy(weights):
@@ -35,10 +35,10 @@ def refuse_coarse_weights(model: nn.Module) -> None:
 
 
 def refuse_scripts(model: nn.Module) -> None:
-    """Refuse nets in TorchScript, whose layers cannot be exchanged.
+    """Refuse nets in TorchScript, whose layers cannot be replaced.
 
     Raises:
-        ArchitectureError: The net, or one in it, is such.
+        ArchitectureError: The net, or a module in it, is a TorchScript module.
     """
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -62,7 +62,7 @@ def refuse_transformers(model: nn.Module) -> None:
             )
     for name, module in model.named_modules():
         if isinstance(module, ShiftedWindowAttention) or not any(True for _ in module.parameters()):
-            continue  # windows that tile a map of any size; a place that attention was not put into
+            continue  # windows that tile a map of any size; an attention slot that is empty
         named = "Attention" in type(module).__name__
         if isinstance(module, nn.MultiheadAttention) or (named and _attends(module)):
             raise ArchitectureError(
@@ -72,11 +72,11 @@ def refuse_transformers(model: nn.Module) -> None:
 
 
 def _attends(module: nn.Module) -> bool:
-    """Whether a module that is named an attention computes with weights that it makes of its input.
+    """Tell whether a module with Attention in its name is attention, with weights computed from its input.
 
-    Gates by channel or by place (squeeze and excitation, CBAM: https://arxiv.org/abs/1807.06521) are often named so,
-    but pool, convolve and multiply number by number. Attention multiplies two matrices that are both made of its input,
-    or makes weights of it that add up to one. What cannot be traced is taken for attention.
+    Channel or spatial gates (squeeze-and-excitation, CBAM: https://arxiv.org/abs/1807.06521) often have this name too,
+    but only pool, convolve and multiply elementwise. Attention multiplies two matrices that are both computed from its
+    input, or computes weights from it that sum to one. A module that cannot be traced is taken for attention.
     """
     try:
         graph = fx.Tracer().trace(module)
@@ -98,10 +98,10 @@ def _attends(module: nn.Module) -> bool:
 
 
 def refuse_answer(answer: Sequence[int] | str) -> NoReturn:
-    """Refuse a net that does not answer with logits.
+    """Refuse a net that does not return logits.
 
     Args:
-        answer: Its answer's shape, or what it is instead of a tensor.
+        answer: The shape of its output, or a description if the output is not a tensor.
 
     Raises:
         ArchitectureError: Always.

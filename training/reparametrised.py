@@ -1,6 +1,6 @@
-"""Layers whose weights are computed from other tensors: by weight or spectral normalisation, by pruning, or otherwise.
+"""Fix weights that layers compute from other tensors: by weight or spectral normalisation, pruning or otherwise.
 
-Surgery and export take weights as they are, so what a layer computes with is made a parameter of its own first.
+The conversion and the export read weights from parameters, so the computed weights are first made plain parameters.
 """
 
 from itertools import chain
@@ -13,15 +13,15 @@ from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDict
 from torch.nn.utils.weight_norm import WeightNorm
 
 _SOURCES = ("_g", "_v", "_orig", "_u", "_mask")
-"""What the names of the tensors end with that hooks compute weights from."""
+"""Name suffixes of the tensors from which hooks compute weights."""
 
 
 def fix_weights(model: nn.Module) -> None:
-    """Give every layer the weights that it computes with in eval mode, in place; shared tensors are not changed."""
+    """Replace computed weights by plain parameters with their values in eval mode, in place; keep shared tensors."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
             _fix_parametrised(module)
-        for hook in list(module._forward_pre_hooks.values()):  # noqa: SLF001  # there is no other way to them
+        for hook in list(module._forward_pre_hooks.values()):  # noqa: SLF001  # there is no public access
             if isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)):
                 _fix_hooked(module, hook)
 
@@ -29,7 +29,7 @@ def fix_weights(model: nn.Module) -> None:
 def _fix_parametrised(module: Any) -> None:
     values = {name: getattr(module, name).detach() for name in module.parametrizations}
     del module.parametrizations
-    module.__class__ = type(module).__bases__[0]  # PyTorch has put a class with properties over it
+    module.__class__ = type(module).__bases__[0]  # undo PyTorch's subclass with properties
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value))
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, as the figures of a JSON file."""
+"""The results of an evaluation as JSON."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from training.metrics import Measures
 
 @dataclass(frozen=True)
 class Subject:
-    """What was measured, and on what.
+    """The model that was measured, and the data.
 
     Attributes:
         model: The model file or checkpoint.
@@ -19,7 +19,7 @@ class Subject:
         label_map: The model's classes.
         data: The data folder.
         split: The split of the data that was measured.
-        scales: Sizes of the views that were averaged, relative to the image's; empty where the model was run as served.
+        scales: Sizes of the views that were averaged, relative to the image's; empty if the model was run as served.
         flip: Whether mirrored views were averaged too.
     """
 
@@ -33,11 +33,11 @@ class Subject:
 
 
 def figures(subject: Subject, measures: Measures) -> dict[str, Any]:
-    """Return everything that was found, as JSON has it.
+    """Return all results as a JSON object.
 
-    `per_class_iou` goes by name and is null for a class that occurs nowhere; rows of `confusion_matrix` are true
-    classes and columns predicted ones, in the order of `classes`, in pixels. `scales` is empty and `flip` false where
-    the figures are those of the model as it is served.
+    `per_class_iou` is keyed by class name and null for a class that does not occur. `confusion_matrix` has pixel
+    counts; its rows are true classes and its columns predicted ones, in the order of `classes`. If the results are
+    those of the model as served, `scales` is empty and `flip` is false.
     """
     names = [info.name for info in subject.label_map.classes]
     return {
@@ -62,10 +62,10 @@ def figures(subject: Subject, measures: Measures) -> dict[str, Any]:
 
 
 def to_json(found: dict[str, Any]) -> str:
-    """Write figures as JSON, one to a line.
+    """Write results as JSON, one per line.
 
     Raises:
-        ValueError: One of them is not a finite number.
+        ValueError: A number is not finite.
     """
     lines = (f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in found.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -1,4 +1,4 @@
-"""What an evaluation found, as one HTML page that needs no other file, no network and no script."""
+"""The results of an evaluation as one self-contained HTML page, without scripts, other files or network access."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from fcnseg.page import percent, render_page
 from fcnseg.thumbnails import data_uri, paint_ids, shrink
 from fcnseg.types import ClassInfo, ClassMap, LabelMap
 
-_LONGER_SIDE = 360  # of the pictures: 24 of them keep the page below 5 MB
+_LONGER_SIDE = 360  # pixels of a picture; with 24 pictures the page stays below 5 MB
 _MATRIX_CLASSES = 24
 
 
@@ -21,8 +21,8 @@ class Example:
 
     Attributes:
         name: Its file name.
-        mean_iou: Its own mean IoU, in 0..1.
-        pixel_accuracy: Its own pixel accuracy, in 0..1.
+        mean_iou: The image's mean IoU, in 0..1.
+        pixel_accuracy: The image's pixel accuracy, in 0..1.
         image: (H, W, 3) uint8 RGB.
         truth: (H, W) uint8 ids, or the ignore id.
         prediction: (H, W) class ids.
@@ -47,7 +47,7 @@ class _Bar:
 
 @dataclass(frozen=True)
 class _Row:
-    """One true class in the confusion matrix: its cells are counts, and shares of its pixels."""
+    """One true class in the confusion matrix: a row of counts, and of shares of the class's pixels."""
 
     name: str
     cells: tuple[tuple[int, float], ...]
@@ -60,10 +60,10 @@ def to_html(
     worst: Sequence[Example],
     ignore_id: int | None,
 ) -> bytes:
-    """Lay out figures and examples as a page.
+    """Render a page with results and examples.
 
     Args:
-        found: What `training.report.figures` returned.
+        found: The result of `training.report.figures`.
         label_map: Gives the colours.
         best: Images to show as the best.
         worst: Images to show as the worst.
@@ -92,7 +92,7 @@ def to_html(
 
 
 def _headline(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, value and meaning of the figures for the whole split."""
+    """Return name, value and meaning of the metrics of the whole split."""
     error = found["calibration_error"]
     return [
         ("Mean IoU", percent(found["mean_iou"]), "over the classes that occur"),
@@ -105,7 +105,7 @@ def _headline(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _bars(label_map: LabelMap, found: dict[str, Any]) -> list[_Bar]:
-    """Return the classes, the best first and those that occur nowhere last."""
+    """Return the classes, the best first and those that do not occur last."""
     pixels = np.array(found["confusion_matrix"]).sum(axis=1)
     total = max(1, int(pixels.sum()))
     bars = [_Bar(info, found["per_class_iou"][info.name], float(pixels[info.id] / total)) for info in label_map.classes]
@@ -113,7 +113,7 @@ def _bars(label_map: LabelMap, found: dict[str, Any]) -> list[_Bar]:
 
 
 def _matrix(names: Sequence[str], counts: NDArray[np.int64]) -> tuple[list[str], list[_Row]]:
-    """Return the confusion matrix of the classes with the most pixels, the others counted as one."""
+    """Return the confusion matrix of the classes with the most pixels; all others are merged into one."""
     if len(names) > _MATRIX_CLASSES:
         ranked = np.argsort(-(counts.sum(axis=0) + counts.sum(axis=1)), kind="stable")
         kept, others = np.sort(ranked[:_MATRIX_CLASSES]), ranked[_MATRIX_CLASSES:]

@@ -1,13 +1,13 @@
-"""Resampling scores from one grid to another by the constant stride and the offset, never by a size.
+"""Resample scores from one grid to another by the constant stride and the offset, never by a size.
 
-Along one axis, target cell t looks at pixel `to.offset + to.stride * t`, which lies at the source coordinate
+Along one axis, target cell t is centred at pixel `to.offset + to.stride * t`, which has the source coordinate
 
     u = (to.offset + to.stride * t - source.offset) / source.stride
 
 and takes its score from the two source cells around u, weighted linearly. This is the bilinear transposed convolution
-of arXiv 1411.4038 with the phase that the offsets ask for; coordinates before the first and behind the last source cell
-take that cell's score. Written as two small matrices it needs no crops and no kernel, and onnxruntime's CPU provider
-runs it several times faster than a grouped transposed convolution (docs/decisions/).
+of arXiv 1411.4038 with the phase that follows from the offsets; coordinates before the first or after the last source
+cell take that cell's score. As products with two small matrices it needs no crops and no kernel, and onnxruntime's CPU
+provider runs it several times faster than a grouped transposed convolution (docs/decisions/).
 """
 
 import torch
@@ -26,8 +26,8 @@ def resample(
     Args:
         scores: (N, K, h, w) float on `source`.
         source: (y, x) lattices of the scores.
-        target: (y, x) lattices wanted.
-        size: (height, width) of the result; cells beyond the source's last repeat it.
+        target: (y, x) lattices of the result.
+        size: (height, width) of the result; cells beyond the source's last cell repeat it.
 
     Returns:
         (N, K, height, width) of the same dtype.
@@ -39,7 +39,7 @@ def resample(
 def resample_channels_last(
     scores: Tensor, source: tuple[Lattice, Lattice], target: tuple[Lattice, Lattice], size: tuple[int, int]
 ) -> Tensor:
-    """Do what `resample` does, and answer with (N, height, width, K), as a GPU's arg-max over the channels takes it."""
+    """Do the same as `resample` but return (N, height, width, K), the layout for a GPU's arg-max over the channels."""
     rows, columns = _matrices(scores, source, target, size)
     wide = columns @ scores.permute(0, 2, 3, 1)  # (N, h, width, K)
     tall = rows @ wide.reshape(wide.shape[0], wide.shape[1], -1)  # (N, height, width * K)
@@ -68,17 +68,17 @@ def enlarge_nearest(
 def _matrices(
     scores: Tensor, source: tuple[Lattice, Lattice], target: tuple[Lattice, Lattice], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Return what interpolates rows, (height, h), and columns, (width, w)."""
+    """Return the matrices that interpolate rows, (height, h), and columns, (width, w)."""
     rows = interpolation_matrix(source[0], target[0], scores.shape[2], size[0], scores)
     return rows, interpolation_matrix(source[1], target[1], scores.shape[3], size[1], scores)
 
 
 def interpolation_matrix(source: Lattice, target: Lattice, cells: int, size: int, like: Tensor) -> Tensor:
-    """The (size, cells) matrix that interpolates linearly from one lattice to another; its rows sum to 1.
+    """Return the (size, cells) matrix that interpolates linearly from one lattice to another; its rows sum to 1.
 
     Args:
         source: Lattice of the values.
-        target: Lattice wanted.
+        target: Lattice of the result.
         cells: Number of source cells.
         size: Number of target cells.
         like: Gives dtype and device.
@@ -89,7 +89,7 @@ def interpolation_matrix(source: Lattice, target: Lattice, cells: int, size: int
 
 
 def _coordinates(source: Lattice, target: Lattice, cells: int, size: int, device: torch.device) -> Tensor:
-    """(size,) float32 source coordinates of the target cells, clamped to the source's cells."""
+    """Return (size,) float32 source coordinates of the target cells, clamped to the source's cells."""
     t = torch.arange(size, dtype=torch.float32, device=device)
     u = (t * target.stride + (target.offset - source.offset)) / source.stride
     return u.clamp(min=0).clamp(max=cells - 1)

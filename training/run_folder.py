@@ -1,11 +1,11 @@
-"""The folder that a training run leaves behind; torch is not needed to look at it.
+"""The folder of a training run; torch is not needed to read it.
 
-RUN/config.yaml         what the run was asked to do; 'fcnseg train --config' does it again
-RUN/environment.json    machine, package versions, the data's fingerprint, and machine and versions of each resuming
-RUN/metrics.csv         one row an epoch
+RUN/config.yaml         the run's configuration; 'fcnseg train --config' repeats the run
+RUN/environment.json    machine, package versions, the data's fingerprint, and machine and versions of each resumption
+RUN/metrics.csv         one row per epoch
 RUN/curves.png          the same as a picture
 RUN/samples/            image, truth and prediction, every fifth epoch
-RUN/tensorboard/        for TensorBoard: loss, rate, and every class's IoU
+RUN/tensorboard/        for TensorBoard: loss, learning rate, and every class's IoU
 RUN/best.ckpt           the epoch with the best validation mean IoU
 RUN/last.ckpt           the last epoch, or where the run was interrupted in the first
 RUN/.fcnseg.lock        held while a program trains into the folder
@@ -28,20 +28,20 @@ SAMPLES = "samples"
 TENSORBOARD = "tensorboard"
 _LEFT_BEHIND = (BEST, LAST, CONFIG, METRICS, ENVIRONMENT, CURVES, SAMPLES, TENSORBOARD)
 UNTOLD = (OSError, ValueError, KeyError, TypeError)
-"""What comes of an `environment.json` that is not there, or not a run's."""
+"""Errors when reading an `environment.json` that does not exist or is not a run's."""
 
 
 def prepare_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
-    """Make a run's folder, and clear it of an earlier run if that was asked for.
+    """Make a run's folder, and remove an earlier run's files from it if that was asked for.
 
     Args:
         folder: The folder.
-        overwrite: Whether files of a run are removed, whoever left them.
-        resume: Whether they are removed where `environment.json` tells that a run left them: to begin it anew, as it
-            finished no epoch.
+        overwrite: Whether to remove all files that have the names of a run's files.
+        resume: Whether to remove them if `environment.json` shows that a run wrote them, in order to start that run
+            anew, since it finished no epoch.
 
     Raises:
-        UsageError: It holds such files and they are not to be removed, or it is a file, or not named in UTF-8.
+        UsageError: The folder has such files and they may not be removed, or it is a file, or not named in UTF-8.
     """
     earlier = require_free(folder, overwrite=overwrite, resume=resume)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,15 +53,15 @@ def prepare_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> No
 
 
 def require_free(folder: Path, *, overwrite: bool, resume: bool = False) -> list[Path]:
-    """Check that a run can have a folder, and return what is to be removed there first.
+    """Check that a run can use a folder, and return the files to remove from it first.
 
     Args:
-        folder: The folder; it need not be there.
+        folder: The folder; it need not exist.
         overwrite: As for `prepare_folder`.
         resume: As for `prepare_folder`.
 
     Raises:
-        UsageError: As of `prepare_folder`.
+        UsageError: As for `prepare_folder`.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"run folder {folder} is a file; name a folder")
@@ -80,7 +80,7 @@ def require_free(folder: Path, *, overwrite: bool, resume: bool = False) -> list
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a run has begun in a folder; its configuration alone may have been written by hand."""
+    """Tell whether a run has begun in a folder; a configuration file alone may have been written by hand."""
     try:
         data_begun_on(folder)
     except UNTOLD:
@@ -89,6 +89,6 @@ def _is_run(folder: Path) -> bool:
 
 
 def data_begun_on(folder: Path) -> str:
-    """The fingerprint of the data that a run was begun on; one of `UNTOLD` where that cannot be read."""
+    """Return the fingerprint of the data that a run was begun on; raise one of `UNTOLD` if it cannot be read."""
     fingerprint: str = json.loads((folder / ENVIRONMENT).read_text("utf-8"))["data_fingerprint"]
     return fingerprint

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder as its epochs end; `training.run` says what that is."""
+"""Write a run's files into its folder at the end of each epoch; `training.run_folder` lists them."""
 
 import contextlib
 import csv
@@ -31,7 +31,7 @@ _LONGER_SIDE = 320
 
 
 class RunWriter(Callback):
-    """Writes checkpoints, metrics.csv, curves.png, and every few epochs what the model makes of some images.
+    """Writes checkpoints, metrics.csv, curves.png, and every few epochs the predictions for some images.
 
     Args:
         folder: The run's folder.
@@ -47,14 +47,14 @@ class RunWriter(Callback):
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the weights that are validated make of some images."""
+        """Write predictions of the validated weights for some images."""
         if isinstance(pl_module, SegmentationTask) and self._is_shown(trainer):
             picture = tile([_panel(pl_module, sample) for sample in self._samples])
             write_bytes(self._folder / SAMPLES / f"epoch_{trainer.current_epoch + 1:04}.jpg", encode(picture, ".jpg"))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the epoch: its row, its curves, last.ckpt, and best.ckpt if it is the best so far."""
+        """Save the epoch: its row, the curves, last.ckpt, and best.ckpt if it is the best so far."""
         if not isinstance(pl_module, SegmentationTask) or pl_module.scores is None:
             return
         scores, epoch = pl_module.scores, trainer.current_epoch + 1
@@ -73,18 +73,18 @@ class RunWriter(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run has to know."""
+        """Return the state that a resumed run needs."""
         return {"best": self.best, "rows": self._rows}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the run ended."""
+        """Continue where the run ended."""
         self.best, self._rows = state_dict["best"], state_dict["rows"]
         self._begun -= self._rows[-1]["seconds"]
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep a run that is interrupted before its first epoch is kept; later ones have that of the last."""
+        """Save a run that is interrupted before its first epoch is saved; later, the last epoch's checkpoint exists."""
         interrupted = isinstance(exception, KeyboardInterrupt) or trainer.received_sigterm
         if not interrupted or trainer.global_step == 0 or (self._folder / LAST).is_file():
             return
@@ -100,15 +100,15 @@ class RunWriter(Callback):
         draw_curves(self._rows, self._folder / CURVES)
         with replacing(self._folder / LAST) as temporary:
             trainer.save_checkpoint(temporary, weights_only=False)
-            if is_best:  # before last.ckpt says so: a run that is killed in between does the epoch again
+            if is_best:  # before last.ckpt: a run that is killed in between repeats the epoch
                 _keep_weights(temporary, self._folder / BEST)
 
     @contextlib.contextmanager
     def _explained(self, epoch: int) -> Iterator[None]:
-        """Tell in one line that an epoch cannot be kept."""
+        """Turn an error into one line that says that the epoch cannot be saved."""
         try:
             yield
-        except (OSError, RuntimeError) as error:  # the latter is PyTorch's, where a file cannot be written
+        except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError if it cannot write a file
             reason = getattr(error, "strerror", None) or one_line(error, 150)
             raise OSError(
                 f"epoch {epoch} cannot be kept in {self._folder} ({reason}); make room, and continue with --resume"
@@ -120,7 +120,7 @@ class RunWriter(Callback):
 
 
 def _panel(task: SegmentationTask, sample: Sample) -> list[Any]:
-    """Image, truth and prediction."""
+    """Return image, truth and prediction as a panel."""
     image, mask = read_sample(sample)
     label_map = task.record.label_map
     class_map = task.predict(torch.from_numpy(image)[None])[0].cpu().numpy()
@@ -132,7 +132,7 @@ def _panel(task: SegmentationTask, sample: Sample) -> list[Any]:
 
 
 def _log(trainer: Trainer, task: SegmentationTask, scores: Scores) -> None:
-    """Tell the loggers, TensorBoard among them."""
+    """Pass the scores to the loggers, such as TensorBoard."""
     names = [info.name for info in task.record.label_map.classes]
     values = {
         "loss/train": task.running_loss.mean(),
@@ -146,7 +146,7 @@ def _log(trainer: Trainer, task: SegmentationTask, scores: Scores) -> None:
 
 
 def _keep_weights(checkpoint: Path, path: Path) -> None:
-    """Copy a checkpoint without what only a resumed run needs: optimiser, schedule, and weights before averaging."""
+    """Copy a checkpoint without the state for resuming: optimiser, schedule, and weights before averaging."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     with replacing(path) as temporary:
         torch.save({key: content[key] for key in _WEIGHTS_KEYS}, temporary)

@@ -1,4 +1,4 @@
-"""The mean loss of an epoch, gathered on the device that computes the losses."""
+"""The mean loss of an epoch, accumulated on the device that computes the losses."""
 
 import math
 
@@ -8,14 +8,14 @@ _LOOKS_EVERY = 20
 
 
 class RunningLoss:
-    """Gathers the losses of an epoch's steps.
+    """Accumulates the losses of an epoch's steps.
 
-    Reading a number from a GPU waits until all steps before it are done, which keeps the next one from being prepared
-    meanwhile. So it is looked at in every 20th step alone there, and in every step on the CPU.
+    Reading a number from a GPU waits for all steps before it, so that the next step cannot be prepared meanwhile.
+    Therefore it is read only in the first and every 20th step on a GPU, and in every step on the CPU.
 
     Attributes:
-        seen: The epoch's mean when it was last looked at; 0 before the first step.
-        recent: Mean of the last 20 steps that began with a multiple of 20; 0 before they are done.
+        seen: The epoch's mean when it was last read; 0 before the first step.
+        recent: Mean of the last complete block of 20 steps; 0 before the first block is complete.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class RunningLoss:
         self._total_before = 0.0
 
     def update(self, loss: Tensor) -> None:
-        """Count a step's loss, a scalar without gradient."""
+        """Add a step's loss, a scalar without gradient."""
         self._total, self._count = self._total + loss, self._count + 1
         ends_stretch = self._count % _LOOKS_EVERY == 0
         if ends_stretch or self._count == 1 or loss.device.type == "cpu":
@@ -39,5 +39,5 @@ class RunningLoss:
             self.recent, self._total_before = (total - self._total_before) / _LOOKS_EVERY, total
 
     def mean(self) -> float:
-        """Mean so far, for which a GPU is waited for; not finite as soon as one step's loss is not."""
+        """Return the mean so far, waiting for a GPU; it is not finite if the loss of any step is not."""
         return float(self._total) / self._count if self._count else math.nan

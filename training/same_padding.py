@@ -1,4 +1,4 @@
-"""Padding that timm's layers compute from the size of their input, by TensorFlow's SAME rule, made static."""
+"""Make static the padding that timm's layers compute from the size of their input by TensorFlow's SAME rule."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _SAME = {"AvgPool2dSame", "Conv2dSame", "MaxPool2dSame", "ScaledStdConv2dSame", 
 
 
 class PaddedConv2d(nn.Conv2d):
-    """A convolution behind a zero padding that differs from side to side, as TensorFlow's SAME rule gives it.
+    """A convolution with zero padding that may differ on each side, as TensorFlow's SAME rule requires.
 
     Attributes:
         sides: (left, right, top, bottom) padding in cells.
@@ -27,7 +27,7 @@ class PaddedConv2d(nn.Conv2d):
 
 
 class PaddedMaxPool2d(nn.MaxPool2d):
-    """A max pooling behind a padding that differs from side to side and never wins.
+    """A max pooling with padding that may differ on each side and never is the maximum.
 
     Attributes:
         sides: (left, right, top, bottom) padding in cells.
@@ -42,7 +42,7 @@ class PaddedMaxPool2d(nn.MaxPool2d):
 
 
 class PaddedAvgPool2d(nn.AvgPool2d):
-    """An average pooling behind a zero padding that differs from side to side.
+    """An average pooling with zero padding that may differ on each side.
 
     Attributes:
         sides: (left, right, top, bottom) padding in cells.
@@ -57,10 +57,10 @@ class PaddedAvgPool2d(nn.AvgPool2d):
 
 
 def fix_same_padding(model: nn.Module, input_size: tuple[int, int]) -> None:
-    """Make padding that a net computes from its input's size static, at its value for `input_size`, in place.
+    """Replace padding that a net computes from its input's size by its value for `input_size`, in place.
 
-    timm's `tf_*` nets and DeepMind's NFNets pad as TensorFlow's SAME rule says: by an amount that depends on the size,
-    so that a dense net's grid would move with the image. Layers are known by timm's class names.
+    timm's `tf_*` nets and DeepMind's NFNets pad by TensorFlow's SAME rule: the amount depends on the input's size, so a
+    dense net's grid would move with the image's size. Layers are recognised by timm's class names.
     """
     layers = {name: layer for name, layer in model.named_modules() if _computes_padding(layer)}
     if not layers:
@@ -97,13 +97,13 @@ def _input_sizes(
 def _static(layer: Any, size: tuple[int, int]) -> nn.Module:
     kernel, stride, dilation = (pair(getattr(layer, key, 1)) for key in ("kernel_size", "stride", "dilation"))
     sides: list[int] = []
-    for axis in (1, 0):  # left and right first, as pad wants them
+    for axis in (1, 0):  # left and right first: the order of `pad`
         cells = -(-size[axis] // stride[axis])
         total = max(0, (cells - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1 - size[axis])
         sides += [total // 2, total - total // 2]
     left, right, top, bottom = sides
     found: PaddedConv2d | PaddedMaxPool2d | PaddedAvgPool2d
-    if hasattr(layer, "same_pad"):  # it standardises its weights at each call
+    if hasattr(layer, "same_pad"):  # a layer that standardises its weights at each call
         layer.same_pad = False
         return nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), layer)
     if isinstance(layer, nn.Conv2d):

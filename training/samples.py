@@ -1,4 +1,4 @@
-"""One image with the mask that belongs to it."""
+"""A sample: an image and its mask."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ class Sample:
     Attributes:
         name: The image's name within its split.
         image: The image file.
-        mask: What its mask is read from.
+        mask: The source of its mask.
     """
 
     name: str
@@ -30,7 +30,7 @@ def read_sample(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read an image, (H, W, 3) uint8 RGB, through the runtime's own decoder, and its mask, (H, W) uint8 ids.
 
     Raises:
-        DatasetError: A file cannot be read, the mask's pixels are no ids or colours of classes, or the sizes differ.
+        DatasetError: A file cannot be read, the mask's pixels are not ids or colours of classes, or the sizes differ.
     """
     image, mask = read_image(sample), sample.mask.read()
     if (fault := size_fault(sample, image, mask)) is not None:
@@ -42,7 +42,7 @@ def read_image(sample: Sample) -> NDArray[np.uint8]:
     """Read an image, (H, W, 3) uint8 RGB, through the runtime's own decoder.
 
     Raises:
-        DatasetError: It cannot be read.
+        DatasetError: The image cannot be read.
     """
     try:
         return images.read(sample.image)
@@ -51,7 +51,7 @@ def read_image(sample: Sample) -> NDArray[np.uint8]:
 
 
 def size_fault(sample: Sample, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> str | None:
-    """Tell how the sizes of an image and its mask differ, and the remedy; None where they do not."""
+    """Describe how the sizes of an image and its mask differ, and the remedy; return None if they are equal."""
     if mask.shape == image.shape[:2]:
         return None
     sizes = (

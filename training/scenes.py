@@ -1,8 +1,8 @@
-"""Generated scenes: a small labelled data set in which a class is a shape, whatever its colour and texture.
+"""Generated scenes: a small labelled data set in which a class is a shape of any colour and texture.
 
-Every image holds a few shapes on a textured ground. Texture, colours, size, turn and place are drawn at random, later
-shapes cover earlier ones, a lighting gradient and noise go over all of it, so only the outline tells the class. The
-masks are exact: pixels are drawn without anti-aliasing.
+Every image has a few shapes on a textured background. Texture, colours, size, rotation and position are random, later
+shapes cover earlier ones, and a lighting gradient and noise are applied to the whole image, so that only the outline
+identifies the class. The masks are exact: shapes are drawn without anti-aliasing.
 """
 
 import io
@@ -27,7 +27,7 @@ LABEL_MAP = LabelMap.from_names(CLASS_NAMES, ignore_id=IGNORE_ID)
 MIN_SIZE = 32
 _ASPECTS = (0.75, 1.0, 1.0, 1.0, 4 / 3)
 _TRIES = 20
-_MAX_COVERED = 0.2  # of what is to be seen of an earlier shape: slivers have no outline that tells their class
+_MAX_COVERED = 0.2  # share of an earlier shape's visible pixels: a sliver's outline does not show its class
 _MIN_CONTRAST = 75.0  # distance of mean colours, in levels
 
 
@@ -36,8 +36,8 @@ class SceneShape:
     """One shape of a scene.
 
     Attributes:
-        info: Its class.
-        box: The tight box of what is to be seen of it.
+        info: The shape's class.
+        box: The tight box of the shape's visible pixels.
     """
 
     info: ClassInfo
@@ -71,7 +71,7 @@ def draw_scene(seed: tuple[int, ...], size: int) -> Scene:
     height, width = round(size * min(1.0, aspect)), round(size * min(1.0, 1 / aspect))
     image = _texture(random, height, width)
     mask = np.zeros((height, width), np.uint8)
-    shapes: list[NDArray[np.bool_]] = []  # what is still to be seen of each, earlier ones below later ones
+    shapes: list[NDArray[np.bool_]] = []  # the visible pixels of each, earlier ones below later ones
     drawn: list[ClassInfo] = []
     for _ in range(int(random.choice((1, 2, 2, 3)))):
         class_id = int(random.integers(1, len(CLASS_NAMES)))
@@ -94,7 +94,7 @@ def write_scenes(folder: Path, counts: dict[str, int], *, size: int = 128, seed:
     """Write a data set of scenes in the layout images/ masks/ SPLIT.txt classes.json, image by image.
 
     Args:
-        folder: Where to; it must be empty or not exist.
+        folder: The target folder; it must be empty or not exist.
         counts: Number of scenes by split.
         size: Pixels along a scene's longer side, at least 32.
         seed: The same seed gives the same bytes.
@@ -103,7 +103,7 @@ def write_scenes(folder: Path, counts: dict[str, int], *, size: int = 128, seed:
         The path of each image written. The split lists and classes.json follow the last one.
 
     Raises:
-        UsageError: The size is too small, a count is below 1, or the folder holds something.
+        UsageError: The size is too small, a count is below 1, or the folder is not empty.
     """
     if size < MIN_SIZE:
         raise UsageError(f"scenes of {size} pixels are too small to tell shapes; use at least {MIN_SIZE}")
@@ -134,7 +134,7 @@ def _encode_png(image: NDArray[np.uint8]) -> bytes:
 def _place(
     random: np.random.Generator, class_id: int, shapes: list[NDArray[np.bool_]], height: int, width: int
 ) -> NDArray[np.bool_] | None:
-    """Return a shape's pixels, (H, W), so that it leaves most of each earlier shape to be seen; None if that fails."""
+    """Return a shape's pixels, (H, W), so that most of each earlier shape stays visible; None if that fails."""
     for _ in range(_TRIES):
         inside = _shape(random, class_id, height, width)
         if all((shape & inside).sum() <= _MAX_COVERED * shape.sum() for shape in shapes):
@@ -143,7 +143,7 @@ def _place(
 
 
 def _shape(random: np.random.Generator, class_id: int, height: int, width: int) -> NDArray[np.bool_]:
-    """Return the pixels inside one shape, its centre in the image: (H, W)."""
+    """Return the pixels inside one shape, (H, W); its centre lies in the image."""
     radius = min(height, width) * random.uniform(0.28, 0.42)
     y = random.uniform(0.25, 0.75) * height
     x = random.uniform(0.25, 0.75) * width
@@ -163,13 +163,13 @@ def _shape(random: np.random.Generator, class_id: int, height: int, width: int) 
 
 
 def _triangle_outline() -> NDArray[np.float64]:
-    """Corners of an equilateral triangle in the unit circle: (3, 2)."""
+    """Return the corners of an equilateral triangle in the unit circle: (3, 2)."""
     angles = 2 * np.pi * np.arange(3) / 3
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def _cross_outline() -> NDArray[np.float64]:
-    """Corners of a plus sign with arms 1 long and 0.7 wide: (12, 2)."""
+    """Return the corners of a plus sign with arms 1 long and 0.7 wide: (12, 2)."""
     a, b = 1.0, 0.35
     quarter = np.array([[b, a], [b, b], [a, b]])
     turned = np.array([[0, 1], [-1, 0]])  # by a quarter, clockwise

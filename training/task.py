@@ -1,4 +1,4 @@
-"""One training step, one validation step and the optimiser, as Lightning runs them."""
+"""The Lightning module: training step, validation step and optimiser."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,14 +23,14 @@ class SegmentationTask(LightningModule):
     """Fits a model's pixel scores to masks.
 
     Args:
-        model: What is trained, in place.
-        record: What its checkpoints say; replaced as epochs end.
+        model: The model, which is trained in place.
+        record: The metadata of its checkpoints; replaced at the end of each epoch.
         class_weights: (K,) weight of each class's pixels in the loss; None weighs all alike.
 
     Attributes:
         model: The argument `model`.
-        record: What a checkpoint written now says beside the weights.
-        scores: The latest validation's, or None before the first.
+        record: The metadata that a checkpoint written now would have.
+        scores: The scores of the latest validation, or None before the first.
         running_loss: The training loss of the current epoch.
         scores_finite: Whether all scores of the latest validation are finite numbers, a bool on the device.
     """
@@ -48,7 +48,7 @@ class SegmentationTask(LightningModule):
 
     @override
     def train(self, mode: bool = True) -> "SegmentationTask":
-        """As for any module, but statistics that are to stay frozen are never updated."""
+        """Set the mode as for any module, but keep frozen statistics from being updated."""
         super().train(mode)
         if self.record.config.freeze_statistics:
             for module in self.modules():
@@ -72,12 +72,12 @@ class SegmentationTask(LightningModule):
 
     @override
     def on_train_epoch_start(self) -> None:
-        """Begin the epoch's mean loss."""
+        """Reset the epoch's mean loss."""
         self.running_loss.reset()
 
     @override
     def on_validation_start(self) -> None:
-        """Begin an empty confusion matrix."""
+        """Start with an empty confusion matrix."""
         self.scores_finite = torch.tensor(data=True, device=self.device)
         self._meter = Meter(len(self.record.label_map), self.record.label_map.ignore_id, self.device)
 
@@ -92,8 +92,8 @@ class SegmentationTask(LightningModule):
     def predict(self, images: Tensor) -> Tensor:
         """Return the class maps (N, H, W) int64 of images (N, H, W, 3) uint8.
 
-        The exported graph computes in fp32, and what is measured here is meant to hold for it; so with many classes the
-        arg-max is that of cells.
+        This is computed as in the exported graph, for which the scores must hold: in fp32, and with many classes by the
+        arg-max at the cells.
         """
         images = images.to(self.device)
         with exact_products(), torch.autocast(self.device.type, enabled=False):
@@ -108,13 +108,13 @@ class SegmentationTask(LightningModule):
 
     @override
     def on_validation_end(self) -> None:
-        """Keep the scores."""
+        """Store the scores."""
         if self._meter is not None:
             self.scores = self._meter.compute()
 
     @override
     def configure_optimizers(self) -> Any:
-        """The configuration's optimiser and schedule."""
+        """Return the configuration's optimiser and schedule."""
         config = self.record.config
         optimiser = build_optimiser(self.model, config)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -123,10 +123,10 @@ class SegmentationTask(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilding the model takes."""
+        """Add the record, which is needed to rebuild the model."""
         checkpoint[RECORD_KEY] = record_as_plain(self.record)
 
 
 def ignore_value(ignore_id: int | None) -> int:
-    """The value for pixels without a label in int64 masks: the ignore id, or -1 where the data has none."""
+    """Return the value of pixels without a label in int64 masks: the ignore id, or -1 if the data has none."""
     return -1 if ignore_id is None else ignore_id

@@ -19,11 +19,11 @@ from training.same_padding import PaddedConv2d
 _LANES = 8
 """Channels of 16-bit floats that tensor cores read at once (NVIDIA, Deep Learning Performance, Tensor Core Shapes)."""
 _LARGE_KERNEL = 6
-"""Side from which on a convolution becomes a product of matrices: 6 and 7 have AlexNet's and VGG's connected layers."""
+"""Least kernel side of a convolution to become a matrix product: AlexNet's FC layers have 6, VGG's have 7."""
 
 
 def fit_tensor_cores(net: nn.Module) -> None:
-    """Replace a net's convolutions by ones that compute the same on tensor cores, where there is a better form."""
+    """Replace a net's convolutions by equivalent ones that suit tensor cores better, where there are such."""
     for parent in list(net.modules()):
         for name, child in list(parent.named_children()):
             if not isinstance(child, nn.Conv2d) or child.groups > 1 or type(child) not in {nn.Conv2d, PaddedConv2d}:
@@ -67,10 +67,10 @@ def _is_large(conv: nn.Conv2d) -> bool:
 
 
 class UnfoldedConv2d(nn.Module):
-    """A convolution of stride 1 as one product of matrices (im2col).
+    """A convolution of stride 1 as one matrix product (im2col).
 
     Args:
-        conv: The convolution, which it takes weights and padding of.
+        conv: The convolution that gives weights and padding.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -83,7 +83,7 @@ class UnfoldedConv2d(nn.Module):
         self.bias = conv.bias
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) becomes (N, K, H', W')."""
+        """Convolve (N, C, H, W) to (N, K, H', W')."""
         if any(self.sides):
             features = pad(features, self.sides)
         (p, q), cells = self.kernel_size, features.permute(0, 2, 3, 1)
@@ -98,7 +98,7 @@ class FilledConv2d(PaddedConv2d):
     """A convolution that appends channels of zeros to its input, up to the number that tensor cores read at once.
 
     Args:
-        conv: The convolution, which it takes weights and padding of.
+        conv: The convolution that gives weights and padding.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -117,7 +117,7 @@ class FilledConv2d(PaddedConv2d):
         self.sides = conv.sides if isinstance(conv, PaddedConv2d) else (0, 0, 0, 0)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the base class's name)
-        """Pad and convolve (N, C, H, W) of the convolution's own C."""
+        """Pad and convolve (N, C, H, W), C being the original convolution's."""
         filled = pad(input, (*self.sides, 0, self._missing))
         output: Tensor = self._conv_forward(filled, self.weight, self.bias)
         return output

@@ -1,4 +1,4 @@
-"""Upsampling that is learned: transposed convolutions that start as bilinear interpolation."""
+"""Learned upsampling: transposed convolutions that are initialised to bilinear interpolation."""
 
 import math
 from fractions import Fraction
@@ -14,16 +14,16 @@ class LearnedUpsampling(nn.Module):
     """A transposed convolution from one map's lattice to a finer one's, bilinear until it is trained.
 
     The released FCNs' "upscore" layers have kernel 2f and stride f and start as bilinear filters (arXiv 1411.4038,
-    section 3.3). Here the filters' phase follows from the two maps' offsets, and the map is continued by its edge
-    before it is convolved, as `training.resample` does it; no class starts by looking at another.
+    section 3.3). Here the filters' phase follows from the two maps' offsets, and the map is edge-padded before it is
+    convolved, in agreement with `training.resample`. Initially no class depends on another.
 
     Args:
-        channels: K, of scores and result alike.
+        channels: Number of channels of both the scores and the result, K.
         source: (y, x) lattices of the scores.
-        target: (y, x) lattices wanted.
+        target: (y, x) lattices of the result.
 
     Raises:
-        ArchitectureError: A source stride is no multiple of the target's.
+        ArchitectureError: A source stride is not a multiple of the target's.
     """
 
     def __init__(self, channels: int, source: tuple[Lattice, Lattice], target: tuple[Lattice, Lattice]) -> None:
@@ -42,11 +42,11 @@ class LearnedUpsampling(nn.Module):
             self.transposed.weight.copy_(torch.eye(channels)[:, :, None, None] * kernel)
 
     def forward(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
-        """Bring scores to the finer lattice.
+        """Upsample scores to the finer lattice.
 
         Args:
             scores: (N, K, h, w) on the source lattice.
-            size: (height, width) of the result; cells beyond the source's last repeat it.
+            size: (height, width) of the result; cells beyond the source's last cell repeat it.
 
         Returns:
             (N, K, height, width).
@@ -70,18 +70,18 @@ class _Phase:
         self.shift = Fraction(target.offset - source.offset) / target.stride
         # Cell i reaches the targets factor * i + first to factor * i + first + 2 * factor - 1.
         self.first = math.floor(-self.shift - self.factor) + 1
-        # So many cells are put before cell 0 that target 0 has all it reads; then the result begins before target 0.
+        # Pad enough cells before cell 0 for all that target 0 reads; the result then begins before target 0.
         self.before = max(0, math.ceil(Fraction(self.first + 2 * self.factor, self.factor)) - 1)
         self.skipped = self.factor * self.before - self.first
 
     def filter(self) -> Tensor:
-        """(2 * factor,) float32: the tent of linear interpolation at this phase."""
+        """Return (2 * factor,) float32: the triangular kernel of linear interpolation at this phase."""
         distance = [abs(self.first + j + self.shift) / self.factor for j in range(2 * self.factor)]
         return torch.tensor([max(0.0, float(1 - d)) for d in distance])
 
 
 def _continued(cells: int, phase: _Phase, size: int, device: torch.device) -> Tensor:
-    """Which cell each one of a map continued by its edges repeats, so that `size` targets have all that they read."""
+    """Return, for each cell of the edge-padded map that `size` targets read, the index of the cell that it repeats."""
     last = (size - 1 - phase.first) // phase.factor  # the last cell that reaches the last target
     count = phase.before + torch.sym_max(cells, last + 1)
     return (torch.arange(count, device=device) - phase.before).clamp(min=0).clamp(max=cells - 1)
