@@ -1,4 +1,4 @@
-"""How a client is let in by a server: over TLS, with a token, or neither."""
+"""A client's access to a server: with TLS, with a token, both, or neither."""
 
 import re
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,1024}")  # RFC 6750, section 2.1
 
 @dataclass(frozen=True)
 class Access:
-    """What a client brings to a server; no message repeats the token.
+    """A client's TLS settings and credentials; no message repeats the token.
 
     Attributes:
-        tls: The files by which both know each other; None for a connection in the clear.
-        token: What the server knows the client by; None for nothing.
-        token_in_clear: Whether the token may go to another machine without TLS.
+        tls: The files by which client and server authenticate each other; None for an unencrypted connection.
+        token: The bearer token that identifies the client to the server; None for no token.
+        token_in_clear: Whether the token may be sent to another machine without TLS.
 
     Raises:
-        UsageError: The token has other characters than a token has.
+        UsageError: The token has characters that tokens cannot have, or is too long.
     """
 
     tls: ClientTls | None = None
@@ -36,10 +36,10 @@ class Access:
 
     @classmethod
     def of(cls, tls: bool | ClientTls, token: str | None, *, token_in_clear: bool) -> "Access":  # noqa: FBT001 - as in Client
-        """Return what a client's arguments mean; True stands for TLS with the public authorities.
+        """Return the access for a client's arguments; `tls=True` stands for TLS with the public authorities.
 
         Raises:
-            UsageError: `tls` is neither, such as a path, or the token is none.
+            UsageError: `tls` is neither a bool nor `ClientTls`, such as a path, or the token is not valid.
         """
         if isinstance(tls, bool):
             return cls(ClientTls() if tls else None, token, token_in_clear)
@@ -49,7 +49,7 @@ class Access:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What every request says of its client."""
+        """The metadata of every request that identifies the client."""
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
     @property
@@ -58,10 +58,10 @@ class Access:
         return self.token is not None and self.tls is None and not self.token_in_clear
 
     def require_private(self, host: str) -> None:
-        """Check that the token reaches a host unread.
+        """Check that nobody can read the token on its way to a host.
 
         Raises:
-            UsageError: It would go to another machine without TLS.
+            UsageError: The token would be sent to another machine without TLS.
         """
         if self.stays_here and not is_loopback(host):
             raise UsageError(

@@ -1,4 +1,4 @@
-"""How the C library's allocator treats the memory that a process frees."""
+"""Control how the C library's allocator handles memory that the process frees."""
 
 import ctypes
 from collections.abc import Callable
@@ -9,15 +9,15 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20
 
 
 def keep_freed_memory(most: int | None = None) -> None:
-    """Let glibc keep what this process frees for later, where it has glibc; elsewhere, change nothing.
+    """Make glibc keep freed memory for reuse; without glibc, change nothing.
 
-    By default glibc gives freed blocks of hundreds of kilobytes back to the system at once and gets them anew, page by
-    page, each page cleared: a fifth of a MobileNet's training step on the CPU, and a third of what a server
-    takes to receive a raw image and to answer with its mask.
+    By default glibc returns freed blocks of hundreds of kilobytes to the system at once, and later allocates them again
+    page by page, each page cleared: this takes a fifth of a MobileNet's training step on the CPU, and a third of the
+    time in which a server receives a raw image and answers with its mask.
 
     Args:
-        most: About how many bytes to keep, for a process that lives long: blocks beyond 32 MiB are given back, and
-            what is free beyond this. None keeps everything to the end; the peak of memory stays about the same.
+        most: About how many freed bytes to keep, for a long-lived process: more than this, and freed blocks above
+            32 MiB, are returned. None keeps everything to the end; peak memory stays about the same.
     """
     mallopt = _glibc("mallopt")
     if mallopt is None:
@@ -30,7 +30,7 @@ def keep_freed_memory(most: int | None = None) -> None:
 
 
 def release_freed_memory() -> None:
-    """Let glibc give back to the system what this process has freed, where it has glibc; takes some milliseconds."""
+    """Make glibc, if present, return freed memory to the system; takes some milliseconds."""
     trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)

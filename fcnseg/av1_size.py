@@ -1,8 +1,8 @@
-"""How large the frames are that AV1 data code, told from their headers alone.
+"""Read the frame sizes of AV1 data from their headers alone.
 
-By the AV1 Bitstream & Decoding Process Specification (https://aomediacodec.github.io/av1-spec/): sections 5.3 to 5.5
-for sequence headers, and 5.9 for frame headers, which may give a size of their own. It should be at most the
-sequence's, but decoders do not check that.
+Follows the AV1 Bitstream & Decoding Process Specification (https://aomediacodec.github.io/av1-spec/): sections 5.3 to
+5.5 for sequence headers, and 5.9 for frame headers, which may override the size. A frame should not be larger than the
+sequence's size, but decoders do not check that.
 """
 
 from collections.abc import Iterator
@@ -15,22 +15,23 @@ _KEY_FRAME, _INTRA_ONLY_FRAME, _SWITCH_FRAME = 0, 2, 3
 _ALL_FRAMES = 0xFF
 _REFERENCES = 7
 _BUFFERED_FRAMES = 8
-_SELECT = 2  # SELECT_SCREEN_CONTENT_TOOLS and SELECT_INTEGER_MV: each frame says it by itself
+_SELECT = 2  # SELECT_SCREEN_CONTENT_TOOLS and SELECT_INTEGER_MV: each frame header has its own value
 _HEAD_BYTES = 512
-"""More than a sequence header of 32 operating points takes, or a frame header up to its size."""
+"""More bytes than a sequence header with 32 operating points has, or a frame header up to its size fields."""
 
 
 def frame_sizes(data: memoryview) -> Iterator[tuple[int, int]]:
-    """Go through the open bitstream units of an AV1 image or sample, and tell the sizes in their headers.
+    """Yield the sizes in the headers of the open bitstream units of an AV1 image or sample.
 
     Args:
         data: The units, one after the other.
 
     Yields:
-        (height, width) for each unit: of the frame that it begins, or the largest of the sequence; (0, 0) for others.
+        (height, width) for each unit: the size of the frame that it starts, or the sequence's largest size; (0, 0) for
+        other units.
 
     Raises:
-        ImageError: They are damaged or cut short, or a frame has no sequence header before it.
+        ImageError: The units are damaged or cut short, or a frame has no sequence header before it.
     """
     sequence: _Sequence | None = None
     while data:
@@ -68,7 +69,7 @@ class _Bits:
         return self.take(1) == 1
 
     def skip_uvlc(self) -> None:
-        """Pass over a number of variable length (section 4.10.3)."""
+        """Skip a number of variable length (section 4.10.3)."""
         zeros = 0
         while not self.flag():
             zeros += 1
@@ -88,7 +89,7 @@ class _OperatingPoint:
 
 @dataclass(frozen=True)
 class _Timing:
-    """Bits of what a decoder model adds to frame headers; 0 where it adds nothing."""
+    """Numbers of bits that a decoder model adds to frame headers; 0 if it adds none."""
 
     presentation_bits: int = 0
     removal_bits: int = 0
@@ -97,7 +98,7 @@ class _Timing:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """What a sequence header says that the size of a frame, or its place, depends on."""
+    """The fields of a sequence header that determine a frame's size, or the position of its size fields."""
 
     height: int
     width: int
@@ -113,7 +114,7 @@ class _Sequence:
 
 
 def _next_unit(data: memoryview) -> tuple[int, tuple[int, int], memoryview, memoryview]:
-    """Return a unit's kind, its (temporal, spatial) layer, its body, and what follows it (sections 5.3.1 and 5.3.2)."""
+    """Return a unit's kind, its (temporal, spatial) layer, its body, and the remaining data (sections 5.3.1, 5.3.2)."""
     header = data[0]
     layer, start = (0, 0), 1
     if header & 4:
@@ -129,7 +130,7 @@ def _next_unit(data: memoryview) -> tuple[int, tuple[int, int], memoryview, memo
 
 
 def _leb128(data: memoryview, start: int) -> tuple[int, int]:
-    """Return a little-endian number of 7 bits a byte, and where it ends (section 4.10.5)."""
+    """Return a little-endian number of 7 bits per byte, and the position of its end (section 4.10.5)."""
     value = 0
     for i, byte in enumerate(data[start : start + 8]):
         value |= (byte & 127) << 7 * i
@@ -179,7 +180,7 @@ def _read_sequence(bits: _Bits) -> _Sequence:
 
 
 def _read_timing(bits: _Bits) -> _Timing:
-    """Return what a decoder model adds (sections 5.5.3 and 5.5.4)."""
+    """Return the fields that a decoder model adds (sections 5.5.3 and 5.5.4)."""
     if not bits.flag():  # timing_info_present_flag
         return _Timing()
     bits.take(32 + 32)  # num_units_in_display_tick, time_scale
@@ -212,7 +213,7 @@ def _read_operating_points(bits: _Bits, timing: _Timing) -> tuple[_OperatingPoin
 
 
 def _read_frame_size(bits: _Bits, sequence: _Sequence, layer: tuple[int, int]) -> tuple[int, int]:
-    """Return (height, width) of a frame (section 5.9.2 up to the size); of one that is shown again, (0, 0)."""
+    """Return (height, width) of a frame (section 5.9.2 up to the size); (0, 0) if an earlier frame is shown again."""
     largest = sequence.height, sequence.width
     if sequence.reduced:
         return largest
@@ -245,7 +246,7 @@ def _read_frame_size(bits: _Bits, sequence: _Sequence, layer: tuple[int, int]) -
         short = sequence.order_hint_bits > 0 and bits.flag()  # frame_refs_short_signaling
         bits.take(3 + 3 if short else 0)
         bits.take(((0 if short else 3) + sequence.frame_id_delta_bits) * _REFERENCES)
-        # found_ref: as large as an earlier frame, whose size was told.
+        # found_ref: the same size as an earlier frame, which has been yielded already.
         if not resilient and any(bits.flag() for _ in range(_REFERENCES)):
             return 0, 0
     height_bits, width_bits = sequence.size_bits

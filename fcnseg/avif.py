@@ -1,9 +1,9 @@
-"""How large the AV1 data of an AVIF file are, before they are decoded.
+"""Find the size of an AVIF file's AV1 data before they are decoded.
 
-What the file declares (`ispe`) need not be what its AV1 data code, and decoders scale the one to the other once it is
-decoded. So the data are found, of each coded item and of the first frame of each track, by ISO/IEC 14496-12 (boxes,
-`iloc`, `idat`, sample tables) and the AV1 Image File Format (https://aomediacodec.github.io/av1-avif/), and their
-headers are read. What belongs to which image is not asked; the copy of a header in `av1C` is not what decoders read.
+The size that the file declares (`ispe`) may differ from that of its AV1 data, which decoders then scale after decoding.
+So the AV1 data of each coded item and of each track's first frame are located, by ISO/IEC 14496-12 (boxes, `iloc`,
+`idat`, sample tables) and the AV1 Image File Format (https://aomediacodec.github.io/av1-avif/), and their headers are
+read. All of them count, whichever image they belong to; the header's copy in `av1C` is ignored, as by decoders.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from fcnseg.errors import ImageError
 
 _AV1 = b"av01"
 _MOST_PARTS = 1 << 16
-"""Boxes, items, extents and units of AV1 in a file; a grid of 64 x 64 tiles with alpha has about 50 000."""
+"""Most boxes, items, extents and AV1 units in a file; a grid of 64 x 64 tiles with alpha has about 50 000."""
 _MOST_SHARING = 4
-"""How often a file's bytes are read in all; an item and a track may share a frame."""
+"""How often all bytes of a file may be read on average; an item and a track may share a frame."""
 _BEHIND_VERSION = 4
 
 
 def coded_size(data: bytes) -> tuple[int, int]:
-    """Tell how large the frames are that a decoder may be given for a file's still image or its first frame.
+    """Return the largest size of the frames that are decoded for a file's still image or its first frame.
 
     Args:
         data: The file's bytes.
@@ -30,7 +30,7 @@ def coded_size(data: bytes) -> tuple[int, int]:
         The most rows, and the most columns, of any frame.
 
     Raises:
-        ImageError: The boxes or headers are damaged or cut short, there are too many of them, or no AV1 data.
+        ImageError: The boxes or headers are damaged, cut short or too many, or there are no AV1 data.
     """
     parts = _Parts()
     height = width = read = 0
@@ -47,13 +47,13 @@ def coded_size(data: bytes) -> tuple[int, int]:
 
 
 class _Parts:
-    """Counts what a file is made of, so that one that is small does not take long."""
+    """Counts the parts of a file and limits them, so that a small file cannot take long."""
 
     def __init__(self) -> None:
         self._left = _MOST_PARTS
 
     def count(self, parts: int = 1) -> None:
-        """Count some more."""
+        """Count further parts."""
         self._left -= parts
         if self._left < 0:
             raise ImageError(f"the AVIF image is made of more than {_MOST_PARTS} parts; store it again")
@@ -92,7 +92,7 @@ class _Item:
 
 
 def _boxes(data: memoryview, parts: _Parts, *, cut: bool = False) -> Iterator[tuple[bytes, memoryview]]:
-    """Go through boxes; `cut` takes the last as it is where it should be longer, or is no box."""
+    """Yield boxes; with `cut`, the last one may be shorter than it declares, or not be a box."""
     at = 0
     while len(data) - at >= 8:
         parts.count()
@@ -110,7 +110,7 @@ def _boxes(data: memoryview, parts: _Parts, *, cut: bool = False) -> Iterator[tu
 
 
 def _children(data: memoryview, path: list[bytes], parts: _Parts) -> Iterator[memoryview]:
-    """Go through the boxes at a path of names."""
+    """Yield the boxes at a path of names."""
     for kind, body in _boxes(data, parts):
         if kind == path[0]:
             yield from _children(body, path[1:], parts) if path[1:] else [body]

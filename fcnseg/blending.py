@@ -17,11 +17,11 @@ from fcnseg.tiling import Span, Tiling
 from fcnseg.types import ClassMap
 from fcnseg.windows import SegmentedWindow
 
-_BAND_BYTES = 2**26  # of the scores that are brought to pixels at a time
+_BAND_BYTES = 2**26  # of the scores that are interpolated to pixels at a time
 
 
 class Blender:
-    """Takes the scores of an image's tiles, row by row, and returns windows of the blended answer.
+    """Takes the scores of an image's tiles, row by row, and returns windows of the blended result.
 
     Args:
         tiling: The tiles.
@@ -43,7 +43,7 @@ class Blender:
             scores: (K, h, w) of its valid cells.
 
         Returns:
-            The window between the tile's first overlaps and its last, whose scores are known now.
+            The window from the tile's first overlaps to its last ones, whose scores are now final.
         """
         following = _following(self._tiling.rows, rows), _following(self._tiling.columns, columns)
         scores = self._beside.join(scores, columns.valid, following[1])
@@ -101,7 +101,7 @@ class _Seam:
 
 @dataclass(frozen=True)
 class _Window:
-    """A window along one axis: its pixels lie between the centres of its scores' first and last cell."""
+    """A window along one axis, whose pixels lie between the centres of its first and last cell."""
 
     axis: AxisGeometry
     first: int
@@ -111,7 +111,7 @@ class _Window:
 
     @classmethod
     def between(cls, axis: AxisGeometry, first: int, following: int | None, size: int, count: int) -> "_Window":
-        """The window from a cell to the first of the next window, or to the image's end."""
+        """Return the window from a cell to the first cell of the next window, or to the image's end."""
         start = 0 if first == 0 else _pixel(axis, first, size)
         stop = size if following is None else _pixel(axis, following, size)
         return cls(axis, first, count, slice(start, stop), slice(first, first + count - (following is not None)))
@@ -124,7 +124,7 @@ class _Window:
         return self.axis.centre(self.first + cell)
 
     def nearest(self) -> NDArray[np.intp]:
-        """The nearest cell of each pixel; half-way between two it is that of the image's even number."""
+        """Return the nearest cell of each pixel; half-way between two, the one with the even index in the image."""
         u = (np.arange(self.pixels.start, self.pixels.stop) - self.axis.centre(0)) / self.axis.stride
         return np.clip(np.rint(u).astype(np.intp) - self.first, 0, self.count - 1)
 
@@ -136,18 +136,18 @@ class _WindowGrid:
 
 
 def _pixel(axis: AxisGeometry, cell: int, size: int) -> int:
-    """The first pixel at a cell's centre or behind it."""
+    """Return the first pixel at or after a cell's centre."""
     return min(max(int(np.ceil(axis.centre(cell))), 0), size)
 
 
 def _following(spans: tuple[Span, ...], span: Span) -> int | None:
-    """The first valid cell of the span behind one."""
+    """Return the first valid cell of the next span."""
     behind = spans.index(span) + 1
     return spans[behind].valid.start if behind < len(spans) else None
 
 
 def _confidence(scores: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The softmax probability of the highest of (K, ...) scores, times 255, rounded; 0 where one is no number."""
+    """Return the softmax probability of the highest of (K, ...) scores, times 255, rounded; 0 where a score is NaN."""
     with np.errstate(invalid="ignore"):
         levels: NDArray[np.float32] = np.rint(255 / np.exp(scores - scores.max(0)).sum(0))
     return np.nan_to_num(levels, copy=False).astype(np.uint8)

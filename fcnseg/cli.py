@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class _LineFormatter(logging.Formatter):
-    """fcnseg: LEVEL: MESSAGE, below the traceback where there is one."""
+    """Format as `fcnseg: LEVEL: MESSAGE`, after the traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"fcnseg: {record.levelname.lower()}: {record.getMessage()}"
@@ -52,7 +52,7 @@ class _Commands(click.Group):
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what each command is for, as a whole sentence: click would cut it to a line."""
+        """Write the purpose of each command as a whole sentence, which click would truncate to a line."""
         found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
         rows = [(name, command.get_short_help_str(limit=200)) for name, command in found if command is not None]
         with formatter.section("Commands"):
@@ -109,21 +109,21 @@ def main() -> None:
     except ModuleNotFoundError as error:
         code = _fail(error, _missing_module(error), 2, debug=debug)
     except BrokenPipeError:
-        # The reader of our output went away: point stdout elsewhere so that the exit flushes quietly.
+        # The reader of our output has closed the pipe: redirect stdout so that the flush at exit does not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
         reason = error.strerror or str(error)
         named = f"{shown(Path(str(error.filename)))}: {reason}" if error.filename else reason
         code = _fail(error, named + _REMEDIES.get(error.errno or 0, ""), 1, debug=debug)
-    except Exception as error:  # noqa: BLE001  # a fault of ours: one line for the user, the traceback for who asks for it
+    except Exception as error:  # noqa: BLE001  # our own fault: one line for the user, the traceback with --debug
         reason = one_line(f"{type(error).__name__}: {error}")
         code = _fail(error, f"unexpected {reason}; run again with --debug for the traceback", 1, debug=debug)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _debug_first(args: list[str]) -> list[str]:
-    """Let --debug stand anywhere on the line."""
+    """Move --debug to the front, so that it may be anywhere on the line."""
     return ["--debug", *(a for a in args if a != "--debug")] if "--debug" in args else args
 
 

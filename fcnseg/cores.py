@@ -18,15 +18,15 @@ def usable_cores(groups: Path = cgroup.ROOT, own: Path = cgroup.OWN) -> int:
     or unit if that is less (a quota, set by `docker run --cpus`, the CPU limit of Kubernetes or systemd's CPUQuota).
 
     Args:
-        groups: Where the kernel shows control groups.
-        own: Where it tells which of them the process is in.
+        groups: Where the kernel mounts the control groups.
+        own: The file with the groups of this process.
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return math.ceil(min(usable, cgroup.cpu_quota(groups, own)))
 
 
 def physical_cores() -> int:
-    """Return how many cores this process may use, at least 1; CPUs that share a core's units count once."""
+    """Return how many cores this process may use, at least 1; CPUs that share a core count once."""
     if not hasattr(os, "sched_getaffinity"):
         return usable_cores()
     siblings = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
@@ -57,7 +57,7 @@ def threads_beside(threads: int, runs: int) -> int:
 
 
 def _siblings(cpu: int) -> str:
-    """Name the core of a CPU."""
+    """Return an identifier of a CPU's core."""
     try:
         return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text()
     except OSError:

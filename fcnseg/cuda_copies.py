@@ -108,7 +108,7 @@ class CudaLane:
     def __init__(self, driver: "_Driver") -> None:
         self._driver = driver
         self._event, address = ctypes.c_void_p(), ctypes.c_void_p()
-        # What may be short comes first: what was had before it would be lost.
+        # Allocate memory first: if that fails, nothing else has to be released.
         driver.wait("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(_LANE_BYTES), ctypes.c_uint(_PORTABLE))
         driver.wait("cuEventCreate", ctypes.byref(self._event), ctypes.c_uint(_UNTIMED))
         self._stream = driver.open_stream()

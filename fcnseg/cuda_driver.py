@@ -29,13 +29,13 @@ def split_device(device: str) -> tuple[str, int]:
 
 
 def device_count() -> int:
-    """Return how many devices there are; 0 where there is no driver."""
+    """Return the number of devices; 0 if there is no driver."""
     driver, count = open_driver(), ctypes.c_int()
     return count.value if driver and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
 
 
 def device_name(device: str) -> str:
-    """Return what the driver calls a GPU, such as `NVIDIA L4`; empty for the CPU, and where there is no such GPU."""
+    """Return the driver's name of a GPU, such as `NVIDIA L4`; empty for the CPU and for a missing GPU."""
     name = ctypes.create_string_buffer(_LONGEST_NAME)
     found = _find(device)
     known = found is not None and found[0].cuDeviceGetName(name, len(name), found[1]) == 0
@@ -43,7 +43,7 @@ def device_name(device: str) -> str:
 
 
 def device_memory(device: str) -> int:
-    """Return the bytes of a GPU's memory; 0 for the CPU, and where there is no such GPU."""
+    """Return the bytes of a GPU's memory; 0 for the CPU and for a missing GPU."""
     count = ctypes.c_size_t()
     found = _find(device)
     known = found is not None and found[0].cuDeviceTotalMem_v2(ctypes.byref(count), found[1]) == 0
@@ -51,7 +51,7 @@ def device_memory(device: str) -> int:
 
 
 def free_share(device: str) -> float:
-    """Return how much of a GPU's memory is free, 0 to 1; 0 for the CPU, and where there is no such GPU."""
+    """Return the share of a GPU's memory that is free, 0 to 1; 0 for the CPU and for a missing GPU."""
     found = _find(device)
     context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     if found is None or found[0].cuDevicePrimaryCtxRetain(ctypes.byref(context), found[1]) != 0:

@@ -10,17 +10,17 @@ from fcnseg.errors import DeviceError
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 """onnxruntime's execution providers."""
 FATAL_ONLY = 4
-"""The level of onnxruntime's log at which it tells only what ends it: what fails raises, and it would print it too."""
+"""onnxruntime's log level for fatal errors only: other errors raise exceptions, and would be printed as well."""
 
 
 def resolve_device(device: str) -> str:
     """Return the device that a name stands for: `cpu` or `cuda:N`.
 
     Args:
-        device: `cpu`, `cuda`, `cuda:N`, or `auto` (the first CUDA device where there is one, else the CPU).
+        device: `cpu`, `cuda`, `cuda:N`, or `auto` (the first CUDA device if there is one, else the CPU).
 
     Raises:
-        DeviceError: It is none of these.
+        DeviceError: The name is none of these.
     """
     kind, _, number = device.partition(":")
     if kind == "auto" and not number:
@@ -33,7 +33,7 @@ def resolve_device(device: str) -> str:
 
 
 def require_cuda(device: str) -> None:
-    """Check that a device is there, and load what onnxruntime needs to use it.
+    """Check that a device is available, and load the libraries that onnxruntime needs for it.
 
     Args:
         device: `cuda:N`.
@@ -41,7 +41,7 @@ def require_cuda(device: str) -> None:
     Raises:
         DeviceError: This onnxruntime has no CUDA support, or the driver does not show the device.
     """
-    # What fails raises; the provider would also write every way that it tried to stderr.
+    # Failures raise exceptions; the provider would also write every attempt to stderr.
     onnxruntime.set_default_logger_severity(FATAL_ONLY)
     if not _has_cuda():
         raise DeviceError(f"device {device} was asked for, but this onnxruntime has no CUDA support; use --device cpu")
@@ -55,7 +55,7 @@ def require_cuda(device: str) -> None:
 
 
 def _has_cuda() -> bool:
-    """Whether this build of onnxruntime knows CUDA at all."""
+    """Tell whether this build of onnxruntime supports CUDA."""
     return CUDA in onnxruntime.get_available_providers()
 
 

@@ -1,13 +1,13 @@
-"""What must stand in the process's environment before gRPC and onnxruntime are imported: this module is, before them.
+"""Set environment variables that gRPC and onnxruntime read when they are imported; so import this module before them.
 
-gRPC's core writes to stderr by itself, the reason that a peer gives for leaving as the peer wrote it, and a line for
-headers that it cannot read: without a token or a request, a stranger could forge lines of a server's log. What fails in
-it reaches us as a status or an exception anyway.
+gRPC's core writes to stderr itself: the reason that a peer gives for disconnecting, verbatim, and a line for headers
+that it cannot parse. A stranger could thus forge lines of a server's log without a token or a request. Errors reach us
+as a status or an exception anyway.
 
-onnxruntime from 1.29 on keeps files in the user's cache, and sends Microsoft what it is run with, the names and hashes
-of models among it (https://github.com/microsoft/onnxruntime/pull/27379).
+onnxruntime from 1.29 on keeps files in the user's cache, and sends telemetry to Microsoft, including the names and
+hashes of models (https://github.com/microsoft/onnxruntime/pull/27379).
 
-What the environment says already stays.
+Variables that are already set are kept.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Writing files so that a killed program never leaves half of one."""
+"""Write files atomically, so that a killed program never leaves a partial file under the final name."""
 
 import hashlib
 import os
@@ -17,18 +17,17 @@ _HALF = re.compile(r"\..{1,40}\.[0-9a-f]{8}\.part(\.[^.]*)?", re.DOTALL)
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block ends without an error.
 
-    The parent folder is made where it is missing. When the block raises, the temporary file is removed and `path`
-    stays as it was.
+    The parent folder is created if it is missing. If the block raises, the temporary file is removed and `path` is
+    unchanged.
 
     Raises:
-        UsageError: `path` is a folder, or lies below something that is none.
+        UsageError: `path` is a folder, or one of its parents is not a folder.
     """
     require_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part{path.suffix}")
     with named_in_errors(path, temporary):
-        # Not tempfile.mkstemp: its files are private, and the umask that others deserve cannot be read safely in
-        # threads.
+        # Not tempfile.mkstemp: it makes private files, and the umask for the usual mode cannot be read thread-safely.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             yield temporary
@@ -39,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def named_in_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Put a file's name into each OSError that has none, as those of writing, or that names its temporary file."""
+    """Set the file's name in an OSError that has none, such as one from a write, or that names the temporary file."""
     try:
         yield
     except OSError as error:
@@ -49,7 +48,7 @@ def named_in_errors(path: Path, temporary: Path | None = None) -> Iterator[None]
 
 
 def remove_halves(folder: Path) -> None:
-    """Remove what killed programs left half written in a folder; nothing may be writing there now."""
+    """Remove the temporary files of killed programs in a folder; no program may be writing there."""
     if folder.is_dir():
         for path in folder.iterdir():
             if _HALF.fullmatch(path.name):
@@ -57,13 +56,13 @@ def remove_halves(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
+    """Return the SHA-256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def real_path(path: Path) -> Path:
-    """Resolve the links in a path; links that form a circle stay, where `Path.resolve` would raise."""
+    """Resolve the links in a path; cyclic links stay unresolved, where `Path.resolve` would raise."""
     return Path(os.path.realpath(path))
 
 
@@ -74,12 +73,12 @@ def shown(path: Path) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace what UTF-8 cannot encode by escapes: a file's name need not be valid Unicode."""
+    """Escape characters that UTF-8 cannot encode: a file's name need not be valid Unicode."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def is_named_in_utf8(path: Path) -> bool:
-    """Whether a path is valid Unicode, which libraries outside of Python require."""
+    """Tell whether a path is valid Unicode, which libraries outside Python require."""
     return printable(str(path)) == str(path)
 
 
@@ -88,7 +87,7 @@ def require_place(path: Path, *inputs: Path | None) -> None:
 
     Args:
         path: The output file.
-        inputs: Files that it is made from, none of which it may replace.
+        inputs: Files from which it is made; it must not replace any of them.
 
     Raises:
         UsageError: `path` is a folder, has a parent that is not a folder, or is one of the inputs.
@@ -106,7 +105,8 @@ def require_model_place(path: Path, *inputs: Path | None) -> None:
     """Check, as `require_place` does, that a model file can be written to a path.
 
     Raises:
-        UsageError: As for `require_place`; or the name is not UTF-8, or does not end in .onnx, as an image's would not.
+        UsageError: As for `require_place`; or the name is not UTF-8, or its suffix is not .onnx, so that no image is
+            replaced.
     """
     require_place(path, *inputs)
     if not is_named_in_utf8(path):
@@ -121,7 +121,7 @@ def require_report_place(path: Path, suffix: str, *inputs: Path, data: Path | No
     Args:
         path: The report.
         suffix: The suffix that its name must have, so that it replaces no image and no weights.
-        inputs: Files that it is made from.
+        inputs: Files from which it is made.
         data: A data folder, whose JSON files describe its images and must not be replaced.
 
     Raises:
@@ -135,11 +135,11 @@ def require_report_place(path: Path, suffix: str, *inputs: Path, data: Path | No
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically: whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole or not at all."""
+    """Write a UTF-8 text file atomically: whole or not at all."""
     write_bytes(path, text.encode())

@@ -1,6 +1,6 @@
-"""Where a video's frames come from: a video file, or images in order.
+"""Read a video's frames from a video file or a sequence of images.
 
-OpenCV reads video files, through the FFmpeg that it carries. Frames are read one after the other and never kept.
+OpenCV reads video files with its bundled FFmpeg. Frames are read one after the other and never kept.
 """
 
 import math
@@ -19,8 +19,8 @@ from fcnseg import images
 from fcnseg.errors import ImageError, UsageError
 from fcnseg.images import DEFAULT_LIMITS, ImageLimits, require_within
 
-# FFmpeg under OpenCV takes these once, when it opens its first file: what fails becomes one line of ours, and a file
-# that names others (a playlist) opens nothing over a network.
+# FFmpeg under OpenCV reads these variables once, when it opens its first file. It then prints no errors, which we
+# report in one line, and a file that refers to others (a playlist) cannot open anything over a network.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")
 
@@ -28,11 +28,11 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp"),
     *(".ts", ".mts", ".m2ts"),
 )
-"""Suffixes, in lower case, under which videos are usually stored."""
+"""Usual file suffixes of videos, in lower case."""
 
 DEFAULT_FPS = 25.0
-_TIME_BASE_FPS = 1000  # a millisecond, or what is shorter: a time base that was taken for a rate
-_COUNT_TOLERANCE = 2  # frames: some containers tell a duration, from which the count is estimated
+_TIME_BASE_FPS = 1000  # frame rates from here on are time bases of a millisecond or less, mistaken for rates
+_COUNT_TOLERANCE = 2  # frames: some containers state only a duration, from which the count is estimated
 _NUMBER = re.compile(r"%(0\d+)?d")
 
 
@@ -42,9 +42,9 @@ class Frame:
 
     Attributes:
         index: Its number, from 0.
-        time_s: When it is shown, in seconds from the first.
-        image: (H, W, 3) uint8 RGB, upright; None where it cannot be read.
-        error: Why it cannot be read; None where it can.
+        time_s: When it is shown, in seconds after the first frame.
+        image: (H, W, 3) uint8 RGB, upright; None if it cannot be read.
+        error: Why it cannot be read; None if it can.
     """
 
     index: int
@@ -57,9 +57,9 @@ class FrameSource(Protocol):
     """Frames in order, read once.
 
     Attributes:
-        fps: Frames a second.
-        total: How many frames there should be; None where that is not known. A container may be wrong.
-        notes: What a user should know of the source, a line each; there may be more of them behind the last frame.
+        fps: Frames per second.
+        total: Expected number of frames; None if unknown. A container may be wrong.
+        notes: Remarks on the source for the user, a line each; more may be added until the last frame has been read.
     """
 
     fps: float
@@ -70,7 +70,7 @@ class FrameSource(Protocol):
         """Read the frames.
 
         Raises:
-            ImageError: There is no frame that can be read, or one is beyond the limits.
+            ImageError: No frame can be read, or a frame exceeds the limits.
         """
 
 
@@ -91,14 +91,14 @@ def open_frames(
 
     Args:
         source: A video file; a folder of images, which are taken in natural order (2 before 10); or a pattern such as
-            `frames/%05d.png` for the files of a folder whose names have a number there, taken in its order.
-        fps: Frames a second; None takes the video's own, or 25 for images.
-        limits: Frames beyond them are refused.
-        upright: Whether frames are turned as the file's orientation says, or left as they are stored.
+            `frames/%05d.png` for numbered files of a folder, which are taken in the order of their numbers.
+        fps: Frames per second; None takes the video's own rate, or 25 for images.
+        limits: Frames beyond these limits are refused.
+        upright: Whether to apply the file's orientation, or leave frames as they are stored.
 
     Raises:
-        UsageError: There is no such source, or no image in it.
-        ImageError: The video cannot be opened, or its frames are beyond the limits.
+        UsageError: The source does not exist, or has no image.
+        ImageError: The video cannot be opened, or its frames exceed the limits.
     """
     if is_pattern(source):
         return ImageFrames(_numbered(source), fps or DEFAULT_FPS, limits, upright=upright)
@@ -117,7 +117,7 @@ def open_frames(
 
 
 class ImageFrames:
-    """The images of a sequence; one that cannot be read has its reason instead of pixels."""
+    """The images of a sequence; an image that cannot be read yields a frame with an error instead of pixels."""
 
     def __init__(self, paths: list[Path], fps: float, limits: ImageLimits, *, upright: bool) -> None:
         self.fps = fps
@@ -128,14 +128,14 @@ class ImageFrames:
         self._upright = upright
 
     def __iter__(self) -> Iterator[Frame]:
-        """Read the images; the first decides on the size of all."""
+        """Read the images; the first one determines the size of all."""
         first: tuple[Path, tuple[int, ...]] | None = None
         for index, path in enumerate(self._paths):
             try:
                 images.require_file(path)
                 image = images.read(path, self._limits, upright=self._upright)
             except ImageError as error:
-                if first is None:  # the video's size would not be known
+                if first is None:  # without a first image the video's size is unknown
                     raise
                 yield Frame(index, index / self.fps, None, str(error))
                 continue
@@ -155,7 +155,7 @@ class VideoFrames:
         self.notes: list[str] = []
         self._path = path
         self._limits = limits
-        # Absolute, so that no name is taken for a protocol.
+        # Absolute, so that no name is mistaken for a URL.
         self._capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
         if not self._capture.isOpened():
             raise ImageError(
@@ -175,7 +175,7 @@ class VideoFrames:
         self._trust_times = fps is None and known
 
     def __iter__(self) -> Iterator[Frame]:
-        """Read the frames until the file ends, or does not go on."""
+        """Read the frames until the file ends, or cannot be read further."""
         index, time_s, drift_s, size = 0, 0.0, 0.0, None
         while True:
             read, bgr = self._capture.read()
@@ -211,7 +211,7 @@ class VideoFrames:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort numbers in names by value; where two are equal, by the characters."""
+    """Return a sort key that orders numbers in names by value, and equal ones by their characters."""
     parts = re.split(r"([0-9]+)", path.name)
     return [(int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 

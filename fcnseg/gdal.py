@@ -1,4 +1,4 @@
-"""GDAL through rasterio, the extra `large`: imported where needed, and kept to the files and memory it is given."""
+"""GDAL through rasterio, the extra `large`: imported lazily, and restricted to the given files and memory."""
 
 import logging
 import warnings
@@ -9,9 +9,9 @@ from types import ModuleType
 from fcnseg.errors import FcnsegError, one_line
 
 CACHE_BYTES = 2**28
-"""Decoded blocks that GDAL keeps: those of a strip file's rows, of which each tile of a row wants a part."""
+"""GDAL's cache for decoded blocks: in a file of strips, every tile of a row needs part of the same strips."""
 
-_OPTIONS = {  # it looks at no other files and leaves none
+_OPTIONS = {  # GDAL then neither reads nor writes other files
     "GDAL_CACHEMAX": CACHE_BYTES,
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
@@ -22,14 +22,14 @@ def import_rasterio(complaint: type[FcnsegError], purpose: str) -> ModuleType:
     """Import rasterio.
 
     Args:
-        complaint: What to raise where it is missing.
-        purpose: What it is needed for, as the beginning of the message.
+        complaint: The error to raise if rasterio is missing.
+        purpose: What rasterio is needed for, as the beginning of the message.
     """
     try:
         import rasterio  # noqa: PLC0415  # in an extra
     except ImportError as error:
         raise complaint(f"{purpose} without rasterio; install it with: pip install 'fcnseg[large]'") from error
-    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what fails raises; it would be told twice
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # failures raise; do not report them twice
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
     return rasterio  # type: ignore[no-any-return]
 
@@ -43,8 +43,8 @@ def gdal_environment(rasterio: ModuleType) -> Iterator[None]:
 
 @contextmanager
 def gdal_errors_become(make: Callable[[str], Exception]) -> Iterator[None]:
-    """Turn what rasterio raises in the block into the error that `make` makes of the reason."""
-    from rasterio._err import CPLE_BaseError  # noqa: PLC0415  # in an extra; some of GDAL's errors come bare
+    """Turn errors that rasterio raises in the block into the error that `make` returns for the reason."""
+    from rasterio._err import CPLE_BaseError  # noqa: PLC0415  # in an extra; rasterio does not wrap all of GDAL's errors
     from rasterio.errors import RasterioError  # noqa: PLC0415
 
     try:

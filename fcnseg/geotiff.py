@@ -1,4 +1,4 @@
-"""Where on earth a TIFF file says that it lies: the tags of GeoTIFF, carried from an image to its mask as they are.
+"""The georeference of a TIFF file: its GeoTIFF tags, which are copied unchanged from an image to its mask.
 
 https://docs.ogc.org/is/19-008r4/19-008r4.html
 """
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 GeoTags: TypeAlias = Mapping[int, Any]
-"""Values of GeoTIFF's tags, by their numbers; none where a file does not say where it lies."""
+"""Values of GeoTIFF tags by tag number; empty if a file has no georeference."""
 
 NOWHERE: GeoTags = MappingProxyType({})
 _SHORT, _DOUBLE, _ASCII = 3, 12, 2
@@ -22,11 +22,11 @@ _TYPES = {
     34736: _DOUBLE,  # GeoDoubleParams
     34737: _ASCII,  # GeoAsciiParams
 }
-_MOST_NUMBERS = 1 << 14  # of a tag: ground control points are six each
+_MOST_NUMBERS = 1 << 14  # numbers in a tag; a ground control point has six
 
 
 def read_geo_tags(tags: ImageFileDirectory_v2) -> GeoTags:
-    """Return the tags of GeoTIFF among a file's; none where one of them is not of its type, or is huge."""
+    """Return a file's GeoTIFF tags; none at all if one of them has a wrong type or is huge."""
     try:
         found = {tag: tags[tag] for tag in _TYPES if tag in tags}
     except Exception:  # noqa: BLE001  # damaged tags raise anything
@@ -35,7 +35,7 @@ def read_geo_tags(tags: ImageFileDirectory_v2) -> GeoTags:
 
 
 def tiff_info(geo_tags: GeoTags) -> ImageFileDirectory_v2:
-    """Return tags as Pillow writes them into a TIFF file."""
+    """Return tags in the form in which Pillow writes them into a TIFF file."""
     directory = ImageFileDirectory_v2()
     for tag, value in geo_tags.items():
         directory.tagtype[tag] = _TYPES[tag]
@@ -44,5 +44,5 @@ def tiff_info(geo_tags: GeoTags) -> ImageFileDirectory_v2:
 
 
 def _is_plain(kind: int, tag: int, value: Any) -> bool:
-    """Whether a value is of its tag's type, and has not more numbers, or letters, than are wanted."""
-    return kind == _TYPES[tag] and (not hasattr(value, "__len__") or len(value) <= _MOST_NUMBERS)  # a number has none
+    """Tell whether a value has its tag's type, and no more numbers or characters than allowed."""
+    return kind == _TYPES[tag] and (not hasattr(value, "__len__") or len(value) <= _MOST_NUMBERS)  # or a number

@@ -1,4 +1,4 @@
-"""The nodes of an ONNX graph and what they depend on, read without its weights."""
+"""Read the nodes of an ONNX graph and their dependencies, without the weights."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def read_graph(path: Path) -> list[GraphNode]:
     """Read the nodes of an ONNX file in their order, without those within branches.
 
     Raises:
-        ModelFileError: It is not such a file.
+        ModelFileError: The file is not an ONNX file.
     """
     try:
         with path.open("rb") as file:
@@ -53,7 +53,7 @@ def _read_node(node: Part, reader: Reader) -> GraphNode:
     return GraphNode(
         reader.text(node, "name"),
         reader.text(node, "operator"),
-        tuple(filter(None, inputs)),  # one that is left out has no name
+        tuple(filter(None, inputs)),  # an omitted input has an empty name
         tuple(filter(None, outputs)),
     )
 
@@ -63,7 +63,7 @@ class Node(Protocol):
 
     @property
     def inputs(self) -> Sequence[str]:
-        """Tensors that it reads."""
+        """Names of the tensors that the node reads."""
 
     @property
     def outputs(self) -> Sequence[str]:
@@ -71,7 +71,7 @@ class Node(Protocol):
 
 
 def behind(nodes: Sequence[Node], outputs: Iterable[str]) -> set[int]:
-    """Return the positions of the nodes that outputs depend on; `nodes` are in an order in which they can run."""
+    """Return the positions of the nodes on which outputs depend; `nodes` must be in topological order."""
     wanted, found = set(outputs), set()
     for position in reversed(range(len(nodes))):
         if wanted.intersection(nodes[position].outputs):

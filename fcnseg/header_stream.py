@@ -1,24 +1,24 @@
-"""An image file's bytes for Pillow, with a limit on the reads that its header takes.
+"""A stream of an image file's bytes for Pillow that limits the number of reads for the header.
 
-Pillow's readers of headers are written in Python and take some bytes at a time: a file of empty segments, or of nothing
-between its marks, would keep them, and Python's lock, for a quarter of a second a megabyte.
+Pillow parses headers in Python, a few bytes at a time: a file of empty segments, or with markers far apart, would
+occupy it, and the GIL, for a quarter of a second per megabyte.
 """
 
 import io
 
 MOST_READS = 50_000
-"""Of a header; a camera's takes about a hundred, and each text of a PNG three or four."""
+"""Most reads for a header; a camera's header takes about a hundred, and each text of a PNG three or four."""
 MOST_JPEG_READS = 4000
-"""Each segment takes four. Pillow joins those of EXIF one by one: the time grows as their number squared."""
+"""Most reads for a JPEG header; a segment takes four. Pillow joins EXIF segments one by one, in quadratic time."""
 MOST_JPEG_BYTES = 16 << 20
 
 
 class HeaderStream(io.BytesIO):
-    """The bytes of a file whose header is read; `end_header` lifts the limits.
+    """A file's bytes, with limits on reading its header until `end_header` lifts them.
 
     Args:
         data: The file's bytes.
-        is_jpeg: Whether the narrower limits of JPEG hold.
+        is_jpeg: Whether the tighter limit for JPEG applies.
     """
 
     def __init__(self, data: bytes, *, is_jpeg: bool = False) -> None:
@@ -29,7 +29,7 @@ class HeaderStream(io.BytesIO):
         self._is_header = True
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read up to so many bytes.
+        """Read up to `size` bytes.
 
         Raises:
             ValueError: The header is too long, or has taken too many reads.
@@ -43,5 +43,5 @@ class HeaderStream(io.BytesIO):
         return super().read(size)
 
     def end_header(self) -> None:
-        """Let what follows be read in any number of steps."""
+        """Lift the limits for the rest of the file."""
         self._is_header = False

@@ -1,4 +1,4 @@
-"""Which hosts a server's address names, and which of them are this machine, so that what they are sent stays here."""
+"""Find the hosts in a server's address, and whether they are this machine, so that data sent to them stays on it."""
 
 import ipaddress
 import re
@@ -10,18 +10,18 @@ _LIST = re.compile(r"ipv[46]:")
 
 
 def read_hosts(server: str) -> tuple[str, ...]:
-    """Return the hosts of an address, of which gRPC knows several forms.
+    """Return the hosts of an address, in any of gRPC's forms.
 
     Args:
         server: `HOST:PORT`, with an IPv6 address in brackets, or `dns:///HOST:PORT`; several addresses as
             `ipv4:ADDRESS:PORT,...` or `ipv6:[ADDRESS]:PORT,...`.
 
     Returns:
-        The hosts as they are written there: behind `dns:` a name is not taken for this machine's, since any name server
-        may be named to look it up.
+        The hosts as they are written in the address. A host of a `dns:` address keeps that prefix and is not taken for
+        this machine, since the address may name any name server for the look-up.
 
     Raises:
-        UsageError: It is none of those.
+        UsageError: The address has none of these forms.
     """
     if _LIST.match(server):
         version = int(server[3])
@@ -41,7 +41,7 @@ def read_hosts(server: str) -> tuple[str, ...]:
 def is_loopback(host: str) -> bool:
     """Tell whether a host is `localhost` or a loopback address, such as `127.0.0.1`, `::1` or `[::1]`.
 
-    No name is looked up: what another name stands for may change between the look-up and the connection.
+    No name is looked up, because its address may change between the look-up and the connection.
     """
     if host == "localhost":
         return True

@@ -1,11 +1,11 @@
-"""Versions of packages that are installed, as figures and files are told with."""
+"""Versions of installed packages, which are recorded with results and in files."""
 
 import importlib.metadata
 from collections.abc import Iterable
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions by name, of those of the packages that are installed."""
+    """Return the versions, by name, of those of the packages that are installed."""
     found = {}
     for package in packages:
         try:

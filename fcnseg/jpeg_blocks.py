@@ -1,7 +1,7 @@
-"""Windows of a TIFF file whose tiles or strips are JPEG streams of YCbCr, decoded by Pillow.
+"""Read windows of a TIFF file whose tiles or strips are JPEG streams of YCbCr, decoded by Pillow.
 
-Where colour is stored at half the resolution, the libjpeg in rasterio's wheels (9) enlarges it by another rule than
-libjpeg-turbo in Pillow and OpenCV, and pixels differ by as much as 90: so these files' blocks are not decoded by GDAL.
+If chroma is subsampled, the libjpeg in rasterio's wheels (9) upsamples it by another rule than libjpeg-turbo in Pillow
+and OpenCV, and pixels differ by as much as 90: so GDAL is not used for the blocks of these files.
 """
 
 import io
@@ -32,8 +32,8 @@ class JpegBlocks:
 
     Args:
         path: The file.
-        tags: Its first image's tags.
-        cache_bytes: How much of decoded blocks is kept.
+        tags: The tags of its first image.
+        cache_bytes: Most bytes of decoded blocks to keep.
     """
 
     def __init__(self, path: Path, tags: Mapping[int, Any], cache_bytes: int) -> None:
@@ -55,7 +55,7 @@ class JpegBlocks:
 
         Raises:
             OSError: A block is damaged or cut short.
-            SyntaxError: A block is no JPEG stream.
+            SyntaxError: A block is not a JPEG stream.
         """
         window = np.empty((rows.stop - rows.start, columns.stop - columns.start, 3), np.uint8)
         for row, into_rows, from_rows in _overlaps(rows, self._block[0]):
@@ -66,12 +66,12 @@ class JpegBlocks:
 
     def _decode(self, number: int) -> NDArray[np.uint8]:
         offsets, counts = self._places
-        if counts[number] == 0:  # left out: nothing was ever written there
+        if counts[number] == 0:  # a sparse block, which was never written
             return np.zeros((*self._block, 3), np.uint8)
         with self._path.open("rb") as file:
             file.seek(offsets[number])
             data = file.read(counts[number])
-        if self._tables:  # they and the stream have a start of image each
+        if self._tables:  # both have a start-of-image marker
             data = self._tables + data[2:]
         stream = JpegImageFile(io.BytesIO(data))
         row, column = divmod(number, -(-self._width // self._block[1]))
@@ -85,7 +85,7 @@ class JpegBlocks:
 
 
 def _overlaps(wanted: slice, block: int) -> Iterator[tuple[int, slice, slice]]:
-    """The blocks along an axis that a window touches: number, where in the window, and what of the block."""
+    """Yield the blocks along an axis that a window overlaps: number, slice of the window, and slice of the block."""
     for number in range(wanted.start // block, -(-wanted.stop // block)):
         first, last = max(wanted.start, number * block), min(wanted.stop, (number + 1) * block)
         yield (

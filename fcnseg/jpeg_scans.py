@@ -1,4 +1,4 @@
-"""How many scans a JPEG has: a decoder passes over the whole image for each, however little the scan holds.
+"""Count the scans of a JPEG: a decoder processes the whole image for each scan, however little data it has.
 
 ITU-T T.81, annex B, has the markers.
 """
@@ -10,8 +10,8 @@ import numpy as np
 MOST_SCANS = 100
 """A progressive file has about ten."""
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", 0xD9
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # what is none of the data's own: no stuffing, restart or fill
-_AT_ONCE = 1 << 20  # within which Python's lock is kept
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # not stuffing, restart or fill, which a scan's data may contain
+_AT_ONCE = 1 << 20  # bytes searched at a time, while the GIL is held
 
 
 def has_too_many_scans(data: bytes, start: int) -> bool:
@@ -21,12 +21,12 @@ def has_too_many_scans(data: bytes, start: int) -> bool:
         data: The file.
         start: Where the data of its first scan begins.
     """
-    # Within a scan's data no marker occurs. What follows the image may be anything, a film of megabytes for one.
+    # A scan's data contain no marker. Anything may follow the image, such as a video of megabytes.
     return _count_starts(data, start) >= MOST_SCANS and _count_scans(data, start) > MOST_SCANS
 
 
 def _count_starts(data: bytes, start: int) -> int:
-    """Count what looks like the start of a scan, in a seventh of `data.count`'s time, which keeps Python's lock."""
+    """Count what looks like the start of a scan, in a seventh of the time of `data.count`, which holds the GIL."""
     value = int.from_bytes(_START_OF_SCAN, "little")
     return sum(
         int(np.count_nonzero(np.frombuffer(data, "<u2", (len(data) - first) // 2, first) == value))
@@ -35,7 +35,7 @@ def _count_starts(data: bytes, start: int) -> int:
 
 
 def _count_scans(data: bytes, start: int) -> int:
-    """Count the scans up to the end of the image, and no further than one too many."""
+    """Count the scans up to the end of the image, stopping at one too many."""
     scans, at = 1, start
     while scans <= MOST_SCANS and (at := _find_marker(data, at)) < len(data):
         marker = data[at + 1]
@@ -47,10 +47,10 @@ def _count_scans(data: bytes, start: int) -> int:
 
 
 def _find_marker(data: bytes, at: int) -> int:
-    """Return where the next marker is; the file's length where there is none."""
+    """Return the position of the next marker; the file's length if there is none."""
     while at < len(data):
         found = _MARKER.search(data, at, at + _AT_ONCE)
         if found is not None:
             return found.start()
-        at = min(at + _AT_ONCE, len(data)) - (at + _AT_ONCE < len(data))  # a marker may lie across the border
+        at = min(at + _AT_ONCE, len(data)) - (at + _AT_ONCE < len(data))  # a marker may cross the boundary
     return len(data)
