@@ -35,7 +35,7 @@ def cpu_quota(root: Path = ROOT, own: Path = OWN) -> float:
 
 
 def _read(root: Path, own: Path, controller: str, files: Sequence[str], count: int = 1) -> list[list[int]]:
-    """Return the numbers in files of the groups up to the root; files with "max" or not `count` numbers are left out."""
+    """Return the numbers in files of the groups up to the root; files with "max" or another count are left out."""
     path = _own_path(own, controller)
     found = []
     for group in (path, *path.parents):

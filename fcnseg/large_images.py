@@ -1,8 +1,8 @@
-"""Images of any size, window by window: TIFF files that are beyond what is decoded whole.
+"""Read TIFF images that are too large to decode as a whole, window by window.
 
-GDAL, through rasterio (the extra `large`), decodes the tiles or strips of a TIFF file that a window touches; what is in
-memory is the window and a cache of blocks. A window has the very pixels that `images.decode` gives for the whole file.
-Other formats than TIFF are only read whole.
+GDAL, through rasterio (the extra `large`), decodes the tiles or strips of a TIFF file that a window overlaps; only the
+window and a cache of blocks are in memory. A window has exactly the pixels that `images.decode` gives for the whole
+file. Formats other than TIFF can only be read as a whole.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,8 +34,8 @@ class Georeference:
     """Where on earth an image lies.
 
     Attributes:
-        crs: Coordinate reference system, as rasterio has it.
-        transform: From (column, row) to its coordinates, as rasterio has it.
+        crs: Coordinate reference system, in rasterio's type.
+        transform: Transform from (column, row) to coordinates, in rasterio's type.
     """
 
     crs: Any
@@ -44,18 +44,18 @@ class Georeference:
 
 @contextmanager
 def open_windowed(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[Windowed]:
-    """Open an image to be read by windows, by the thread that opened it.
+    """Open an image for reading by windows; only the thread that opened it may read it.
 
     Args:
         path: The file.
-        limits: An image within them is decoded whole, by `images.read`; beyond them a TIFF file is read in windows, and
-            any other is refused.
+        limits: An image within these limits is decoded as a whole by `images.read`; a larger TIFF file is read in
+            windows, and any other larger file is refused.
 
     Yields:
-        The image; a `LargeTiff` where it is read in windows.
+        The image; a `LargeTiff` if it is read in windows.
 
     Raises:
-        ImageTooLargeError: The image is beyond the limits and cannot be read in windows.
+        ImageTooLargeError: The image exceeds the limits and cannot be read in windows.
         ImageError: The file cannot be read, is not of an accepted format, or is damaged.
     """
     tags = _tags_beyond(path, limits)
@@ -71,7 +71,7 @@ def open_windowed(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     rasterio = import_rasterio(ImageTooLargeError, f"{path} is too large to be read whole, and not read in windows")
-    # GDAL would make RGBA of CMYK and LAB by rules of its own; the prefix gives their samples as they are.
+    # By default GDAL converts CMYK and LAB to RGBA by its own rules; with this prefix it returns the stored samples.
     name = f"GTIFF_RAW:{path.absolute()}"
     with gdal_environment(rasterio), ExitStack() as stack:
         with _told_as_image_errors(path):
@@ -86,7 +86,7 @@ class LargeTiff:
     Attributes:
         height: Rows, upright.
         width: Columns, upright.
-        georeference: Where on earth it lies; None where it does not say, or its rows are not stored from the top.
+        georeference: Where on earth the image lies; None if unknown, or if its rows are not stored from the top.
     """
 
     def __init__(self, path: Path, tags: Tags, dataset: Any) -> None:
@@ -100,13 +100,13 @@ class LargeTiff:
         self.georeference = Georeference(dataset.crs, dataset.transform) if located and upright else None
 
     def read(self, rows: slice, columns: slice) -> Pixels:
-        """Return the pixels of a window, both ends of both slices given and inside the image.
+        """Return the pixels of a window; both slices must have start and stop inside the image.
 
         Returns:
             (rows, columns, 3) uint8 RGB.
 
         Raises:
-            ImageError: The file is damaged there, or cut short.
+            ImageError: The file is damaged in this window, or cut short.
         """
         if self._orientation in {3, 4, 7, 8}:
             rows = slice(self.height - rows.stop, self.height - rows.start)
@@ -119,7 +119,7 @@ class LargeTiff:
 
 
 def _tags_beyond(path: Path, limits: ImageLimits) -> Tags | None:
-    """The tags of a TIFF file beyond the limits; None where `images.read` is to read the file, or to refuse it."""
+    """Return the tags of a TIFF file beyond the limits; None if `images.read` should read or refuse the file."""
     try:
         tags = _read_tags(path)
         beyond = tags is not None and path.stat().st_size > limits.max_bytes
@@ -127,7 +127,7 @@ def _tags_beyond(path: Path, limits: ImageLimits) -> Tags | None:
             images.require_within(limits, int(tags[IMAGELENGTH]), int(tags[IMAGEWIDTH]), "")  # they may be texts
     except ImageTooLargeError:
         return tags
-    except Exception:  # noqa: BLE001  # damaged headers raise anything; images.read tells what is the matter
+    except Exception:  # noqa: BLE001  # damaged headers raise anything; images.read reports the fault
         return None
     return tags if beyond else None
 
@@ -146,7 +146,7 @@ def _read_tags(path: Path) -> Tags | None:
 
 
 def _stored_reader(path: Path, tags: Tags, dataset: Any) -> Callable[[slice, slice], Pixels]:
-    """What reads a window as it is stored, before it is turned upright."""
+    """Return a function that reads a window in the stored orientation."""
     if holds_jpeg_of_ycbcr(tags):
         return JpegBlocks(path, tags, CACHE_BYTES).read
 
@@ -163,7 +163,7 @@ def _stored_reader(path: Path, tags: Tags, dataset: Any) -> Callable[[slice, sli
     if to_rgb is None:
         kind = f"photometric interpretation {tags.get(PHOTOMETRIC_INTERPRETATION)}, {dataset.count} x {dtype.name}"
         why = f"{path}: the TIFF image is too large to be read whole, is of {kind}"
-        # Of three grey bands and more the first three are the colours where the file says so.
+        # If the file declares them as RGB, the first three of three or more grey bands are the colours.
         raise _not_in_windows(path, why, " --co photometric=rgb" if is_grey(tags) and dataset.count > 2 else "")
     return lambda rows, columns: to_rgb(read(rows, columns))
 
@@ -186,5 +186,5 @@ def _told_as_image_errors(path: Path) -> Iterator[None]:
             yield
     except ImageError:
         raise
-    except Exception as error:  # tags that are missing or of another type raise anything
+    except Exception as error:  # missing tags or wrong types raise anything
         raise damaged(one_line(error) or type(error).__name__) from error

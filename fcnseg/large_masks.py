@@ -1,4 +1,4 @@
-"""Masks of images of any size: tiled TIFF files with overviews, written window by window."""
+"""Write masks of images of any size window by window, as tiled TIFF files with overviews."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ class MaskWriter:
     """A mask that is being written; made by `open_mask`.
 
     Attributes:
-        counts: (K,) int64: pixels of each class that have been written.
+        counts: (K,) int64 numbers of pixels of each class written so far.
     """
 
     def __init__(self, dataset: Any, label_map: LabelMap) -> None:
@@ -41,11 +41,11 @@ class MaskWriter:
         return class_areas(self.counts, self._label_map)
 
     def write(self, rows: slice, columns: slice, class_map: ClassMap) -> None:
-        """Write a window of the class map; windows may come in any order, and touch each pixel once.
+        """Write a window of the class map; windows may come in any order, and must not overlap.
 
         Args:
-            rows: Its rows, both ends given.
-            columns: Its columns, both ends given.
+            rows: The window's rows, a slice with start and stop.
+            columns: The window's columns, a slice with start and stop.
             class_map: (rows, columns) ids of the label map's dtype.
         """
         window = ((rows.start, rows.stop), (columns.start, columns.stop))
@@ -59,23 +59,23 @@ def open_mask(
 ) -> Iterator[MaskWriter]:
     """Write the mask of a large image: the pixel value is the id, the palette has the classes' colours.
 
-    The file is a tiled TIFF (deflate, 512 x 512), BigTIFF where it may need to be, of 8 bits with a palette up to 256
-    classes, else of 16 bits grey. It has overviews, in halves down to 512 pixels, of every second pixel's id: ids are
-    never interpolated. It appears under its name when the block ends without an error, whole.
+    The file is a tiled TIFF (deflate, 512 x 512), BigTIFF if it may need to be, with an 8-bit palette up to 256
+    classes, else 16-bit grey. Each overview, down to 512 pixels, has half the size and takes every second pixel's id:
+    ids are never interpolated. The complete file appears under its name when the block ends without an error.
 
     Args:
-        path: Where the mask goes, a .tif file.
+        path: The mask's path, a .tif file.
         height: Rows.
         width: Columns.
         label_map: The classes.
         georeference: Where on earth the image lies.
 
     Yields:
-        What windows are written to, by the thread that opened it.
+        The writer for windows; only the thread that opened it may use it.
 
     Raises:
-        UsageError: `path` is a folder or lies below something that is none, or rasterio is not there.
-        OSError: The file cannot be written, as when the disk is full.
+        UsageError: `path` is a folder, one of its parents is not a folder, or rasterio is not installed.
+        OSError: The file cannot be written, for example because the disk is full.
     """
     rasterio = import_rasterio(UsageError, f"the tiled mask {path} cannot be written")
     dtype = label_map.id_dtype
@@ -112,16 +112,16 @@ def segment_to_mask(
         segmenter: The model.
         image: The image.
         tiling: From `plan_tiles` for this model and this image's size.
-        path: Where the mask goes, a .tif file.
-        progress: Told how many tiles are done, and of how many.
-        at_a_time: Runs at a time, a tile each.
+        path: The mask's path, a .tif file.
+        progress: Called with the number of tiles done and the number of all tiles.
+        at_a_time: Number of concurrent runs, of one tile each.
 
     Returns:
         Classes present with their areas, in the order of their ids.
 
     Raises:
         ImageError: The image cannot be read.
-        UsageError: `path` is a folder or lies below something that is none, or rasterio is not there.
+        UsageError: `path` is a folder, one of its parents is not a folder, or rasterio is not installed.
         OSError: The mask cannot be written.
     """
     georeference = image.georeference if isinstance(image, LargeTiff) else None
@@ -132,7 +132,7 @@ def segment_to_mask(
 
 
 def _factors(size: int) -> list[int]:
-    """By what the overviews are smaller, the last of them a block or less."""
+    """Return the overviews' reduction factors; the last overview is at most a block in size."""
     factors = [2]
     while size / factors[-1] > _BLOCK:
         factors.append(2 * factors[-1])
@@ -140,7 +140,7 @@ def _factors(size: int) -> list[int]:
 
 
 def _require_written(path: Path, rasterio: ModuleType, counts: NDArray[np.int64]) -> None:
-    """Read a mask back: GDAL writes later than it is asked to, and is silent where a disk is full by then.
+    """Read a mask back: GDAL defers writes, and does not report an error if the disk is full by then.
 
     Raises:
         OSError: The file does not hold what was written.
@@ -153,7 +153,7 @@ def _require_written(path: Path, rasterio: ModuleType, counts: NDArray[np.int64]
     for level in range(levels):
         with rasterio.open(path, overview_level=level) as dataset:
             for _ in _read_blocks(dataset):
-                pass  # what is cut short raises
+                pass  # a truncated file raises
 
 
 def _read_blocks(dataset: Any) -> Iterator[ClassMap]:

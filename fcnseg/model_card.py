@@ -17,14 +17,14 @@ Option: TypeAlias = str | bool | int | float | list[float] | None
 
 @dataclass(frozen=True)
 class PrecisionRecord:
-    """What arithmetic of fewer bits than 32-bit floats have did to a model, measured where it was exported.
+    """The effect of a precision below 32-bit floats on a model, measured on the machine that exported it.
 
     Attributes:
         images: Number of validation images.
-        mean_iou: Mean IoU of the file on them, 0 to 1.
-        fp32_mean_iou: That of the same model in 32 bits.
-        speedup: Time of a run in 32 bits over that of the file, on the first of the images.
-        device: Where both ran: `cpu` or `cuda:N`.
+        mean_iou: Mean IoU of the file on these images, 0 to 1.
+        fp32_mean_iou: Mean IoU of the same model in 32 bits.
+        speedup: Time of a run in 32 bits divided by that of the file, on the first image.
+        device: The device on which both ran: `cpu` or `cuda:N`.
     """
 
     images: int
@@ -36,19 +36,19 @@ class PrecisionRecord:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the other metadata of a model file does not say of its training.
+    """Information on a model's training that is not in the other metadata of its file.
 
     Attributes:
         data: Name of the data set.
-        images: Number of images of each split that training has seen.
-        data_licence: Licence of the data; None where it was not told.
+        images: Number of images of each split that training used.
+        data_licence: Licence of the data; None if not stated.
         weights: What the training started from.
         recipe: The options of the run, by the names that `fcnseg train --config` takes.
         epoch: The epoch whose weights these are.
         class_iou: Validation IoU of each class by name; None for classes that occur nowhere; empty if not measured.
         limits: What the model should not be trusted with, a sentence each.
-        reproduce: Commands that make the model again, given `recipe` as config.yaml.
-        precision: What arithmetic of fewer bits did to it; None where it computes with 32-bit floats.
+        reproduce: Commands that reproduce the model, given `recipe` as config.yaml.
+        precision: The effect of reduced precision; None if the model computes with 32-bit floats.
     """
 
     data: str
@@ -69,7 +69,7 @@ def to_markdown(info: "ModelInfo", card: ModelCard, name: str) -> str:
     Args:
         info: The model file's metadata.
         card: Its card.
-        name: What the model is called.
+        name: The model's name.
     """
     names = ", ".join(found.name for found in info.label_map.classes)
     about = (
@@ -90,7 +90,7 @@ def to_markdown(info: "ModelInfo", card: ModelCard, name: str) -> str:
 
 
 def describe_precision(precision: str, record: PrecisionRecord) -> str:
-    """Tell in a sentence what arithmetic of fewer bits did to a model."""
+    """Describe in a sentence the effect of reduced precision on a model."""
     return (
         f"Computed in {precision}: on {record.images} validation images mean IoU {record.mean_iou:.4f}, in fp32"
         f" {record.fp32_mean_iou:.4f} ({record.mean_iou - record.fp32_mean_iou:+.4f}); {record.speedup:.2f} times as"

@@ -1,4 +1,4 @@
-"""That one program at a time writes into a folder."""
+"""A lock that lets only one program at a time write into a folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ _LOCK = ".fcnseg.lock"
 
 @contextmanager
 def only_one(folder: Path, doing: str) -> Iterator[None]:
-    """Keep other programs from writing into a folder meanwhile; it is made where it is missing.
+    """Lock a folder against other programs while the block runs; the folder is created if it is missing.
 
     Args:
         folder: The folder.
-        doing: What is done there, such as `segmenting`.
+        doing: What this program does there, such as `segmenting`.
 
     Raises:
-        UsageError: Another one is doing so.
+        UsageError: Another program holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK)

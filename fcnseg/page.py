@@ -1,4 +1,4 @@
-"""HTML pages that need no other file, no network and no script."""
+"""Self-contained HTML pages, without scripts, other files or network access."""
 
 from typing import Any
 

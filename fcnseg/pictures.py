@@ -1,4 +1,4 @@
-"""What stands beside a mask: pictures as JPEG files, regions as JSON, confidence as PNG.
+"""The files beside a mask: pictures as JPEG, regions as JSON, confidence as PNG.
 
 They are named after the mask: photo.overlay.jpg, photo.heatmap-8-cat.jpg, photo.regions.json and photo.confidence.png
 beside photo.png.
@@ -21,19 +21,19 @@ from fcnseg.types import ClassInfo, LabelMap
 
 JPEG_QUALITY = 92
 JPEG_LARGEST = 65500
-"""Most pixels a side: libjpeg ends a little before the format does."""
+"""Most pixels per side: libjpeg's limit, slightly below that of the format."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What to write beside a mask.
+    """Which files to write beside a mask.
 
     Attributes:
-        overlay: The image tinted with its classes' colours, and the boxes of the regions where they are wanted.
-        heatmaps: Classes whose scores to lay over the greyed image, a picture each.
-        top: How many classes more, those of the highest probability at any cell of the image, get a heatmap.
+        overlay: Whether to write the image tinted with its classes' colours, with the boxes of regions if wanted.
+        heatmaps: Classes whose scores are drawn over the greyed image, each in its own picture.
+        top: Number of further heatmaps: of the classes with the highest probability at any cell of the image.
         regions: Which regions to list; None for no list.
-        confidence: The winning class's probability at every pixel, 0 to 255, as a greyscale PNG.
+        confidence: Whether to write the winning class's probability at every pixel, 0 to 255, as a greyscale PNG.
     """
 
     overlay: bool = False
@@ -43,7 +43,7 @@ class Pictures:
     confidence: bool = False
 
     def paths(self, mask: Path, label_map: LabelMap) -> tuple[Path, ...]:
-        """Return every path that may be written beside a mask."""
+        """Return the paths of all files that may be written beside a mask."""
         heatmaps = label_map.classes if self.top else self.heatmaps
         return (
             *([overlay_path(mask)] if self.overlay else []),
@@ -54,23 +54,23 @@ class Pictures:
 
 
 def overlay_path(mask: Path) -> Path:
-    """Return where the overlay of a mask goes."""
+    """Return the path of a mask's overlay."""
     return mask.with_suffix(".overlay.jpg")
 
 
 def heatmap_path(mask: Path, info: ClassInfo) -> Path:
-    """Return where a class's heatmap goes."""
+    """Return the path of a class's heatmap."""
     name = re.sub(r"[^\w-]+", "_", info.name).strip("_")[:60]
     return mask.with_suffix(f".heatmap-{info.id}-{name}.jpg")
 
 
 def regions_path(mask: Path) -> Path:
-    """Return where the list of regions goes."""
+    """Return the path of the list of regions."""
     return mask.with_suffix(".regions.json")
 
 
 def confidence_path(mask: Path) -> Path:
-    """Return where the confidence map goes."""
+    """Return the path of the confidence map."""
     return mask.with_suffix(".confidence.png")
 
 
@@ -78,7 +78,7 @@ def require_drawable(image: NDArray[np.uint8], path: Path) -> None:
     """Check that pictures of an image can be written.
 
     Raises:
-        ImageError: It has more rows or columns than a JPEG file can.
+        ImageError: The image has more rows or columns than a JPEG file can have.
     """
     if max(image.shape) > JPEG_LARGEST:
         raise ImageError(
@@ -88,7 +88,7 @@ def require_drawable(image: NDArray[np.uint8], path: Path) -> None:
 
 
 def write_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write an (H, W, 3) uint8 RGB picture whole or not at all."""
+    """Write an (H, W, 3) uint8 RGB picture as JPEG, atomically."""
     write_bytes(path, encode_jpeg(picture))
 
 
@@ -103,7 +103,7 @@ def write_regions(path: Path, regions: Iterable[Region], size: tuple[int, int]) 
 
     Args:
         path: The file.
-        regions: In the order wanted.
+        regions: The regions, in the order of the list.
         size: (height, width) of the image.
     """
     listed = [

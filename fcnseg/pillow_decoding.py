@@ -1,4 +1,4 @@
-"""Decoding with Pillow: a file's pixels as upright RGB, or an error that says why there are none."""
+"""Decode a file's pixels with Pillow to upright RGB, or raise an error with the reason."""
 
 import re
 
@@ -23,17 +23,17 @@ _WHITE_IS_ZERO = 0
 
 
 def orientation_of(header: ImageFile) -> object:
-    """Return the EXIF orientation; 1, which turns nothing, where there is none."""
+    """Return the EXIF orientation; 1, which changes nothing, if there is none."""
     if header.format == "AVIF":
-        header.info.pop("xmp", None)  # Pillow would turn by it where nothing else turns; browsers do not
+        header.info.pop("xmp", None)  # Pillow would apply its orientation if there is no other; browsers do not
     try:
         return header.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # noqa: BLE001  # EXIF so damaged that it cannot be read turns nothing
+    except Exception:  # noqa: BLE001  # unreadable EXIF is ignored
         return 1
 
 
 def turn_upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
-    """Undo an EXIF orientation (1 to 8; anything else turns nothing)."""
+    """Apply an EXIF orientation (1 to 8; anything else changes nothing)."""
     if orientation in {5, 6, 7, 8}:
         image = image.swapaxes(0, 1)
     if orientation in {3, 4, 7, 8}:
@@ -47,17 +47,17 @@ def decode_with_pillow(header: ImageFile, *, upright: bool) -> NDArray[np.uint8]
     """Decode a file's pixels.
 
     Args:
-        header: The file, its header read.
-        upright: Whether to turn the image as its orientation says.
+        header: The file, whose header has been read.
+        upright: Whether to apply the image's orientation.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        ImageError: The file is damaged, cut short, or of a kind that Pillow does not know.
+        ImageError: The file is damaged, cut short, or of a kind that Pillow does not support.
     """
     try:
-        if isinstance(header, TiffImageFile):  # Pillow turns TIFF by itself, as it loads
+        if isinstance(header, TiffImageFile):  # Pillow applies a TIFF's orientation itself when it loads the pixels
             turned = orientation_of(header)
             header.load()
             orientation = 1 if upright else _INVERSE.get(turned, turned)
@@ -74,21 +74,21 @@ def _to_rgb(image: ImageFile) -> NDArray[np.uint8]:
     if image.mode.startswith(("I", "F")):
         grey = to_8_bits(_samples(image), _sample_bits(image))
         if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
-            grey = ~grey  # as Pillow does itself where there are 8 bits
+            grey = ~grey  # as Pillow itself does with 8 bits
         return np.repeat(grey[:, :, None], 3, axis=2)
     image.info.pop("transparency", None)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, _BAND_PIXELS // image.width)
-    for top in range(0, image.height, rows):  # all at once would take thrice as much as the pixels
+    for top in range(0, image.height, rows):  # all at once would take three times the pixels' memory
         band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        # Pillow converts these to RGB by way of RGBA only.
+        # Pillow converts these modes to RGB only via RGBA.
         converted = band.convert("RGBA") if band.mode in {"La", "PA", "RGBa"} else band
         pixels[top : top + rows] = np.asarray(converted.convert("RGB"))
     return pixels
 
 
 def _samples(header: ImageFile) -> NDArray[np.generic]:
-    """The samples of a file whose mode begins with I or F; Pillow takes unsigned ones of 32 bits for signed."""
+    """Return the samples of a file whose mode begins with I or F; Pillow reads unsigned 32-bit samples as signed."""
     samples = np.asarray(header)
     if header.mode != "I" or not isinstance(header, TiffImageFile):
         return samples
@@ -104,15 +104,15 @@ def _sample_bits(header: ImageFile) -> int:
 
 
 def refused(name: str, error: Exception, compression: str = "") -> ImageError:
-    """Return the error to raise where Pillow cannot read an image.
+    """Return the error to raise if Pillow cannot read an image.
 
     Args:
         name: The format's name.
-        error: What Pillow raised.
-        compression: The file's compression; empty where it is not known.
+        error: Pillow's error.
+        compression: The file's compression; empty if unknown.
     """
     reason = (one_line(error) or type(error).__name__)[:200]
-    if isinstance(error, Image.DecompressionBombWarning):  # raised where the program that imports us asks for it
+    if isinstance(error, Image.DecompressionBombWarning):  # raised if the importing program has set a filter
         return ImageTooLargeError(f"the {name} image is beyond what Pillow was told to read ({reason}); {SMALLER}")
     if _UNSUPPORTED.search(reason):
         return ImageError(f"the {name} image is of a kind that is not supported ({reason}); store it as 8-bit PNG")

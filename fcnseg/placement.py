@@ -47,7 +47,7 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry, model: Path
     """Run a session that was opened with profiling five times, on sizes larger in each direction, and read its profile.
 
     Args:
-        session: The session, with an arena; its profiling has ended afterwards.
+        session: The session, with an arena; this ends its profiling.
         geometry: The model's geometry.
         model: The model file, for messages.
 
@@ -59,7 +59,7 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry, model: Path
     sizes = [(height, width), (height + geometry.y.alignment, width), (height, width + geometry.x.alignment)]
     # On CUDA the branch is chosen when the file is opened.
     asked = {value.name: np.array(True) for value in session.get_overridable_initializers()}
-    for _ in range(2):  # the branch without confidence; on CUDA onnxruntime plans from the second run on what one takes
+    for _ in range(2):  # the branch without confidence; on CUDA onnxruntime plans its memory from the second run on
         session.run(None, {"image": np.zeros((1, height, width, 3), np.uint8)})
     for h, w in sizes:
         session.run(None, {"image": np.zeros((1, h, w, 3), np.uint8), **asked})
@@ -67,7 +67,7 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry, model: Path
     pixels = [padded_y * padded_x] * 3
     pixels += [(padded_y + geometry.y.alignment) * padded_x, padded_y * (padded_x + geometry.x.alignment)]
     costs = [peak_bytes(nodes) / count for nodes, count in zip(runs, pixels, strict=True)]
-    # The class map is computed at borders, of which images without content have none.
+    # The class map is computed at borders between classes, and images without content have none.
     classes = session.get_outputs()[1].shape[1]
     borders = classes * _SCORE_BYTES + _CLASS_BYTES if classes <= CELL_RESOLUTION_ABOVE else 0
     plain = max(costs[:2]) + borders
@@ -75,10 +75,10 @@ def probe(session: onnxruntime.InferenceSession, geometry: Geometry, model: Path
 
 
 def require_device(placements: Iterable[Placement], provider: str, device: str) -> None:
-    """Check that every node that touches data of the image's size ran on a provider.
+    """Check that every node that processes data of the image's size ran on a provider.
 
     Raises:
-        DeviceError: Some ran elsewhere; the message names them.
+        DeviceError: Some nodes ran elsewhere; the message names them.
     """
     elsewhere = [p for p in placements if p.image_sized and p.provider != provider]
     if elsewhere:
@@ -90,7 +90,7 @@ def require_device(placements: Iterable[Placement], provider: str, device: str) 
 
 
 def node_runs(events: Sequence[Event]) -> list[list[Event]]:
-    """Return the node events of each run, in their order; a run's own event ends it."""
+    """Return the node events of each run, in order; the event of the run itself marks its end."""
     runs: list[list[Event]] = []
     nodes: list[Event] = []
     for event in sorted(events, key=lambda event: int(event["ts"]) + int(event["dur"])):

@@ -1,25 +1,25 @@
-"""A PNG without the chunks that nothing here asks for, where there are many of them.
+"""Remove unused chunks from a PNG that has many of them.
 
-Pillow reads every chunk, in Python, and inflates every colour profile: a file of nothing else would keep a thread for
-minutes. The PNG specification's section 5 has the layout of chunks.
+Pillow reads every chunk in Python, and decompresses every colour profile: a file of nothing else would occupy a thread
+for minutes. Section 5 of the PNG specification defines the layout of chunks.
 """
 
 from fcnseg.errors import ImageError
 
 MOST_CHUNKS = 100_000
-"""Of a file: at libpng's 8 KiB of pixels a chunk, 800 MB."""
+"""Most chunks of a file: with libpng's 8 KiB of pixel data per chunk, 800 MB."""
 _SIGNATURE_BYTES, _FRAME_BYTES = 8, 12  # a chunk's length, kind and checksum
 _MOST_UNUSED = 16
 _ANCILLARY = 0x20  # the bit of a kind's first letter
 _USED = {b"tRNS", b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
-"""Ancillary chunks that change an image: its transparency, and its orientation, which may stand in texts too."""
+"""Ancillary chunks that affect decoding: transparency, and orientation, which may also be in text chunks."""
 
 
 def without_unused_chunks(data: bytes) -> bytes:
-    """Return a PNG as it is, or without the chunks that are not used where these are many.
+    """Return a PNG without its unused chunks if it has many of them, else unchanged.
 
     Raises:
-        ImageError: It has more chunks than a file may.
+        ImageError: The file has more than `MOST_CHUNKS` chunks.
     """
     kept, unused = [], 0
     start = at = _SIGNATURE_BYTES

@@ -89,7 +89,7 @@ class NodeCost:
 
     @property
     def gflops(self) -> float | None:
-        """Billion floating-point operations a second, two for each multiply-add."""
+        """Billion floating-point operations per second, two for each multiply-add."""
         return 2e-6 * self.multiply_adds / self.ms if self.multiply_adds and self.ms else None
 
 
@@ -141,7 +141,7 @@ class Profile:
         return dict(sorted(sums.items(), key=lambda item: (item[0][0], -item[1])))
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it as JSON has it."""
+        """Return the whole profile as a JSON object."""
         groups = [
             {"part": "tail" if tail else "net", "group": group, "ms": ms, "share": ms / self.nodes_ms}
             for (tail, group), ms in self.groups().items()
@@ -158,8 +158,8 @@ def profile(segmenter: Segmenter, images: Sequence[NDArray[np.uint8]], runs: int
     Args:
         segmenter: The model.
         images: (H, W, 3) uint8 RGB images of one size, at least one.
-        runs: How many runs medians are taken over, at least 1; a few more warm up.
-        confidence: Whether the confidence map is computed too.
+        runs: Number of runs over which medians are taken, at least 1; a few more runs warm up.
+        confidence: Whether to compute the confidence map too.
 
     Raises:
         ModelFileError: The model cannot be run on these images, or its profile does not fit its graph.
@@ -182,15 +182,15 @@ def profile(segmenter: Segmenter, images: Sequence[NDArray[np.uint8]], runs: int
 
 
 def read_costs(nodes: Sequence[GraphNode], runs: Sequence[Sequence[Event]], path: Path) -> tuple[NodeCost, ...]:
-    """Read what each node costs.
+    """Compute the cost of each node.
 
     Args:
-        nodes: The graph as it ran.
+        nodes: The optimised graph that ran.
         runs: The node events of each run.
         path: The model file, for messages.
 
     Raises:
-        ModelFileError: The events are not those of the graph.
+        ModelFileError: The events do not fit the graph.
     """
     placed = [_place(nodes, events, path) for events in runs]
     if len({tuple((position, event["name"]) for position, event in run) for run in placed}) != 1:
@@ -232,12 +232,12 @@ def _time(
 
 
 def _whole_runs(events: Iterable[Event]) -> list[Event]:
-    """Return the event of each run as a whole, in their order."""
+    """Return the event of each run as a whole, in order."""
     return sorted((e for e in events if e.get("name") == "model_run"), key=lambda event: int(event["ts"]))
 
 
 def _place(nodes: Sequence[GraphNode], events: Sequence[Event], path: Path) -> list[tuple[int, Event]]:
-    """Return each event with the position of its node in the graph; those within a branch have the branch's."""
+    """Return each event with the position of its node in the graph, or of the branch that contains the node."""
     placed: list[tuple[int, Event]] = []
     position = 0
     for event in events:
@@ -263,7 +263,7 @@ def _is_of(event: Event, node: GraphNode) -> bool:
 
 
 def _own_times(placed: Sequence[tuple[int, Event]]) -> list[float]:
-    """Return the microseconds of each event without those of the events within it."""
+    """Return the microseconds of each event without those of the events inside it."""
     within: dict[int, int] = {}
     for position, event in placed:
         if event["args"]["op_name"] != _BRANCH:
@@ -300,6 +300,6 @@ def _multiply_adds(operator: str, inputs: Sequence[tuple[int, ...]], output: tup
     if operator == "ConvTranspose":
         return prod(inputs[0]) * prod(inputs[1][1:])  # weights: (channels, filters of a group, h, w)
     if operator in {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"} and len(inputs[0]) > 1 and len(output) > 1:
-        summed = prod(inputs[0][-2:]) // max(1, output[-2])  # whichever of the two is not a row, transposed or not
+        summed = prod(inputs[0][-2:]) // max(1, output[-2])  # the summed dimension, transposed or not
         return prod(output) * summed
     return None

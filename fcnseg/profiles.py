@@ -1,6 +1,6 @@
-"""onnxruntime's profile of runs, by way of a file in a temporary folder: it hands it over in no other way.
+"""Get onnxruntime's profile of runs, which it only writes to a file, through a temporary folder.
 
-onnxruntime does not tell when it cannot write the file; then what is there is cut short.
+onnxruntime does not report an error if it cannot write the file; the file is then cut short.
 """
 
 import json
@@ -23,7 +23,7 @@ def profile_folder(model: Path) -> Iterator[Path]:
     """Make a folder for the profiles of a model file's runs, which is removed afterwards.
 
     Raises:
-        ModelFileError: There is no place for one; the message names the model file.
+        ModelFileError: The folder cannot be made; the message names the model file.
     """
     try:
         folder = tempfile.TemporaryDirectory(prefix="fcnseg-")

@@ -17,7 +17,7 @@ MOST_FIELDS = 150_000
 """Most fields of a file in all; that of a ResNet-50 has four thousand."""
 _LONGEST_VARINT = 10
 _WINDOW_BYTES = 16 << 10
-_DEEPEST = 32  # a model's graph in a branch in a graph lies ten deep
+_DEEPEST = 32  # nesting of messages; a model's graph in a branch of a graph is at depth ten
 
 
 class BrokenError(Exception):
@@ -63,9 +63,9 @@ class Part:
     """A message that was read: its fields by name, in the order of the file.
 
     Attributes:
-        numbers: Fields that hold numbers; a float is 0.
-        spans: Fields that hold bytes or text.
-        parts: Fields that hold messages.
+        numbers: Fields that are numbers; a float is read as 0.
+        spans: Fields that are bytes or text.
+        parts: Fields that are messages.
     """
 
     numbers: dict[str, list[int]] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Part:
         return self.numbers.get(name, [0])[-1]
 
     def all(self, name: str) -> list["Part"]:
-        """Return the messages of a field."""
+        """Return the messages in a field."""
         return self.parts.get(name, [])
 
 
@@ -88,13 +88,13 @@ class Reader:
         file: The file.
 
     Attributes:
-        whole: All of its bytes.
+        whole: The span of all its bytes.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.whole = Span(0, os.fstat(file.fileno()).st_size)
-        self._window = b""  # of the file, with where it begins
+        self._window = b""  # a buffered part of the file, and its position
         self._begin = 0
         self._left = MOST_FIELDS
         self._depth = 0
@@ -136,7 +136,7 @@ class Reader:
             if isinstance(value, int):
                 raise BrokenError(f"it has a number in the place of a {expected.name}")
             part.parts.setdefault(name, []).append(self.message(expected, value))
-        elif expected == "number" and isinstance(value, Span):  # several in one, packed
+        elif expected == "number" and isinstance(value, Span):  # a packed repeated field
             part.numbers.setdefault(name, []).extend(self._packed(value))
         elif isinstance(value, int):
             part.numbers.setdefault(name, []).append(value)
@@ -181,7 +181,7 @@ class Reader:
         return self._text(spans[-1]) if spans else ""
 
     def texts(self, part: Part, name: str) -> list[str]:
-        """Return the texts of a field."""
+        """Return the texts in a field."""
         return [self._text(span) for span in part.spans.get(name, [])]
 
     def _text(self, span: Span) -> str:

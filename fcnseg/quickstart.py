@@ -1,7 +1,7 @@
-"""The main job from end to end: classifier to heatmap, fine-tuning, export, server, request, mask.
+"""The whole workflow from end to end: classifier to heatmap, fine-tuning, export, server, request, mask.
 
-Every step that a user would take on the command line is taken on the command line, in processes of its own; this module
-only looks at what they leave behind.
+Every step that a user would take on the command line is run as a command in a process of its own; this module only
+checks the results.
 """
 
 import json
@@ -32,7 +32,7 @@ LEAST_MEAN_IOU = 0.80
 _CAT_LABELS = ("tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat")
 _CAT_MAP = LabelMap.from_names(["elsewhere", "cat"], [(0, 0, 0), (255, 150, 0)])
 _CAT_THRESHOLD = 0.3
-# Where Chelsea's face and the background beside it are in the 300x451 photograph: (top, bottom, left, right).
+# The positions of Chelsea's face and of the background beside it in the 300x451 photograph: (top, bottom, left, right).
 _FACE = (60, 290, 60, 360)
 _BACKGROUND = (0, 300, 400, 451)
 _STOP_SECONDS = 30.0
@@ -41,7 +41,7 @@ _MARKER = ".fcnseg-quickstart"
 
 @dataclass(frozen=True)
 class _Places:
-    """Where things go below the quickstart's folder."""
+    """The paths below the quickstart's folder."""
 
     root: Path
 
@@ -67,10 +67,10 @@ class _Places:
 
 
 def run_quickstart(root: Path) -> None:
-    """Run the quickstart below a folder, printing each command and what came of it.
+    """Run the quickstart below a folder, printing each command and its result.
 
     Raises:
-        FcnsegError: A step failed or a proof did not hold.
+        FcnsegError: A step or a check failed.
     """
     console = Console(highlight=False, soft_wrap=True)
     places = _Places(root)
@@ -86,10 +86,10 @@ def run_quickstart(root: Path) -> None:
 
 
 def _clear(places: _Places) -> None:
-    """Remove what an earlier quickstart left, and nothing else.
+    """Remove the files of an earlier quickstart, and nothing else.
 
     Raises:
-        UsageError: Something is in the way that no quickstart made.
+        UsageError: There is a file in the way that was not made by a quickstart.
     """
     folders = [places.root / name for name in ("cat", "scenes", "run", "mask")]
     models, marker = [places.cat_model, places.model], places.root / _MARKER
@@ -180,7 +180,7 @@ def _draw(places: _Places, photo: Path, mask: Path, folder: Path) -> None:
 
 
 def _fcnseg(console: Console, *args: str) -> None:
-    """Run one fcnseg command, its output on ours."""
+    """Run one fcnseg command, with its output on ours."""
     _show(console, args)
     code = subprocess.run([sys.executable, "-m", "fcnseg", *args], check=False).returncode  # noqa: S603 (our command)
     if code != 0:
@@ -216,7 +216,7 @@ def _show(console: Console, args: tuple[str, ...]) -> None:
 
 
 def _cat_probability(answer: Segmentation) -> NDArray[np.float32]:
-    """(h, w): at each heatmap cell, the softmax probability of a domestic cat."""
+    """Return (h, w) softmax probabilities of a domestic cat at the heatmap's cells."""
     ids = [answer.label_map.find(name).id for name in _CAT_LABELS]
     probability: NDArray[np.float32] = answer.probabilities[ids].sum(axis=0)
     return probability

@@ -1,4 +1,4 @@
-"""Pictures of segmentations that people can look at. Every picture is (H, W, 3) uint8 RGB."""
+"""Render segmentations as pictures for people. Every picture is (H, W, 3) uint8 RGB."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ def overlay(
         image: (H, W, 3) uint8 RGB.
         class_map: (H, W) ids.
         label_map: Gives the colours.
-        opacity: Share of the class's colour, 0 to 1.
+        opacity: Weight of the class's colour in the blend with the image, 0 to 1.
     """
     colours = colour_mask(class_map, label_map)
     picture = _blend(image, colours, opacity)
@@ -38,7 +38,7 @@ def overlay(
 
 
 def lay(colours: NDArray[np.uint8], where: NDArray[np.bool_], picture: NDArray[np.uint8]) -> None:
-    """Put the pixels of one picture into another where a mask says so; numpy would list them by 16 bytes each."""
+    """Copy the pixels of one picture into another where a mask is set; NumPy indexing would take 16 bytes per pixel."""
     cv2.copyTo(colours, where.view(np.uint8), picture)
 
 
@@ -56,7 +56,7 @@ def boxes(picture: NDArray[np.uint8], regions: Sequence[Region]) -> NDArray[np.u
     line, gap = max(1, size // 6), 2
     for region in reversed(regions):
         box, colour = region.box, region.info.colour
-        # White around the colour, which may be that of the tint below it.
+        # A white outline, since the box's colour may equal the tint below it.
         corners = (box.left, box.top, box.left + box.width - 1, box.top + box.height - 1)
         draw.rectangle(corners, outline=_PAPER, width=line + 1)
         draw.rectangle(corners, outline=colour, width=line)
@@ -81,14 +81,14 @@ def boundaries(class_map: ClassMap) -> NDArray[np.bool_]:
 
 
 def legend(picture: NDArray[np.uint8], classes: Sequence[ClassArea]) -> NDArray[np.uint8]:
-    """Put a legend to the right of a picture: colour, name and share of every class present, the largest first.
+    """Add a legend to the right of a picture: colour, name and share of every class present, the largest first.
 
     Args:
         picture: (H, W, 3) uint8 RGB, such as a colour mask or an overlay.
-        classes: What is present, as `Segmentation.classes`; beyond 24 classes the smallest are counted, not named.
+        classes: Classes present, as `Segmentation.classes`; beyond 24 classes the smallest are counted, not named.
 
     Returns:
-        A wider picture, and a higher one where the legend needs the height.
+        A wider picture, also higher if the legend needs it.
     """
     size = int(np.clip(picture.shape[0] / 24, 13, 32))
     font = ImageFont.load_default(size)
@@ -116,13 +116,13 @@ def legend(picture: NDArray[np.uint8], classes: Sequence[ClassArea]) -> NDArray[
 def heatmap(
     image: NDArray[np.uint8], scores: NDArray[np.float32], grid: Grid, opacity: float = 0.65
 ) -> NDArray[np.uint8]:
-    """Lay one class's scores over the greyed image, each cell where it looks, from the lowest (dark) to the highest.
+    """Draw one class's scores over the greyed image, from the lowest (dark) to the highest, each cell at its position.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        scores: (h, w) float, one class of the image's `Segmentation.heatmap`; what is no number is drawn as the lowest.
+        scores: (h, w) float, one class of the image's `Segmentation.heatmap`; NaN is drawn as the lowest score.
         grid: The model's geometry, or a server's `HeatmapGrid`: where the cells lie.
-        opacity: Share of the scores' colour, 0 to 1.
+        opacity: Weight of the scores' colour in the blend with the image, 0 to 1.
     """
     values = resample_to_pixels(_finite(scores), grid, image.shape[0], image.shape[1])
     low, high = float(values.min()), float(values.max())
@@ -134,7 +134,7 @@ def heatmap(
 
 
 def _finite(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return scores in which infinite ones are the highest and lowest of the others, and no numbers the lowest."""
+    """Replace infinite scores by the highest and lowest finite ones, and NaN by the lowest."""
     known = np.isfinite(scores)
     if known.all():
         return scores

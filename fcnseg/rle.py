@@ -1,12 +1,12 @@
-"""Class maps as COCO's run-length encoding: a mask for each class, read column by column.
+"""COCO's run-length encoding of class maps: a mask for each class, in column-major order.
 
-A mask's counts are the lengths of alternating runs of pixels outside and inside it, beginning outside. In their text
-form each count but the first three stands as the difference from the count two before it, in groups of 5 bits with
-the lowest first: an ASCII character a group, 48 + the bits, + 32 where another group follows. The last group's highest
-bit is the sign (https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c).
+A mask's counts are the lengths of alternating runs of pixels outside and inside it, starting outside. In the text form,
+each count from the fourth on is replaced by its difference from the count two before it. Numbers are written in groups
+of 5 bits, the lowest first, one ASCII character per group: 48 + the bits, + 32 if another group follows. The last
+group's highest bit is the sign (https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c).
 
-Text is written by pycocotools and read here: pycocotools reads beyond the end of text that is cut short, and returns
-memory that it has not written where counts end before the mask does.
+pycocotools writes the text, but does not read it here: it reads beyond the end of truncated text, and returns
+uninitialised memory if the counts end before the mask does.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from fcnseg.errors import MaskError
 from fcnseg.types import ClassMap
 
-# With more pixels, a few counts may fill pycocotools' buffer to the last byte, and its end mark comes to lie beyond.
+# With more pixels, a few counts may fill pycocotools' buffer completely, so that it writes its end mark beyond it.
 _MOST_PIXELS = 1 << 26
 _PIXEL_BYTES = 36
 _MOST_GROUPS = 7  # a count of up to 2^31 and its sign
@@ -29,14 +29,14 @@ _SIGN = 0x10
 
 
 def encode(class_map: ClassMap, other_id: int | None = None) -> dict[int, bytes]:
-    """Write a class map as a mask for each class present, as `pycocotools.mask.encode` would write each.
+    """Encode a class map as a mask for each class present, exactly as `pycocotools.mask.encode` encodes each mask.
 
     Args:
         class_map: (H, W) ids, uint8 or uint16; at most 2^26 pixels.
         other_id: An id that gets no mask.
 
     Returns:
-        Compressed counts by ascending id; each belongs to a size of [H, W].
+        Compressed counts by ascending id; the size of each mask is [H, W].
 
     Raises:
         MaskError: There are too many pixels.
@@ -60,7 +60,7 @@ def encode(class_map: ClassMap, other_id: int | None = None) -> dict[int, bytes]
 
 
 def encoding_bytes(height: int, width: int) -> int:
-    """Return about how many bytes encoding a class map takes at most, beside it and its counts: of a chequered one."""
+    """Estimate the most bytes that encoding takes in addition to class map and counts: those for a checkerboard."""
     return height * width * _PIXEL_BYTES
 
 
@@ -80,19 +80,19 @@ def require_encodable(height: int, width: int) -> None:
 def decode(
     runs: Mapping[int, bytes], *, shape: tuple[int, int], dtype: DTypeLike, other_id: int | None = None
 ) -> ClassMap:
-    """Read the masks of a class map; memory is bounded by its shape, whatever the bytes say.
+    """Decode the masks of a class map; its shape bounds the memory used, whatever the bytes claim.
 
     Args:
         runs: Compressed counts by id.
         shape: (H, W).
         dtype: uint8 or uint16.
-        other_id: The id of pixels in no mask; None where every pixel must be in one.
+        other_id: The id of pixels in no mask; None if every pixel must be in a mask.
 
     Returns:
         (H, W) ids of that dtype, writable.
 
     Raises:
-        MaskError: A mask is not of that shape or its bytes are not counts, two masks overlap, or a pixel is in none.
+        MaskError: A mask has another shape or its bytes are not counts, masks overlap, or a pixel is in no mask.
     """
     height, width = shape
     pixels = height * width
@@ -126,7 +126,7 @@ def decode(
 
 
 def _find_runs(class_map: ClassMap) -> tuple[NDArray[np.int32], ClassMap]:
-    """Return start and end, (N, 2), and id of each run of equal ids, column by column, the runs of one id together."""
+    """Return (N, 2) starts and ends and the ids of runs of equal ids in column-major order, grouped by id."""
     columns: NDArray[np.generic] = np.asarray(cv2.transpose(np.ascontiguousarray(class_map))).reshape(-1)
     starts = _starts_of_runs(columns)
     ids: ClassMap = columns[starts]  # type: ignore[assignment]
@@ -145,7 +145,7 @@ def _starts_of_runs(values: NDArray[np.generic]) -> NDArray[np.int32]:
 
 
 def _read_counts(text: bytes, pixels: int, what: str) -> NDArray[np.int64]:
-    """Read one mask's counts, of which only the first may be 0."""
+    """Read one mask's counts; only the first may be 0."""
     if not 0 < len(text) <= _MOST_GROUPS * (pixels + 1):
         raise MaskError(f"{what} have {len(text)} bytes, which no mask of {pixels} pixels has: ask for them again")
     try:
@@ -160,12 +160,12 @@ def _read_counts(text: bytes, pixels: int, what: str) -> NDArray[np.int64]:
 
 
 def read_numbers(text: bytes) -> NDArray[np.int64]:
-    """Read the numbers of COCO's text form, of which those from the third on are differences (`add_differences`).
+    """Read the numbers of COCO's text form; from the fourth on they are differences (see `add_differences`).
 
     Raises:
-        ValueError: The text is none; the message says what its numbers are.
+        ValueError: The text is not valid; the message says what is wrong with its numbers.
     """
-    groups = np.frombuffer(text, np.uint8) - np.uint8(_FIRST_CHARACTER)  # what is below wraps beyond 63
+    groups = np.frombuffer(text, np.uint8) - np.uint8(_FIRST_CHARACTER)  # lower characters wrap to above 63
     ends = np.flatnonzero(groups & _MORE == 0)
     if ends.size == 0 or ends[-1] != groups.size - 1 or groups.max() > 63:
         raise ValueError("are not COCO's text, or are cut short")
@@ -180,9 +180,9 @@ def read_numbers(text: bytes) -> NDArray[np.int64]:
 
 
 def add_differences(numbers: NDArray[np.int64]) -> None:
-    """Make the numbers of COCO's text form counts, in place: each is added to the one two before it, but for the first.
+    """Turn the numbers of COCO's text form into counts, in place, by adding up the differences.
 
-    They are below 2^35; the sums of 2^28 of them fit.
+    The numbers are below 2^35, so sums of 2^28 of them fit.
     """
     for first in (1, 2):
         numbers[first::2] = np.cumsum(numbers[first::2])
@@ -191,7 +191,7 @@ def add_differences(numbers: NDArray[np.int64]) -> None:
 def _paint(
     starts: NDArray[np.int64], lengths: NDArray[np.int64], ids: ClassMap, filler: np.generic, pixels: int
 ) -> ClassMap:
-    """Return `pixels` ids: those of the runs, and the filler between them."""
+    """Return `pixels` ids: those of the runs, and the filler between the runs."""
     order = np.argsort(starts, kind="stable")
     starts, lengths, ids = starts[order], lengths[order], ids[order]
     ends = starts + lengths

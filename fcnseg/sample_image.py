@@ -1,4 +1,4 @@
-"""Synthetic images that cost as much as photographs, for measuring where there is none."""
+"""Synthetic images that cost as much as photographs, for measurements without one."""
 
 import cv2
 import numpy as np
@@ -11,13 +11,13 @@ _NOISE = 6
 
 
 def sample_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Return an image of soft patches and some noise, whose JPEG has about a photograph's bytes.
+    """Return an image of soft patches and some noise, whose JPEG is about as large as a photograph's.
 
     Returns:
         (H, W, 3) uint8 RGB, the same for the same arguments.
 
     Raises:
-        ImageTooLargeError: It is beyond what images may have.
+        ImageTooLargeError: The size exceeds the limits on images.
     """
     require_within(DEFAULT_LIMITS, height, width, "the image to measure with")
     rng = np.random.default_rng(seed)

@@ -23,11 +23,11 @@ _NODES, _TENSORS, _INPUTS, _OUTPUTS = 1, 5, 11, 12  # of a graph
 _NODE_INPUT, _NODE_OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5  # of a node
 _TENSOR_NAME, _NAME = 8, 1  # of a tensor; of a value and of an attribute
 _ATTRIBUTE_GRAPH = 6
-_BYTES = 2  # the wire type of what has a length
+_BYTES = 2  # the wire type of length-delimited fields
 
 
 class _Field(NamedTuple):
-    """A field of a message: its number, where it starts, and where its value lies."""
+    """A field of a message: its number, its start, and the position of its value."""
 
     number: int
     start: int
@@ -107,7 +107,7 @@ def _node(data: memoryview, field: _Field) -> _Node:
 
 
 def _texts(data: memoryview, message: _Field, number: int) -> list[str]:
-    """Return the texts of a message's fields of one number."""
+    """Return the texts in a message's fields with a given number."""
     return [
         bytes(data[field.value : field.end]).decode(errors="surrogateescape")
         for field in _fields(data, message.value, message.end)
@@ -147,7 +147,7 @@ def _text(number: int, text: str) -> bytes:
 
 
 def _header(number: int, length: int) -> bytes:
-    """Return the tag of a field of bytes, and their length."""
+    """Return the encoded tag and length of a length-delimited field."""
     encoded = bytearray()
     for value in (number << 3 | _BYTES, length):
         rest = value

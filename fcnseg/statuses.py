@@ -1,4 +1,4 @@
-"""What a gRPC status becomes in the client: the one place where status codes turn into exceptions."""
+"""Turn gRPC statuses into the client's exceptions: the only place that does so."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,9 +25,9 @@ from fcnseg.errors import (
 )
 from fcnseg.wire import ERROR_DOMAIN
 
-# gRPC refuses messages beyond a limit, on either end, with the status of an overloaded server.
+# gRPC refuses too large messages, on either end, with the same status as an overloaded server.
 _BEYOND_LIMIT = "message larger than max"
-# What gRPC says in the name of a server whose calls are ended with it.
+# gRPC's message for calls that are cancelled because their server stops.
 _ENDED_WITH_SERVER = "Cancelling all calls"
 _NO_HANDSHAKE = "handshake failed"
 _CUT_OFF = "Socket closed"
@@ -47,10 +47,10 @@ class FailedCall(Protocol):
         """Return its status code."""
 
     def details(self) -> str | None:
-        """Return what the server says."""
+        """Return the server's message."""
 
     def trailing_metadata(self) -> object:
-        """Return where more is told."""
+        """Return the trailing metadata, which may have error details."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Status:
     Attributes:
         code: The status code.
         message: One line.
-        violations: The request's fields that have no valid value.
+        violations: The request's fields with invalid values.
         retry_after_s: When to ask again, in seconds.
-        answered: Whether a server is known to have said it, not gRPC on either end.
+        answered: Whether the status is known to come from a server of ours, not from gRPC on either end.
     """
 
     code: grpc.StatusCode
@@ -98,8 +98,8 @@ def to_error(status: Status, server: str, timeout_s: float, image: str | None = 
     Args:
         status: The status.
         server: The server's address, for the message.
-        timeout_s: How long the answer was waited for, for the message.
-        image: The image's path, for the message where the image cannot be read; None where it is not a file.
+        timeout_s: How long the client waited for the answer, for the message.
+        image: The image's path, for messages about images that cannot be read; None if the image is not a file.
     """
     field = status.violations[0].field if status.violations else None
     told = f"server {server}: {status.message}"
@@ -139,7 +139,7 @@ def to_error(status: Status, server: str, timeout_s: float, image: str | None = 
 
 
 def _tell_unavailable(message: str, server: str) -> str:
-    """Return why a server gave no answer, and how it is reached, by what gRPC says of the call."""
+    """Return why a server did not answer, and the remedy, from gRPC's message."""
     if message == _ENDED_WITH_SERVER:
         return f"server {server} was stopped before it had answered ({message}); ask again or go on with another"
     reach = "start one with 'fcnseg serve'"
@@ -153,9 +153,9 @@ def _tell_unavailable(message: str, server: str) -> str:
 
 
 def _read_details(call: FailedCall) -> tuple[BadRequest, RetryInfo, ErrorInfo]:
-    """Return what the status says beside code and message, as far as it does."""
+    """Return the error details of a status; missing ones are empty."""
     bad, retry, info = BadRequest(), RetryInfo(), ErrorInfo()
-    with suppress(ValueError, DecodeError):  # the trailer contradicts the status, or is broken: what a proxy made of it
+    with suppress(ValueError, DecodeError):  # a proxy's trailer contradicts the status, or is broken
         status = rpc_status.from_call(call)
         for detail in status.details if status is not None else ():
             for known in (bad, retry, info):

@@ -1,4 +1,4 @@
-"""How many numbers the entries of a TIFF's directory have, before Pillow makes an object of each.
+"""Check how many numbers the entries of a TIFF's directory have, before Pillow makes an object of each.
 
 https://www.itu.int/itudoc/itu-t/com16/tiff-fx/docs/tiff6.pdf, section 2; BigTIFF has wider fields.
 """
@@ -6,10 +6,10 @@ https://www.itu.int/itudoc/itu-t/com16/tiff-fx/docs/tiff6.pdf, section 2; BigTIF
 import struct
 
 MOST_NUMBERS = 1 << 20
-"""Of an entry: a strip or a tile each, and the largest image that is accepted has fewer."""
-_MOST_ENTRIES = 65_535  # of a TIFF; the reader of headers refuses a BigTIFF of more
+"""Most numbers of an entry: there is one per strip or tile, and the largest accepted image has fewer of them."""
+_MOST_ENTRIES = 65_535  # of a TIFF directory; the header's reader refuses a BigTIFF with more
 _BYTES = {1, 2, 6, 7}
-"""Types whose values stay bytes."""
+"""Types whose values Pillow keeps as bytes."""
 
 
 def has_huge_entries(data: bytes) -> bool:
@@ -27,5 +27,5 @@ def has_huge_entries(data: bytes) -> bool:
             if kind not in _BYTES and numbers > MOST_NUMBERS:
                 return True
     except struct.error:
-        pass  # cut short, which its reader tells
+        pass  # cut short; the header's reader reports this
     return False

@@ -1,4 +1,4 @@
-"""What the tiles or strips of a TIFF may ask of a decoder, checked before it is given them."""
+"""Check the cost of decoding a TIFF's tiles or strips, before a decoder gets them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,18 +14,18 @@ _SCANS_A_PART = 10
 
 
 def require_usual_tiles(height: int, width: int, tags: Mapping[int, Any]) -> None:
-    """Check that a TIFF's tiles, of which a decoder allocates one, are not far larger than the image.
+    """Check that a TIFF's tiles are not far larger than the image, because a decoder allocates a whole tile.
 
     Args:
-        height: Its rows.
-        width: Its columns.
-        tags: Its tags by their numbers, as Pillow reads them.
+        height: The image's rows.
+        width: The image's columns.
+        tags: The file's tags by their numbers, as Pillow reads them.
 
     Raises:
-        ImageError: They are, or their sides are not of a type that sides have.
+        ImageError: The tiles are too large, or their sides are not integers.
     """
     tile_width, tile_height = tags.get(TILEWIDTH, 0), tags.get(TILELENGTH, 0)
-    # Of another type they may be texts or bytes, which Python multiplies too: to gigabytes.
+    # Texts or bytes would be multiplied as well, which would make gigabytes of them.
     if not (isinstance(tile_width, int) and isinstance(tile_height, int)):
         raise ImageError("the TIFF image has tiles whose sides are not whole numbers; store it again")
     if tile_width * tile_height > max(width * height, _USUAL_TILE) * _TILE_TO_IMAGE:
@@ -35,14 +35,14 @@ def require_usual_tiles(height: int, width: int, tags: Mapping[int, Any]) -> Non
 
 
 def require_few_scans_in_parts(header: TiffImageFile, data: bytes) -> None:
-    """Check that a TIFF's tiles or strips do not make a decoder pass over them again and again.
+    """Check that a TIFF's tiles or strips do not have so many JPEG scans that decoding takes excessively long.
 
     Args:
-        header: The file, its header read.
-        data: Its bytes.
+        header: The file, whose header has been read.
+        data: The file's bytes.
 
     Raises:
-        ImageError: They are JPEG of many scans.
+        ImageError: A tile or strip is a JPEG with too many scans.
     """
     tags = header.tag_v2
     if header.info.get("compression") in {"jpeg", "tiff_jpeg"}:

@@ -1,8 +1,8 @@
-"""TIFF files as Pillow reads them, but for planes, a band each.
+"""Pillow's TIFF reader with corrections for planar files, which store each band separately.
 
-Those that are stored uncompressed libtiff reads: Pillow 13 by itself takes their samples of 16 bits for such of 8, and
-fails on bands beyond those of the colour. Of several grey ones it would take the first, without a word; stored
-together it refuses them, and so are planes.
+Uncompressed planes are decoded by libtiff: Pillow 13's own decoder takes their 16-bit samples for 8-bit ones, and fails
+on bands beyond those of the colour. Several grey planes are refused: Pillow would silently take the first one, although
+it refuses several grey bands that are stored interleaved.
 """
 
 from PIL.TiffImagePlugin import (
@@ -24,13 +24,13 @@ class TiffFile(TiffImageFile):
     """A TIFF file's header, and its pixels when they are loaded.
 
     Raises:
-        SyntaxError: It is damaged, or of a kind that Pillow does not know.
+        SyntaxError: The file is damaged, or of a kind that Pillow does not support.
     """
 
     def _open(self) -> None:
         assert self.fp is not None, "it was opened for this"  # noqa: S101
         if self.fp.read(4) == _BIG_ENDIAN_BIGTIFF:
-            raise SyntaxError("big-endian BigTIFF is unknown to Pillow")  # which would read it as the older TIFF
+            raise SyntaxError("big-endian BigTIFF is unknown to Pillow")  # Pillow would read it as a classic TIFF
         self.fp.seek(0)
         super()._open()
 
@@ -41,6 +41,6 @@ class TiffFile(TiffImageFile):
             raise SyntaxError(f"unknown which of {bands} grey bands are the colours; PHOTOMETRIC=RGB would say it")
         stored = tags.get(COMPRESSION, _UNCOMPRESSED)
         if stored == _UNCOMPRESSED and tags.get(PLANAR_CONFIGURATION) == _PLANES:
-            tags[COMPRESSION] = _PACKBITS  # Pillow leaves what is compressed to libtiff, which reads the tag for itself
+            tags[COMPRESSION] = _PACKBITS  # makes Pillow use libtiff, which reads the actual tag itself
         super()._setup()
         tags[COMPRESSION] = stored

@@ -1,4 +1,4 @@
-"""What the samples of a TIFF file mean as RGB, by its tags: as `images.decode` has it, for a part of the file."""
+"""Convert samples of a part of a TIFF file to RGB by its tags, with the same result as `images.decode`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -19,8 +19,8 @@ from fcnseg.sample_depth import to_8_bits
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
 _JPEG = 7
-_TOGETHER = 1  # the samples of a pixel
-_UNSPECIFIED, _PREMULTIPLIED, _UNASSOCIATED = 0, 1, 2  # what an extra sample is
+_TOGETHER = 1  # the samples of a pixel are stored together
+_UNSPECIFIED, _PREMULTIPLIED, _UNASSOCIATED = 0, 1, 2  # the kind of an extra sample
 
 Tags: TypeAlias = Mapping[int, Any]
 """The tags of a TIFF file's first image, by their numbers, as Pillow reads them."""
@@ -32,27 +32,27 @@ Conversion: TypeAlias = Callable[[Samples], Pixels]
 
 
 def holds_jpeg_of_ycbcr(tags: Tags) -> bool:
-    """Whether the tiles or strips of a file are JPEG streams, each of all three channels of YCbCr."""
+    """Tell whether a file's tiles or strips are JPEG streams, each with all three channels of YCbCr."""
     kind = (tags.get(PHOTOMETRIC_INTERPRETATION), tags.get(COMPRESSION), tags.get(PLANAR_CONFIGURATION, _TOGETHER))
     return kind == (_YCBCR, _JPEG, _TOGETHER)
 
 
 def is_grey(tags: Tags) -> bool:
-    """Whether the samples of a file are grey, as they are taken to be where it does not say."""
+    """Tell whether a file's samples are grey, which is the default if it does not say."""
     return tags.get(PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO) in {_WHITE_IS_ZERO, _BLACK_IS_ZERO}
 
 
 def conversion(tags: Tags, dtype: np.dtype[Any], bands: int, find_largest: Callable[[], float]) -> Conversion | None:
-    """Find how samples become RGB.
+    """Choose the conversion from samples to RGB.
 
     Args:
         tags: The file's tags.
-        dtype: The samples' type.
+        dtype: The samples' dtype.
         bands: Number of samples in each pixel.
-        find_largest: Finds the largest sample of the whole image; called for grey of 32 bits and more alone.
+        find_largest: Finds the largest sample of the whole image; called only for grey of 32 bits or more.
 
     Returns:
-        What converts any part of the samples; None where the kind is not supported.
+        A function that converts any part of the samples; None if this kind is not supported.
     """
     photometric = tags.get(PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO)
     bits = int(tags.get(BITSPERSAMPLE, (1,))[0])
@@ -73,7 +73,7 @@ def conversion(tags: Tags, dtype: np.dtype[Any], bands: int, find_largest: Calla
 
 
 def _is_grey_and_alpha(tags: Tags, dtype: np.dtype[Any], bands: int) -> bool:
-    """Whether grey has one band beside it, which is dropped; which of more are the colours, a file does not say."""
+    """Tell whether there is one band besides grey, which is dropped; with more, it is unclear which are the colours."""
     return bands == 2 and dtype == np.uint8 and tags.get(EXTRASAMPLES) in {(_UNSPECIFIED,), (_UNASSOCIATED,)}
 
 

@@ -1,4 +1,4 @@
-"""Certificates and keys in PEM files, and how a client uses them; checked before gRPC, which would only log."""
+"""A client's certificates and keys in PEM files; they are checked here, because gRPC would only log errors."""
 
 import ssl
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fcnseg.errors import UsageError
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A private key and the certificates that go with it.
+    """A private key and its certificate chain.
 
     Attributes:
         key: The private key, as PEM.
@@ -24,15 +24,15 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class ClientTls:
-    """Files that tell a client which servers to trust, and a server which client this is.
+    """Files for TLS: the authorities that a client trusts, and its own certificate.
 
     Attributes:
-        authorities: PEM file of the certificates whose servers are trusted; None for the public ones that gRPC brings.
-        certificate: PEM file of the client's own certificate, for servers that ask for one.
+        authorities: PEM file of the trusted authorities' certificates; None for the public ones bundled with gRPC.
+        certificate: PEM file of the client's own certificate, for servers that require one (mutual TLS).
         key: PEM file of the certificate's private key.
 
     Raises:
-        UsageError: Of certificate and key there is only one.
+        UsageError: Only one of certificate and key is given.
     """
 
     authorities: str | Path | None = None
@@ -50,7 +50,7 @@ class ClientTls:
         """Read the files.
 
         Raises:
-            UsageError: One cannot be read, or holds no certificate or key, or they do not belong together.
+            UsageError: A file cannot be read or has no certificate or key, or certificate and key do not match.
         """
         authorities = None if self.authorities is None else read_certificates(Path(self.authorities))
         if self.certificate is None or self.key is None:
@@ -60,10 +60,10 @@ class ClientTls:
 
 
 def read_certificates(path: Path) -> bytes:
-    """Return a file of certificates, as PEM.
+    """Read a file of certificates, as PEM.
 
     Raises:
-        UsageError: It cannot be read, or holds none.
+        UsageError: The file cannot be read, or has no certificate.
     """
     data = _read(path, "certificate")
     try:
@@ -77,16 +77,16 @@ def read_certificates(path: Path) -> bytes:
 
 
 def read_key_pair(certificate: Path, key: Path) -> KeyPair:
-    """Return the contents of a certificate's file and its private key's.
+    """Read the files of a certificate and of its private key.
 
     Raises:
-        UsageError: One cannot be read, or they do not belong together.
+        UsageError: A file cannot be read, or certificate and key do not match.
     """
     certificates = read_certificates(certificate)
     secret = _read(key, "key")
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, lambda: _refuse_password(key))
-    except OSError as error:  # of which ssl.SSLError is one
+    except OSError as error:  # the base class of ssl.SSLError
         known = getattr(error, "reason", None)
         if known == "KEY_VALUES_MISMATCH":
             raise UsageError(

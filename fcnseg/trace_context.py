@@ -1,12 +1,12 @@
-"""Which trace a request belongs to, in the words of W3C trace context, where the program traces with OpenTelemetry."""
+"""Propagate the trace of a request as W3C trace context, if the program traces with OpenTelemetry."""
 
 import sys
 
 
 def trace_metadata() -> tuple[tuple[str, str], ...]:
-    """Return the metadata that let a server's spans stand under the caller's span; empty where there is none.
+    """Return metadata that make a server's spans children of the caller's span; empty if there is no span.
 
-    OpenTelemetry is not imported here: a program that has a span has imported it.
+    This does not import OpenTelemetry first: a program that has a span has imported it already.
     """
     if "opentelemetry.trace" not in sys.modules:
         return ()

@@ -94,15 +94,15 @@ class Tuner:
         """
         sha256 = sha256_of(self._model)
         best = self._default
-        self._answers_per_s(best, 0)  # a model that cannot be run fails here
+        self._answers_per_s(best, 0)  # fails early if the model cannot be run
         kinds = self._kinds()
         for kind in kinds:
             best = self._best_of(best, kind(best), self._seconds / len(kinds))
         machine = this_machine(self._device)
         found = best.beside(self._default)
-        if self._device == "cpu":  # said in any case: `load` has another default
+        if self._device == "cpu":  # stated in any case, since the default of `load` differs
             found = replace(found, spinning=best.spinning)
-        if self._objective == "throughput":  # threads hold with these
+        if self._objective == "throughput":  # the number of threads is valid only with these
             found = replace(found, runners=best.runners)
         return Tuning(sha256, machine, self._objective, self._sizes, found, tuple(self._measurements))
 
@@ -133,13 +133,13 @@ class Tuner:
             except Exception as error:
                 if settings == best:
                     raise
-                # onnxruntime's errors have no base; out of memory, for example
+                # Such as out of memory; onnxruntime's errors share no base class but Exception.
                 _log.warning("left out: %s: %s", settings, one_line(error))
                 del rates[settings]
                 continue
             if round_:
                 rates[settings].append(rate)
-        self._segmenters = {}  # each holds the weights
+        self._segmenters = {}  # free their copies of the weights
         tried = [_compare(settings, rates[settings], rates[best]) for settings in others if settings in rates]
         winners = [measurement for measurement in tried if measurement.won]
         winner = max(winners, key=lambda measurement: measurement.gain, default=None)
@@ -179,7 +179,7 @@ class Tuner:
 
     def _open(self, settings: Settings) -> Segmenter:
         options = settings.engine_options(PIPELINE_OPTIONS)
-        if self._device == "cpu":  # as many runs go on at a time as may
+        if self._device == "cpu":  # concurrent runs share the threads
             options = options.beside(settings.runners or 1)
         if options not in self._segmenters:
             self._segmenters[options] = Segmenter(Engine(self._model, self._device, options))

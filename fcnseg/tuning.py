@@ -1,4 +1,4 @@
-"""Settings that were found by measurement, in a file beside the model: `MODEL.tune.json`.
+"""Measured settings, stored in a file beside the model: `MODEL.tune.json`.
 
 They apply to one model on one machine, which the file names; anywhere else the file is ignored, and this is logged.
 None of the settings changes an answer on the CPU.
@@ -84,7 +84,7 @@ class Machine:
     Attributes:
         cpu: The CPU's name.
         cores: CPUs that this process may use.
-        onnxruntime: Its version.
+        onnxruntime: The version of onnxruntime.
         device: `cpu` or `cuda:N`.
         device_name: The GPU's name; empty for the CPU.
     """
@@ -122,7 +122,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was found for a model on a machine.
+    """The result of tuning a model on a machine.
 
     Attributes:
         model_sha256: Of the model file.
@@ -146,7 +146,7 @@ class Tuning:
         """Write the file beside a model, and return its path.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
         """
         path = tuning_path(model)
         write_text(path, _ADAPTER.dump_json(self, indent=1).decode() + "\n")

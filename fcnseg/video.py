@@ -1,7 +1,7 @@
-"""Segmenting videos: an overlay video of the same size and rate, and a manifest with a line for each frame.
+"""Segment videos: write an overlay video of the same size and rate, and a manifest with a line for each frame.
 
-`OUTPUT.mp4` is the video; `OUTPUT.manifest.jsonl` beside it has the classes of every frame. Both appear when all is
-done, or not at all.
+`OUTPUT.mp4` is the video; `OUTPUT.manifest.jsonl` beside it has the classes of every frame. Both appear when the video
+is complete, or not at all.
 """
 
 import json
@@ -28,7 +28,7 @@ from fcnseg.segmenter import Segmenter
 from fcnseg.types import ClassArea, Segmentation
 
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
-"""The codec of the overlay, as its four characters, by the suffix of its file."""
+"""The overlay's codec (FourCC), by the suffix of its file."""
 
 _MPEG4_MOST = 2**16 - 1
 _AHEAD = 4  # frames that wait on either side of the engine
@@ -36,19 +36,19 @@ _AHEAD = 4  # frames that wait on either side of the engine
 
 @dataclass(frozen=True)
 class SegmentedFrame:
-    """What became of one frame.
+    """The outcome for one frame.
 
     Attributes:
         frame: Its number, from 0.
-        time_s: When it is shown, in seconds from the first.
+        time_s: When it is shown, in seconds after the first frame.
         height: Rows.
         width: Columns.
         classes: Classes present with their areas, in the order of their ids; empty when the frame failed.
         decode_ms: Time to read it.
         infer_ms: Time to segment it.
         encode_ms: Time to draw and to write it.
-        error: Why the frame failed; None when it did not. The overlay has it without a tint, or shows the picture
-            before it where it cannot be read.
+        error: Why the frame failed; None when it did not. The overlay shows a failed frame without a tint, or repeats
+            the previous picture if the frame cannot be read.
     """
 
     frame: int
@@ -83,15 +83,15 @@ class SegmentedFrame:
 
 
 def manifest_path(output: Path) -> Path:
-    """Return where the manifest of an overlay video goes."""
+    """Return the path of an overlay video's manifest."""
     return output.with_suffix(".manifest.jsonl")
 
 
 def require_video_output(output: Path) -> None:
-    """Check, before work is done for its sake, that a video can be written to a path.
+    """Check, before any work is done, that a video can be written to a path.
 
     Raises:
-        UsageError: Its suffix stands for no container that can be written, or it cannot stand there.
+        UsageError: The suffix is not of a supported container, or the path cannot be a file.
     """
     if output.suffix.lower() not in CODECS:
         raise UsageError(f"output {output} cannot be written as a video; name a file ending in {', '.join(CODECS)}")
@@ -102,25 +102,25 @@ def require_video_output(output: Path) -> None:
 def segment_video(
     segmenter: Segmenter, frames: FrameSource, output: Path, *, opacity: float = 0.5
 ) -> Generator[SegmentedFrame, None, None]:
-    """Segment frames one after the other, while one thread reads those ahead and another writes those behind.
+    """Segment frames one after the other, while one thread reads the next frames and another writes earlier ones.
 
-    About ten frames are held at a time, so memory does not grow with the video. When the results are not taken to the
-    end, or the program is stopped, neither video nor manifest is left.
+    About ten frames are held at a time, so memory does not grow with the video. If the generator is not exhausted, or
+    the program is stopped, neither video nor manifest is left.
 
     Args:
         segmenter: The model.
         frames: The frames, from `frames.open_frames`.
-        output: The overlay video; its suffix chooses the codec, see `CODECS`. Where the frames have an odd number of
-            rows or columns, the last is repeated, since the codecs know even numbers alone.
-        opacity: Share of the classes' colours in the overlay, 0 to 1.
+        output: The overlay video; its suffix chooses the codec, see `CODECS`. If the frames have an odd number of rows
+            or columns, the last one is repeated, since the codecs support only even numbers.
+        opacity: Weight of the classes' colours in the overlay, 0 to 1.
 
     Yields:
-        What became of each frame, in order. Behind the last, `frames.notes` says whether the source was whole.
+        The outcome of each frame, in order. After the last one, `frames.notes` says whether the source was complete.
 
     Raises:
         UsageError: The output cannot be written, the opacity is not from 0 to 1, or frames differ in size.
-        ImageError: There is no frame that can be read.
-        OSError: A file cannot be written, as when the disk is full.
+        ImageError: No frame can be read.
+        OSError: A file cannot be written, for example because the disk is full.
     """
     require_video_output(output)
     require_opacity(opacity)
@@ -137,7 +137,7 @@ def _run(segmenter: Segmenter, frames: FrameSource, writer: "_OverlayWriter") ->
     ahead = iter(frames)
     reading: deque[Future[tuple[Frame | None, float]]] = deque()
     writing: deque[Future[SegmentedFrame]] = deque()
-    # One thread each: the order is that of the frames.
+    # One thread each, which keeps the order of the frames.
     reader, encoder = ThreadPoolExecutor(1, "fcnseg-read"), ThreadPoolExecutor(1, "fcnseg-write")
     try:
         reading.extend(reader.submit(_read, ahead) for _ in range(_AHEAD))
@@ -212,15 +212,15 @@ class _OverlayWriter:
         return result
 
     def finish(self) -> None:
-        """Close both files, and check that the video is whole.
+        """Close both files, and check that the video is complete.
 
         Raises:
-            OSError: It is not.
+            OSError: The video is not complete.
         """
         self._rows.flush()
         if self._video is not None:
             self._video.release()
-        # OpenCV does not tell when it cannot write: where the disk is full, this does.
+        # OpenCV does not report failed writes; this fails if the disk is full.
         with self._part.open("r+b") as file:
             end = file.seek(0, os.SEEK_END)
             file.write(b"\0")
@@ -262,6 +262,6 @@ class _OverlayWriter:
 
 
 def _writable(fps: float) -> float:
-    """Round a frame rate as MPEG-4 takes it: OpenCV makes it a number of 10**-n frames, of which it has 16 bits."""
+    """Round a frame rate to what MPEG-4 can hold: OpenCV writes it as a 16-bit multiple of 10**-n frames per second."""
     digits = next((digits for digits in (3, 2, 1) if fps * 10**digits <= _MPEG4_MOST), 0)
     return round(fps, digits)

@@ -1,4 +1,4 @@
-"""Images that are read window by window, and what is answered for a window."""
+"""Images that are read window by window, and the results for a window."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,13 +22,13 @@ class Windowed(Protocol):
         """Columns."""
 
     def read(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
-        """Return the pixels of a window, both ends of both slices given and inside the image.
+        """Return the pixels of a window; both slices must have start and stop inside the image.
 
         Returns:
             (rows, columns, 3) uint8 RGB.
 
         Raises:
-            ImageError: They cannot be read.
+            ImageError: The pixels cannot be read.
         """
 
 
@@ -40,7 +40,7 @@ class ArrayImage:
         pixels: (H, W, 3) uint8 RGB.
 
     Raises:
-        ImageError: They are not of that shape and dtype.
+        ImageError: The array has another shape or dtype.
     """
 
     pixels: NDArray[np.uint8]
@@ -65,14 +65,14 @@ class ArrayImage:
 
 @dataclass(frozen=True, eq=False)
 class SegmentedWindow:
-    """The answer for a window of an image. The windows of an image cover each pixel and each cell once.
+    """The result for a window of an image. The windows of an image cover each pixel and each cell once.
 
     Attributes:
         rows: The window's rows of pixels.
         columns: The window's columns of pixels.
         class_map: (rows, columns) class ids, uint8 or uint16.
         confidence: (rows, columns) uint8, as in `Segmentation`; None unless asked for.
-        cell_rows: The window's rows of heatmap cells, of the image's; there may be none.
+        cell_rows: The window's rows of the image's heatmap cells; there may be none.
         cell_columns: The window's columns of heatmap cells.
         heatmap: (K, cell_rows, cell_columns) float32 scores.
     """
