@@ -60,7 +60,7 @@ def _has_cuda() -> bool:
 
 
 def cudnn_version() -> str:
-    """Return the version of the cuDNN that is loaded or can be, such as `9.10.2`; empty where there is none."""
+    """Return the version of the loaded or loadable cuDNN, such as `9.10.2`; empty if there is none."""
     for name in ("libcudnn.so.9", "cudnn64_9.dll"):
         try:
             number = int(ctypes.CDLL(name).cudnnGetVersion())

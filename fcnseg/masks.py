@@ -97,7 +97,7 @@ def read_ids(source: str | Path | bytes) -> ClassMap:
         (H, W) ids, uint16 for 16-bit files and uint8 for others.
 
     Raises:
-        MaskError: It cannot be read, or is not an indexed or greyscale PNG.
+        MaskError: The mask cannot be read, or is not an indexed or greyscale PNG.
     """
     if isinstance(source, bytes):
         return _decode_png(source, expected=None)

@@ -44,7 +44,7 @@ def require_opacity(opacity: float) -> None:
     """Check an overlay's opacity.
 
     Raises:
-        UsageError: It is not from 0 to 1.
+        UsageError: The opacity is not from 0 to 1.
     """
     if not 0 <= opacity <= 1:
         raise UsageError(f"the overlay's opacity is {opacity:g}; it must be from 0 to 1")
@@ -54,7 +54,7 @@ def require_quality(quality: int) -> None:
     """Check an overlay's JPEG quality.
 
     Raises:
-        UsageError: It is not from 1 to 100.
+        UsageError: The quality is not from 1 to 100.
     """
     if not 1 <= quality <= 100:
         raise UsageError(f"the overlay's JPEG quality is {quality}; it must be from 1 to 100")
