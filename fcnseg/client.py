@@ -145,7 +145,7 @@ class Client:
             InvalidRequestError: The server cannot read the image, or a class is unknown.
             RemoteModelNotFoundError: There is no such model or version.
             UnauthenticatedError: The server requires a token, and got none or one that it does not know.
-            PermissionDeniedError: The token does not allow the request.
+            PermissionDeniedError: The server does not let the client make the request.
             ServerOverloadedError: The server has no room, and had none at each retry.
             ServerUnavailableError: The server does not answer, and did not at any retry.
             RequestTimeoutError: There was no answer in time.
@@ -239,7 +239,7 @@ class Client:
             RemoteModelNotFoundError: The repository holds no such model.
             RemoteModelFileError: A version cannot be opened; all stays as it was.
             UnauthenticatedError: The server requires a token, and got none or one that it does not know.
-            PermissionDeniedError: The token does not allow to change what is served.
+            PermissionDeniedError: The server does not let the client change what is served.
             RequestError: The server could not be reached, or failed; see `segment` for its kinds.
         """
         require_model(model)

@@ -18,7 +18,7 @@ FcnsegError
     ├── RemoteModelNotFoundError  a model or version that the server does not hold
     ├── RemoteModelFileError      a model that the server cannot open
     ├── UnauthenticatedError      no token, or one that the server does not know
-    ├── PermissionDeniedError     a request that its token does not allow
+    ├── PermissionDeniedError     a request that the server does not let its caller make
     ├── ServerOverloadedError     a server that has reached a limit on its load
     ├── ServerUnavailableError    a server that does not answer, or is stopping
     └── RequestTimeoutError       an answer that did not come in time
@@ -175,7 +175,7 @@ class UnauthenticatedError(RequestError):
 
 
 class PermissionDeniedError(RequestError):
-    """The request's token does not allow what was asked for."""
+    """The server does not let the caller do what was asked for, whether the request has a token or not."""
 
     exit_code = 2
 
