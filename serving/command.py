@@ -58,9 +58,9 @@ class _ServeCommand(SectionedCommand):
     default=1,
     show_default=True,
     type=click.IntRange(1, _MOST_PROCESSES),
-    help="Server processes that share the port, each with its own models, for a GPU that computes faster than one"
-    " process decodes and answers. Connections are distributed among them. Limits apply per process, but the memory"
-    " limit is divided.",
+    help="Server processes that share the port, each with its own copy of the models, for a GPU that computes faster"
+    " than one process decodes and answers. Connections are distributed among them. Limits apply per process, but the"
+    " memory limit is divided.",
 )
 @device_option
 @click.option(

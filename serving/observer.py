@@ -63,7 +63,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
             self._end(_UNKNOWN, grpc.StatusCode.UNIMPLEMENTED)
             return None
         method = handler_call_details.method.removeprefix("/")
-        if method not in self._methods:  # from a caller without a token: it is refused in any case
+        if method not in self._methods:  # from a caller without a valid token: it is refused in any case
             method = _UNKNOWN
         if (parts := parts_of(handler)) is None:
             return handler

@@ -1,7 +1,8 @@
 """Reduced precision and its cost: 16-bit floats for GPUs, 8-bit integers for CPUs that multiply them fast.
 
-Both are made from a net that passed the parity check in 32 bits. The types of inputs and outputs do not change;
-normalisation, and all computation after the heatmap, stay in 32 bits.
+A file with 16-bit floats passes the parity check itself; one with 8-bit integers is made from a file that passed it in
+32 bits. The types of inputs and outputs do not change; normalisation, and all computation after the heatmap, stay in 32
+bits.
 """
 
 import copy
@@ -46,7 +47,7 @@ class Images(Protocol):
 
 
 def halve(rounded: SegmentationModel) -> SegmentationModel:
-    """Return a copy of a model whose net computes with 16-bit floats, the input type of tensor cores.
+    """Return a copy of a model whose net computes with 16-bit floats, which tensor cores take.
 
     Args:
         rounded: The model with weights of 16 bits (see `round_weights`), with which the copy is compared.

@@ -64,7 +64,7 @@ _OF_VIDEOS = {"model", "source", "output", "device", "threads", "tuned", "stored
     metavar="N",
     default=0,
     type=click.IntRange(min=0),
-    help="Also write heatmaps of the N classes with the highest probability at any pixel of an image, and list them.",
+    help="Also write heatmaps of the N classes with the highest probability anywhere in an image, and list them.",
 )
 @region_options
 @click.option(

@@ -61,9 +61,9 @@ def _read_scales(_context: click.Context, _parameter: click.Parameter, value: st
     _SCALES,
     metavar="S ...",
     callback=_read_scales,
-    help="Average the probabilities over these scales of each image; the server does not do this. Every scale costs a"
-    " run of the net that takes its square of the time (0.75 1.0 1.25: 3.1 times), and the average takes memory for a"
-    " probability per class and pixel.",
+    help="Average the probabilities over these scales of each image; the server does not do this. Each scale costs a"
+    " run of the net, whose time grows with the square of the scale (0.75 1.0 1.25: 3.1 times in all), and the"
+    " average takes memory for a probability per class and pixel.",
 )
 @click.option(
     "--flip",

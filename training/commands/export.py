@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     type=click.Choice(["fp32", "fp16"]),
     default="fp32",
     show_default=True,
-    help="Format of the stored weights; fp16 rounds them and halves the file. They are computed with as fp32 anyway.",
+    help="Format of the stored weights; fp16 rounds them and halves the file; the net still computes in fp32.",
 )
 @click.option(
     "--precision",

@@ -1,4 +1,4 @@
-"""COCO: images and annotation files with polygons and run lengths, in the layouts of four tools.
+"""COCO: images and annotation files with polygons and run lengths, as COCO and three annotation tools lay them out.
 
     COCO                               CVAT                                 Label Studio   Roboflow
     annotations/instances_val2017.json annotations/instances_default.json   result.json    valid/_annotations.coco.json
