@@ -29,7 +29,7 @@ from serving.patience import Patience
 from serving.pipeline import Pipeline, held_bytes
 from serving.registry import ModelRegistry
 from serving.servicer import demands_of
-from tests.process_memory import forget_peak, peak, resident
+from tests.process_memory import forget_peak, peak, reset_allocator, resident
 from tests.running_server import CPU_CONFIG, running_server
 from tests.waiting import wait_until
 
@@ -40,6 +40,12 @@ COUNT = 30
 SIDE, SLACK = 2000, 4 << 20
 LARGE = pb.SegmentRequest(raw=pb.RawImage(height=2048, width=2048, rgb=bytes(3 << 22))).SerializeToString()
 DAMAGED = b"BM" + bytes(BYTES)
+
+
+@pytest.fixture(autouse=True)
+def allocator() -> None:
+    """What other tests have done to the process's allocator is undone."""
+    reset_allocator()
 
 
 def tensor(data: bytes) -> bytes:
